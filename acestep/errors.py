@@ -1,0 +1,81 @@
+"""Errors of the engine: one class per thing a caller can do something about.
+
+Every error keeps the stage it came from and, as ``__cause__``, the exception underneath. Nothing in the
+engine turns an exception into a string or a status flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class AceStepError(Exception):
+    """Base of all engine errors.
+
+    Attributes:
+        stage: where it happened: ``request``, ``model.load``, ``lm.cot``, ``lm.codes``, ``condition``, ``dit``,
+            ``vae.decode`` or ``audio.save``.
+    """
+
+    def __init__(self, message: str, *, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class InvalidRequest(AceStepError):
+    """A value of the request is outside what the model accepts; the message names the value and the range."""
+
+    def __init__(self, message: str, *, stage: str = "request") -> None:
+        super().__init__(message, stage=stage)
+
+
+class BudgetExceeded(InvalidRequest):
+    """The request needs more positions or more key-value memory than the planner has."""
+
+
+class CheckpointNotFound(AceStepError):
+    """No weights under that name; the message lists what was looked for and the ways out."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
+class DeviceUnavailable(AceStepError):
+    """The device asked for does not exist on this machine, or is unknown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
+class BackendUnavailable(AceStepError):
+    """The language-model backend asked for is not installed or cannot run here."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
+class OutOfMemory(AceStepError):
+    """The device (or the host) ran out of memory in a stage; the allocator's own message is the cause."""
+
+
+class InvalidOutput(AceStepError):
+    """A stage produced NaN or infinity, so there is nothing worth saving."""
+
+
+class AudioWriteError(AceStepError):
+    """The song could not be written: unknown format, unwritable directory, full disk."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="audio.save")
+
+
+@contextmanager
+def stage_errors(stage: str) -> Iterator[None]:
+    """Give an out-of-memory error inside the block its stage; let everything else pass unchanged."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"out of memory in stage {stage!r}: {error}", stage=stage) from error

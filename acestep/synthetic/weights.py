@@ -1,0 +1,50 @@
+"""Seeded random weights for any module.
+
+Each tensor is drawn from a generator of its own, seeded by the tensor's name, so the values do not depend on
+the order in which tensors are filled, and adding a layer leaves the others as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def tensor_seed(seed: int, name: str) -> int:
+    """Seed of one tensor: 63 bits of SHA-256 over the model's seed and the tensor's name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def materialise(module: nn.Module, *, seed: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Give a module built on the meta device its memory and seeded values.
+
+    Matrices and convolution kernels get variance 1/fan_in, so activations keep their scale through any depth;
+    vectors that multiply (``*norm*.weight``, ``weight_g``) become ones and biases zeros. Floating-point buffers
+    that a module computes in its constructor must be set by the caller afterwards: the meta device forgets them.
+
+    Args:
+        module: a module whose parameters may be on the meta device.
+        seed: the model's seed.
+        device: where the weights live. Equal bits are promised for ``cpu`` only (one torch version).
+        dtype: of all floating-point parameters.
+
+    Returns:
+        The same module, in eval mode, without gradients.
+    """
+    module.to(dtype=dtype)
+    module.to_empty(device=device)
+    generator = torch.Generator(device=device)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() < 2 or name.endswith("weight_g"):
+                parameter.fill_(1.0)
+            else:
+                generator.manual_seed(tensor_seed(seed, name))
+                fan_in = parameter[0].numel()
+                parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    return module.eval().requires_grad_(False)

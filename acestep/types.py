@@ -1,0 +1,209 @@
+"""What goes into the engine and what comes out: plain frozen dataclasses, units in the names or docstrings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLE_RATE: Final = 48_000
+"""Samples per second of every song; two channels."""
+SAMPLES_PER_FRAME: Final = 1_920
+"""Samples that the VAE decodes from one latent frame."""
+FRAMES_PER_SECOND: Final = SAMPLE_RATE // SAMPLES_PER_FRAME
+"""Latent frames per second of audio (25)."""
+FRAMES_PER_CODE: Final = 5
+"""Latent frames that one audio code stands for."""
+CODES_PER_SECOND: Final = FRAMES_PER_SECOND // FRAMES_PER_CODE
+"""Audio codes per second of audio (5)."""
+AUDIO_CODE_COUNT: Final = 64_000
+"""Valid audio codes: 0 ... 63,999 (FSQ levels 8*8*8*5*5*5)."""
+
+TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
+NO_USER_INPUT: Final = "NO USER INPUT"
+"""The literal that the language model was trained to read as "the user said nothing"."""
+
+
+@dataclass(frozen=True, slots=True)
+class SongMetadata:
+    """The planner's structured description of a song; ``None`` means "not given, not decided".
+
+    Attributes:
+        bpm: beats per minute, 30 ... 300.
+        caption: free text, one line.
+        duration: seconds, 10 ... 600.
+        keyscale: for example ``C# minor`` (see ``acestep.planner.metadata.KEYSCALES``).
+        language: a code of ``acestep.planner.metadata.LANGUAGES``, for example ``en``.
+        timesignature: ``2``, ``3``, ``4`` or ``6`` (beats per bar; 6 means 6/8).
+    """
+
+    bpm: int | None = None
+    caption: str | None = None
+    duration: int | None = None
+    keyscale: str | None = None
+    language: str | None = None
+    timesignature: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How the language model samples.
+
+    Order of operations (that of the reference's PyTorch path): guidance, mask, top-k, top-p on the untempered
+    distribution, temperature, draw.
+
+    Attributes:
+        temperature: 0 means greedy.
+        top_k: keep the k most probable tokens; 0 is off.
+        top_p: keep the smallest set of tokens whose probability reaches this; 1 is off.
+        guidance_scale: classifier-free guidance on the audio codes; 1 is off (no unconditional rows).
+        negative_prompt: what the unconditional prompt says in place of the caption and lyrics.
+    """
+
+    temperature: float = 0.85
+    top_k: int = 0
+    top_p: float = 0.9
+    guidance_scale: float = 2.0
+    negative_prompt: str = NO_USER_INPUT
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One call of ``generate_music``.
+
+    Attributes:
+        caption: what the music should be like.
+        lyrics: the words, with section tags such as ``[Verse 1]``; ``[Instrumental]`` for none.
+        metadata: what the user fixed; ``metadata.caption`` is not used here. ``duration`` may be fractional in
+            ``duration``, which wins over ``metadata.duration``.
+        duration: seconds, 10 ... 600; ``None`` lets the planner decide, or takes 30 s without a planner.
+        task_type: only ``text2music`` is built so far.
+        batch_size: songs to make from this request, 1 ... 8.
+        seeds: one seed per song; a single seed gives ``seed + i``; empty means random.
+        inference_steps: diffusion steps, 1 or more, executed as asked on every model.
+        guidance_scale: classifier-free guidance of the diffusion (base and sft models; turbo models ignore it).
+        guidance_interval: the range of t in which guidance is applied.
+        shift: timestep shift; ``None`` takes the model's own (3 for turbo, 1 otherwise).
+        thinking: let the language model write audio codes.
+        use_cot_metas: let the language model fill the metadata that the user left open.
+        use_cot_caption: let the language model rewrite the caption.
+        use_cot_language: let the language model detect the language of the vocals.
+        use_constrained_decoding: hold the metadata to its grammar.
+        sampling: how the language model samples.
+        audio_codes: codes to render instead of letting the language model write them.
+        audio_format: file format of the saved songs.
+        peak_dbfs: level that the loudest sample is brought to; ``None`` leaves the level alone.
+    """
+
+    caption: str = ""
+    lyrics: str = ""
+    metadata: SongMetadata = field(default_factory=SongMetadata)
+    duration: float | None = None
+    task_type: TaskType = "text2music"
+    batch_size: int = 1
+    seeds: tuple[int, ...] = ()
+    inference_steps: int = 8
+    guidance_scale: float = 7.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    shift: float | None = None
+    thinking: bool = False
+    use_cot_metas: bool = False
+    use_cot_caption: bool = False
+    use_cot_language: bool = False
+    use_constrained_decoding: bool = True
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    audio_codes: tuple[int, ...] = ()
+    audio_format: str = "flac"
+    peak_dbfs: float | None = -1.0
+
+    @property
+    def needs_language_model(self) -> bool:
+        """Whether this request asks anything of the planner."""
+        return self.thinking or self.use_cot_metas or self.use_cot_caption or self.use_cot_language
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSettings:
+    """What was really run, beside what was asked for.
+
+    Attributes:
+        device: for example ``cuda:0`` or ``cpu``.
+        dtype: of the diffusion transformer, for example ``bfloat16``.
+        dit_model: name of the diffusion model.
+        lm_model: name of the language model, or ``None`` when it was not used.
+        lm_backend: backend that ran it, or ``None``.
+        steps: diffusion steps executed.
+        shift: timestep shift applied.
+        guidance_scale: diffusion guidance applied (1 on turbo models).
+        batch_size: songs made.
+        duration: seconds of audio of each song.
+        seeds: one per song.
+        weights: ``synthetic`` or ``checkpoint``.
+    """
+
+    device: str
+    dtype: str
+    dit_model: str
+    lm_model: str | None
+    lm_backend: str | None
+    steps: int
+    shift: float
+    guidance_scale: float
+    batch_size: int
+    duration: float
+    seeds: tuple[int, ...]
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
+class Song:
+    """One finished song.
+
+    Attributes:
+        audio: float32 on the host, shape ``[2, samples]``, 48 kHz, within -1 ... 1.
+        seed: its seed.
+        audio_codes: codes that it was rendered from; empty without ``thinking``.
+        path: where it was saved, or ``None``.
+    """
+
+    audio: torch.Tensor
+    seed: int
+    audio_codes: tuple[int, ...] = ()
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """What ``generate_music`` returns.
+
+    Attributes:
+        songs: one per item of the batch.
+        request: the request as given.
+        metadata: what the renderer was told (the user's values, completed by the planner).
+        effective: what was really run.
+    """
+
+    songs: tuple[Song, ...]
+    request: GenerationRequest
+    metadata: SongMetadata
+    effective: EffectiveSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of long work: ``done`` of ``total`` units of a stage (``lm.cot``, ``lm.codes``, ``dit``, ``vae.decode``).
+
+    ``total`` is ``None`` while the length is not known.
+    """
+
+    stage: str
+    done: int
+    total: int | None
+
+
+ProgressCallback = Callable[[Progress], None]
+"""Called between units of work. An exception raised here stops the run and reaches the caller unchanged."""

@@ -1,0 +1,293 @@
+"""Semantic conventions: the name, type, unit and meaning of everything this package emits, each once.
+
+Spans, attributes and metrics are declared here and nowhere else; code imports the constants. ``gen_ai.*`` names
+are those of the OpenTelemetry GenAI conventions (schema gen-ai/1.42.0); everything the conventions have no name
+for is ``acestep.*``. Units are UCUM. Durations held in attributes are seconds.
+
+Three clocks appear in ``acestep.clock``:
+
+* ``host``: ``perf_counter_ns`` read on the host, mapped to wall time once per trace.
+* ``cuda_event``: events recorded on the CUDA stream, read after the request's own synchronisation. Such a span says
+  when the stream did the work, including the time the stream waited for the host inside the span.
+
+The rows of the time breakdown, and how they sum, are defined in ``docs/measurement.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
+
+MetricKind = Literal["histogram", "counter", "gauge"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanDefinition:
+    """A span: its name, its parent's name (``None`` for a root) and what its duration covers."""
+
+    name: str
+    parent: str | None
+    covers: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeDefinition:
+    """An attribute: its name, value type, unit (``""`` for none) and meaning."""
+
+    name: str
+    type: type
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDefinition:
+    """A metric: instrument kind, unit, meaning, attributes it may carry, and bucket bounds of a histogram."""
+
+    name: str
+    kind: MetricKind
+    unit: str
+    meaning: str
+    attributes: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+
+
+SPANS: Final[dict[str, SpanDefinition]] = {}
+ATTRIBUTES: Final[dict[str, AttributeDefinition]] = {}
+METRICS: Final[dict[str, MetricDefinition]] = {}
+
+
+def _span(name: str, covers: str, parent: str | None = None) -> str:
+    SPANS[name] = SpanDefinition(name, parent, covers)
+    return name
+
+
+def _attribute(name: str, type_: type, meaning: str, unit: str = "") -> str:
+    ATTRIBUTES[name] = AttributeDefinition(name, type_, unit, meaning)
+    return name
+
+
+def _metric(
+    name: str,
+    kind: MetricKind,
+    unit: str,
+    meaning: str,
+    attributes: tuple[str, ...],
+    buckets: tuple[float, ...] = (),
+) -> MetricDefinition:
+    METRICS[name] = MetricDefinition(name, kind, unit, meaning, attributes, buckets)
+    return METRICS[name]
+
+
+# --- Spans ----------------------------------------------------------------------------------------------------
+GENERATE_MUSIC = _span(
+    "generate_music", "From the call of generate_music to its return, audio files written: the wall time. Host clock."
+)
+MODEL_LOAD = _span("acestep.model.load", "One model: from the name to weights on the device. Host clock.")
+LM = _span(
+    "acestep.lm",
+    "Everything the planner does for a request: prompts, both phases, parsing. Host clock; the token ids "
+    "are read back inside, so the device has finished when it ends.",
+    GENERATE_MUSIC,
+)
+LM_COT = _span("acestep.lm.cot", "Phase 1: the metadata is reasoned out as YAML under its grammar.", LM)
+LM_CODES = _span("acestep.lm.codes", "Phase 2: the audio codes, five per second of audio.", LM)
+LM_TOKENS = _span("acestep.lm.tokens", "A window of 64 decoded tokens (detail level token only).", LM_CODES)
+CONDITION = _span(
+    "acestep.condition",
+    "Text encoding, lyric embedding, source and reference latents, condition encoder. Device clock.",
+    GENERATE_MUSIC,
+)
+DIT = _span(
+    "acestep.dit",
+    "The diffusion loop: from the start of the first step to the end of the last. Device clock.",
+    GENERATE_MUSIC,
+)
+DIT_STEP = _span(
+    "acestep.dit.step",
+    "One denoising step: transformer forward, guidance and the solver's update. Device clock.",
+    DIT,
+)
+VAE_DECODE = _span(
+    "acestep.vae.decode",
+    "Latents to audio on the host: all tiles, and the copy to the host, which is the request's own "
+    "synchronisation. Device clock for the tiles, end on the host clock.",
+    GENERATE_MUSIC,
+)
+VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
+AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
+
+# --- Attributes: request and environment ------------------------------------------------------------------------
+OPERATION_NAME = _attribute("gen_ai.operation.name", str, "generate_content on root and planner spans.")
+PROVIDER_NAME = _attribute("gen_ai.provider.name", str, "Always ace_step.")
+REQUEST_MODEL = _attribute("gen_ai.request.model", str, "Model of the span: DiT on the root, 5 Hz LM on acestep.lm.")
+OUTPUT_TYPE = _attribute("gen_ai.output.type", str, "music (a custom value: the conventions have none for audio).")
+REQUEST_CHOICE_COUNT = _attribute("gen_ai.request.choice.count", int, "Songs asked for (batch size).", "{song}")
+REQUEST_TEMPERATURE = _attribute("gen_ai.request.temperature", float, "Sampling temperature of the planner.")
+REQUEST_TOP_P = _attribute("gen_ai.request.top_p", float, "Nucleus bound of the planner.")
+REQUEST_TOP_K = _attribute("gen_ai.request.top_k", int, "Top-k bound of the planner; absent when off.")
+USAGE_INPUT_TOKENS = _attribute("gen_ai.usage.input_tokens", int, "Prompt tokens (conditional prompts).", "{token}")
+USAGE_OUTPUT_TOKENS = _attribute(
+    "gen_ai.usage.output_tokens", int, "Tokens produced, over all songs: sampled and forced.", "{token}"
+)
+ERROR_TYPE = _attribute("error.type", str, "Class name of the exception; only on failure.")
+
+TASK = _attribute("acestep.task", str, "text2music, cover, repaint, lego, extract or complete.")
+THINKING = _attribute("acestep.thinking", bool, "Whether the planner writes audio codes.")
+AUDIO_DURATION_REQUESTED = _attribute(
+    "acestep.audio.duration.requested", float, "Seconds asked for; absent when left to the planner.", "s"
+)
+AUDIO_DURATION = _attribute("acestep.audio.duration", float, "Seconds of audio of each song.", "s")
+BATCH_SIZE = _attribute("acestep.batch_size", int, "Songs made together.", "{song}")
+CAPTION_LENGTH = _attribute("acestep.caption.length", int, "Characters in the caption.", "{character}")
+LYRICS_LENGTH = _attribute("acestep.lyrics.length", int, "Characters in the lyrics.", "{character}")
+CAPTION = _attribute("acestep.caption", str, "The caption; only after opt-in to content capture.")
+LYRICS = _attribute("acestep.lyrics", str, "The lyrics; only after opt-in to content capture.")
+DEVICE = _attribute("acestep.device", str, "Device that the models run on, for example cuda:0.")
+DTYPE = _attribute("acestep.dtype", str, "Type of the weights, for example bfloat16.")
+WEIGHTS = _attribute("acestep.weights", str, "synthetic or checkpoint.")
+RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
+WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
+TRUNCATED = _attribute("acestep.truncated", bool, "True when shutdown closed the span before its work had ended.")
+CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
+HOST_DURATION = _attribute(
+    "acestep.host.duration", float, "Seconds that the host spent in the call; below the span's own duration "
+    "when the device is the bottleneck, equal to it when launching is.", "s",
+)
+MODEL_NAME = _attribute("acestep.model.name", str, "Model that was loaded.")
+MODEL_ROLE = _attribute("acestep.model.role", str, "renderer or planner.")
+STAGE = _attribute("acestep.stage", str, "lm.cot, lm.codes, condition, dit, vae.decode, audio.save or model.load.")
+OUTCOME = _attribute("acestep.outcome", str, "ok, or the class name of the error.")
+
+# --- Attributes: planner ------------------------------------------------------------------------------------------
+LM_BACKEND = _attribute("acestep.lm.backend", str, "Backend that really ran: pt, vllm or mlx.")
+LM_GUIDANCE_SCALE = _attribute("acestep.lm.guidance_scale", float, "Classifier-free guidance of the codes; 1 is off.")
+LM_CONSTRAINED = _attribute("acestep.lm.constrained", bool, "Whether the metadata was held to its grammar.")
+LM_SAMPLED_TOKENS = _attribute("acestep.lm.sampled_tokens", int, "Tokens that were a choice.", "{token}")
+LM_FORCED_TOKENS = _attribute(
+    "acestep.lm.forced_tokens", int, "Tokens that the grammar left no choice about, fed as chunks.", "{token}"
+)
+LM_UNCONDITIONAL_TOKENS = _attribute(
+    "acestep.lm.unconditional_tokens", int, "Tokens of the unconditional rows (prompt and output).", "{token}"
+)
+LM_FORWARDS = _attribute("acestep.lm.forwards", int, "Forward passes of the language model.", "{pass}")
+LM_TIME_TO_FIRST_TOKEN = _attribute(
+    "acestep.lm.time_to_first_token", float, "From the start of the phase to its first sampled token.", "s"
+)
+LM_PREFILL_DURATION = _attribute("acestep.lm.prefill.duration", float, "Prompt forward passes, all rows.", "s")
+LM_DECODE_DURATION = _attribute("acestep.lm.decode.duration", float, "From the first sampled token to the last.", "s")
+LM_TOKENS_PER_SECOND = _attribute(
+    "acestep.lm.tokens_per_second", float, "Sampled tokens after the first, over the decode duration.", "{token}/s"
+)
+LM_TOKEN_GAP_P50 = _attribute("acestep.lm.token_gap.p50", float, "Median time between decode passes.", "s")
+LM_TOKEN_GAP_P95 = _attribute("acestep.lm.token_gap.p95", float, "95th percentile of the same.", "s")
+LM_TOKEN_GAP_MAX = _attribute("acestep.lm.token_gap.max", float, "Longest of the same.", "s")
+LM_TOKEN_GAP_MAX_INDEX = _attribute("acestep.lm.token_gap.max_index", int, "Decode pass that the longest gap ended in.")
+LM_CONSTRAINED_DECODING_DURATION = _attribute(
+    "acestep.lm.constrained_decoding.duration",
+    float,
+    "Host seconds in the grammar: allowed sets, masks, cursor moves, forced runs. Measured per call.",
+    "s",
+)
+LM_CFG_DURATION = _attribute(
+    "acestep.lm.cfg.duration",
+    float,
+    "What guidance cost: the decode and prefill time multiplied by the share that the unconditional rows add to a "
+    "batched forward. The share comes from a calibration at the run's own shape; absent when guidance was on "
+    "but not calibrated, zero when it was off.",
+    "s",
+)
+LM_CFG_SHARE = _attribute(
+    "acestep.lm.cfg.share", float, "Calibrated share: 1 - time(conditional rows) / time(all rows).", "1"
+)
+LM_TOKEN_GENERATION_DURATION = _attribute(
+    "acestep.lm.token_generation.duration",
+    float,
+    "The planner's total less constrained decoding and guidance: forward passes, sampling, prompts and parsing.",
+    "s",
+)
+LM_WINDOW_FIRST = _attribute("acestep.lm.window.first", int, "Index of the first token of the window.")
+LM_WINDOW_TOKENS = _attribute("acestep.lm.window.tokens", int, "Tokens in the window.", "{token}")
+
+# --- Attributes: renderer -----------------------------------------------------------------------------------------
+DIT_STEPS_REQUESTED = _attribute("acestep.dit.steps.requested", int, "Steps asked for.", "{step}")
+DIT_STEPS = _attribute("acestep.dit.steps", int, "Steps executed.", "{step}")
+DIT_SHIFT = _attribute("acestep.dit.shift", float, "Timestep shift of the schedule.")
+DIT_GUIDANCE_SCALE = _attribute("acestep.dit.guidance_scale", float, "Classifier-free guidance applied; 1 is off.")
+DIT_STEP_INDEX = _attribute("acestep.dit.step.index", int, "Zero-based index of the step.")
+DIT_STEP_TIMESTEP = _attribute("acestep.dit.step.timestep", float, "Flow time t at the start of the step, 1 ... 0.")
+DIT_STEP_GUIDED = _attribute("acestep.dit.step.guided", bool, "Whether this step ran guidance (twice the batch).")
+LATENT_FRAMES = _attribute("acestep.latent.frames", int, "Latent frames of each song (25 per second).", "{frame}")
+VAE_RUNG = _attribute("acestep.vae.rung", str, "Where decoding ran: gpu, gpu+cpu buffer or cpu.")
+VAE_TILE_LENGTH = _attribute("acestep.vae.tile_length", int, "Longest tile, with its overlap.", "{frame}")
+VAE_OVERLAP = _attribute("acestep.vae.overlap", int, "Frames that a tile reads beyond its own on each side.", "{frame}")
+VAE_TILES = _attribute("acestep.vae.tiles", int, "Tiles decoded.", "{tile}")
+VAE_TILE_INDEX = _attribute("acestep.vae.tile.index", int, "Zero-based index of the tile.")
+VAE_TILE_FRAMES = _attribute("acestep.vae.tile.frames", int, "Frames given to the decoder.", "{frame}")
+AUDIO_FORMAT = _attribute("acestep.audio.format", str, "flac, wav, wav32, mp3, ogg or opus.")
+AUDIO_FILES = _attribute("acestep.audio.files", int, "Files written.", "{file}")
+AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
+
+# --- Attributes: memory -------------------------------------------------------------------------------------------
+VRAM_PEAK_ALLOCATED = _attribute(
+    "acestep.vram.peak.allocated", int, "Highest bytes in live tensors during the stage; absent off CUDA.", "By"
+)
+VRAM_PEAK_RESERVED = _attribute(
+    "acestep.vram.peak.reserved", int, "Highest bytes the allocator held during the stage; absent off CUDA.", "By"
+)
+VRAM_SHARED = _attribute(
+    "acestep.vram.shared", bool, "True when another request ran on the device during the stage, so the peak is both's."
+)
+VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated or reserved.")
+TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
+
+# --- Metrics ------------------------------------------------------------------------------------------------------
+_DURATION_BUCKETS = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68,
+)  # fmt: skip
+_STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FIRST_TOKEN_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+_PER_TOKEN_BUCKETS = (
+    0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.0035, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
+    0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+
+REQUEST_DURATION = _metric(
+    "gen_ai.server.request.duration", "histogram", "s", "Duration of the root span.",
+    (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, ERROR_TYPE), _DURATION_BUCKETS,
+)  # fmt: skip
+TIME_TO_FIRST_TOKEN = _metric(
+    "gen_ai.server.time_to_first_token", "histogram", "s", "acestep.lm.time_to_first_token of each phase.",
+    (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, STAGE), _FIRST_TOKEN_BUCKETS,
+)  # fmt: skip
+TIME_PER_OUTPUT_TOKEN = _metric(
+    "gen_ai.server.time_per_output_token", "histogram", "s",
+    "Decode duration over the sampled tokens after the first, per phase.",
+    (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, STAGE), _PER_TOKEN_BUCKETS,
+)  # fmt: skip
+STAGE_DURATION = _metric(
+    "acestep.stage.duration", "histogram", "s", "Duration of each stage's span.",
+    (STAGE, REQUEST_MODEL, ERROR_TYPE), _DURATION_BUCKETS,
+)  # fmt: skip
+DIT_STEP_DURATION = _metric(
+    "acestep.dit.step.duration", "histogram", "s", "Duration of each denoising step.", (REQUEST_MODEL,), _STEP_BUCKETS
+)
+VAE_TILE_DURATION = _metric(
+    "acestep.vae.tile.duration", "histogram", "s", "Duration of each VAE tile.", (REQUEST_MODEL,), _STEP_BUCKETS
+)
+LM_TOKENS_COUNT = _metric(
+    "acestep.lm.tokens", "counter", "{token}", "Tokens of the planner by kind.", (REQUEST_MODEL, STAGE, TOKEN_KIND)
+)
+REQUESTS = _metric("acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, OUTCOME))
+OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
+AUDIO_SECONDS = _metric(
+    "acestep.audio.generated", "counter", "s", "Seconds of audio made, over all songs.", (REQUEST_MODEL,)
+)
+VRAM_PEAK = _metric(
+    "acestep.vram.peak", "gauge", "By", "Peak of the last run of each stage; absent off CUDA.",
+    (STAGE, VRAM_KIND, REQUEST_MODEL),
+)  # fmt: skip
