@@ -153,8 +153,11 @@ WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run,
 TRUNCATED = _attribute("acestep.truncated", bool, "True when shutdown closed the span before its work had ended.")
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
 HOST_DURATION = _attribute(
-    "acestep.host.duration", float, "Seconds that the host spent in the call; below the span's own duration "
-    "when the device is the bottleneck, equal to it when launching is.", "s",
+    "acestep.host.duration",
+    float,
+    "Seconds that the host spent in the call; below the span's own duration "
+    "when the device is the bottleneck, equal to it when launching is.",
+    "s",
 )
 MODEL_NAME = _attribute("acestep.model.name", str, "Model that was loaded.")
 MODEL_ROLE = _attribute("acestep.model.role", str, "renderer or planner.")
@@ -282,7 +285,9 @@ VAE_TILE_DURATION = _metric(
 LM_TOKENS_COUNT = _metric(
     "acestep.lm.tokens", "counter", "{token}", "Tokens of the planner by kind.", (REQUEST_MODEL, STAGE, TOKEN_KIND)
 )
-REQUESTS = _metric("acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, OUTCOME))
+REQUESTS = _metric(
+    "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, OUTCOME)
+)
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(
     "acestep.audio.generated", "counter", "s", "Seconds of audio made, over all songs.", (REQUEST_MODEL,)
