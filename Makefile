@@ -1,0 +1,36 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Everything lands in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed  ## Make a song on the CPU with tiny built-in models and show where the time went
+	$(BIN)/python profile_inference.py --tiny --thinking --use-cot-metas --use-cot-caption \
+		--output-dir output --trace-output output/trace.jsonl --benchmark-output output/result.json
+
+test: $(VENV)/.installed-test lint types  ## Run ruff, mypy --strict and pytest
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test  ## Run ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test  ## Run mypy --strict on both packages
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:  ## Remove the environment and everything generated
+	rm -rf $(VENV) output .mypy_cache .ruff_cache .pytest_cache .hypothesis
