@@ -1,0 +1,160 @@
+"""Clocks that say when work was done, without making anything wait.
+
+A *mark* is taken while work is being enqueued; it becomes a time only later, when the clock *resolves* it after the
+request's own synchronisation. On the host a mark is a reading of ``perf_counter_ns``. On CUDA it is an event
+recorded on the current stream: the stream itself writes the time when it gets there.
+
+CUDA events are mapped to wall time by one anchor per trace: an event on a private, idle stream, whose completion is
+polled with ``cudaEventQuery`` (never synchronised). Events of all streams of a device share one clock, so the anchor
+does not have to queue behind anybody's work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+HOST: Final = "host"
+CUDA_EVENT: Final = "cuda_event"
+
+_ANCHOR_TIMEOUT_NS: Final = 2_000_000
+_COMPLETION_TIMEOUT_NS: Final = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Mark:
+    """A moment of the host, and the same place in the device's stream (``None`` on the host clock)."""
+
+    host_ns: int
+    event: Any = None
+
+
+class Clock(Protocol):
+    """Takes marks and resolves them to wall time."""
+
+    name: str
+
+    def mark(self) -> Mark:
+        """Mark this moment; costs about a microsecond and never waits."""
+
+    def resolve(self, marks: Sequence[Mark]) -> list[int]:
+        """Unix times in integer nanoseconds, one per mark, in order. Each mark is resolved at most once."""
+
+
+class HostClock:
+    """``perf_counter_ns``, mapped to wall time by one anchor taken when the clock is made."""
+
+    name = HOST
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.perf_counter_ns()
+
+    def mark(self) -> Mark:
+        """The host's time now."""
+        return Mark(time.perf_counter_ns())
+
+    def resolve(self, marks: Sequence[Mark]) -> list[int]:
+        """Add the anchor's offset."""
+        return [mark.host_ns + self._offset_ns for mark in marks]
+
+
+class CudaEventClock:
+    """CUDA events on the current stream of one device.
+
+    A span between two marks is stream time: from when the stream reached the first mark to when it reached the
+    second. It includes time in which the stream was idle because the host had not launched the next kernel.
+    """
+
+    name = CUDA_EVENT
+
+    def __init__(self, events: EventPool) -> None:
+        self._host = HostClock()
+        self._events = events
+
+    def mark(self) -> Mark:
+        """Record an event on the device's current stream."""
+        event = self._events.take()
+        event.record(self._events.current_stream())
+        return Mark(time.perf_counter_ns(), event)
+
+    def resolve(self, marks: Sequence[Mark]) -> list[int]:
+        """Read the events, which the request's own synchronisation has completed by now.
+
+        After a failed request events may still be pending; then this waits up to one second for the last of them.
+        Marks that do not complete, or all marks when the anchor does not, fall back to the host's time.
+        """
+        anchor, anchor_ns = self._anchor()
+        times: list[int] = []
+        deadline = time.perf_counter_ns() + _COMPLETION_TIMEOUT_NS
+        for mark, host_ns in zip(marks, self._host.resolve(marks), strict=True):
+            if anchor is None or not _completed(mark.event, deadline):
+                times.append(host_ns)
+                continue
+            times.append(anchor_ns - round(mark.event.elapsed_time(anchor) * 1e6))
+            self._events.give_back(mark.event)
+        return times
+
+    def _anchor(self) -> tuple[Any, int]:
+        event = self._events.take()
+        event.record(self._events.idle_stream)
+        deadline = time.perf_counter_ns() + _ANCHOR_TIMEOUT_NS
+        while not event.query():
+            if time.perf_counter_ns() > deadline:
+                return None, 0
+        return event, time.time_ns()
+
+
+def _completed(event: Any, deadline_ns: int) -> bool:
+    while not event.query():
+        if time.perf_counter_ns() > deadline_ns:
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+class EventPool:
+    """Reusable timing events of one device, and a stream that nobody else works on."""
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._torch_cuda = torch.cuda
+        self._device = device
+        self._free: deque[Any] = deque()
+        self.idle_stream = torch.cuda.Stream(device)
+
+    def current_stream(self) -> Any:
+        """The stream that the calling thread works on."""
+        return self._torch_cuda.current_stream(self._device)
+
+    def take(self) -> Any:
+        """An event that is not in use."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._torch_cuda.Event(enable_timing=True)
+
+    def give_back(self, event: Any) -> None:
+        """Make a resolved event available again."""
+        self._free.append(event)
+
+
+class Clocks:
+    """Makes the clock of a request: CUDA events on a CUDA device, else the host."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, EventPool] = {}
+
+    def for_device(self, device: torch.device) -> Clock:
+        """A fresh clock, so that every request has an anchor of its own."""
+        if device.type != "cuda":
+            return HostClock()
+        if (pool := self._pools.get(str(device))) is None:
+            pool = self._pools.setdefault(str(device), EventPool(device))
+        return CudaEventClock(pool)

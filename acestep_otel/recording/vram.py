@@ -1,0 +1,77 @@
+"""Peak VRAM of a stage.
+
+The allocator has one peak counter per device, so exactly one owner may reset it. The tracker is that owner: stages
+of one request follow each other, and when two requests run on one device at once the peak is both's, which each of
+them is told. The counters are kept by the allocator on the host: reading them does not touch the device.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class VramPeak:
+    """Highest bytes during a stage.
+
+    Attributes:
+        allocated: in live tensors.
+        reserved: held by the caching allocator; what the driver sees, less the CUDA context.
+        shared: another request ran on the device during the stage.
+    """
+
+    allocated: int
+    reserved: int
+    shared: bool
+
+
+class VramTracker:
+    """The single owner of the peak counters of all devices."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[torch.device] = Counter()
+        self._crowded: set[torch.device] = set()
+
+    @contextmanager
+    def request(self, device: torch.device) -> Iterator[None]:
+        """Count a request on the device while the block runs."""
+        with self._lock:
+            self._requests[device] += 1
+            if self._requests[device] > 1:
+                self._crowded.add(device)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._requests[device] -= 1
+                if self._requests[device] == 0:
+                    self._crowded.discard(device)
+
+    def begin(self, device: torch.device) -> None:
+        """Start a stage: the peak becomes what is in use now. A crowded device is not reset under the others' feet."""
+        if device.type != "cuda":
+            return
+        import torch
+
+        with self._lock:
+            if device not in self._crowded:
+                torch.cuda.reset_peak_memory_stats(device)
+
+    def end(self, device: torch.device) -> VramPeak | None:
+        """The peak since ``begin``; ``None`` off CUDA, where there is no such counter."""
+        if device.type != "cuda":
+            return None
+        import torch
+
+        with self._lock:
+            shared = device in self._crowded
+        return VramPeak(torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device), shared)

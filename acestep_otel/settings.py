@@ -1,0 +1,85 @@
+"""Settings of the tracing layer: one table, read from the environment once, when instrumentation is switched on.
+
+| variable | default | meaning |
+|---|---|---|
+| `ACESTEP_OTEL_DETAIL` | `step` | `off`, `stage`, `step` or `token`: how deep the span tree goes |
+| `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` | `NO_CONTENT` | `SPAN_ONLY` puts captions and lyrics on spans |
+
+Exporters, endpoints and samplers are configured by the standard `OTEL_*` variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+DETAIL_VARIABLE: Final = "ACESTEP_OTEL_DETAIL"
+CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+
+_CAPTURE_VALUES: Final = {
+    "NO_CONTENT": False,
+    "FALSE": False,
+    "SPAN_ONLY": True,
+    "SPAN_AND_EVENT": True,
+    "TRUE": True,
+    # Events are not emitted, so asking for events only asks for nothing on spans.
+    "EVENT_ONLY": False,
+}
+
+
+class Detail(IntEnum):
+    """How deep the span tree goes; each level includes the ones before it."""
+
+    OFF = 0
+    """Nothing is patched, nothing is created."""
+    STAGE = 1
+    """One span per stage: planner and its phases, condition, dit, vae.decode, audio.save."""
+    STEP = 2
+    """And one per denoising step and VAE tile."""
+    TOKEN = 3
+    """And one per window of 64 decoded tokens."""
+
+    @classmethod
+    def parse(cls, word: str) -> Detail:
+        """The level of a word such as ``step``.
+
+        Raises:
+            ValueError: the word is not a level; the message lists them.
+        """
+        try:
+            return cls[word.strip().upper()]
+        except KeyError:
+            raise ValueError(f"{word!r} is not a detail level: choose off, stage, step or token") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the tracing layer was told to do.
+
+    Attributes:
+        detail: how deep the span tree goes.
+        capture_content: whether captions and lyrics are put on spans.
+    """
+
+    detail: Detail = Detail.STEP
+    capture_content: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read the table above.
+
+        Raises:
+            ValueError: a variable holds a word that it does not know; the message names both.
+        """
+        environment = os.environ if environment is None else environment
+        capture = environment.get(CAPTURE_VARIABLE, "NO_CONTENT").strip().upper() or "NO_CONTENT"
+        if capture not in _CAPTURE_VALUES:
+            raise ValueError(f"{CAPTURE_VARIABLE}={capture!r}: choose NO_CONTENT or SPAN_ONLY")
+        try:
+            detail = Detail.parse(environment.get(DETAIL_VARIABLE, "") or Detail.STEP.name)
+        except ValueError as error:
+            raise ValueError(f"{DETAIL_VARIABLE}: {error}") from None
+        return cls(detail=detail, capture_content=_CAPTURE_VALUES[capture])
