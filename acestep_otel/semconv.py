@@ -102,7 +102,7 @@ CONDITION = _span(
 )
 DIT = _span(
     "acestep.dit",
-    "The diffusion loop: from the start of the first step to the end of the last. Device clock.",
+    "The diffusion loop: all steps and what lies between them. Device clock.",
     GENERATE_MUSIC,
 )
 DIT_STEP = _span(
@@ -203,7 +203,13 @@ LM_CFG_DURATION = _attribute(
     "s",
 )
 LM_CFG_SHARE = _attribute(
-    "acestep.lm.cfg.share", float, "Calibrated share: 1 - time(conditional rows) / time(all rows).", "1"
+    "acestep.lm.cfg.share",
+    float,
+    "Calibrated share of a decode pass: 1 - time(conditional rows) / time(all rows).",
+    "1",
+)
+LM_CFG_PREFILL_SHARE = _attribute(
+    "acestep.lm.cfg.prefill_share", float, "The same for the forward pass over the prompts.", "1"
 )
 LM_TOKEN_GENERATION_DURATION = _attribute(
     "acestep.lm.token_generation.duration",

@@ -35,6 +35,11 @@ class Mark:
     event: Any = None
 
 
+def host_mark() -> Mark:
+    """A mark of the host's time alone."""
+    return Mark(time.perf_counter_ns())
+
+
 class Clock(Protocol):
     """Takes marks and resolves them to wall time."""
 
@@ -57,7 +62,7 @@ class HostClock:
 
     def mark(self) -> Mark:
         """The host's time now."""
-        return Mark(time.perf_counter_ns())
+        return host_mark()
 
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
         """Add the anchor's offset."""
@@ -87,13 +92,14 @@ class CudaEventClock:
         """Read the events, which the request's own synchronisation has completed by now.
 
         After a failed request events may still be pending; then this waits up to one second for the last of them.
-        Marks that do not complete, or all marks when the anchor does not, fall back to the host's time.
+        Marks of the host alone, marks that do not complete, and all marks when the anchor does not, keep the host's
+        time.
         """
         anchor, anchor_ns = self._anchor()
         times: list[int] = []
         deadline = time.perf_counter_ns() + _COMPLETION_TIMEOUT_NS
         for mark, host_ns in zip(marks, self._host.resolve(marks), strict=True):
-            if anchor is None or not _completed(mark.event, deadline):
+            if mark.event is None or anchor is None or not _completed(mark.event, deadline):
                 times.append(host_ns)
                 continue
             times.append(anchor_ns - round(mark.event.elapsed_time(anchor) * 1e6))

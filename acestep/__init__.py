@@ -1,0 +1,3 @@
+"""ACE-Step 1.5 inference on kept libraries: a language model plans, a diffusion transformer renders, a VAE decodes."""
+
+__version__ = "0.1.0"

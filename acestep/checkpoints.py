@@ -1,0 +1,147 @@
+"""From a model's name to loaded models.
+
+A name is looked up in this order: a path; ``<checkpoint root>/<name>`` in the official layout or in diffusers
+layout. Weights that are not there are an error with the ways out; random weights are used only when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from acestep.devices import default_dtype, resolve_device
+from acestep.errors import BackendUnavailable, CheckpointNotFound, stage_errors
+from acestep.planner.backends.pt import PtBackend
+from acestep.planner.models import LanguageModel
+from acestep.planner.planner import Planner
+from acestep.renderer.models import RendererModels
+from acestep.renderer.renderer import Renderer
+from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
+from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
+
+WeightsKind = Literal["checkpoint", "synthetic"]
+
+TINY_DIT = "acestep-v15-tiny"
+TINY_LM = "acestep-5Hz-lm-tiny"
+DEFAULT_DIT = "acestep-v15-turbo"
+DEFAULT_LM = "acestep-5Hz-lm-1.7B"
+EMBEDDED = frozenset({TINY_DIT, TINY_LM, f"{TINY_DIT}-base"})
+"""Models that exist only as seeded random weights, so their name alone asks for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSelection:
+    """Which models to load, from where, onto what.
+
+    Attributes:
+        dit: name or path of the diffusion model.
+        lm: name or path of the language model, or ``None`` to load none.
+        weights: ``checkpoint`` looks on disk; ``synthetic`` builds the named architecture at its true size with
+            seeded random weights: real speed and memory, and noise for music.
+        device: see ``acestep.devices.resolve_device``.
+        lm_backend: ``auto`` or ``pt``.
+        checkpoint_root: folder that names are looked up in.
+        seed: seed of synthetic weights.
+    """
+
+    dit: str = DEFAULT_DIT
+    lm: str | None = DEFAULT_LM
+    weights: WeightsKind = "checkpoint"
+    device: str = "auto"
+    lm_backend: str = "auto"
+    checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Everything that a verb of ``acestep.inference`` needs.
+
+    Attributes:
+        renderer: diffusion and VAE.
+        planner: the language model's side, or ``None`` when none was loaded.
+        device: device of all of them.
+    """
+
+    renderer: Renderer
+    planner: Planner | None
+    device: torch.device
+
+
+def load_models(selection: ModelSelection) -> Models:
+    """Load what the selection names.
+
+    Raises:
+        DeviceUnavailable: the device does not exist here.
+        BackendUnavailable: the language-model backend cannot run here.
+        CheckpointNotFound: no weights under a name.
+        OutOfMemory: the models do not fit.
+    """
+    device = resolve_device(selection.device)
+    dtype = default_dtype(device)
+    if selection.lm is not None and selection.lm_backend not in ("auto", "pt"):
+        raise BackendUnavailable(
+            f"language-model backend {selection.lm_backend!r} is not available yet: use --lm-backend pt or auto"
+        )
+    with stage_errors("model.load"):
+        renderer = Renderer(load_renderer_models(selection, device, dtype))
+        if selection.lm is None:
+            return Models(renderer, None, device)
+        language_model = load_language_model(selection, device, dtype)
+    return Models(renderer, Planner.from_language_model(language_model), device)
+
+
+def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
+    """Diffusion transformer, condition encoders and VAE under ``selection.dit``."""
+    require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
+    return build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+
+
+def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """The language model under ``selection.lm``.
+
+    Raises:
+        ValueError: the selection names no language model.
+    """
+    if selection.lm is None:
+        raise ValueError("the selection names no language model")
+    require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+    return build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed)
+
+
+def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> None:
+    """Make sure that a name has weights of the kind asked for.
+
+    Args:
+        name: name or path of a model.
+        selection: kind of weights and where to look.
+        known: architectures that synthetic weights can be built for.
+
+    Raises:
+        CheckpointNotFound: with what was looked for and the ways out.
+    """
+    if name in EMBEDDED:
+        return
+    if selection.weights == "synthetic":
+        if name not in known:
+            raise CheckpointNotFound(
+                f"no architecture named {name!r} to build synthetic weights for: choose {', '.join(known)}"
+            )
+        return
+    candidates = (Path(name), selection.checkpoint_root / name)
+    for path in candidates:
+        if path.is_dir():
+            raise CheckpointNotFound(
+                f"{path} exists, but reading weights from disk is not available yet: use --weights synthetic or --tiny"
+            )
+    looked = " and ".join(str(path) for path in dict.fromkeys(candidates))
+    raise CheckpointNotFound(
+        f"no weights for {name!r}: looked for {looked}. Ways out: download them with "
+        f"`hf download ACE-Step/Ace-Step1.5 --local-dir {selection.checkpoint_root}`; run the same architecture with "
+        f"random weights (real speed and memory, noise for music) by --weights synthetic; or run the tiny built-in "
+        f"models by --tiny"
+    )

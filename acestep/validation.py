@@ -1,0 +1,56 @@
+"""Checks of a request, before any model runs: one error that names the value and the range."""
+
+from __future__ import annotations
+
+import math
+
+from acestep.audio import require_format
+from acestep.errors import InvalidRequest
+from acestep.planner.metadata import DURATION_RANGE, normalise
+from acestep.types import AUDIO_CODE_COUNT, CODES_PER_SECOND, GenerationRequest
+
+MAX_BATCH_SIZE = 8
+MAX_INFERENCE_STEPS = 1_000
+MAX_SEED = 2**32 - 1
+SUPPORTED_TASKS = ("text2music",)
+
+
+def validate(request: GenerationRequest) -> None:
+    """Refuse what the models cannot do.
+
+    Raises:
+        InvalidRequest: the first value that is out of range.
+        AudioWriteError: the audio format is not available here.
+    """
+    if request.task_type not in SUPPORTED_TASKS:
+        raise InvalidRequest(f"task {request.task_type!r} is not available yet: use text2music")
+    normalise(request.metadata)
+    if request.duration is not None:
+        _require_between("duration", request.duration, *DURATION_RANGE, unit=" s")
+    _require_between("batch size", request.batch_size, 1, MAX_BATCH_SIZE)
+    _require_between("inference steps", request.inference_steps, 1, MAX_INFERENCE_STEPS)
+    _require_between("guidance scale", request.guidance_scale, 1, 100)
+    if request.shift is not None:
+        _require_between("shift", request.shift, 0.01, 100)
+    for seed in request.seeds:
+        _require_between("seed", seed, 0, MAX_SEED)
+    if len(request.seeds) not in (0, 1, request.batch_size):
+        raise InvalidRequest(f"{len(request.seeds)} seeds for {request.batch_size} songs: give one, or one per song")
+    sampling = request.sampling
+    _require_between("LM temperature", sampling.temperature, 0, 2)
+    _require_between("LM top-p", sampling.top_p, 0, 1)
+    _require_between("LM top-k", sampling.top_k, 0, AUDIO_CODE_COUNT)
+    _require_between("LM guidance scale", sampling.guidance_scale, 1, 100)
+    for code in request.audio_codes:
+        _require_between("audio code", code, 0, AUDIO_CODE_COUNT - 1)
+    if request.audio_codes:
+        _require_between(
+            "duration of the audio codes", len(request.audio_codes) / CODES_PER_SECOND, 0, DURATION_RANGE[1]
+        )
+    require_format(request.audio_format)
+
+
+def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
+    # The comparison is written so that NaN fails it.
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidRequest(f"{name} {value:g}{unit} is out of range: {low:g} ... {high:g}{unit}")

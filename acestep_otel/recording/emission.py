@@ -1,0 +1,296 @@
+"""From a finished recording to spans and metrics.
+
+Runs once per request, after the request's own synchronisation: resolves all marks together, makes times nest (a
+child lies within its parent and does not start before its elder sibling ended, so rows can be added up), then emits
+the spans of the tree with explicit times and records the metrics inside them, so that exemplars point at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, Status, StatusCode, Tracer
+
+from acestep.errors import OutOfMemory
+from acestep_otel import semconv
+from acestep_otel.recording.clock import HOST, Mark
+from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.phase import GapSummary, PhaseTimes
+from acestep_otel.recording.privacy import Scrubber
+from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage
+from acestep_otel.settings import Detail
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A stage with its times."""
+
+    stage: Stage
+    start_ns: int
+    end_ns: int
+    host_seconds: float
+    phase: PhaseTimes | None
+    children: tuple[_Resolved, ...]
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e9
+
+
+def stage_label(span_name: str) -> str:
+    """The value of ``acestep.stage`` for a span: its name without the namespace."""
+    return span_name.removeprefix("acestep.")
+
+
+class Emitter:
+    """Emits one recording."""
+
+    def __init__(self, tracer: Tracer, instruments: Instruments, detail: Detail) -> None:
+        self._tracer = tracer
+        self._instruments = instruments
+        self._detail = detail
+
+    def emit(
+        self, recording: RequestRecording, root: Span, scrub: Scrubber, common: Mapping[str, AttributeValue]
+    ) -> None:
+        """End the root span and create everything below it.
+
+        Args:
+            recording: the finished tree.
+            root: the live span of its root, started when the request was.
+            scrub: removes what the user wrote from exception messages.
+            common: attributes that every span of the tree carries (run id, warm-up).
+        """
+        tree = _resolve(recording)
+        run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common)
+        for name, value in chain(common.items(), run.attributes_of(tree)):
+            root.set_attribute(name, value)
+        run.children_of(tree, root)
+        run.request_metrics(tree, root)
+        _close(root, tree, scrub)
+
+
+class _Emission:
+    """The walk over one tree."""
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        instruments: Instruments,
+        detail: Detail,
+        recording: RequestRecording,
+        scrub: Scrubber,
+        common: Mapping[str, AttributeValue],
+    ) -> None:
+        self._tracer = tracer
+        self._instruments = instruments
+        self._detail = detail
+        self._clock_name = recording.clock.name
+        self._scrub = scrub
+        self._common = common
+        self._model = recording.root.attributes.get(semconv.REQUEST_MODEL, "")
+
+    def children_of(self, parent: _Resolved, parent_span: Span) -> None:
+        """Emit the subtrees below a span."""
+        context = trace.set_span_in_context(parent_span, Context())
+        for child in parent.children:
+            span = self._tracer.start_span(
+                child.stage.name,
+                context=context,
+                start_time=child.start_ns,
+                attributes={**self._common, **dict(self.attributes_of(child))},
+            )
+            self.children_of(child, span)
+            self._stage_metrics(child, span)
+            if child.phase is not None and self._detail >= Detail.TOKEN:
+                self._token_windows(child.phase, span)
+            _close(span, child, self._scrub)
+
+    def attributes_of(self, node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
+        """Everything that is known about a stage."""
+        stage = node.stage
+        yield from stage.attributes.items()
+        yield semconv.CLOCK, self._clock_name if stage.device_clock else HOST
+        if stage.device_clock:
+            yield semconv.HOST_DURATION, node.host_seconds
+        if stage.peak is not None:
+            yield semconv.VRAM_PEAK_ALLOCATED, stage.peak.allocated
+            yield semconv.VRAM_PEAK_RESERVED, stage.peak.reserved
+            yield semconv.VRAM_SHARED, stage.peak.shared
+        if node.phase is not None:
+            yield from _phase_attributes(node, node.phase)
+        if stage.name == semconv.LM:
+            yield from _planner_attributes(node)
+
+    def _token_windows(self, phase: PhaseTimes, phase_span: Span) -> None:
+        context = trace.set_span_in_context(phase_span, Context())
+        for first, count, start_ns, end_ns in phase.windows():
+            self._tracer.start_span(
+                semconv.LM_TOKENS,
+                context=context,
+                start_time=start_ns,
+                attributes={
+                    **self._common,
+                    semconv.LM_WINDOW_FIRST: first,
+                    semconv.LM_WINDOW_TOKENS: count,
+                    semconv.CLOCK: self._clock_name,
+                },
+            ).end(end_time=end_ns)
+
+    def _stage_metrics(self, node: _Resolved, span: Span) -> None:
+        stage, record = node.stage, self._instruments.record
+        context = trace.set_span_in_context(span, Context())
+        attributes = self._metric_attributes(stage)
+        if stage.name == semconv.DIT_STEP:
+            record(semconv.DIT_STEP_DURATION, node.seconds, attributes, context)
+            return
+        if stage.name == semconv.VAE_TILE:
+            record(semconv.VAE_TILE_DURATION, node.seconds, attributes, context)
+            return
+        record(semconv.STAGE_DURATION, node.seconds, attributes, context)
+        if isinstance(stage.error, OutOfMemory):
+            record(semconv.OUT_OF_MEMORY, 1, attributes, context)
+        if stage.peak is not None:
+            for kind, value in (("allocated", stage.peak.allocated), ("reserved", stage.peak.reserved)):
+                record(semconv.VRAM_PEAK, value, {**attributes, semconv.VRAM_KIND: kind}, context)
+        if node.phase is not None:
+            self._phase_metrics(node, node.phase, attributes, context)
+
+    def _phase_metrics(
+        self, node: _Resolved, phase: PhaseTimes, attributes: dict[str, AttributeValue], context: Context
+    ) -> None:
+        record = self._instruments.record
+        if phase.passes_ns:
+            first_token = (phase.passes_ns[0] - node.start_ns) / 1e9
+            record(semconv.TIME_TO_FIRST_TOKEN, first_token, attributes, context)
+        if phase.seconds_per_token is not None:
+            record(semconv.TIME_PER_OUTPUT_TOKEN, phase.seconds_per_token, attributes, context)
+        kinds = {
+            "prompt": semconv.USAGE_INPUT_TOKENS,
+            "sampled": semconv.LM_SAMPLED_TOKENS,
+            "forced": semconv.LM_FORCED_TOKENS,
+            "unconditional": semconv.LM_UNCONDITIONAL_TOKENS,
+        }
+        for kind, name in kinds.items():
+            if count := node.stage.attributes.get(name, 0):
+                record(semconv.LM_TOKENS_COUNT, float(count), {**attributes, semconv.TOKEN_KIND: kind}, context)
+
+    def request_metrics(self, tree: _Resolved, root: Span) -> None:
+        """Metrics of the whole request."""
+        stage, record = tree.stage, self._instruments.record
+        context = trace.set_span_in_context(root, Context())
+        attributes = self._metric_attributes(stage)
+        outcome = "ok" if stage.error is None else type(stage.error).__name__
+        record(semconv.REQUEST_DURATION, tree.seconds, attributes, context)
+        record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
+        if stage.error is None:
+            songs = int(stage.attributes.get(semconv.BATCH_SIZE, 0))
+            seconds = float(stage.attributes.get(semconv.AUDIO_DURATION, 0.0))
+            record(semconv.AUDIO_SECONDS, songs * seconds, attributes, context)
+
+    def _metric_attributes(self, stage: Stage) -> dict[str, AttributeValue]:
+        attributes: dict[str, AttributeValue] = {
+            semconv.OPERATION_NAME: "generate_content",
+            semconv.PROVIDER_NAME: "ace_step",
+            semconv.STAGE: stage_label(stage.name),
+            semconv.REQUEST_MODEL: stage.attributes.get(semconv.REQUEST_MODEL, self._model),
+        }
+        if stage.error is not None:
+            attributes[semconv.ERROR_TYPE] = type(stage.error).__name__
+        return attributes
+
+
+def _resolve(recording: RequestRecording) -> _Resolved:
+    """Resolve every mark of the tree in one go and nest the times."""
+    marks = [mark for stage in _walk(recording.root) for mark in _marks_of(stage)]
+    times = iter(recording.clock.resolve(marks))
+    taken = {id(stage): [next(times) for _ in _marks_of(stage)] for stage in _walk(recording.root)}
+    start_ns, end_ns, *_ = taken[id(recording.root)]
+    return _nest(recording.root, taken, start_ns, max(start_ns, end_ns))
+
+
+def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest_ns: int) -> _Resolved:
+    start_ns, end_ns, *inner = taken[id(stage)]
+    start_ns = min(max(start_ns, earliest_ns), latest_ns)
+    end_ns = min(max(end_ns, start_ns), latest_ns)
+    children: list[_Resolved] = []
+    cursor_ns = start_ns
+    for child in stage.children:
+        children.append(_nest(child, taken, cursor_ns, end_ns))
+        cursor_ns = children[-1].end_ns
+    assert stage.end is not None
+    return _Resolved(
+        stage=stage,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        host_seconds=(stage.end.host_ns - stage.start.host_ns) / 1e9,
+        phase=None if stage.phase is None else PhaseTimes.of(stage.phase, inner),
+        children=tuple(children),
+    )
+
+
+def _walk(stage: Stage) -> Iterator[Stage]:
+    yield stage
+    for child in stage.children:
+        yield from _walk(child)
+
+
+def _marks_of(stage: Stage) -> list[Mark]:
+    assert stage.end is not None
+    return [stage.start, stage.end, *(stage.phase.marks if stage.phase is not None else ())]
+
+
+def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str, AttributeValue]]:
+    yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
+    yield semconv.LM_PREFILL_DURATION, phase.prefill
+    yield semconv.LM_DECODE_DURATION, phase.decode
+    if (guidance := _guidance_duration(node)) is not None:
+        yield semconv.LM_CFG_DURATION, guidance
+    if phase.passes_ns:
+        yield semconv.LM_TIME_TO_FIRST_TOKEN, (phase.passes_ns[0] - node.start_ns) / 1e9
+    sampled = int(node.stage.attributes.get(semconv.LM_SAMPLED_TOKENS, 0))
+    if phase.decode > 0:
+        yield semconv.LM_TOKENS_PER_SECOND, sampled * (1 - 1 / len(phase.passes_ns)) / phase.decode
+    if (gaps := GapSummary.of(phase.gaps)) is not None:
+        yield semconv.LM_TOKEN_GAP_P50, gaps.p50
+        yield semconv.LM_TOKEN_GAP_P95, gaps.p95
+        yield semconv.LM_TOKEN_GAP_MAX, gaps.maximum
+        yield semconv.LM_TOKEN_GAP_MAX_INDEX, gaps.maximum_index
+
+
+def _guidance_duration(node: _Resolved) -> float | None:
+    """Seconds that the unconditional rows cost in a phase; ``None`` when they ran but were not calibrated."""
+    if node.phase is None:
+        return 0.0
+    attributes = node.stage.attributes
+    if not attributes.get(semconv.LM_UNCONDITIONAL_TOKENS, 0):
+        return 0.0
+    if semconv.LM_CFG_SHARE not in attributes:
+        return None
+    decode_share = float(attributes[semconv.LM_CFG_SHARE])
+    prefill_share = float(attributes[semconv.LM_CFG_PREFILL_SHARE])
+    return decode_share * node.phase.decode + prefill_share * node.phase.prefill
+
+
+def _planner_attributes(node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
+    """The three rows of the breakdown below the planner's total, which they sum to."""
+    constrained = sum(child.phase.constrained for child in node.children if child.phase is not None)
+    guidance = [_guidance_duration(child) for child in node.children]
+    calibrated = sum(seconds for seconds in guidance if seconds is not None)
+    yield semconv.LM_CONSTRAINED_DECODING_DURATION, constrained
+    if None not in guidance:
+        yield semconv.LM_CFG_DURATION, calibrated
+    yield semconv.LM_TOKEN_GENERATION_DURATION, max(0.0, node.seconds - constrained - calibrated)
+
+
+def _close(span: Span, node: _Resolved, scrub: Scrubber) -> None:
+    error = node.stage.error
+    if error is not None:
+        span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
+        span.record_exception(scrub(error), timestamp=node.end_ns, escaped=True)
+        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+    span.end(end_time=node.end_ns)

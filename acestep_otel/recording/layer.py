@@ -1,0 +1,212 @@
+"""The tracing layer as the seams see it: starts and finishes requests, and wraps stages around calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.metrics import Meter
+from opentelemetry.trace import Span, SpanKind, Tracer
+
+from acestep_otel import semconv
+from acestep_otel.recording.clock import Clocks
+from acestep_otel.recording.emission import Emitter, stage_label
+from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.privacy import Scrubber
+from acestep_otel.recording.stages import (
+    AttributeValue,
+    RequestRecording,
+    Stage,
+    current_recording,
+    never_raises,
+    reset_current,
+    set_current,
+)
+from acestep_otel.recording.vram import VramTracker
+from acestep_otel.settings import Detail, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+Attributes = Mapping[str, AttributeValue]
+
+_warming_up: ContextVar[bool] = ContextVar("acestep_otel_warmup", default=False)
+
+
+@contextmanager
+def warmup() -> Iterator[None]:
+    """Mark the spans of requests made inside the block with ``acestep.warmup``."""
+    token = _warming_up.set(True)
+    try:
+        yield
+    finally:
+        _warming_up.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The call that a wrapper stands in for."""
+
+    wrapped: Callable[..., Any]
+    instance: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """Make the call."""
+        return self.wrapped(*self.args, **self.kwargs)
+
+
+class TracingLayer:
+    """Everything that instrumentation holds while it is switched on.
+
+    Attributes:
+        settings: detail level and content capture.
+    """
+
+    def __init__(self, tracer: Tracer, meter: Meter, settings: Settings, run_id: str) -> None:
+        self.settings = settings
+        self._tracer = tracer
+        self._instruments = Instruments(meter)
+        self._emitter = Emitter(tracer, self._instruments, settings.detail)
+        self._clocks = Clocks()
+        self._vram = VramTracker()
+        self._run_id = run_id
+
+    def request(
+        self,
+        name: str,
+        call: Call,
+        *,
+        device: torch.device,
+        known: Attributes,
+        user_texts: tuple[str, ...],
+        found: Callable[[Any], Attributes],
+    ) -> Any:
+        """Run a call as a request: the root of a tree.
+
+        Args:
+            name: name of the root span.
+            call: what to run.
+            device: device whose clock and memory are read.
+            known: attributes known before the call; samplers see these.
+            user_texts: what must not appear in exception messages.
+            found: attributes known from the result.
+        """
+        if current_recording() is not None:
+            return call.run()
+        started = self._start(name, device, known)
+        if started is None:
+            return call.run()
+        recording, span = started
+        recording_token = set_current(recording)
+        context_token = otel_context.attach(trace.set_span_in_context(span))
+        error: BaseException | None = None
+        try:
+            with self._vram.request(device):
+                result = call.run()
+                self._describe(recording.root, lambda: found(result))
+                return result
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            otel_context.detach(context_token)
+            reset_current(recording_token)
+            self._finish(recording, span, error, user_texts)
+
+    def stage(
+        self,
+        name: str,
+        call: Call,
+        *,
+        detail: Detail = Detail.STAGE,
+        device_clock: bool = True,
+        tracks_memory: bool = False,
+        known: Callable[[], Attributes] | None = None,
+        found: Callable[[Stage, Any], Attributes] | None = None,
+    ) -> Any:
+        """Run a call as a stage of the current request; without one, or below the detail level, just run it."""
+        recording = current_recording()
+        if recording is None or recording.detail < detail:
+            return call.run()
+        stage = self._begin(recording, name, device_clock, tracks_memory)
+        if stage is None:
+            return call.run()
+        try:
+            if known is not None:
+                self._describe(stage, known)
+            result = call.run()
+        except BaseException as error:
+            self._end(recording, stage, error, tracks_memory)
+            raise
+        self._end(recording, stage, None, tracks_memory)
+        if found is not None:
+            self._describe(stage, lambda: found(stage, result))
+        return result
+
+    def load(self, call: Call, *, model: str, role: str, device: torch.device) -> Any:
+        """Run a model's loading in a span of its own, below whatever span is current."""
+        attributes = {**self._common(), semconv.MODEL_NAME: model, semconv.MODEL_ROLE: role, semconv.CLOCK: "host"}
+        self._vram.begin(device)
+        start_ns = time.perf_counter_ns()
+        with self._tracer.start_as_current_span(semconv.MODEL_LOAD, attributes=attributes) as span:
+            result = call.run()
+            seconds = (time.perf_counter_ns() - start_ns) / 1e9
+            self._loaded(span, seconds, model, device)
+            return result
+
+    @never_raises
+    def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:
+        attributes: dict[str, AttributeValue] = {
+            semconv.STAGE: stage_label(semconv.MODEL_LOAD),
+            semconv.REQUEST_MODEL: model,
+        }
+        self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)
+        if (peak := self._vram.end(device)) is not None:
+            span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
+            span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
+            for kind, value in (("allocated", peak.allocated), ("reserved", peak.reserved)):
+                self._instruments.record(semconv.VRAM_PEAK, value, {**attributes, semconv.VRAM_KIND: kind})
+
+    def _common(self) -> dict[str, AttributeValue]:
+        common: dict[str, AttributeValue] = {semconv.RUN_ID: self._run_id}
+        if _warming_up.get():
+            common[semconv.WARMUP] = True
+        return common
+
+    @never_raises
+    def _start(self, name: str, device: torch.device, known: Attributes) -> tuple[RequestRecording, Span]:
+        span = self._tracer.start_span(
+            name, kind=SpanKind.INTERNAL, start_time=time.time_ns(), attributes={**self._common(), **known}
+        )
+        recording = RequestRecording(
+            name, clock=self._clocks.for_device(device), device=device, detail=self.settings.detail, vram=self._vram
+        )
+        recording.root.attributes.update(known)
+        return recording, span
+
+    @never_raises
+    def _finish(
+        self, recording: RequestRecording, span: Span, error: BaseException | None, user_texts: tuple[str, ...]
+    ) -> None:
+        recording.end(recording.root, error)
+        self._emitter.emit(recording, span, Scrubber(user_texts), self._common())
+
+    @never_raises
+    def _begin(self, recording: RequestRecording, name: str, device_clock: bool, tracks_memory: bool) -> Stage:
+        return recording.begin(name, device_clock=device_clock, tracks_memory=tracks_memory)
+
+    @never_raises
+    def _end(self, recording: RequestRecording, stage: Stage, error: BaseException | None, tracks_memory: bool) -> None:
+        recording.end(stage, error, tracks_memory=tracks_memory)
+
+    @never_raises
+    def _describe(self, stage: Stage, attributes: Callable[[], Attributes]) -> None:
+        stage.attributes.update(attributes())

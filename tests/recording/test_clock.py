@@ -1,0 +1,106 @@
+"""Clocks: marks cost nothing, resolve later, and end in wall time."""
+
+import time
+
+import pytest
+import torch
+
+from acestep_otel.recording.clock import Clocks, CudaEventClock, HostClock, Mark, host_mark
+
+
+class FakeEvents:
+    """Stands in for a CUDA device, which this test machine lacks: a stream whose time is set by the test.
+
+    Each event takes the device's time (milliseconds) when recorded; ``pending`` events have not been reached yet.
+    """
+
+    def __init__(self, *, anchor_completes: bool = True) -> None:
+        self.now_ms = 0.0
+        self.idle_stream = "idle"
+        self.returned: list[object] = []
+        self.anchor_completes = anchor_completes
+
+    def current_stream(self) -> str:
+        return "work"
+
+    def take(self) -> "FakeEvent":
+        return FakeEvent(self)
+
+    def give_back(self, event: object) -> None:
+        self.returned.append(event)
+
+
+class FakeEvent:
+    def __init__(self, device: FakeEvents) -> None:
+        self.device = device
+        self.time_ms = 0.0
+        self.stream = ""
+
+    def record(self, stream: str) -> None:
+        self.time_ms, self.stream = self.device.now_ms, stream
+
+    def query(self) -> bool:
+        return self.stream == "work" or self.device.anchor_completes
+
+    def elapsed_time(self, other: "FakeEvent") -> float:
+        return other.time_ms - self.time_ms
+
+
+def test_host_marks_resolve_to_the_wall_clock_in_integer_nanoseconds():
+    clock = HostClock()
+    before = time.time_ns()
+    mark = clock.mark()
+    after = time.time_ns()
+    (resolved,) = clock.resolve([mark])
+    assert isinstance(resolved, int)
+    assert before - 1_000_000 <= resolved <= after + 1_000_000
+
+
+def test_host_marks_keep_their_distance():
+    times = HostClock().resolve([Mark(5_000), Mark(17_000)])
+    assert times[1] - times[0] == 12_000
+
+
+def test_event_marks_resolve_to_stream_time_before_one_anchor():
+    device = FakeEvents()
+    clock = CudaEventClock(device)
+    marks = []
+    for device.now_ms in (10.0, 12.5, 40.0):
+        marks.append(clock.mark())
+    device.now_ms = 100.0
+    before = time.time_ns()
+    first, second, third = clock.resolve(marks)
+    assert (second - first, third - second) == (2_500_000, 27_500_000)
+    assert 0 <= (first + 90_000_000) - before < 50_000_000
+
+
+def test_resolved_events_go_back_to_the_pool_once():
+    device = FakeEvents()
+    clock = CudaEventClock(device)
+    marks = [clock.mark() for _ in range(3)]
+    clock.resolve(marks)
+    assert device.returned == [mark.event for mark in marks]
+
+
+def test_marks_of_the_host_alone_keep_host_time_on_the_event_clock():
+    clock = CudaEventClock(FakeEvents())
+    mark = host_mark()
+    assert abs(clock.resolve([mark])[0] - time.time_ns()) < 50_000_000
+
+
+def test_an_anchor_that_does_not_complete_falls_back_to_host_time():
+    device = FakeEvents(anchor_completes=False)
+    clock = CudaEventClock(device)
+    marks = [Mark(1_000, device.take()), Mark(4_000, device.take())]
+    first, second = clock.resolve(marks)
+    assert second - first == 3_000
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
+def test_only_cuda_has_a_device_clock(device):
+    assert Clocks().for_device(torch.device(device)).name == "host"
+
+
+def test_every_request_gets_a_clock_of_its_own():
+    clocks = Clocks()
+    assert clocks.for_device(torch.device("cpu")) is not clocks.for_device(torch.device("cpu"))

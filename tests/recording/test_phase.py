@@ -1,0 +1,61 @@
+"""Token times of a planner phase: figures drawn from marks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep_otel.recording.clock import Mark
+from acestep_otel.recording.phase import WINDOW_TOKENS, GapSummary, PhaseRecord, PhaseTimes, percentile_95
+
+increasing_times = st.lists(st.integers(0, 10**12), min_size=0, max_size=300).map(sorted)
+
+
+def resolved(passes: list[int], prefills: list[tuple[int, int]] = ()) -> PhaseTimes:
+    record = PhaseRecord([(Mark(a), Mark(b)) for a, b in prefills], [Mark(t) for t in passes], constrained_ns=7_000_000)
+    return PhaseTimes.of(record, [mark.host_ns for mark in record.marks])
+
+
+def test_prefill_is_the_sum_of_all_prompt_forwards():
+    times = resolved([50], [(0, 10_000_000), (20_000_000, 25_000_000)])
+    assert times.prefill == pytest.approx(0.015)
+    assert times.constrained == pytest.approx(0.007)
+
+
+def test_seconds_per_token_leaves_out_the_first_token():
+    assert resolved([100, 200, 300, 400]).seconds_per_token == pytest.approx(100e-9)
+    assert resolved([100]).seconds_per_token is None
+    assert resolved([]).seconds_per_token is None
+
+
+@given(increasing_times)
+def test_gaps_sum_to_the_decode_duration(passes):
+    times = resolved(passes)
+    assert sum(times.gaps) == pytest.approx(times.decode)
+
+
+@given(increasing_times)
+def test_windows_cover_every_token_after_the_first_once_and_in_order(passes):
+    windows = resolved(passes).windows()
+    covered = [index for first, count, _, _ in windows for index in range(first, first + count)]
+    assert covered == list(range(1, len(passes)))
+    assert all(count <= WINDOW_TOKENS and start <= end for _, count, start, end in windows)
+    assert [start for _, _, start, _ in windows[1:]] == [end for _, _, _, end in windows[:-1]]
+
+
+@given(st.lists(st.floats(0, 100), min_size=1))
+def test_gap_summary_is_ordered_and_finds_the_longest(gaps):
+    summary = GapSummary.of(gaps)
+    assert summary.p50 <= summary.p95 == percentile_95(gaps)
+    assert summary.p95 <= summary.maximum == gaps[summary.maximum_index - 1] == max(gaps)
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=200))
+def test_percentile_95_is_a_value_that_at_least_95_percent_do_not_exceed(values):
+    bound = percentile_95(values)
+    assert bound in values
+    assert sum(value <= bound for value in values) >= 0.95 * len(values)
+    assert sum(value < bound for value in values) < 0.95 * len(values) + 1
+
+
+def test_no_gaps_no_summary():
+    assert GapSummary.of([]) is None
