@@ -20,7 +20,7 @@ class RendererModels:
         is_turbo: guidance is distilled into the weights, so no classifier-free guidance is run.
         default_shift: timestep shift that the model was trained for.
         transformer: ``diffusers.AceStepTransformer1DModel``.
-        condition_encoder: ``diffusers`` ``AceStepConditionEncoder``; holds ``silence_latent`` and ``null_condition_emb``.
+        condition_encoder: ``AceStepConditionEncoder``; holds ``silence_latent`` and ``null_condition_emb``.
         audio_tokenizer: ``AceStepAudioTokenizer`` (latents to audio codes, and codes to vectors).
         audio_token_detokenizer: ``AceStepAudioTokenDetokenizer`` (vectors to 25 Hz latents).
         vae: ``diffusers.AutoencoderOobleck``.

@@ -1,0 +1,151 @@
+"""Audio on its way out: level and file."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import soundfile
+import torch
+
+from acestep.errors import AudioWriteError, InvalidRequest
+from acestep.types import SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """A file format in libsndfile's terms.
+
+    Attributes:
+        container: major format, for example ``FLAC``.
+        encoding: subtype, for example ``PCM_16``.
+        suffix: of the file's name.
+    """
+
+    container: str
+    encoding: str
+    suffix: str
+
+
+AUDIO_FORMATS: Final = {
+    "flac": AudioFormat("FLAC", "PCM_16", ".flac"),
+    "wav": AudioFormat("WAV", "PCM_16", ".wav"),
+    "wav32": AudioFormat("WAV", "FLOAT", ".wav"),
+    "mp3": AudioFormat("MP3", "MPEG_LAYER_III", ".mp3"),
+    "ogg": AudioFormat("OGG", "VORBIS", ".ogg"),
+    "opus": AudioFormat("OGG", "OPUS", ".opus"),
+}
+"""Formats by the name that a request uses.
+
+16 bits where the format stores integers: their noise floor (-96 dBFS) lies below what a bfloat16 decoder resolves, and
+24 bits would store that decoder's rounding noise at half as much again. ``wav32`` keeps every bit.
+"""
+
+_BLOCK_SAMPLES: Final = 1 << 16
+# libsndfile's Vorbis encoder takes stack memory in proportion to what one call hands it.
+
+
+def available_formats() -> tuple[str, ...]:
+    """Names of ``AUDIO_FORMATS`` that this machine's libsndfile can write."""
+    return tuple(
+        name for name, entry in AUDIO_FORMATS.items() if soundfile.check_format(entry.container, entry.encoding)
+    )
+
+
+def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac") -> Path:
+    """Write one song, whole or not at all.
+
+    Args:
+        audio: float32 on the host, shape ``[2, samples]``, 48 kHz.
+        path_stem: where to, without the suffix.
+        format: a name of ``AUDIO_FORMATS``.
+
+    Returns:
+        Path of the file. A file of that name is replaced.
+
+    Raises:
+        AudioWriteError: a format that cannot be written here, or a file that cannot be (directory, full disk).
+    """
+    names = available_formats()
+    if format not in names:
+        raise AudioWriteError(f"audio format {format!r} cannot be written here: choose one of {', '.join(names)}")
+    entry = AUDIO_FORMATS[format]
+    path = path_stem.with_name(path_stem.name + entry.suffix)
+    try:
+        _write_atomically(path, _encode(audio, entry))
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioWriteError(f"{path} could not be written: {error}") from error
+    return path
+
+
+def check_output_directory(path: Path) -> None:
+    """Make a directory that songs can be written to, before any time is spent on making them.
+
+    Raises:
+        AudioWriteError: it cannot be made, or nothing can be written in it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise AudioWriteError(f"output directory {path} cannot be written to: {error.strerror}") from error
+
+
+def normalise_peak(audio: torch.Tensor, dbfs: float) -> torch.Tensor:
+    """Bring the loudest sample of each song to a level; silence stays silence.
+
+    Args:
+        audio: shape ``[..., channels, samples]``; the channels of a song share one gain.
+        dbfs: level in dB below full scale, 0 or less.
+
+    Raises:
+        InvalidRequest: a level above full scale.
+    """
+    if not dbfs <= 0.0:
+        raise InvalidRequest(f"peak level must be 0 dBFS or less, not {dbfs}")
+    peak = _peak(audio)
+    return audio * torch.where(peak > 0, 10.0 ** (dbfs / 20.0) / peak, 1.0)
+
+
+def prevent_clipping(audio: torch.Tensor) -> torch.Tensor:
+    """Scale a song down to full scale where it is louder (shape ``[..., channels, samples]``)."""
+    return audio / _peak(audio).clamp(min=1.0)
+
+
+def _peak(audio: torch.Tensor) -> torch.Tensor:
+    return audio.abs().amax(dim=(-2, -1), keepdim=True)
+
+
+def _encode(audio: torch.Tensor, entry: AudioFormat) -> bytes:
+    # In memory first: libsndfile does not report a full disk, and closes with a file that looks whole.
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(
+        buffer, "w", SAMPLE_RATE, channels=audio.shape[0], format=entry.container, subtype=entry.encoding
+    ) as file:
+        samples = audio.T.numpy()
+        for start in range(0, len(samples), _BLOCK_SAMPLES):
+            file.write(samples[start : start + _BLOCK_SAMPLES])
+    return buffer.getvalue()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(content)
+            file.close()
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink()
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""From a prompt and, optionally, audio codes to 48 kHz stereo audio."""

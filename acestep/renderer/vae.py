@@ -1,0 +1,101 @@
+"""Where a long song is cut for the VAE decoder, so that the seams cannot be heard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from acestep.errors import InvalidRequest
+
+DEFAULT_TILE_LENGTH: Final = 512
+"""Latent frames decoded at once (20.48 s of audio): memory stays the same for songs of any length."""
+
+_EDGE_REACH: Final = 3
+"""Neighbours on each side seen by the first and last convolution (kernel 7)."""
+_RESIDUAL_REACH: Final = 3 * (1 + 3 + 9)
+"""The same for the three residual units of a block (kernel 7, dilations 1, 3 and 9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One call of the decoder; both ranges are ``(start, stop)`` in latent frames of the song.
+
+    Attributes:
+        window: the frames that are decoded.
+        kept: the frames whose audio is kept; the rest only gives the decoder its context.
+    """
+
+    window: tuple[int, int]
+    kept: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """How a song is decoded in tiles.
+
+    Attributes:
+        frames: latent frames of the song.
+        tile_length: frames of every window (of the only one, the song's own length where that is less).
+        overlap: frames of context on each side that faces another tile.
+        tiles: in order; their kept ranges cover the song exactly once.
+    """
+
+    frames: int
+    tile_length: int
+    overlap: int
+    tiles: tuple[Tile, ...]
+
+
+def plan_tiles(frames: int, tile_length: int, overlap: int) -> TilePlan:
+    """Cut a song into windows of one length.
+
+    The last window is moved back rather than shortened: one shape for songs of any length means one compiled graph
+    and one set of convolution plans.
+
+    Args:
+        frames: latent frames of the song, 1 or more.
+        tile_length: frames decoded at once.
+        overlap: context on each inner side; ``receptive_radius`` frames make the result equal to one whole decode.
+
+    Raises:
+        InvalidRequest: no frames, or a tile that is nothing but overlap.
+    """
+    if frames < 1:
+        raise InvalidRequest(f"a song needs 1 latent frame or more, not {frames}", stage="vae.decode")
+    if overlap < 0 or tile_length <= 2 * overlap:
+        raise InvalidRequest(
+            f"tile length {tile_length} must be more than twice the overlap {overlap}", stage="vae.decode"
+        )
+    if frames <= tile_length:
+        return TilePlan(frames, frames, overlap, (Tile((0, frames), (0, frames)),))
+    advance = tile_length - 2 * overlap
+    count = 1 + math.ceil((frames - tile_length) / advance)
+    tiles: list[Tile] = []
+    kept_until = 0
+    for index in range(count):
+        start = min(index * advance, frames - tile_length)
+        stop = start + tile_length
+        keep_to = frames if index == count - 1 else stop - overlap
+        tiles.append(Tile((start, stop), (kept_until, keep_to)))
+        kept_until = keep_to
+    return TilePlan(frames, tile_length, overlap, tuple(tiles))
+
+
+def receptive_radius(upsampling_ratios: Sequence[int]) -> int:
+    """Latent frames on each side of a frame that its audio depends on, from the geometry of the Oobleck decoder.
+
+    Walks from the 1,920 samples of one frame back through every convolution. ACE-Step's ratios (10, 6, 4, 4, 2) give
+    9 frames, whatever the weights and the widths are.
+
+    Args:
+        upsampling_ratios: strides of the decoder's blocks, in the order of the forward pass.
+    """
+    first, last = -_EDGE_REACH, math.prod(upsampling_ratios) - 1 + _EDGE_REACH
+    for stride in reversed(upsampling_ratios):
+        first, last = first - _RESIDUAL_REACH, last + _RESIDUAL_REACH
+        padding = math.ceil(stride / 2)
+        # With kernel 2 * stride, input i reaches the outputs i * stride - padding + [0, 2 * stride).
+        first, last = math.ceil((first + padding - 2 * stride + 1) / stride), (last + padding) // stride
+    return max(_EDGE_REACH - first, last + _EDGE_REACH)
