@@ -1,0 +1,10 @@
+"""What the command line can refuse."""
+
+from __future__ import annotations
+
+
+class SetupError(Exception):
+    """Something the user gave cannot be used, found before any work was done.
+
+    The message is one line that names the value and the way out.
+    """

@@ -1,0 +1,249 @@
+"""The OpenTelemetry SDK, set up for the command line.
+
+The tracing layer needs only the API; an application brings its own providers. The command line is an application:
+it keeps every finished span in memory for its report, sends telemetry to an OTLP endpoint when one is configured,
+and writes a trace file when asked to. Nothing configured means no exporter, no thread and no log line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.json.file import FileSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import (
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    SERVICE_VERSION,
+    OTELResourceDetector,
+    Resource,
+)
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+from acestep_otel import semconv
+from acestep_otel.otlp import metric_exporter, otlp_target, span_exporter
+from acestep_otel.report.spans import FinishedSpan
+
+SHUTDOWN_SECONDS: Final = 5.0
+"""The longest that traces and metrics together may delay the exit of the process."""
+_ABORT_SECONDS: Final = 0.5
+"""Of these, how long an exporter may take to notice that it was shut down."""
+
+
+class SpanCollector(SpanProcessor):
+    """Keeps finished spans for the report, and ends those that shutdown finds open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, Span] = {}
+        self._finished: list[ReadableSpan] = []
+
+    # The SDK passes the context by keyword, so the name stays though it is not needed here.
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
+        """Remember an open span."""
+        with self._lock:
+            self._open[id(span)] = span
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep a finished span."""
+        with self._lock:
+            self._finished.append(span)
+
+    def end_open_spans(self) -> None:
+        """End what is still running and mark it with ``acestep.truncated``, innermost first."""
+        with self._lock:
+            still_open = [span for span in reversed(self._open.values()) if span.is_recording()]
+            self._open.clear()
+        for span in still_open:
+            span.set_attribute(semconv.TRUNCATED, True)
+            span.end()
+
+    @property
+    def readable_spans(self) -> list[ReadableSpan]:
+        """What finished so far, as the SDK has it."""
+        with self._lock:
+            return list(self._finished)
+
+    @property
+    def finished_spans(self) -> list[FinishedSpan]:
+        """What finished so far, as the report takes it."""
+        return [FinishedSpan.from_readable_span(span) for span in self.readable_spans]
+
+
+class Telemetry:
+    """Providers of one process, and their end.
+
+    Used as a context manager: leaving it ends open spans, delivers what is queued, and takes at most
+    ``SHUTDOWN_SECONDS``.
+
+    Attributes:
+        disabled: whether ``OTEL_SDK_DISABLED`` is set: there are no spans then, and nothing to report.
+        collector: every span that finished in this process.
+        tracer_provider: to instrument with.
+        meter_provider: to instrument with.
+    """
+
+    def __init__(
+        self, *, endpoint: str | None = None, protocol: str | None = None, trace_output: Path | None = None
+    ) -> None:
+        """Set up the SDK.
+
+        Args:
+            endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
+            protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
+            trace_output: OTLP JSON file to write at the end; replaced when it exists.
+
+        Raises:
+            SetupError: an endpoint, protocol or exporter that does not exist.
+        """
+        self._trace_output = trace_output
+        self._shut_down = False
+        self._log = DeliveryLog()
+
+        self.disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
+        self.collector = SpanCollector()
+        resource = _resource()
+        # The report is made from the spans, so none may be sampled out: OTEL_TRACES_EXPORTER=none keeps them here.
+        self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(self.collector)
+        traces = None if self.disabled else otlp_target("traces", endpoint=endpoint, protocol=protocol)
+        metrics = None if self.disabled else otlp_target("metrics", endpoint=endpoint, protocol=protocol)
+        # Both exporters first, threads after: a wrong setting leaves nothing running.
+        self._span_exporter = None if traces is None else span_exporter(traces)
+        self._metric_exporter = None if metrics is None else metric_exporter(metrics)
+        if self._span_exporter is not None:
+            self.tracer_provider.add_span_processor(BatchSpanProcessor(self._span_exporter))
+        readers = [] if self._metric_exporter is None else [PeriodicExportingMetricReader(self._metric_exporter)]
+        self.meter_provider = MeterProvider(metric_readers=readers, resource=resource, shutdown_on_exit=False)
+
+    def __enter__(self) -> Self:
+        self._log.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.shutdown()
+        finally:
+            self._log.detach()
+
+    def write_trace_file(self) -> None:
+        """Write every finished span to the trace file, if one was asked for.
+
+        Raises:
+            OSError: the file could not be written.
+        """
+        if self._trace_output is None:
+            return
+        with self._trace_output.open("w", encoding="utf-8") as stream:
+            exported = FileSpanExporter(stream=stream).export(self.collector.readable_spans)
+        if exported is not SpanExportResult.SUCCESS:
+            raise OSError(f"cannot write {self._trace_output}: the export of spans failed")
+
+    def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
+        """End open spans and deliver what is queued; give up when the time is over.
+
+        Args:
+            timeout: seconds for traces and metrics together.
+        """
+        if self._shut_down:
+            return
+        self._shut_down = True
+        self.collector.end_open_spans()
+        deadline = time.monotonic() + timeout
+        flush_seconds = max(0.0, timeout - _ABORT_SECONDS)
+        # The SDK's own shutdown waits for up to half a minute when nobody answers, so it runs aside.
+        deliveries = [
+            self._in_background(self.tracer_provider.shutdown),
+            self._in_background(lambda: self.meter_provider.shutdown(timeout_millis=flush_seconds * 1000)),
+        ]
+        _join(deliveries, deadline - _ABORT_SECONDS)
+        if any(delivery.is_alive() for delivery in deliveries):
+            self._log.report(f"telemetry was not delivered within {timeout:g} s and is dropped")
+            aborts = [
+                self._in_background(exporter.shutdown)
+                for exporter in (self._span_exporter, self._metric_exporter)
+                if exporter is not None
+            ]
+            _join([*aborts, *deliveries], deadline)
+
+    def _in_background(self, action: Callable[[], object]) -> threading.Thread:
+        def deliver() -> None:
+            try:
+                action()
+            except Exception as error:
+                self._log.report(f"telemetry could not be delivered: {error}")
+
+        thread = threading.Thread(target=deliver, daemon=True)
+        thread.start()
+        return thread
+
+
+class DeliveryLog(logging.Handler):
+    """What the SDK logs, brought down to the first warning, as one line on standard error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._logger = logging.getLogger("opentelemetry")
+        self._propagated = self._logger.propagate
+        self._reported = False
+
+    def attach(self) -> None:
+        """Take over the SDK's log."""
+        self._propagated = self._logger.propagate
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def detach(self) -> None:
+        """Give the SDK's log back."""
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagated
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report the first record."""
+        self.report(record.getMessage())
+
+    def report(self, message: str) -> None:
+        """Print one line, once."""
+        if not self._reported:
+            self._reported = True
+            sys.stderr.write(f"warning: {' '.join(message.split())}\n")
+
+
+def _resource() -> Resource:
+    defaults = {
+        SERVICE_NAME: "acestep-otel",
+        SERVICE_VERSION: _version(),
+        # The SDK's default is random, which would make every run a new instance in Prometheus.
+        SERVICE_INSTANCE_ID: platform.node() or "localhost",
+    }
+    # Resource.create lets its argument win over the environment; here the environment wins.
+    return Resource.create({**defaults, **OTELResourceDetector().detect().attributes})
+
+
+def _version() -> str:
+    try:
+        return version("acestep-otel")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+def _join(threads: list[threading.Thread], deadline: float) -> None:
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,151 @@
+"""The result file: what was run, on what, and what it took, as one JSON document.
+
+Its form is ``result.schema.json`` beside this module; ``schema_version`` counts up when a reader of the old form
+would misread the new one. Durations are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from acestep_otel.errors import SetupError
+from acestep_otel.report.breakdown import Breakdown
+from acestep_otel.report.environment import Environment
+from acestep_otel.report.spans import Run
+from acestep_otel.report.statistics import memory_peaks, step_times, tile_times, token_statistics
+
+if TYPE_CHECKING:
+    from acestep.types import EffectiveSettings
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One measured run.
+
+    Attributes:
+        run: its spans, or ``None`` when nothing was traced.
+        effective: what was really run, or ``None`` when it failed before that was known.
+        error: what ended it, or ``None``.
+        songs: the files written.
+    """
+
+    run: Run | None
+    effective: EffectiveSettings | None
+    error: BaseException | None = None
+    songs: tuple[Path, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``results``."""
+        return {
+            "status": "ok" if self.error is None else "error",
+            "error": None if self.error is None else _error(self.error),
+            "effective_settings": None if self.effective is None else asdict(self.effective),
+            "songs": [path.name for path in self.songs],
+            "measurement": None if self.run is None else _measurement(self.run),
+        }
+
+
+def result_document(
+    *, mode: str, environment: Environment, arguments: Mapping[str, Any], results: Sequence[RunResult]
+) -> dict[str, Any]:
+    """The whole document.
+
+    Args:
+        mode: of the command line.
+        environment: what it ran on.
+        arguments: every option of the command line, given or not.
+        results: the measured runs, in order.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mode": mode,
+        "environment": asdict(environment),
+        "arguments": dict(arguments),
+        "results": [result.to_json() for result in results],
+    }
+
+
+def require_writable(path: Path) -> None:
+    """Make sure, before hours of work, that a file can be written; creates the folders above it.
+
+    Raises:
+        SetupError: it cannot.
+    """
+    if path.is_dir():
+        raise SetupError(f"cannot write {path}: it is a directory, give a file name")
+    probe = _beside(path, "probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SetupError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never half of it.
+
+    Raises:
+        OSError: it could not be written; what was there before is unchanged.
+    """
+    draft = _beside(path, "draft")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            json.dump(document, stream, ensure_ascii=False, indent=2, allow_nan=False, default=_as_json)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _beside(path: Path, purpose: str) -> Path:
+    # A rename is atomic only within one file system, so the draft lies in the same folder.
+    return path.with_name(f".{path.name}.{purpose}-{os.getpid()}")
+
+
+def _as_json(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a result file")
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error), "stage": getattr(error, "stage", None)}
+
+
+def _measurement(run: Run) -> dict[str, Any]:
+    breakdown = Breakdown.of(run)
+    return {
+        "trace_id": run.root.trace_id,
+        "wall": breakdown.wall,
+        "stages": {
+            "llm_planning": {
+                "total": breakdown.planner,
+                "token_generation": breakdown.token_generation,
+                "constrained_decoding": breakdown.constrained_decoding,
+                "cfg_overhead": breakdown.guidance,
+            },
+            "dit_diffusion": {
+                "total": breakdown.diffusion,
+                "per_step_average": breakdown.step_average,
+                "steps": breakdown.steps,
+                "step_times": step_times(run),
+            },
+            "vae_decode": {"total": breakdown.vae_decode, "tile_times": tile_times(run)},
+            "audio_save": {"total": breakdown.audio_save},
+            "other": {"total": breakdown.other},
+        },
+        "token_statistics": [asdict(statistics) for statistics in token_statistics(run)],
+        "vram_peaks": [asdict(peak) for peak in memory_peaks(run)],
+    }
