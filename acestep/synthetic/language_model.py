@@ -1,0 +1,110 @@
+"""5 Hz language models with seeded random weights, from a few megabytes to every true size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from transformers import Qwen3Config, Qwen3Model
+
+from acestep.planner.models import LanguageModel
+from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout, Vocabulary
+from acestep.synthetic.tokenizer import build_tokenizer
+from acestep.synthetic.weights import materialise
+
+TINY_LAYOUT: Final = TokenLayout(
+    pad=1531,
+    turn_start=1532,
+    eos=1533,
+    think_open=1534,
+    think_close=1535,
+    text_size=1536,
+    code_base=1536,
+    vocabulary_size=65_544,
+)
+"""All audio codes and a few invalid code rows behind them, over a small text vocabulary."""
+CONTEXT_LIMIT: Final = 8_192
+"""Positions that the planner budgets for: 3,000 codes (600 s) and long lyrics fit."""
+_MODEL_POSITIONS: Final = 40_960
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelConfig:
+    """Architecture of a Qwen3 model.
+
+    Attributes:
+        hidden_size: width.
+        layers: decoder layers.
+        heads: query heads.
+        kv_heads: key and value heads.
+        head_dim: width of a head.
+        feed_forward_size: width inside the feed-forward layers.
+        layout: tokens.
+    """
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward_size: int
+    layout: TokenLayout
+
+
+LANGUAGE_MODEL_CONFIGS: Final[dict[str, LanguageModelConfig]] = {
+    "acestep-5Hz-lm-tiny": LanguageModelConfig(16, 2, 2, 1, 32, 32, TINY_LAYOUT),
+    "acestep-5Hz-lm-0.6B": LanguageModelConfig(1024, 28, 16, 8, 128, 3072, QWEN3_LAYOUT),
+    "acestep-5Hz-lm-1.7B": LanguageModelConfig(2048, 28, 16, 8, 128, 6144, QWEN3_LAYOUT),
+    "acestep-5Hz-lm-4B": LanguageModelConfig(2560, 36, 32, 8, 128, 9728, QWEN3_LAYOUT),
+}
+"""Architectures by name: the embedded ``tiny`` and those of the released models."""
+
+
+def build_language_model(name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LanguageModel:
+    """Build a language model with random weights.
+
+    Args:
+        name: a key of ``LANGUAGE_MODEL_CONFIGS``.
+        device: where the weights live.
+        dtype: of the weights.
+        seed: the model's seed; equal seeds give equal weights on the CPU.
+
+    Raises:
+        KeyError: the name is not in the table.
+    """
+    config = LANGUAGE_MODEL_CONFIGS[name]
+    with torch.device("meta"):
+        body = Qwen3Model(_qwen3_config(config))
+    materialise(body, seed=seed, device=device, dtype=dtype)
+    # Rotary frequencies are computed in the constructor, which the meta device forgets.
+    inv_freq, _ = body.rotary_emb.compute_default_rope_parameters(body.config)
+    body.rotary_emb.inv_freq = inv_freq.to(device)
+    body.rotary_emb.original_inv_freq = inv_freq.to(device, copy=True)
+    return LanguageModel(
+        name=name,
+        weights="synthetic",
+        body=body,
+        head=body.embed_tokens.weight,
+        vocabulary=Vocabulary(build_tokenizer(config.layout), config.layout),
+        device=device,
+        dtype=dtype,
+        context_limit=CONTEXT_LIMIT,
+    )
+
+
+def _qwen3_config(config: LanguageModelConfig) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=config.layout.vocabulary_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.feed_forward_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=_MODEL_POSITIONS,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
