@@ -44,7 +44,9 @@ def _cuda_device(name: str, index: int | None) -> torch.device:
         )
     count = torch.cuda.device_count()
     if index is not None and index >= count:
-        raise DeviceUnavailable(f"device {name!r} was asked for, but there are only {count} CUDA devices (0 ... {count - 1})")
+        raise DeviceUnavailable(
+            f"device {name!r} was asked for, but there are only {count} CUDA devices (0 ... {count - 1})"
+        )
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 
 

@@ -195,7 +195,9 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One step of long work: ``done`` of ``total`` units of a stage (``lm.cot``, ``lm.codes``, ``dit``, ``vae.decode``).
+    """One step of long work: ``done`` of ``total`` units of a stage.
+
+    Stages are ``lm.cot``, ``lm.codes``, ``dit`` and ``vae.decode``.
 
     ``total`` is ``None`` while the length is not known.
     """

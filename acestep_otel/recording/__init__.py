@@ -1,0 +1,6 @@
+"""Spans with explicit times from the device's clock, memory peaks and metrics; nothing here waits for the device."""
+
+from acestep_otel.recording.calibration import calibrate_guidance
+from acestep_otel.recording.layer import warmup
+
+__all__ = ["calibrate_guidance", "warmup"]

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
-from acestep.errors import OutOfMemory
 from acestep_otel import semconv
 from acestep_otel.recording.clock import HOST, Mark
 from acestep_otel.recording.instruments import Instruments
@@ -23,6 +23,10 @@ from acestep_otel.recording.phase import GapSummary, PhaseTimes
 from acestep_otel.recording.privacy import Scrubber
 from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage
 from acestep_otel.settings import Detail
+
+
+_OUT_OF_MEMORY: Final = frozenset({"OutOfMemory", "OutOfMemoryError", "MemoryError"})
+"""The engine's, PyTorch's and Python's; by name, so that no engine has to be importable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ class _Emission:
             record(semconv.VAE_TILE_DURATION, node.seconds, attributes, context)
             return
         record(semconv.STAGE_DURATION, node.seconds, attributes, context)
-        if isinstance(stage.error, OutOfMemory):
+        if stage.error is not None and type(stage.error).__name__ in _OUT_OF_MEMORY:
             record(semconv.OUT_OF_MEMORY, 1, attributes, context)
         if stage.peak is not None:
             for kind, value in (("allocated", stage.peak.allocated), ("reserved", stage.peak.reserved)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, SpanKind, Tracer
+from opentelemetry.trace import Span, Tracer
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import Clocks
@@ -62,6 +63,27 @@ class Call:
         """Make the call."""
         return self.wrapped(*self.args, **self.kwargs)
 
+    def argument(self, name: str) -> Any:
+        """An argument by the name of its parameter, however it was passed; its default when it was not."""
+        bound = inspect.signature(self.wrapped).bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound.arguments[name]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStart:
+    """What is known about a request before it runs.
+
+    Attributes:
+        device: device whose clock and memory are read.
+        attributes: of the root span; samplers see these.
+        user_texts: what must not appear in exception messages.
+    """
+
+    device: torch.device
+    attributes: Attributes
+    user_texts: tuple[str, ...]
+
 
 class TracingLayer:
     """Everything that instrumentation holds while it is switched on.
@@ -79,29 +101,16 @@ class TracingLayer:
         self._vram = VramTracker()
         self._run_id = run_id
 
-    def request(
-        self,
-        name: str,
-        call: Call,
-        *,
-        device: torch.device,
-        known: Attributes,
-        user_texts: tuple[str, ...],
-        found: Callable[[Any], Attributes],
-    ) -> Any:
-        """Run a call as a request: the root of a tree.
+    def request(self, name: str, call: Call, start: RequestStart, found: Callable[[Any], Attributes]) -> Any:
+        """Run a call as a request: the root of a tree. Inside another request it is just run.
 
         Args:
             name: name of the root span.
             call: what to run.
-            device: device whose clock and memory are read.
-            known: attributes known before the call; samplers see these.
-            user_texts: what must not appear in exception messages.
+            start: what is known before the call.
             found: attributes known from the result.
         """
-        if current_recording() is not None:
-            return call.run()
-        started = self._start(name, device, known)
+        started = None if current_recording() is not None else self._start(name, start)
         if started is None:
             return call.run()
         recording, span = started
@@ -109,17 +118,17 @@ class TracingLayer:
         context_token = otel_context.attach(trace.set_span_in_context(span))
         error: BaseException | None = None
         try:
-            with self._vram.request(device):
+            with self._vram.request(start.device):
                 result = call.run()
-                self._describe(recording.root, lambda: found(result))
-                return result
+            self._describe(recording.root, lambda: found(result))
         except BaseException as raised:
             error = raised
             raise
         finally:
             otel_context.detach(context_token)
             reset_current(recording_token)
-            self._finish(recording, span, error, user_texts)
+            self._finish(recording, span, error, start.user_texts)
+        return result
 
     def stage(
         self,
@@ -154,7 +163,7 @@ class TracingLayer:
     def load(self, call: Call, *, model: str, role: str, device: torch.device) -> Any:
         """Run a model's loading in a span of its own, below whatever span is current."""
         attributes = {**self._common(), semconv.MODEL_NAME: model, semconv.MODEL_ROLE: role, semconv.CLOCK: "host"}
-        self._vram.begin(device)
+        never_raises(self._vram.begin)(device)
         start_ns = time.perf_counter_ns()
         with self._tracer.start_as_current_span(semconv.MODEL_LOAD, attributes=attributes) as span:
             result = call.run()
@@ -182,14 +191,18 @@ class TracingLayer:
         return common
 
     @never_raises
-    def _start(self, name: str, device: torch.device, known: Attributes) -> tuple[RequestRecording, Span]:
-        span = self._tracer.start_span(
-            name, kind=SpanKind.INTERNAL, start_time=time.time_ns(), attributes={**self._common(), **known}
-        )
+    def _start(self, name: str, start: RequestStart) -> tuple[RequestRecording, Span]:
         recording = RequestRecording(
-            name, clock=self._clocks.for_device(device), device=device, detail=self.settings.detail, vram=self._vram
+            name,
+            clock=self._clocks.for_device(start.device),
+            device=start.device,
+            detail=self.settings.detail,
+            vram=self._vram,
         )
-        recording.root.attributes.update(known)
+        recording.root.attributes.update(start.attributes)
+        span = self._tracer.start_span(
+            name, start_time=time.time_ns(), attributes={**self._common(), **start.attributes}
+        )
         return recording, span
 
     @never_raises

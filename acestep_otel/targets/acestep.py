@@ -6,21 +6,17 @@ layer's sake.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
-from acestep_otel.recording.calibration import CALIBRATION
-from acestep_otel.recording.layer import Attributes, Call, TracingLayer
-from acestep_otel.recording.phase import PhaseRecord
-from acestep_otel.recording.stages import AttributeValue, Stage, current_recording, never_raises
+from acestep_otel.recording.layer import Attributes, Call, RequestStart, TracingLayer
+from acestep_otel.recording.stages import AttributeValue, Stage, never_raises
 from acestep_otel.settings import Detail
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
-    from acestep.planner.backends import PhaseTokens
     from acestep.types import GenerationRequest, GenerationResult
 
 
@@ -44,3 +40,163 @@ def seams(layer: TracingLayer) -> list[Seam]:
         Seam("acestep.renderer.renderer", "Renderer.decode", _vae_decode(layer)),
         Seam("acestep.renderer.renderer", "Renderer.decode_tile", _vae_tile(layer)),
     ]
+
+
+def _request(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        start = _request_start(call, layer.settings.capture_content)
+        return call.run() if start is None else layer.request(semconv.GENERATE_MUSIC, call, start, _result_attributes)
+
+    return wrapper
+
+
+@never_raises
+def _request_start(call: Call, capture_content: bool) -> RequestStart:
+    models: Models = call.argument("models")
+    request: GenerationRequest = call.argument("request")
+    return RequestStart(
+        device=models.device,
+        attributes=_request_attributes(models, request, capture_content),
+        user_texts=(request.caption, request.lyrics),
+    )
+
+
+def _request_attributes(models: Models, request: GenerationRequest, capture_content: bool) -> dict[str, AttributeValue]:
+    renderer = models.renderer.models
+    attributes: dict[str, AttributeValue] = {
+        semconv.OPERATION_NAME: "generate_content",
+        semconv.PROVIDER_NAME: "ace_step",
+        semconv.REQUEST_MODEL: renderer.name,
+        semconv.OUTPUT_TYPE: "music",
+        semconv.REQUEST_CHOICE_COUNT: request.batch_size,
+        semconv.TASK: request.task_type,
+        semconv.THINKING: request.thinking,
+        semconv.BATCH_SIZE: request.batch_size,
+        semconv.DIT_STEPS_REQUESTED: request.inference_steps,
+        semconv.CAPTION_LENGTH: len(request.caption),
+        semconv.LYRICS_LENGTH: len(request.lyrics),
+        semconv.DEVICE: str(models.device),
+        semconv.DTYPE: str(renderer.dtype).removeprefix("torch."),
+        semconv.WEIGHTS: renderer.weights,
+    }
+    if request.duration is not None:
+        attributes[semconv.AUDIO_DURATION_REQUESTED] = float(request.duration)
+    if capture_content:
+        attributes[semconv.CAPTION] = request.caption
+        attributes[semconv.LYRICS] = request.lyrics
+    return attributes
+
+
+def _result_attributes(result: GenerationResult) -> Attributes:
+    return {semconv.AUDIO_DURATION: result.effective.duration, semconv.DIT_STEPS: result.effective.steps}
+
+
+def _load(layer: TracingLayer, role: str, field: str) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        model = str(getattr(call.argument("selection"), field))
+        return layer.load(call, model=model, role=role, device=call.argument("device"))
+
+    return wrapper
+
+
+def _audio_save(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        return layer.stage(
+            semconv.AUDIO_SAVE,
+            call,
+            device_clock=False,
+            known=lambda: {semconv.AUDIO_FORMAT: call.argument("audio_format")},
+            found=lambda _, songs: {
+                semconv.AUDIO_FILES: len(songs),
+                semconv.AUDIO_BYTES: sum(song.path.stat().st_size for song in songs),
+            },
+        )
+
+    return wrapper
+
+
+def _condition(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        return layer.stage(
+            semconv.CONDITION,
+            call,
+            tracks_memory=True,
+            found=lambda _, conditions: {semconv.LATENT_FRAMES: conditions.context_latents.shape[1]},
+        )
+
+    return wrapper
+
+
+def _denoise(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+
+        def known() -> Attributes:
+            schedule, guidance, noise = call.argument("schedule"), call.argument("guidance"), call.argument("noise")
+            return {
+                semconv.DIT_STEPS_REQUESTED: len(schedule.timesteps),
+                semconv.DIT_SHIFT: float(schedule.shift),
+                semconv.DIT_GUIDANCE_SCALE: 1.0 if guidance is None else float(guidance.scale),
+                semconv.BATCH_SIZE: noise.shape[0],
+                semconv.LATENT_FRAMES: noise.shape[1],
+            }
+
+        def found(stage: Stage, _: Any) -> Attributes:
+            # Counted, not copied from the request; absent where steps are not recorded one by one.
+            steps = sum(child.name == semconv.DIT_STEP for child in stage.children)
+            return {semconv.DIT_STEPS: steps} if steps else {}
+
+        return layer.stage(semconv.DIT, call, tracks_memory=True, known=known, found=found)
+
+    return wrapper
+
+
+def _denoise_step(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return layer.stage(
+            semconv.DIT_STEP,
+            Call(wrapped, instance, args, kwargs),
+            detail=Detail.STEP,
+            known=lambda: {
+                semconv.DIT_STEP_INDEX: kwargs["index"],
+                semconv.DIT_STEP_TIMESTEP: float(kwargs["timestep"]),
+                semconv.DIT_STEP_GUIDED: kwargs.get("projection") is not None,
+            },
+        )
+
+    return wrapper
+
+
+def _vae_decode(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+
+        def known() -> Attributes:
+            plan, latents = call.argument("plan"), call.argument("latents")
+            return {
+                semconv.VAE_RUNG: "cpu" if instance.models.device.type == "cpu" else "gpu",
+                semconv.VAE_TILE_LENGTH: plan.tile_length,
+                semconv.VAE_OVERLAP: plan.overlap,
+                semconv.VAE_TILES: latents.shape[0] * len(plan.tiles),
+                semconv.LATENT_FRAMES: plan.frames,
+                semconv.BATCH_SIZE: latents.shape[0],
+            }
+
+        return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known)
+
+    return wrapper
+
+
+def _vae_tile(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def known() -> Attributes:
+            start, stop = kwargs["tile"].window
+            return {semconv.VAE_TILE_INDEX: kwargs["index"], semconv.VAE_TILE_FRAMES: stop - start}
+
+        return layer.stage(semconv.VAE_TILE, Call(wrapped, instance, args, kwargs), detail=Detail.STEP, known=known)
+
+    return wrapper

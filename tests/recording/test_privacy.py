@@ -1,17 +1,18 @@
 """Exception messages do not carry what the user wrote."""
 
+import pytest
+
 from acestep.errors import InvalidRequest
 from acestep_otel.recording.privacy import REDACTED, Scrubber
 
 
 def test_a_message_that_quotes_the_caption_is_redacted_and_keeps_its_type_and_traceback():
-    try:
+    with pytest.raises(InvalidRequest) as caught:
         raise InvalidRequest("caption 'my secret song' is too long")
-    except InvalidRequest as error:
-        clean = Scrubber(["my secret song"])(error)
-        assert str(clean) == f"caption '{REDACTED}' is too long"
-        assert type(clean).__name__ == "InvalidRequest"
-        assert clean.__traceback__ is error.__traceback__
+    clean = Scrubber(["my secret song"])(caught.value)
+    assert str(clean) == f"caption '{REDACTED}' is too long"
+    assert type(clean).__name__ == "InvalidRequest"
+    assert clean.__traceback__ is caught.value.__traceback__
 
 
 def test_single_lines_and_escaped_quotations_of_the_lyrics_are_redacted():

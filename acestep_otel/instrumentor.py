@@ -1,0 +1,83 @@
+"""Traces ACE-Step 1.5 inference with OpenTelemetry.
+
+Usage
+-----
+Zero code: ``opentelemetry-instrument python service.py``. In code::
+
+    from acestep_otel.instrumentor import AceStepInstrumentor
+
+    AceStepInstrumentor().instrument()
+    ...
+    AceStepInstrumentor().uninstrument()
+
+The engine is wrapped from outside, at named functions; it does not know about this package. Not instrumented means
+not patched. Times on a CUDA device come from events on the stream; nothing here synchronises.
+
+Configuration
+-------------
+``instrument`` takes ``tracer_provider``, ``meter_provider``, ``detail`` (a ``Detail`` or its name) and ``run_id``.
+What is not given comes from the global providers and from the environment variables in ``acestep_otel.settings``.
+
+API
+---
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.metrics import get_meter
+from opentelemetry.trace import get_tracer
+
+from acestep_otel import __version__, semconv
+from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.settings import Detail, Settings
+from acestep_otel.targets.acestep import seams
+from acestep_otel.targets.seam import Patches
+
+logger = logging.getLogger("acestep_otel")
+
+
+class AceStepInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Switches the tracing of ``acestep`` on and off."""
+
+    _patches: Patches | None = None
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """No distribution has to be installed: modules are patched when and if they are imported."""
+        return ()
+
+    def _instrument(self, **kwargs: Any) -> None:
+        settings = _settings(kwargs.get("detail"))
+        if settings.detail is Detail.OFF:
+            return
+        layer = TracingLayer(
+            get_tracer("acestep_otel", __version__, kwargs.get("tracer_provider"), schema_url=semconv.SCHEMA_URL),
+            get_meter("acestep_otel", __version__, kwargs.get("meter_provider"), schema_url=semconv.SCHEMA_URL),
+            settings,
+            run_id=kwargs.get("run_id") or uuid.uuid4().hex,
+        )
+        self._patches = Patches()
+        self._patches.apply(seams(layer))
+
+    def _uninstrument(self, **_kwargs: Any) -> None:
+        if self._patches is not None:
+            self._patches.remove()
+            self._patches = None
+
+
+def _settings(detail: Detail | str | None) -> Settings:
+    try:
+        settings = Settings.from_environment()
+    except ValueError as error:
+        # A wrong word in a service's environment must not keep it from starting.
+        logger.warning("%s; using the defaults", error)
+        settings = Settings()
+    if detail is None:
+        return settings
+    return replace(settings, detail=Detail.parse(detail) if isinstance(detail, str) else detail)

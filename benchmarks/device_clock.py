@@ -1,0 +1,123 @@
+"""Do the spans say what the GPU did? Compares them with torch.profiler's kernel timeline, per stage and per step.
+
+Both look at the same run. The profiler's side is Kineto's GPU ranges: from the first to the last kernel launched
+inside a range that this script opens around the same calls. The spans' side is what the tracing layer exported.
+
+    python benchmarks/device_clock.py --device cuda --weights synthetic --thinking --duration 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import wrapt
+from environment import add_model_options, environment, write_result
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from torch.profiler import ProfilerActivity, profile, record_function
+from workload import load, request
+
+from acestep.inference import generate_music
+from acestep.renderer.renderer import Renderer
+from acestep_otel import semconv
+from acestep_otel.instrumentor import AceStepInstrumentor
+
+RANGES = {
+    "condition": semconv.CONDITION,
+    "denoise": semconv.DIT,
+    "denoise_step": semconv.DIT_STEP,
+    "decode_tile": semconv.VAE_TILE,
+}
+
+
+@contextmanager
+def profiler_ranges() -> Iterator[None]:
+    """Open a profiler range around each renderer stage, inside whatever else wraps it."""
+    originals = {name: vars(Renderer)[name] for name in RANGES}
+
+    def ranged(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+        with record_function(f"stage::{wrapped.__name__}"):
+            return wrapped(*args, **kwargs)
+
+    for name, original in originals.items():
+        setattr(Renderer, name, wrapt.FunctionWrapper(original, ranged))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(Renderer, name, original)
+
+
+def gpu_ranges(trace: Path) -> dict[str, list[float]]:
+    """Seconds of every GPU-side range, by method name, in time order."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    found = defaultdict(list)
+    for event in sorted((e for e in events if e.get("cat") == "gpu_user_annotation"), key=lambda e: e["ts"]):
+        if event["name"].startswith("stage::"):
+            found[event["name"].removeprefix("stage::")].append(event["dur"] / 1e6)
+    return found
+
+
+def main() -> None:
+    """Run once under both, print a row per stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_options(parser)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this comparison needs a CUDA device")
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    models, song = load(options), request(options)
+    rows = []
+    with profiler_ranges(), tempfile.TemporaryDirectory() as folder:
+        instrumentor = AceStepInstrumentor()
+        instrumentor.instrument(tracer_provider=provider)
+        generate_music(models, song)
+        exporter.clear()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            generate_music(models, song)
+        instrumentor.uninstrument()
+        profiler.export_chrome_trace(str(Path(folder) / "trace.json"))
+        kernels = gpu_ranges(Path(folder) / "trace.json")
+
+    spans = sorted(exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
+    for method, name in RANGES.items():
+        mine = [(s.end_time - s.start_time) / 1e9 for s in spans if s.name == name]
+        theirs = kernels[method]
+        if len(mine) != len(theirs):
+            raise SystemExit(f"{name}: {len(mine)} spans but {len(theirs)} profiler ranges")
+        rows.append(
+            {
+                "span": name,
+                "count": len(mine),
+                "span_seconds": sum(mine),
+                "profiler_seconds": sum(theirs),
+                "ratio": sum(mine) / sum(theirs),
+                "largest_difference_ms": max(abs(a - b) for a, b in zip(mine, theirs, strict=True)) * 1e3,
+                "median_difference_ms": statistics.median(a - b for a, b in zip(mine, theirs, strict=True)) * 1e3,
+            }
+        )
+    titles = ("count", "span s", "profiler s", "ratio", "median diff ms", "max diff ms")
+    print(f"{'span':24} {titles[0]:>5} {titles[1]:>9} {titles[2]:>10} {titles[3]:>7} {titles[4]:>14} {titles[5]:>12}")
+    for row in rows:
+        print(
+            f"{row['span']:24} {row['count']:>5} {row['span_seconds']:>9.4f} {row['profiler_seconds']:>10.4f} "
+            f"{row['ratio']:>7.4f} {row['median_difference_ms']:>14.3f} {row['largest_difference_ms']:>12.3f}"
+        )
+    write_result(options.output, {"environment": environment(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What a figure was measured on: recorded beside every result."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "diffusers", "transformers", "opentelemetry-sdk", "acestep-otel")
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, versions and the command line."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "source tree"
+    hardware: dict[str, Any] = {"machine": platform.machine(), "processor": _processor()}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        hardware |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "python": platform.python_version(),
+        "packages": found,
+        "hardware": hardware,
+    }
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose what is run; without any, the tiny models on the CPU."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", choices=["tiny", "synthetic"], default="tiny")
+    parser.add_argument("--dit", default="acestep-v15-turbo", help="diffusion model, with --weights synthetic")
+    parser.add_argument("--lm", default="acestep-5Hz-lm-1.7B", help="language model, with --weights synthetic")
+    parser.add_argument("--thinking", action="store_true", help="let the language model write audio codes")
+    parser.add_argument("--duration", type=float, default=30.0)
+    parser.add_argument("--inference-steps", type=int, default=8)
+    parser.add_argument("--output", type=Path, help="write the result as JSON")
+
+
+def write_result(path: Path | None, result: dict[str, Any]) -> None:
+    """Write JSON where asked."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")

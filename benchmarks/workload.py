@@ -1,0 +1,40 @@
+"""The song that the benchmarks make."""
+
+from __future__ import annotations
+
+import argparse
+
+from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
+from acestep.types import GenerationRequest, SongMetadata
+
+CAPTION = "A driving synth-pop track with a warm analogue bass, gated drums and an airy female lead vocal."
+LYRICS = "[Verse 1]\nCity lights are folding into morning\n[Chorus]\nRun with me until the colours fade"
+
+
+def load(options: argparse.Namespace) -> Models:
+    """The models that the options name."""
+    tiny = options.weights == "tiny"
+    lm = TINY_LM if tiny else options.lm
+    return load_models(
+        ModelSelection(
+            dit=TINY_DIT if tiny else options.dit,
+            lm=lm if options.thinking else None,
+            weights="synthetic",
+            device=options.device,
+        )
+    )
+
+
+def request(options: argparse.Namespace) -> GenerationRequest:
+    """One song, everything given but the caption's rewrite, so that both planner phases run when thinking."""
+    return GenerationRequest(
+        caption=CAPTION,
+        lyrics=LYRICS,
+        metadata=SongMetadata(bpm=112, keyscale="A minor", timesignature="4", language="en"),
+        duration=options.duration,
+        seeds=(42,),
+        inference_steps=options.inference_steps,
+        thinking=options.thinking,
+        use_cot_metas=options.thinking,
+        use_cot_caption=options.thinking,
+    )

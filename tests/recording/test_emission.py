@@ -1,0 +1,230 @@
+"""From a recording to spans and metrics: names, values, nesting, failure."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from acestep.errors import OutOfMemory
+from acestep_otel import semconv
+from acestep_otel.recording.clock import HostClock, Mark
+from acestep_otel.recording.emission import Emitter
+from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.phase import PhaseRecord
+from acestep_otel.recording.privacy import Scrubber
+from acestep_otel.recording.stages import RequestRecording, Stage
+from acestep_otel.recording.vram import VramPeak, VramTracker
+from acestep_otel.settings import Detail
+
+CPU = torch.device("cpu")
+MS = 1_000_000
+
+
+class Bench:
+    """An emitter with an in-memory exporter and metric reader."""
+
+    def __init__(self, detail: Detail = Detail.STEP) -> None:
+        self.exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.reader = InMemoryMetricReader()
+        self.tracer = provider.get_tracer("test")
+        self.emitter = Emitter(self.tracer, Instruments(MeterProvider([self.reader]).get_meter("test")), detail)
+        self.detail = detail
+
+    def emit(self, build, scrub=()):
+        recording = RequestRecording(
+            semconv.GENERATE_MUSIC, clock=HostClock(), device=CPU, detail=self.detail, vram=VramTracker()
+        )
+        recording.root.attributes[semconv.REQUEST_MODEL] = "acestep-v15-tiny"
+        recording.root.start, recording.root.end = Mark(0), Mark(1_000 * MS)
+        build(recording.root)
+        root = self.tracer.start_span(semconv.GENERATE_MUSIC, start_time=recording.clock.resolve([Mark(0)])[0])
+        self.emitter.emit(recording, root, Scrubber(scrub), {semconv.RUN_ID: "run"})
+        return {span.name: span for span in self.exporter.get_finished_spans()}
+
+    def metrics(self):
+        data = self.reader.get_metrics_data()
+        return {
+            metric.name: list(metric.data.data_points)
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+def add(parent: Stage, name: str, start: int, end: int, **fields) -> Stage:
+    stage = Stage(name, Mark(start), device_clock=fields.pop("device_clock", True), end=Mark(end), **fields)
+    parent.children.append(stage)
+    return stage
+
+
+def planner(root: Stage, *, share: float | None = 0.25, unconditional: int = 30) -> None:
+    lm = add(root, semconv.LM, 10 * MS, 500 * MS, device_clock=False)
+    cot = add(lm, semconv.LM_COT, 10 * MS, 100 * MS, device_clock=False)
+    cot.phase = PhaseRecord([(Mark(15 * MS), Mark(20 * MS))], [Mark(30 * MS), Mark(40 * MS)], constrained_ns=5 * MS)
+    codes = add(lm, semconv.LM_CODES, 100 * MS, 480 * MS, device_clock=False)
+    codes.phase = PhaseRecord([(Mark(100 * MS), Mark(120 * MS))], [Mark((130 + 10 * i) * MS) for i in range(31)])
+    codes.attributes |= {semconv.LM_SAMPLED_TOKENS: 31, semconv.LM_UNCONDITIONAL_TOKENS: unconditional}
+    if share is not None:
+        codes.attributes |= {semconv.LM_CFG_SHARE: share, semconv.LM_CFG_PREFILL_SHARE: 0.5}
+
+
+def seconds(span) -> float:
+    return (span.end_time - span.start_time) / 1e9
+
+
+def test_the_tree_is_emitted_under_the_root_with_the_times_of_its_marks():
+    def build(root):
+        dit = add(root, semconv.DIT, 100 * MS, 400 * MS)
+        add(dit, semconv.DIT_STEP, 110 * MS, 200 * MS, attributes={semconv.DIT_STEP_INDEX: 0})
+
+    spans = Bench().emit(build)
+    assert set(spans) == {semconv.GENERATE_MUSIC, semconv.DIT, semconv.DIT_STEP}
+    root, dit, step = spans[semconv.GENERATE_MUSIC], spans[semconv.DIT], spans[semconv.DIT_STEP]
+    assert (root.parent, dit.parent.span_id, step.parent.span_id) == (
+        None,
+        root.context.span_id,
+        dit.context.span_id,
+    )
+    assert (seconds(root), seconds(dit), seconds(step)) == (1.0, 0.3, 0.09)
+    assert dit.start_time - root.start_time == 100 * MS
+    assert step.attributes[semconv.DIT_STEP_INDEX] == 0
+    assert step.attributes[semconv.CLOCK] == "host"
+    assert all(span.attributes[semconv.RUN_ID] == "run" for span in spans.values())
+
+
+@given(st.lists(st.tuples(st.integers(-50, 1_100), st.integers(-50, 1_100)), max_size=8))
+def test_children_nest_and_never_overlap_whatever_the_marks_say(times):
+    def build(root):
+        for start, end in times:
+            add(root, semconv.CONDITION, start * MS, end * MS)
+
+    bench = Bench()
+    bench.emit(build)
+    spans = bench.exporter.get_finished_spans()
+    root = next(span for span in spans if span.parent is None)
+    children = [span for span in spans if span.parent is not None]
+    assert len(children) == len(times)
+    cursor = root.start_time
+    for child in children:
+        assert cursor <= child.start_time <= child.end_time <= root.end_time
+        cursor = child.end_time
+    assert sum(seconds(child) for child in children) <= seconds(root)
+
+
+def test_the_planner_s_three_rows_sum_to_its_total():
+    spans = Bench().emit(planner)
+    lm = spans[semconv.LM].attributes
+    assert lm[semconv.LM_CONSTRAINED_DECODING_DURATION] == pytest.approx(0.005)
+    # 25 % of 300 ms of decoding and half of 20 ms of prefill.
+    assert lm[semconv.LM_CFG_DURATION] == pytest.approx(0.25 * 0.3 + 0.5 * 0.02)
+    rows = (
+        lm[semconv.LM_TOKEN_GENERATION_DURATION],
+        lm[semconv.LM_CONSTRAINED_DECODING_DURATION],
+        lm[semconv.LM_CFG_DURATION],
+    )
+    assert sum(rows) == pytest.approx(seconds(spans[semconv.LM]))
+
+
+def test_guidance_that_was_not_calibrated_is_absent_not_zero():
+    lm = Bench().emit(lambda root: planner(root, share=None))[semconv.LM].attributes
+    assert semconv.LM_CFG_DURATION not in lm
+
+
+def test_guidance_that_was_off_is_zero():
+    lm = Bench().emit(lambda root: planner(root, share=None, unconditional=0))[semconv.LM].attributes
+    assert lm[semconv.LM_CFG_DURATION] == 0.0
+
+
+def test_a_phase_reports_first_token_prefill_decode_rate_and_gaps():
+    codes = Bench().emit(planner)[semconv.LM_CODES].attributes
+    assert codes[semconv.LM_TIME_TO_FIRST_TOKEN] == pytest.approx(0.03)
+    assert codes[semconv.LM_PREFILL_DURATION] == pytest.approx(0.02)
+    assert codes[semconv.LM_DECODE_DURATION] == pytest.approx(0.3)
+    assert codes[semconv.LM_TOKENS_PER_SECOND] == pytest.approx(100)
+    assert codes[semconv.LM_TOKEN_GAP_P50] == pytest.approx(0.01)
+
+
+def test_token_windows_appear_at_detail_token_only():
+    assert semconv.LM_TOKENS not in Bench(Detail.STEP).emit(planner)
+    bench = Bench(Detail.TOKEN)
+    bench.emit(planner)
+    windows = [span for span in bench.exporter.get_finished_spans() if span.name == semconv.LM_TOKENS]
+    assert [span.attributes[semconv.LM_WINDOW_TOKENS] for span in windows] == [1, 30]
+
+
+def test_failure_closes_spans_with_status_exception_and_what_was_measured():
+    cause = OutOfMemory("out of memory rendering my secret song", stage="dit")
+
+    def build(root):
+        root.error = cause
+        dit = add(root, semconv.DIT, 100 * MS, 400 * MS, error=cause)
+        add(dit, semconv.DIT_STEP, 100 * MS, 300 * MS)
+        add(dit, semconv.DIT_STEP, 300 * MS, 400 * MS, error=cause)
+
+    bench = Bench()
+    bench.emit(build, scrub=["my secret song"])
+    by_status = [(span.name, span.status.status_code) for span in bench.exporter.get_finished_spans()]
+    assert by_status == [
+        (semconv.DIT_STEP, StatusCode.UNSET),
+        (semconv.DIT_STEP, StatusCode.ERROR),
+        (semconv.DIT, StatusCode.ERROR),
+        (semconv.GENERATE_MUSIC, StatusCode.ERROR),
+    ]
+    root = bench.exporter.get_finished_spans()[-1]
+    assert root.attributes[semconv.ERROR_TYPE] == "OutOfMemory"
+    (event,) = root.events
+    assert event.attributes["exception.message"] == "out of memory rendering [redacted]"
+    assert "secret" not in str(event.attributes)
+    metrics = bench.metrics()
+    assert metrics[semconv.OUT_OF_MEMORY.name][0].value == 1
+    assert metrics[semconv.REQUESTS.name][0].attributes[semconv.OUTCOME] == "OutOfMemory"
+
+
+def test_memory_peaks_are_attributes_and_gauges_and_absent_without_a_counter():
+    def build(root):
+        add(root, semconv.DIT, 0, 100 * MS, peak=VramPeak(allocated=5_000, reserved=8_000, shared=False))
+        add(root, semconv.VAE_DECODE, 100 * MS, 200 * MS)
+
+    bench = Bench()
+    spans = bench.emit(build)
+    assert spans[semconv.DIT].attributes[semconv.VRAM_PEAK_RESERVED] == 8_000
+    assert semconv.VRAM_PEAK_RESERVED not in spans[semconv.VAE_DECODE].attributes
+    points = {point.attributes[semconv.VRAM_KIND]: point for point in bench.metrics()[semconv.VRAM_PEAK.name]}
+    assert (points["allocated"].value, points["reserved"].value) == (5_000, 8_000)
+    assert points["allocated"].attributes[semconv.STAGE] == "dit"
+
+
+def test_metrics_have_the_declared_units_buckets_and_attributes_only():
+    bench = Bench()
+    bench.emit(planner)
+    data = bench.reader.get_metrics_data()
+    seen = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics]
+    assert {m.name for m in seen} >= {
+        semconv.REQUEST_DURATION.name,
+        semconv.TIME_TO_FIRST_TOKEN.name,
+        semconv.TIME_PER_OUTPUT_TOKEN.name,
+        semconv.STAGE_DURATION.name,
+    }
+    for metric in seen:
+        definition = semconv.METRICS[metric.name]
+        assert metric.unit == definition.unit
+        for point in metric.data.data_points:
+            assert set(point.attributes) <= set(definition.attributes)
+            if definition.kind == "histogram":
+                assert tuple(point.explicit_bounds) == definition.buckets
+
+
+def test_exemplars_point_at_the_span_they_were_measured_in():
+    bench = Bench()
+    spans = bench.emit(planner)
+    points = {p.attributes[semconv.STAGE]: p for p in bench.metrics()[semconv.TIME_TO_FIRST_TOKEN.name]}
+    (exemplar,) = points["lm.codes"].exemplars
+    assert exemplar.span_id == spans[semconv.LM_CODES].context.span_id
