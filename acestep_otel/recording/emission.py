@@ -24,7 +24,6 @@ from acestep_otel.recording.privacy import Scrubber
 from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage
 from acestep_otel.settings import Detail
 
-
 _OUT_OF_MEMORY: Final = frozenset({"OutOfMemory", "OutOfMemoryError", "MemoryError"})
 """The engine's, PyTorch's and Python's; by name, so that no engine has to be importable."""
 

@@ -146,9 +146,9 @@ def _denoise(layer: TracingLayer) -> Wrapper:
             }
 
         def found(stage: Stage, _: Any) -> Attributes:
-            # Counted, not copied from the request; absent where steps are not recorded one by one.
+            # Counted where steps are recorded one by one; below that level a loop that returned has run them all.
             steps = sum(child.name == semconv.DIT_STEP for child in stage.children)
-            return {semconv.DIT_STEPS: steps} if steps else {}
+            return {semconv.DIT_STEPS: steps or len(call.argument("schedule").timesteps)}
 
         return layer.stage(semconv.DIT, call, tracks_memory=True, known=known, found=found)
 
