@@ -34,7 +34,8 @@ def materialise(module: nn.Module, *, seed: int, device: torch.device, dtype: to
     Returns:
         The same module, in eval mode, without gradients.
     """
-    module.to(dtype=dtype)
+    # diffusers overrides ``to`` with a warning about loaded weights, of which there are none.
+    nn.Module.to(module, dtype=dtype)
     module.to_empty(device=device)
     generator = torch.Generator(device=device)
     with torch.no_grad():

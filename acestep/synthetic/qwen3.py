@@ -1,0 +1,26 @@
+"""Qwen3 bodies with seeded random weights: the renderer's text encoder and the 5 Hz language model are both one."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Qwen3Config, Qwen3Model
+
+from acestep.synthetic.weights import materialise
+
+
+def build_qwen3(config: Qwen3Config, *, seed: int, device: torch.device, dtype: torch.dtype) -> Qwen3Model:
+    """Build the model without a head.
+
+    Args:
+        config: its architecture.
+        seed: of its weights.
+        device: where they live.
+        dtype: of the weights; the rotary frequencies stay in float32, as in a loaded model.
+    """
+    with torch.device("meta"):
+        model = Qwen3Model(config)
+    materialise(model, seed=seed, device=device, dtype=dtype)
+    frequencies, _ = model.rotary_emb.compute_default_rope_parameters(config)
+    model.rotary_emb.inv_freq = frequencies.to(device)
+    model.rotary_emb.original_inv_freq = frequencies.to(device, copy=True)
+    return model

@@ -1,0 +1,257 @@
+"""Renderer models with seeded random weights: real architecture, real cost, noise for music."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from diffusers import AceStepTransformer1DModel, AutoencoderOobleck
+from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer, AceStepAudioTokenizer, AceStepConditionEncoder
+from torch import nn
+from transformers import Qwen3Config
+
+from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout
+from acestep.renderer.models import RendererModels
+from acestep.synthetic.language_model import TINY_LAYOUT
+from acestep.synthetic.qwen3 import build_qwen3
+from acestep.synthetic.tokenizer import build_tokenizer
+from acestep.synthetic.weights import materialise, tensor_seed
+
+
+@dataclass(frozen=True, slots=True)
+class RendererConfig:
+    """Sizes of a renderer's models, as arguments of the classes that they are made of.
+
+    Attributes:
+        is_turbo: whether guidance is distilled into the weights.
+        default_shift: timestep shift that the model was trained for.
+        transformer: of ``AceStepTransformer1DModel``, beyond what it shares with the encoders.
+        encoder: shared by the condition encoder, the audio tokenizer and the detokenizer.
+        condition_layers: layers of the lyric and of the timbre encoder.
+        text_encoder: of ``Qwen3Config``, beyond the vocabulary.
+        text_layout: tokens of the text encoder.
+        vae: of ``AutoencoderOobleck``, beyond the strides, which are the same everywhere.
+        latent_channels: width of the latents.
+    """
+
+    is_turbo: bool
+    default_shift: float
+    transformer: Mapping[str, Any]
+    encoder: Mapping[str, Any]
+    condition_layers: tuple[int, int]
+    text_encoder: Mapping[str, Any]
+    text_layout: TokenLayout
+    vae: Mapping[str, Any]
+    latent_channels: int
+
+
+_RESIDUAL_GAIN: Final = 0.1
+_OUTPUT_GAIN: Final = 0.2
+_DOWNSAMPLING_RATIOS: Final = (2, 4, 4, 6, 10)
+_TRUE_SIZE: Final[Mapping[str, Any]] = {
+    "encoder": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "sliding_window": 128,
+    },
+    "condition_layers": (8, 4),
+    "text_encoder": {  # Qwen3-Embedding-0.6B
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    "text_layout": QWEN3_LAYOUT,
+    "vae": {"encoder_hidden_size": 128, "decoder_channels": 128, "channel_multiples": [1, 2, 4, 8, 16]},
+    "latent_channels": 64,
+}
+_TINY_SIZE: Final[Mapping[str, Any]] = {
+    "transformer": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "encoder": {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 16,
+    },
+    "condition_layers": (2, 2),
+    "text_encoder": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
+    "text_layout": TINY_LAYOUT,
+    "vae": {"encoder_hidden_size": 8, "decoder_channels": 2, "channel_multiples": [1, 1, 1, 1, 1]},
+    "latent_channels": 4,
+}
+_STANDARD_TRANSFORMER: Final = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+}
+_XL_TRANSFORMER: Final = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+def _standard(*, is_turbo: bool, shift: float) -> RendererConfig:
+    return RendererConfig(is_turbo, shift, transformer=_STANDARD_TRANSFORMER, **_TRUE_SIZE)
+
+
+def _xl(*, is_turbo: bool, shift: float) -> RendererConfig:
+    return RendererConfig(is_turbo, shift, transformer=_XL_TRANSFORMER, **_TRUE_SIZE)
+
+
+RENDERER_CONFIGS: Final[Mapping[str, RendererConfig]] = {
+    "acestep-v15-tiny": RendererConfig(True, 3.0, **_TINY_SIZE),
+    "acestep-v15-tiny-base": RendererConfig(False, 1.0, **_TINY_SIZE),
+    "acestep-v15-turbo": _standard(is_turbo=True, shift=3.0),
+    "acestep-v15-turbo-shift1": _standard(is_turbo=True, shift=1.0),
+    "acestep-v15-turbo-shift3": _standard(is_turbo=True, shift=3.0),
+    "acestep-v15-turbo-continuous": _standard(is_turbo=True, shift=3.0),
+    "acestep-v15-base": _standard(is_turbo=False, shift=1.0),
+    "acestep-v15-sft": _standard(is_turbo=False, shift=1.0),
+    "acestep-v15-xl-turbo": _xl(is_turbo=True, shift=3.0),
+    "acestep-v15-xl-base": _xl(is_turbo=False, shift=1.0),
+    "acestep-v15-xl-sft": _xl(is_turbo=False, shift=1.0),
+}
+"""Every renderer that can be built with random weights, by name."""
+
+
+def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> RendererModels:
+    """Build a renderer's models with random weights.
+
+    Args:
+        name: a key of ``RENDERER_CONFIGS``.
+        device: where the weights live.
+        dtype: of the weights.
+        seed: the models' seed; equal seeds give equal weights on the CPU.
+
+    Raises:
+        KeyError: the name is not in the table.
+    """
+    config = RENDERER_CONFIGS[name]
+    modules = diffusers_modules(config)
+    for role, module in modules.items():
+        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype)
+        _balance_transposed_convolutions(module)
+    _set_silence(modules["condition_encoder"], seed)
+    _set_vae_gains(modules["vae"])
+    _restore_quantizer(modules["audio_tokenizer"].quantizer)
+    return RendererModels(
+        name=name,
+        weights="synthetic",
+        is_turbo=config.is_turbo,
+        default_shift=config.default_shift,
+        **modules,
+        text_encoder=build_qwen3(
+            text_encoder_config(config), seed=tensor_seed(seed, "text_encoder"), device=device, dtype=dtype
+        ),
+        text_tokenizer=build_tokenizer(config.text_layout),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
+    """The modules that diffusers provides, by their name in ``RendererModels``, on the meta device (no memory)."""
+    encoder, channels = config.encoder, config.latent_channels
+    lyric_layers, timbre_layers = config.condition_layers
+    shared_attention = {"head_dim": encoder["head_dim"], "sliding_window": encoder["sliding_window"]}
+    with torch.device("meta"):
+        return {
+            "transformer": AceStepTransformer1DModel(
+                **config.transformer,
+                **shared_attention,
+                in_channels=3 * channels,
+                audio_acoustic_hidden_dim=channels,
+                encoder_hidden_size=encoder["hidden_size"],
+                is_turbo=config.is_turbo,
+            ),
+            "condition_encoder": AceStepConditionEncoder(
+                **encoder,
+                text_hidden_dim=config.text_encoder["hidden_size"],
+                timbre_hidden_dim=channels,
+                num_lyric_encoder_hidden_layers=lyric_layers,
+                num_timbre_encoder_hidden_layers=timbre_layers,
+            ),
+            "audio_tokenizer": AceStepAudioTokenizer(
+                **encoder, audio_acoustic_hidden_dim=channels, fsq_dim=encoder["hidden_size"]
+            ),
+            "audio_token_detokenizer": AceStepAudioTokenDetokenizer(**encoder, audio_acoustic_hidden_dim=channels),
+            "vae": AutoencoderOobleck(
+                **config.vae,
+                downsampling_ratios=list(_DOWNSAMPLING_RATIOS),
+                decoder_input_channels=channels,
+                sampling_rate=48_000,
+            ),
+        }
+
+
+def text_encoder_config(config: RendererConfig) -> Qwen3Config:
+    """Architecture of the text encoder (Qwen3-Embedding)."""
+    return Qwen3Config(
+        **config.text_encoder,
+        vocab_size=config.text_layout.text_size,
+        max_position_embeddings=32_768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    )
+
+
+@torch.no_grad()
+def _balance_transposed_convolutions(module: nn.Module) -> None:
+    """Keep the signal's scale: an output of a transposed convolution sums over input channels and kernel / stride."""
+    for layer in module.modules():
+        if isinstance(layer, nn.ConvTranspose1d):
+            gain = (layer.out_channels * layer.stride[0] / layer.in_channels) ** 0.5
+            weight: torch.Tensor = getattr(layer, "weight_g", layer.weight)
+            weight.mul_(gain)
+
+
+@torch.no_grad()
+def _set_vae_gains(vae: Any) -> None:
+    """Keep fifteen residual units in a row from amplifying without bound, and the audio near the level of music."""
+    for name, parameter in vae.named_parameters():
+        if "res_unit" in name and name.endswith("conv2.weight_g"):
+            parameter.fill_(_RESIDUAL_GAIN)
+    vae.decoder.conv2.weight_g.fill_(_OUTPUT_GAIN)
+
+
+@torch.no_grad()
+def _set_silence(condition_encoder: Any, seed: int) -> None:
+    """Give "silence" and "no condition" the scale of latents and hidden states; no silence was ever encoded here."""
+    for name in ("silence_latent", "null_condition_emb"):
+        tensor = getattr(condition_encoder, name)
+        generator = torch.Generator(device=tensor.device).manual_seed(tensor_seed(seed, name))
+        tensor.normal_(generator=generator)
+
+
+def _restore_quantizer(quantizer: Any) -> None:
+    """Compute again what the quantizer's constructor computed on the meta device: levels, basis and scales."""
+    with torch.random.fork_rng(devices=[]):
+        computed = type(quantizer)(dim=1, levels=quantizer.levels, num_quantizers=quantizer.num_quantizers)
+    for name, buffer in computed.named_buffers():
+        setattr(quantizer, name, buffer.to(quantizer.project_in.weight.device))
