@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,8 @@ AUDIO_FORMATS: Final = {
 24 bits would store that decoder's rounding noise at half as much again. ``wav32`` keeps every bit.
 """
 
-_BLOCK_SAMPLES: Final = 1 << 16
-# libsndfile's Vorbis encoder takes stack memory in proportion to what one call hands it.
+# libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
+_BLOCK_SAMPLES: Final = 65_536
 
 
 def available_formats() -> tuple[str, ...]:
@@ -133,19 +133,11 @@ def _encode(audio: torch.Tensor, entry: AudioFormat) -> bytes:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("xb") as file:
             file.write(content)
-            file.close()
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

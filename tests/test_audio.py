@@ -1,0 +1,137 @@
+"""Songs reach the disk at the right level, in the right format, whole or not at all."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep import audio
+from acestep.errors import AudioWriteError, InvalidRequest
+
+
+def tone(seconds: float = 0.5, amplitude: float = 0.5) -> torch.Tensor:
+    t = torch.arange(int(seconds * 48_000)) / 48_000
+    return torch.stack([torch.sin(2 * torch.pi * 440 * t), torch.sin(2 * torch.pi * 660 * t)]) * amplitude
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "subtype", "tolerance"),
+    [
+        ("flac", ".flac", "PCM_16", 1e-4),
+        ("wav", ".wav", "PCM_16", 1e-4),
+        ("wav32", ".wav", "FLOAT", 0.0),
+        ("mp3", ".mp3", "MPEG_LAYER_III", None),
+        ("ogg", ".ogg", "VORBIS", None),
+        ("opus", ".opus", "OPUS", None),
+    ],
+)
+def test_every_format_is_48_khz_stereo_and_plays_what_was_saved(tmp_path, name, suffix, subtype, tolerance):
+    song = tone()
+    path = audio.save_audio(song, tmp_path / "song.v1", name)
+    assert path == tmp_path / f"song.v1{suffix}"
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels, info.subtype) == (48_000, 2, subtype)
+    read, _ = soundfile.read(path, dtype="float32")
+    read = torch.from_numpy(read).T
+    if tolerance is None:
+        length = song.shape[1]
+        assert length <= read.shape[1] <= length + 2_400
+        # A coder may delay, so power is compared rather than samples.
+        assert read.square().sum() == pytest.approx(song.square().sum().item(), rel=0.1)
+    else:
+        assert read.shape == song.shape
+        assert (read - song).abs().max() <= tolerance
+
+
+def test_a_long_song_is_encoded_to_ogg_in_blocks(tmp_path):
+    path = audio.save_audio(tone(seconds=60), tmp_path / "long", "ogg")
+    assert soundfile.info(path).duration == pytest.approx(60)
+
+
+def test_an_unknown_format_names_those_available(tmp_path):
+    with pytest.raises(AudioWriteError, match=r"'aac'.*flac.*wav32") as raised:
+        audio.save_audio(tone(), tmp_path / "song", "aac")
+    assert raised.value.stage == "audio.save"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_libsndfile_lacks_is_not_offered(monkeypatch, tmp_path):
+    monkeypatch.setattr(soundfile, "check_format", lambda container, encoding: container == "WAV")
+    assert audio.available_formats() == ("wav", "wav32")
+    with pytest.raises(AudioWriteError, match="choose one of wav, wav32"):
+        audio.save_audio(tone(), tmp_path / "song", "flac")
+
+
+def test_a_full_disk_leaves_no_half_song_and_keeps_the_old_one(tmp_path):
+    path = audio.save_audio(tone(0.1), tmp_path / "song", "wav")
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(AudioWriteError, match=r"song\.wav could not be written") as raised:
+            audio.save_audio(tone(2.0), tmp_path / "song", "wav")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(raised.value.__cause__, OSError)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+def test_a_directory_that_is_not_there_is_one_clear_error(tmp_path):
+    with pytest.raises(AudioWriteError, match="missing"):
+        audio.save_audio(tone(), tmp_path / "missing" / "song")
+
+
+def test_output_directory_is_made_and_left_empty(tmp_path):
+    directory = tmp_path / "a" / "b"
+    audio.check_output_directory(directory)
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("directory", ["file", "file/below", "/proc/songs"])
+def test_an_output_directory_that_cannot_be_written_to_is_refused(tmp_path, directory):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(AudioWriteError, match="cannot be written to"):
+        audio.check_output_directory(tmp_path / directory)
+
+
+@given(st.floats(1e-4, 50.0), st.floats(-40.0, 0.0))
+def test_the_peak_of_every_song_ends_at_the_level_asked_for(amplitude, dbfs):
+    songs = torch.stack([tone(0.01, amplitude), tone(0.01, amplitude / 3)])
+    peaks = audio.normalise_peak(songs, dbfs).abs().amax(dim=(1, 2))
+    assert torch.allclose(peaks, torch.full((2,), 10 ** (dbfs / 20)), rtol=1e-5)
+
+
+def test_both_channels_of_a_song_share_one_gain():
+    song = tone()
+    song[1] *= 0.25
+    levelled = audio.normalise_peak(song, -1.0)
+    assert torch.allclose(levelled[1] / levelled[0].abs().max(), song[1] / song[0].abs().max(), atol=1e-6)
+
+
+def test_silence_stays_silence():
+    silence = torch.zeros(2, 100)
+    assert torch.equal(audio.normalise_peak(silence, -1.0), silence)
+    assert torch.equal(audio.prevent_clipping(silence), silence)
+
+
+def test_clipping_is_prevented_and_a_quiet_song_is_left_alone():
+    assert audio.prevent_clipping(tone(amplitude=3.0)).abs().max() == pytest.approx(1.0)
+    quiet = tone(amplitude=0.2)
+    assert torch.equal(audio.prevent_clipping(quiet), quiet)
+
+
+@pytest.mark.parametrize("dbfs", [0.1, float("nan")])
+def test_a_level_above_full_scale_is_refused(dbfs):
+    with pytest.raises(InvalidRequest, match="0 dBFS or less"):
+        audio.normalise_peak(tone(), dbfs)
+
+
+def test_the_path_stem_keeps_its_dots(tmp_path: Path):
+    assert audio.save_audio(tone(0.1), tmp_path / "take.2.final").name == "take.2.final.flac"
