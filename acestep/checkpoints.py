@@ -15,7 +15,6 @@ import torch
 
 from acestep.devices import default_dtype, resolve_device
 from acestep.errors import BackendUnavailable, CheckpointNotFound, stage_errors
-from acestep.planner.backends.pt import PtBackend
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.renderer.models import RendererModels

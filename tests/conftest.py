@@ -1,6 +1,15 @@
 """Shared by all tests."""
 
+import pytest
 import torch
+
+from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
 
 # Two threads on a busy two-core machine make tiny models fifty times slower.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    """The tiny models on the CPU, loaded once; nothing that uses them changes them."""
+    return load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))

@@ -1,0 +1,90 @@
+"""From a name to models: found, built when asked for, or an error with the ways out; never random by surprise."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
+from acestep.errors import BackendUnavailable, CheckpointNotFound, DeviceUnavailable
+
+
+def test_a_name_without_weights_says_where_it_looked_and_the_three_ways_out(tmp_path):
+    with pytest.raises(CheckpointNotFound) as caught:
+        load_models(ModelSelection(lm=None, device="cpu", checkpoint_root=tmp_path))
+    message = str(caught.value)
+    assert "acestep-v15-turbo" in message
+    assert str(tmp_path / "acestep-v15-turbo") in message
+    assert "hf download" in message
+    assert "--weights synthetic" in message
+    assert "--tiny" in message
+    assert "\n" not in message
+
+
+def test_a_name_that_no_architecture_has_lists_those_that_exist():
+    with pytest.raises(CheckpointNotFound, match="acestep-v15-turbo"):
+        load_models(ModelSelection(dit="acestep-v99", lm=None, weights="synthetic", device="cpu"))
+    with pytest.raises(CheckpointNotFound, match="acestep-5Hz-lm-4B"):
+        load_models(ModelSelection(dit=TINY_DIT, lm="acestep-5Hz-lm-9B", weights="synthetic", device="cpu"))
+
+
+def test_weights_on_disk_are_not_replaced_by_random_ones(tmp_path):
+    (tmp_path / "acestep-v15-turbo").mkdir()
+    with pytest.raises(CheckpointNotFound, match="not available yet"):
+        load_models(ModelSelection(lm=None, device="cpu", checkpoint_root=tmp_path))
+
+
+def test_an_unknown_device_or_backend_is_refused_before_anything_loads():
+    with pytest.raises(DeviceUnavailable):
+        load_models(ModelSelection(dit="nowhere", device="tpu"))
+    with pytest.raises(BackendUnavailable, match="--lm-backend pt"):
+        load_models(ModelSelection(dit="nowhere", device="cpu", lm_backend="mlx"))
+
+
+def test_the_tiny_models_need_no_files_and_are_a_few_megabytes():
+    models = load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))
+    renderer = models.renderer.models
+    modules = [
+        renderer.transformer,
+        renderer.condition_encoder,
+        renderer.audio_tokenizer,
+        renderer.audio_token_detokenizer,
+        renderer.vae,
+        renderer.text_encoder,
+        models.planner.backend.model.body,
+    ]
+    tensors = {t.data_ptr(): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    assert sum(t.numel() * t.element_size() for t in tensors.values()) < 20 * 2**20
+    assert renderer.weights == "synthetic"
+    assert models.device == torch.device("cpu")
+
+
+DIGEST = """
+import hashlib
+from acestep.checkpoints import ModelSelection, load_models, TINY_DIT, TINY_LM
+models = load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))
+renderer, digest = models.renderer.models, hashlib.sha256()
+for module in (renderer.transformer, renderer.condition_encoder, renderer.audio_tokenizer,
+               renderer.audio_token_detokenizer, renderer.vae, renderer.text_encoder, models.planner.backend.model.body):
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+digest.update(renderer.text_tokenizer.to_str().encode())
+print(digest.hexdigest())
+"""
+
+
+def test_the_tiny_models_are_byte_identical_in_every_process():
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads, "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, threads in (("1", "1"), ("2", "2"))
+    }
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == len(hashlib.sha256().hexdigest())

@@ -1,0 +1,337 @@
+"""Instrumentation around real runs: the span tree, every attribute's name and type, and that nothing else changes."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from acestep import checkpoints, inference
+from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection
+from acestep.inference import generate_music
+from acestep.planner.backends.pt import PtBackend
+from acestep.planner.planner import Planner
+from acestep.renderer.renderer import Renderer
+from acestep.types import GenerationRequest, SongMetadata
+from acestep_otel import semconv
+from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.recording import calibrate_guidance, warmup
+from acestep_otel.recording.stages import RequestRecording
+
+SONG = GenerationRequest(
+    caption="a caption nobody may see",
+    lyrics="[Verse]\nwords nobody may see",
+    metadata=SongMetadata(bpm=120, keyscale="C major", timesignature="4", language="en"),
+    duration=10,
+    seeds=(7,),
+    thinking=True,
+    use_cot_metas=True,
+    use_cot_caption=True,
+)
+OWNERS = (inference, checkpoints, Planner, PtBackend, Renderer)
+
+
+class Traced:
+    def __init__(self):
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.reader = InMemoryMetricReader()
+        self.meter_provider = MeterProvider([self.reader])
+
+    def instrument(self, **kwargs):
+        AceStepInstrumentor().instrument(tracer_provider=self.provider, meter_provider=self.meter_provider, **kwargs)
+
+    @property
+    def spans(self):
+        return sorted(self.exporter.get_finished_spans(), key=lambda s: (s.start_time, -s.end_time))
+
+    def named(self, name):
+        return [span for span in self.spans if span.name == name]
+
+    def metric(self, definition):
+        data = self.reader.get_metrics_data()
+        for resource in data.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    if metric.name == definition.name:
+                        return list(metric.data.data_points)
+        return []
+
+
+@pytest.fixture
+def traced():
+    traced = Traced()
+    yield traced
+    AceStepInstrumentor().uninstrument()
+
+
+def tree(spans):
+    """Names as nested lists: a span's children in the order they started."""
+    children = {}
+    for span in spans:
+        children.setdefault(span.parent.span_id if span.parent else None, []).append(span)
+
+    def below(span_id):
+        return [
+            (s.name, below(s.context.span_id)) if children.get(s.context.span_id) else s.name for s in children[span_id]
+        ]
+
+    return below(None)
+
+
+def seconds(span):
+    return (span.end_time - span.start_time) / 1e9
+
+
+def test_a_thinking_run_has_the_documented_span_tree(traced, tiny_models, tmp_path):
+    traced.instrument()
+    generate_music(tiny_models, replace(SONG, inference_steps=3), save_dir=tmp_path)
+    assert tree(traced.spans) == [
+        (
+            "generate_music",
+            [
+                ("acestep.lm", ["acestep.lm.cot", "acestep.lm.codes"]),
+                "acestep.condition",
+                ("acestep.dit", ["acestep.dit.step"] * 3),
+                ("acestep.vae.decode", ["acestep.vae.tile"]),
+                "acestep.audio.save",
+            ],
+        )
+    ]
+
+
+def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_models, tmp_path):
+    traced.instrument(detail="token")
+    calibrate_guidance(tiny_models, SONG)
+    with warmup():
+        generate_music(tiny_models, SONG, save_dir=tmp_path)
+    for span in traced.spans:
+        definition = semconv.SPANS[span.name]
+        assert (span.parent is None) == (definition.parent is None)
+        for name, value in span.attributes.items():
+            assert type(value) is semconv.ATTRIBUTES[name].type, (span.name, name, value)
+        assert span.attributes[semconv.WARMUP] is True
+        assert isinstance(span.start_time, int)
+        assert isinstance(span.end_time, int)
+
+
+def test_rows_nest_and_the_planner_s_rows_sum(traced, tiny_models, tmp_path):
+    traced.instrument()
+    calibrate_guidance(tiny_models, SONG)
+    generate_music(tiny_models, SONG, save_dir=tmp_path)
+    (root,) = traced.named("generate_music")
+    top = [s for s in traced.spans if s.parent and s.parent.span_id == root.context.span_id]
+    assert sum(map(seconds, top)) <= seconds(root)
+    (lm,) = traced.named("acestep.lm")
+    rows = [
+        lm.attributes[name]
+        for name in (
+            semconv.LM_TOKEN_GENERATION_DURATION,
+            semconv.LM_CONSTRAINED_DECODING_DURATION,
+            semconv.LM_CFG_DURATION,
+        )
+    ]
+    assert all(row > 0 for row in rows)
+    assert sum(rows) == pytest.approx(seconds(lm))
+    (dit,) = traced.named("acestep.dit")
+    assert sum(map(seconds, traced.named("acestep.dit.step"))) <= seconds(dit)
+
+
+def test_token_figures_are_those_of_the_run(traced, tiny_models):
+    traced.instrument()
+    result = generate_music(tiny_models, replace(SONG, batch_size=2, seeds=(7, 8)))
+    (codes,) = traced.named("acestep.lm.codes")
+    assert codes.attributes[semconv.LM_SAMPLED_TOKENS] == sum(len(song.audio_codes) for song in result.songs) == 100
+    assert codes.attributes[semconv.LM_UNCONDITIONAL_TOKENS] > 0
+    assert 0 < codes.attributes[semconv.LM_TIME_TO_FIRST_TOKEN] < seconds(codes)
+    assert codes.attributes[semconv.LM_PREFILL_DURATION] < codes.attributes[semconv.LM_TIME_TO_FIRST_TOKEN]
+    assert codes.attributes[semconv.LM_TOKENS_PER_SECOND] > 0
+    (cot,) = traced.named("acestep.lm.cot")
+    assert cot.attributes[semconv.LM_CONSTRAINED] is True
+    assert cot.attributes[semconv.LM_FORCED_TOKENS] > 10
+    assert cot.attributes[semconv.LM_SAMPLED_TOKENS] > 0
+    assert semconv.LM_CFG_SHARE not in cot.attributes
+
+
+def test_steps_carry_their_index_and_timestep(traced, tiny_models):
+    traced.instrument()
+    generate_music(tiny_models, replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False))
+    steps = traced.named("acestep.dit.step")
+    assert [s.attributes[semconv.DIT_STEP_INDEX] for s in steps] == list(range(8))
+    timesteps = [s.attributes[semconv.DIT_STEP_TIMESTEP] for s in steps]
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert timesteps[0] == 1.0
+    (dit,) = traced.named("acestep.dit")
+    assert dit.attributes[semconv.DIT_STEPS] == dit.attributes[semconv.DIT_STEPS_REQUESTED] == 8
+    assert traced.named("acestep.lm") == []
+
+
+@pytest.mark.parametrize(
+    ("detail", "absent", "present"),
+    [
+        ("stage", {"acestep.dit.step", "acestep.vae.tile", "acestep.lm.tokens"}, {"acestep.dit", "acestep.lm.codes"}),
+        ("step", {"acestep.lm.tokens"}, {"acestep.dit.step", "acestep.vae.tile"}),
+        ("token", set(), {"acestep.lm.tokens", "acestep.dit.step"}),
+    ],
+)
+def test_the_detail_level_decides_how_deep_the_tree_goes(traced, tiny_models, detail, absent, present):
+    traced.instrument(detail=detail)
+    generate_music(tiny_models, SONG)
+    names = {span.name for span in traced.spans}
+    assert present <= names
+    assert not absent & names
+    (dit,) = traced.named("acestep.dit")
+    assert dit.attributes[semconv.DIT_STEPS] == 8
+
+
+def test_detail_off_patches_nothing(traced):
+    before = [dict(vars(owner)) for owner in OWNERS]
+    traced.instrument(detail="off")
+    assert [dict(vars(owner)) for owner in OWNERS] == before
+
+
+def test_uninstrument_restores_every_original(traced, tiny_models):
+    before = [dict(vars(owner)) for owner in OWNERS]
+    traced.instrument()
+    assert [dict(vars(owner)) for owner in OWNERS] != before
+    AceStepInstrumentor().uninstrument()
+    assert [dict(vars(owner)) for owner in OWNERS] == before
+    generate_music(tiny_models, SONG)
+    assert traced.spans == []
+
+
+def test_results_are_the_same_with_and_without_tracing(traced, tiny_models):
+    plain = generate_music(tiny_models, SONG).songs[0]
+    traced.instrument(detail="token")
+    observed = generate_music(tiny_models, SONG).songs[0]
+    assert torch.equal(plain.audio, observed.audio)
+    assert plain.audio_codes == observed.audio_codes
+
+
+def test_a_failed_run_closes_its_spans_and_keeps_what_was_measured(traced, tiny_models, monkeypatch):
+    original = Renderer.predict_velocity
+    calls = []
+
+    def fails_in_the_third_step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Renderer, "predict_velocity", fails_in_the_third_step)
+    traced.instrument()
+    with pytest.raises(Exception, match="out of memory in stage 'dit'"):
+        generate_music(tiny_models, SONG)
+    assert [s.status.status_code for s in traced.named("acestep.dit.step")] == [
+        StatusCode.UNSET,
+        StatusCode.UNSET,
+        StatusCode.ERROR,
+    ]
+    (root,) = traced.named("generate_music")
+    assert root.status.status_code is StatusCode.ERROR
+    assert root.attributes[semconv.ERROR_TYPE] == "OutOfMemory"
+    assert root.events[0].attributes["exception.type"] == "acestep.errors.OutOfMemory"
+    assert traced.named("acestep.lm.codes")[0].status.status_code is StatusCode.UNSET
+    (oom,) = [p for p in traced.metric(semconv.OUT_OF_MEMORY) if p.attributes[semconv.STAGE] == "dit"]
+    assert oom.value == 1
+
+
+def test_an_interrupt_passes_through_and_is_recorded(traced, tiny_models):
+    traced.instrument()
+
+    def interrupt(progress):
+        if progress.stage == "dit":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_music(tiny_models, SONG, progress=interrupt)
+    (root,) = traced.named("generate_music")
+    assert root.attributes[semconv.ERROR_TYPE] == "KeyboardInterrupt"
+
+
+def test_faults_of_the_tracing_layer_never_reach_the_song(traced, tiny_models, monkeypatch):
+    traced.instrument()
+    for name in ("begin", "end"):
+        monkeypatch.setattr(RequestRecording, name, lambda *a, **k: 1 / 0)
+    assert generate_music(tiny_models, SONG).songs[0].audio.abs().max() > 0.5
+
+
+def test_captions_and_lyrics_stay_off_spans_unless_asked_for(traced, tiny_models, monkeypatch):
+    traced.instrument()
+    generate_music(tiny_models, SONG)
+    assert "nobody may see" not in "".join(span.to_json() for span in traced.spans)
+    AceStepInstrumentor().uninstrument()
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
+    traced.instrument()
+    generate_music(tiny_models, SONG)
+    root = traced.named("generate_music")[-1]
+    assert (root.attributes[semconv.CAPTION], root.attributes[semconv.LYRICS]) == (SONG.caption, SONG.lyrics)
+
+
+def test_loading_is_a_span_per_model(traced):
+    traced.instrument()
+    checkpoints.load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))
+    loads = traced.named("acestep.model.load")
+    assert {(s.attributes[semconv.MODEL_NAME], s.attributes[semconv.MODEL_ROLE]) for s in loads} == {
+        (TINY_DIT, "renderer"),
+        (TINY_LM, "planner"),
+    }
+
+
+def test_the_request_joins_the_caller_s_trace(traced, tiny_models):
+    traced.instrument()
+    with traced.provider.get_tracer("service").start_as_current_span("POST /songs") as caller:
+        generate_music(tiny_models, SONG)
+        inside = trace.get_current_span()
+    assert inside is caller
+    (root,) = traced.named("generate_music")
+    assert root.parent.span_id == caller.get_span_context().span_id
+    assert len({span.context.trace_id for span in traced.spans}) == 1
+
+
+def test_two_threads_keep_their_trees_apart(traced, tiny_models):
+    traced.instrument()
+    request = replace(SONG, inference_steps=2)
+    threads = [threading.Thread(target=generate_music, args=(tiny_models, request)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    by_trace = {}
+    for span in traced.spans:
+        by_trace.setdefault(span.context.trace_id, []).append(span)
+    assert len(by_trace) == 2
+    shapes = [tree(spans) for spans in by_trace.values()]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_traced_run_stays_small(traced, tiny_models):
+    traced.instrument(detail="token")
+    generate_music(tiny_models, replace(SONG, duration=120, inference_steps=16))
+    assert len(traced.spans) < 2_000
+
+
+def test_importing_the_layer_imports_neither_torch_nor_the_sdk():
+    code = (
+        "import sys, acestep_otel.instrumentor as i; i.AceStepInstrumentor().instrument();"
+        "print(sorted(m for m in ('torch', 'acestep', 'opentelemetry.sdk', 'numpy') if m in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_it_is_found_by_zero_code_instrumentation():
+    from importlib.metadata import entry_points
+
+    (entry,) = [e for e in entry_points(group="opentelemetry_instrumentor") if e.name == "acestep"]
+    assert entry.load() is AceStepInstrumentor
