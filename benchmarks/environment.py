@@ -1,42 +1,24 @@
-"""What a figure was measured on: recorded beside every result."""
+"""What a figure was measured on, and the options that all benchmarks share."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-_PACKAGES = ("torch", "diffusers", "transformers", "opentelemetry-sdk", "acestep-otel")
+from acestep_otel.report.environment import Environment
 
 
 def environment() -> dict[str, Any]:
     """Hardware, versions and the command line."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "source tree"
-    hardware: dict[str, Any] = {"machine": platform.machine(), "processor": _processor()}
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        hardware |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "python": platform.python_version(),
-        "packages": found,
-        "hardware": hardware,
-    }
+    return {"command": " ".join(["python", *sys.argv]), **asdict(Environment.current())}
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose what is run; without any, the tiny models on the CPU."""
+    """Options that choose what is run; without any, the tiny models on the best device."""
     parser.add_argument("--device", default="auto")
     parser.add_argument("--weights", choices=["tiny", "synthetic"], default="tiny")
     parser.add_argument("--dit", default="acestep-v15-turbo", help="diffusion model, with --weights synthetic")
