@@ -36,6 +36,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from acestep_otel import semconv
+from acestep_otel.files import replacing
 from acestep_otel.otlp import metric_exporter, otlp_target, span_exporter
 from acestep_otel.report.spans import FinishedSpan
 
@@ -140,6 +141,9 @@ class Telemetry:
     ) -> None:
         try:
             self.shutdown()
+            if error is not None:
+                # A run that ended well has written its file; one that was stopped keeps what it traced.
+                self.write_trace_file()
         finally:
             self._log.detach()
 
@@ -151,10 +155,10 @@ class Telemetry:
         """
         if self._trace_output is None:
             return
-        with self._trace_output.open("w", encoding="utf-8") as stream:
+        with replacing(self._trace_output) as stream:
             exported = FileSpanExporter(stream=stream).export(self.collector.readable_spans)
-        if exported is not SpanExportResult.SUCCESS:
-            raise OSError(f"cannot write {self._trace_output}: the export of spans failed")
+            if exported is not SpanExportResult.SUCCESS:
+                raise OSError(f"cannot write {self._trace_output}: the export of spans failed")
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """End open spans and deliver what is queued; give up when the time is over.

@@ -7,14 +7,13 @@ would misread the new one. Durations are seconds, sizes bytes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from acestep_otel.errors import SetupError
+from acestep_otel.files import replacing
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.environment import Environment
 from acestep_otel.report.spans import Run
@@ -74,44 +73,15 @@ def result_document(
     }
 
 
-def require_writable(path: Path) -> None:
-    """Make sure, before hours of work, that a file can be written; creates the folders above it.
-
-    Raises:
-        SetupError: it cannot.
-    """
-    if path.is_dir():
-        raise SetupError(f"cannot write {path}: it is a directory, give a file name")
-    probe = _beside(path, "probe")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SetupError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_atomically(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader sees the old content or the new, never half of it.
+def write_result(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as indented JSON.
 
     Raises:
         OSError: it could not be written; what was there before is unchanged.
     """
-    draft = _beside(path, "draft")
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            json.dump(document, stream, ensure_ascii=False, indent=2, allow_nan=False, default=_as_json)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _beside(path: Path, purpose: str) -> Path:
-    # A rename is atomic only within one file system, so the draft lies in the same folder.
-    return path.with_name(f".{path.name}.{purpose}-{os.getpid()}")
+    with replacing(path) as stream:
+        json.dump(document, stream, ensure_ascii=False, indent=2, allow_nan=False, default=_as_json)
+        stream.write("\n")
 
 
 def _as_json(value: object) -> str:

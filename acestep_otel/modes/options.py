@@ -1,0 +1,101 @@
+"""What the command line was told: one field per option, with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final, Literal
+
+from acestep_otel.errors import SetupError
+
+Mode = Literal["profile", "benchmark", "tier-test", "understand", "create_sample", "format_sample"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of the benchmark guide's command-line reference, and ours.
+
+    ``None`` in a generation parameter means "from the example".
+    """
+
+    device: str = "auto"
+    lm_backend: str = "auto"
+
+    config_path: str = "acestep-v15-turbo"
+    lm_model: str = "acestep-5Hz-lm-1.7B"
+
+    offload_to_cpu: bool = False
+    offload_dit_to_cpu: bool = False
+    quantization: str | None = None
+
+    duration: float | None = None
+    batch_size: int | None = None
+    inference_steps: int | None = None
+    seed: int | None = None
+    guidance_scale: float = 7.0
+
+    thinking: bool = False
+    use_cot_metas: bool = False
+    use_cot_caption: bool = False
+    use_cot_language: bool = False
+    use_constrained_decoding: bool = True
+    lm_temperature: float = 0.85
+    lm_cfg_scale: float = 2.0
+
+    mode: Mode = "profile"
+    no_warmup: bool = False
+    detailed: bool = False
+    llm_debug: bool = False
+    benchmark_output: Path | None = None
+
+    tiers: tuple[int, ...] = (4, 6, 8, 12, 16, 20, 24)
+    tier_with_lm: bool = False
+    tier_skip_compile: bool = False
+    tier_boundary: bool = False
+    tier_batch_boundary: bool = False
+
+    example: str = "example_05.json"
+    task_type: str = "text2music"
+    reference_audio: Path | None = None
+    src_audio: Path | None = None
+    sample_query: str | None = None
+    instrumental: bool = False
+    audio_codes: str | None = None
+
+    tiny: bool = False
+    weights: Literal["checkpoint", "synthetic"] = "checkpoint"
+    checkpoint_dir: Path = Path("checkpoints")
+    output_dir: Path = Path("output")
+    audio_format: str = "flac"
+    no_progress: bool = False
+
+    detail: str | None = None
+    trace_output: Path | None = None
+    otlp_endpoint: str | None = None
+    otlp_protocol: str | None = None
+
+
+DEFAULTS: Final = Options()
+
+_NOT_BUILT: Final = (
+    "offload_to_cpu", "offload_dit_to_cpu", "quantization", "detailed", "llm_debug",
+    "tiers", "tier_with_lm", "tier_skip_compile", "tier_boundary", "tier_batch_boundary",
+    "task_type", "reference_audio", "src_audio", "sample_query", "instrumental", "audio_codes",
+)  # fmt: skip
+_BUILT_MODES: Final = ("profile",)
+_BUILT_BACKENDS: Final = ("auto", "pt")
+
+
+def require_available(options: Options) -> None:
+    """Refuse what the reference documents and this version cannot do.
+
+    Raises:
+        SetupError: the first such option.
+    """
+    if options.mode not in _BUILT_MODES:
+        raise SetupError(f"--mode {options.mode} is not available yet")
+    if options.lm_backend not in _BUILT_BACKENDS:
+        raise SetupError(f"--lm-backend {options.lm_backend} is not available yet: use pt or auto")
+    for field in fields(options):
+        if field.name in _NOT_BUILT and getattr(options, field.name) != field.default:
+            raise SetupError(f"--{field.name.replace('_', '-')} is not available yet")
