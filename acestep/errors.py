@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from acestep.types import SongMetadata
 
 
 class AceStepError(Exception):
@@ -18,7 +22,10 @@ class AceStepError(Exception):
     Attributes:
         stage: where it happened: ``request``, ``model.load``, ``lm.cot``, ``lm.codes``, ``condition``, ``dit``,
             ``vae.decode`` or ``audio.save``.
+        metadata: what the language model had decided before writing audio codes failed; ``None`` elsewhere.
     """
+
+    metadata: SongMetadata | None = None
 
     def __init__(self, message: str, *, stage: str) -> None:
         super().__init__(message)
@@ -59,6 +66,10 @@ class BackendUnavailable(AceStepError):
 
 class OutOfMemory(AceStepError):
     """The device (or the host) ran out of memory in a stage; the allocator's own message is the cause."""
+
+
+class BackendFailed(AceStepError):
+    """The device failed in a stage (a fault of the driver, the hardware or a kernel); its error is the cause."""
 
 
 class InvalidOutput(AceStepError):

@@ -10,8 +10,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import fields, replace
-from typing import Final
+from dataclasses import fields
+from typing import Any, Final
 
 import yaml
 
@@ -94,13 +94,13 @@ def parse_metadata(text: str) -> SongMetadata:
     block = (rest if opened else text).partition("</think>")[0]
     block = _MARKUP.sub("", _FIRST_CODE.split(block, maxsplit=1)[0])
     found = dict(_scalars(block.split("\n")))
-    metadata = SongMetadata()
+    legal: dict[str, Any] = {}
     for name in _FIELDS:
         if name in found:
             with suppress(InvalidRequest, ValueError):
-                value = int(found[name]) if name in ("bpm", "duration") else found[name]
-                metadata = normalise(replace(metadata, **{name: value}))
-    return metadata
+                value: dict[str, Any] = {name: int(found[name]) if name in ("bpm", "duration") else found[name]}
+                legal[name] = getattr(normalise(SongMetadata(**value)), name)
+    return SongMetadata(**legal)
 
 
 def _scalars(lines: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from transformers import Qwen3Config, Qwen3Model
+from transformers import Qwen3Config
 
 from acestep.planner.models import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout, Vocabulary
+from acestep.synthetic.qwen3 import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
-from acestep.synthetic.weights import materialise
 
 TINY_LAYOUT: Final = TokenLayout(
     pad=1531,
@@ -74,13 +74,7 @@ def build_language_model(name: str, *, device: torch.device, dtype: torch.dtype,
         KeyError: the name is not in the table.
     """
     config = LANGUAGE_MODEL_CONFIGS[name]
-    with torch.device("meta"):
-        body = Qwen3Model(_qwen3_config(config))
-    materialise(body, seed=seed, device=device, dtype=dtype)
-    # Rotary frequencies are computed in the constructor, which the meta device forgets.
-    inv_freq, _ = body.rotary_emb.compute_default_rope_parameters(body.config)
-    body.rotary_emb.inv_freq = inv_freq.to(device)
-    body.rotary_emb.original_inv_freq = inv_freq.to(device, copy=True)
+    body = build_qwen3(_qwen3_config(config), seed=seed, device=device, dtype=dtype)
     return LanguageModel(
         name=name,
         weights="synthetic",

@@ -1,0 +1,89 @@
+"""What the planner asks of a backend: two phases, as token ids in and token ids out.
+
+A backend owns the forward passes, the guidance and the sampling. It needs no hidden states or logits at this
+boundary, so engines that keep these to themselves fit too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from acestep.planner.grammar import GrammarCursor
+from acestep.types import ProgressCallback, SamplingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTokens:
+    """Output of a phase, and what it took.
+
+    Attributes:
+        ids: vocabulary ids written, one series per song (one series in phase 1).
+        prompt_tokens: of the conditional prompt, which all songs share.
+        sampled_tokens: tokens that were a choice, over all songs.
+        forced_tokens: tokens that the grammar left no choice about.
+        unconditional_tokens: prompt and output of the unconditional rows; 0 without guidance.
+        forwards: forward passes, the one over the prompts included.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    prompt_tokens: int
+    sampled_tokens: int
+    forced_tokens: int
+    unconditional_tokens: int
+    forwards: int
+
+
+class PlannerBackend(Protocol):
+    """Runs the language model."""
+
+    @property
+    def name(self) -> str:
+        """``pt``, ``vllm`` or ``mlx``."""
+
+    def generate_metadata(
+        self,
+        prompt: Sequence[int],
+        cursor: GrammarCursor | None,
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Phase 1: write the metadata block.
+
+        Args:
+            prompt: token ids.
+            cursor: start of the grammar; ``None`` lets the model write any text up to ``</think>`` or the turn's end.
+            sampling: how to sample; guidance is never used on text.
+            seed: of the request.
+            token_limit: most tokens to sample.
+            progress: told about every sampled token.
+
+        Raises:
+            InvalidOutput: the model produced NaN or infinity.
+        """
+
+    def generate_codes(
+        self,
+        conditional: Sequence[int],
+        unconditional: Sequence[int] | None,
+        count: int,
+        sampling: SamplingSettings,
+        seeds: Sequence[int],
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Phase 2: write exactly ``count`` audio codes per seed.
+
+        Args:
+            conditional: the prompt, shared by all songs.
+            unconditional: the prompt of the guidance; ``None`` without guidance.
+            count: codes per song, 1 or more.
+            sampling: how to sample, and the guidance scale.
+            seeds: one per song.
+            progress: told about codes per song, in steps.
+
+        Raises:
+            InvalidOutput: the model produced NaN or infinity.
+        """

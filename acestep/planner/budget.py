@@ -1,0 +1,77 @@
+"""Whether a phase fits, checked before its first forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from acestep.errors import BudgetExceeded
+from acestep.planner.models import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerBudget:
+    """Limits of the language model on its device.
+
+    Attributes:
+        context_limit: positions that one sequence may take, prompt and output together.
+        bytes_per_position: key-value memory of one position of one row.
+        free_bytes: memory that is free now; ``None`` where it is not limited in advance (no CUDA).
+    """
+
+    context_limit: int
+    bytes_per_position: int
+    free_bytes: Callable[[], int | None]
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> PlannerBudget:
+        """Limits of a loaded model."""
+        config: Any = model.body.config
+        per_layer = 2 * config.num_key_value_heads * config.head_dim * model.head.element_size()
+        return cls(
+            context_limit=model.context_limit,
+            bytes_per_position=config.num_hidden_layers * per_layer,
+            free_bytes=lambda: free_cuda_bytes(model.device) if model.device.type == "cuda" else None,
+        )
+
+    def check(self, stage: str, *, prompt_tokens: int, output_tokens: int, rows: int) -> None:
+        """Refuse what does not fit.
+
+        Args:
+            stage: ``lm.cot`` or ``lm.codes``.
+            prompt_tokens: of the longest prompt.
+            output_tokens: most tokens that will follow it.
+            rows: sequences that run together.
+
+        Raises:
+            BudgetExceeded: too many positions, or too little memory for keys and values.
+        """
+        positions = prompt_tokens + output_tokens
+        if positions > self.context_limit:
+            raise BudgetExceeded(
+                f"a prompt of {prompt_tokens} tokens and {output_tokens} tokens of output need {positions} positions, "
+                f"but the language model has {self.context_limit}: shorten the lyrics or the duration",
+                stage=stage,
+            )
+        needed, free = positions * rows * self.bytes_per_position, self.free_bytes()
+        if free is not None and needed > free:
+            raise BudgetExceeded(
+                f"keys and values of {rows} rows of {positions} positions need {needed / 2**30:.2f} GiB, but only "
+                f"{free / 2**30:.2f} GiB are free: make fewer songs at once, or shorter ones",
+                stage=stage,
+            )
+
+
+def free_cuda_bytes(device: torch.device) -> int:
+    """Bytes that this process can still allocate: what the device has free, and what the allocator keeps in reserve.
+
+    A cap set by ``torch.cuda.set_per_process_memory_fraction`` counts.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    reserve = torch.cuda.memory_reserved(device) - allocated
+    cap = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free + reserve, cap - allocated)

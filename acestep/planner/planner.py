@@ -1,0 +1,292 @@
+"""The planner: from a request to metadata and audio codes.
+
+Phase 1 lets the language model reason out the metadata that the user left open. Phase 2 lets it write audio codes,
+five per second, under the finished metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Final
+
+import torch
+
+from acestep.errors import AceStepError, BackendFailed, InvalidOutput, InvalidRequest, stage_errors
+from acestep.planner.backends import PhaseTokens, PlannerBackend
+from acestep.planner.backends.pt import COMPOSING, REASONING, PtBackend
+from acestep.planner.budget import PlannerBudget
+from acestep.planner.grammar import CAPTION_TOKEN_LIMIT, MetadataGrammar
+from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise, parse_metadata
+from acestep.planner.models import LanguageModel
+from acestep.planner.prompts import Prompts
+from acestep.planner.vocabulary import Vocabulary
+from acestep.types import CODES_PER_SECOND, GenerationRequest, ProgressCallback, SongMetadata
+
+REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
+"""Most tokens of a metadata block: the caption and every other field."""
+_OPEN_DURATION: Final = 120
+"""Seconds that an estimate of the shape assumes while the duration is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the renderer needs from the planner.
+
+    Attributes:
+        metadata: the user's values, completed by what the language model was asked to choose. ``caption`` is the
+            rewritten caption, ``None`` when the user's stands.
+        codes: audio codes, one series per song; empty without ``thinking``.
+        reasoned: tokens of phase 1; ``None`` when it did not run.
+        composed: tokens of phase 2; ``None`` when it did not run.
+    """
+
+    metadata: SongMetadata
+    codes: tuple[tuple[int, ...], ...] = ()
+    reasoned: PhaseTokens | None = None
+    composed: PhaseTokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CodesTask:
+    """What phase 2 has to do.
+
+    Attributes:
+        conditional: the prompt.
+        unconditional: the prompt of the guidance; ``None`` without guidance.
+        count: codes per song.
+    """
+
+    conditional: list[int]
+    unconditional: list[int] | None
+    count: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the conditional prompt."""
+        return len(self.conditional)
+
+    @property
+    def middle_context(self) -> int:
+        """Positions in the cache half-way through the codes."""
+        return self.prompt_tokens + self.count // 2
+
+
+class Planner:
+    """Plans songs with one language model.
+
+    Args:
+        backend: runs the model.
+        vocabulary: tokens of the model.
+        model_name: for example ``acestep-5Hz-lm-1.7B``.
+        weights: ``synthetic`` or ``checkpoint``.
+        budget: limits of the model on its device.
+        duration_limit: longest song in seconds.
+    """
+
+    def __init__(
+        self,
+        backend: PlannerBackend,
+        vocabulary: Vocabulary,
+        *,
+        model_name: str,
+        weights: str,
+        budget: PlannerBudget,
+        duration_limit: int = DURATION_RANGE[1],
+    ) -> None:
+        self.backend = backend
+        self.model_name = model_name
+        self.weights = weights
+        self._vocabulary = vocabulary
+        self._prompts = Prompts(vocabulary)
+        self._budget = budget
+        self._duration_limit = duration_limit
+
+    @classmethod
+    def from_language_model(cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1]) -> Planner:
+        """A planner on the PyTorch backend."""
+        return cls(
+            PtBackend(model),
+            model.vocabulary,
+            model_name=model.name,
+            weights=model.weights,
+            budget=PlannerBudget.of(model),
+            duration_limit=duration_limit,
+        )
+
+    def plan(self, request: GenerationRequest, seeds: Sequence[int], progress: ProgressCallback | None = None) -> Plan:
+        """Decide what the user left open, then write the codes.
+
+        Args:
+            request: what to make.
+            seeds: one per song, at least one.
+            progress: told about tokens and codes written; an exception that it raises stops the run.
+
+        Raises:
+            InvalidRequest: a value of the request is not one that the model knows.
+            BudgetExceeded: the request does not fit; nothing was run.
+            OutOfMemory: the device ran out of memory.
+            InvalidOutput: the model produced NaN or infinity.
+            BackendFailed: the device failed.
+            AceStepError: any of these, when raised by phase 2, carries the finished ``metadata``.
+        """
+        given = self._given(request)
+        if _writes_codes(request) and _duration(request, given) is not None:
+            # What phase 1 will add to the prompt is not known yet; the rest should not fail only after it.
+            self._check_codes(self._codes_task(request, given), len(seeds))
+        if _leaves_a_choice(request, given):
+            reasoned = self.reason(request, given, seeds[0], progress)
+            metadata = self._completed(request, given, reasoned)
+        else:
+            reasoned, metadata = None, given
+        if not _writes_codes(request):
+            return Plan(metadata, reasoned=reasoned)
+        with _carrying(metadata):
+            composed = self.compose_codes(request, metadata, seeds, progress)
+        codes = tuple(tuple(self._vocabulary.id_to_code(token_id) for token_id in series) for series in composed.ids)
+        return Plan(metadata, codes, reasoned, composed)
+
+    def reason(
+        self, request: GenerationRequest, given: SongMetadata, seed: int, progress: ProgressCallback | None = None
+    ) -> PhaseTokens:
+        """Phase 1: the metadata block, once per request.
+
+        Args:
+            request: what to make.
+            given: normalised values of the user; they are forced.
+            seed: of the first song.
+            progress: told about every sampled token.
+        """
+        prompt = self._prompts.reasoning(request.caption, request.lyrics)
+        self._budget.check(REASONING, prompt_tokens=len(prompt), output_tokens=REASONING_TOKEN_LIMIT, rows=1)
+        cursor = None
+        if request.use_constrained_decoding:
+            cursor = self.grammar.cursor(
+                given, with_caption=request.use_cot_caption, with_language=request.use_cot_language
+            )
+        with _failures(REASONING):
+            return self.backend.generate_metadata(
+                prompt, cursor, request.sampling, seed, REASONING_TOKEN_LIMIT, progress
+            )
+
+    def compose_codes(
+        self,
+        request: GenerationRequest,
+        metadata: SongMetadata,
+        seeds: Sequence[int],
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Phase 2: ``int(5 * duration)`` audio codes per song, no more and no less.
+
+        Args:
+            request: what to make; its own duration, which may be fractional, wins over that of the metadata.
+            metadata: what the songs are made under.
+            seeds: one per song.
+            progress: told about the codes written.
+        """
+        task = self._codes_task(request, metadata)
+        self._check_codes(task, len(seeds))
+        with _failures(COMPOSING):
+            return self.backend.generate_codes(
+                task.conditional, task.unconditional, task.count, request.sampling, seeds, progress
+            )
+
+    def codes_shape(self, request: GenerationRequest) -> CodesTask:
+        """Phase 2 as far as it is known before phase 1; an open duration counts as 120 s."""
+        given = self._given(request)
+        return self._codes_task(request, given if given.duration else replace(given, duration=_OPEN_DURATION))
+
+    @cached_property
+    def grammar(self) -> MetadataGrammar:
+        """Compiled when first needed; immutable."""
+        return MetadataGrammar(self._vocabulary, self._duration_limit)
+
+    def _codes_task(self, request: GenerationRequest, metadata: SongMetadata) -> CodesTask:
+        duration = _duration(request, metadata)
+        if duration is None:
+            raise InvalidOutput("the language model named no duration: give one, or constrain it", stage=COMPOSING)
+        sampling = request.sampling
+        return CodesTask(
+            conditional=self._prompts.codes(request.caption, request.lyrics, metadata),
+            unconditional=(
+                self._prompts.unconditional_codes(sampling.negative_prompt) if sampling.guidance_scale > 1 else None
+            ),
+            count=int(duration * CODES_PER_SECOND),
+        )
+
+    def _check_codes(self, task: CodesTask, songs: int) -> None:
+        self._budget.check(
+            COMPOSING,
+            prompt_tokens=max(len(task.conditional), len(task.unconditional or ())),
+            output_tokens=task.count,
+            rows=songs * (1 if task.unconditional is None else 2),
+        )
+
+    def _given(self, request: GenerationRequest) -> SongMetadata:
+        """The user's values in the model's spelling; the one place where a duration is held to its limits."""
+        duration = _duration(request, request.metadata)
+        if duration is not None and not DURATION_RANGE[0] <= duration <= self._duration_limit:
+            raise InvalidRequest(
+                f"duration {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self._duration_limit} s"
+            )
+        given = normalise(replace(request.metadata, caption=None, duration=None if duration is None else int(duration)))
+        # "unknown" is the user saying nothing about the language.
+        return replace(given, language=None) if given.language == UNKNOWN_LANGUAGE else given
+
+    def _completed(self, request: GenerationRequest, given: SongMetadata, reasoned: PhaseTokens) -> SongMetadata:
+        """The user's values, then what the model was asked for; what it wrote beside that is left out."""
+        found = parse_metadata(self._vocabulary.decode(reasoned.ids[0]))
+        wanted = {"duration"} if _writes_codes(request) else set()
+        if request.use_cot_metas:
+            wanted |= {"bpm", "duration", "keyscale", "timesignature"}
+        if request.use_cot_caption:
+            wanted.add("caption")
+        if request.use_cot_language:
+            wanted.add("language")
+        if found.duration is not None:
+            found = replace(found, duration=min(found.duration, self._duration_limit))
+        open_fields = {field.name for field in fields(SongMetadata) if getattr(given, field.name) is None}
+        return replace(given, **{name: getattr(found, name) for name in wanted & open_fields})
+
+
+def _writes_codes(request: GenerationRequest) -> bool:
+    """Whether phase 2 runs: codes that the user brought are not written again."""
+    return request.thinking and not request.audio_codes
+
+
+def _duration(request: GenerationRequest, metadata: SongMetadata) -> float | None:
+    """Seconds of each song; the request's own value may be fractional and wins."""
+    return metadata.duration if request.duration is None else request.duration
+
+
+def _leaves_a_choice(request: GenerationRequest, given: SongMetadata) -> bool:
+    """Whether the model has anything to decide before it writes codes."""
+    metas = (given.bpm, given.duration, given.keyscale, given.timesignature)
+    return (
+        request.use_cot_caption
+        or (request.use_cot_language and given.language is None)
+        or (request.use_cot_metas and None in metas)
+        or (_writes_codes(request) and given.duration is None)
+    )
+
+
+@contextmanager
+def _failures(stage: str) -> Iterator[None]:
+    """Give failures of the device their type and stage."""
+    try:
+        with stage_errors(stage):
+            yield
+    except torch.AcceleratorError as error:
+        raise BackendFailed(f"the device failed in stage {stage!r}: {error}", stage=stage) from error
+
+
+@contextmanager
+def _carrying(metadata: SongMetadata) -> Iterator[None]:
+    """Let an engine error take along what phase 1 had decided."""
+    try:
+        yield
+    except AceStepError as error:
+        error.metadata = metadata
+        raise

@@ -1,0 +1,100 @@
+"""Drawing tokens: top-k, top-p, temperature, and uniforms that belong to one song.
+
+All of it stays on the logits' device: nothing is read back, and the vocabulary is never sorted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Final
+
+import torch
+
+from acestep.types import SamplingSettings
+
+_BINS: Final = 4_096
+"""Of each histogram over the logits; two of them resolve 20 nats to a millionth."""
+_MASS_UNIT: Final = 2**40
+"""Probability 1 as a whole number: sums of 64,000 tokens are exact to 1e-7."""
+_UNIFORM_LEVELS: Final = 2**24
+"""Float32 holds each level exactly, and 1 - 1/levels stays below 1 in every product."""
+
+
+def item_uniforms(seed: int, phase: str, count: int) -> torch.Tensor:
+    """Random numbers of one song in one phase, on the host.
+
+    They depend on nothing but the arguments: not on the batch, not on the global random state.
+
+    Args:
+        seed: the song's seed.
+        phase: for example ``lm.codes``.
+        count: how many.
+
+    Returns:
+        float32 in [0, 1), shape ``[count]``; a longer series starts with the shorter one.
+    """
+    digest = hashlib.sha256(f"{phase}:{seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randint(_UNIFORM_LEVELS, (count,), generator=generator).float() / _UNIFORM_LEVELS
+
+
+def sample(logits: torch.Tensor, settings: SamplingSettings, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draw one token per row.
+
+    Order: top-k, top-p on the distribution as it is, temperature, draw. What the grammar forbids must already be
+    minus infinity.
+
+    Args:
+        logits: float32, shape ``[rows, tokens]``.
+        settings: temperature (0 is greedy), ``top_k`` and ``top_p``.
+        uniforms: one number in [0, 1) per row, shape ``[rows]``, on the logits' device.
+
+    Returns:
+        Index of the drawn token, int64, shape ``[rows]``.
+    """
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    if 0 < settings.top_k < logits.shape[-1]:
+        logits = _keep_top_k(logits, settings.top_k)
+    if settings.top_p < 1:
+        logits = _keep_top_p(logits, settings.top_p)
+    return _draw(logits / settings.temperature, uniforms)
+
+
+def _keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Keep the ``top_k`` greatest, and what ties with the last of them."""
+    smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def _keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the tokens for which the more probable ones sum to ``top_p`` at most.
+
+    A histogram of the probability over the logits finds the bin in which the sum crosses ``top_p``, and a second
+    one over that bin refines it to millionths of a nat; tokens closer than that are kept or left together.
+    """
+    log_total = logits.logsumexp(dim=-1, keepdim=True)
+    # Whole numbers, so that the order in which a GPU adds them does not matter.
+    mass = ((logits - log_total).exp() * _MASS_UNIT).long()
+    high = logits.amax(dim=-1, keepdim=True)
+    # All tokens below this together have less than 1 - top_p, so the crossing lies above it.
+    low = torch.minimum(log_total + math.log((1 - top_p) / logits.shape[-1]), high) - 1e-3
+    for _ in range(2):
+        width = (high - low) / _BINS
+        # Bin 0 holds what is certainly kept, the last one what is certainly not.
+        bins = ((high - logits) / width).floor().clamp(-1, _BINS).long() + 1
+        histogram = mass.new_zeros(logits.shape[0], _BINS + 2).scatter_add_(1, bins, mass)
+        below_limit = histogram.cumsum(dim=-1) <= top_p * _MASS_UNIT
+        crossing = below_limit.sum(dim=-1, keepdim=True).clamp(1, _BINS)
+        high, low = high - (crossing - 1) * width, high - crossing * width
+    return logits.masked_fill(bins > crossing, -torch.inf)
+
+
+def _draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Invert the cumulative distribution at the uniforms."""
+    # Sums over 64,000 tokens want float64; Apple's GPUs have none.
+    precise = torch.float32 if logits.device.type == "mps" else torch.float64
+    cumulative = logits.softmax(dim=-1, dtype=precise).cumsum(dim=-1)
+    targets = uniforms.to(precise).unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
