@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -181,7 +182,9 @@ def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
     encoder, channels = config.encoder, config.latent_channels
     lyric_layers, timbre_layers = config.condition_layers
     shared_attention = {"head_dim": encoder["head_dim"], "sliding_window": encoder["sliding_window"]}
-    with torch.device("meta"):
+    with warnings.catch_warnings(), torch.device("meta"):
+        # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
         return {
             "transformer": AceStepTransformer1DModel(
                 **config.transformer,
