@@ -1,0 +1,121 @@
+"""Real OTLP receivers for tests: gRPC, HTTP, a port that refuses and one that never answers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+
+@dataclass
+class Received:
+    """What a receiver got."""
+
+    endpoint: str
+    traces: list[trace_service_pb2.ExportTraceServiceRequest] = field(default_factory=list)
+    metrics: list[metrics_service_pb2.ExportMetricsServiceRequest] = field(default_factory=list)
+
+    def span_names(self) -> list[str]:
+        return sorted(
+            span.name
+            for request in self.traces
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        )
+
+    def metric_names(self) -> list[str]:
+        return sorted(
+            metric.name
+            for request in self.metrics
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        )
+
+    def resource(self) -> dict[str, str]:
+        attributes = self.traces[0].resource_spans[0].resource.attributes
+        return {pair.key: pair.value.string_value for pair in attributes}
+
+    def wait_for_spans(self, count: int, seconds: float) -> list[str]:
+        deadline = time.monotonic() + seconds
+        while len(self.span_names()) < count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.span_names()
+
+
+@contextmanager
+def grpc_receiver() -> Iterator[Received]:
+    server = grpc.server(ThreadPoolExecutor(2))
+    received = Received(f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+
+    class Traces(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - gRPC's name
+            received.traces.append(request)
+            return trace_service_pb2.ExportTraceServiceResponse()
+
+    class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - gRPC's name
+            received.metrics.append(request)
+            return metrics_service_pb2.ExportMetricsServiceResponse()
+
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
+    server.start()
+    try:
+        yield received
+    finally:
+        server.stop(None)
+
+
+@contextmanager
+def http_receiver() -> Iterator[Received]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/v1/traces":
+                received.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+            elif self.path == "/v1/metrics":
+                received.metrics.append(metrics_service_pb2.ExportMetricsServiceRequest.FromString(body))
+            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics") else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    received = Received(f"http://127.0.0.1:{server.server_address[1]}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield received
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def refusing_endpoint() -> Iterator[str]:
+    """A port where nobody listens."""
+    yield f"http://127.0.0.1:{free_port()}"
+
+
+@contextmanager
+def silent_endpoint() -> Iterator[str]:
+    """A port that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
