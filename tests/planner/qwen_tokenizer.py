@@ -5,11 +5,10 @@ from importlib.resources import files
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from acestep.planner.vocabulary import QWEN3_LAYOUT, Vocabulary
 from acestep.synthetic.tokenizer import SPLIT_PATTERN
 
 
-def build_qwen_vocabulary() -> Vocabulary:
+def build_qwen_tokenizer() -> Tokenizer:
     lines = files("dashscope").joinpath("resources/qwen.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
     spell = _byte_alphabet()
@@ -36,7 +35,7 @@ def build_qwen_vocabulary() -> Vocabulary:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    return Vocabulary(tokenizer, QWEN3_LAYOUT)
+    return tokenizer
 
 
 def _byte_alphabet() -> dict[int, str]:
