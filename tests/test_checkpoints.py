@@ -66,8 +66,9 @@ import hashlib
 from acestep.checkpoints import ModelSelection, load_models, TINY_DIT, TINY_LM
 models = load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))
 renderer, digest = models.renderer.models, hashlib.sha256()
-for module in (renderer.transformer, renderer.condition_encoder, renderer.audio_tokenizer,
-               renderer.audio_token_detokenizer, renderer.vae, renderer.text_encoder, models.planner.backend.model.body):
+modules = (renderer.transformer, renderer.condition_encoder, renderer.audio_tokenizer, renderer.audio_token_detokenizer,
+           renderer.vae, renderer.text_encoder, models.planner.backend.model.body)
+for module in modules:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
 digest.update(renderer.text_tokenizer.to_str().encode())

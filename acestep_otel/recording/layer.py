@@ -19,6 +19,7 @@ from acestep_otel import semconv
 from acestep_otel.recording.clock import Clocks
 from acestep_otel.recording.emission import Emitter, stage_label
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.privacy import Scrubber
 from acestep_otel.recording.stages import (
     AttributeValue,
@@ -138,16 +139,29 @@ class TracingLayer:
         detail: Detail = Detail.STAGE,
         device_clock: bool = True,
         tracks_memory: bool = False,
+        phase: PhaseRecord | None = None,
         known: Callable[[], Attributes] | None = None,
         found: Callable[[Stage, Any], Attributes] | None = None,
     ) -> Any:
-        """Run a call as a stage of the current request; without one, or below the detail level, just run it."""
+        """Run a call as a stage of the current request; without one, or below the detail level, just run it.
+
+        Args:
+            name: name of the span.
+            call: what to run.
+            detail: level from which on this stage is recorded.
+            device_clock: whether its times come from the device's clock.
+            tracks_memory: whether its memory peak is taken.
+            phase: collects token times while the call runs.
+            known: attributes known before the call; still there when it fails.
+            found: attributes known from the stage and its result.
+        """
         recording = current_recording()
         if recording is None or recording.detail < detail:
             return call.run()
         stage = self._begin(recording, name, device_clock, tracks_memory)
         if stage is None:
             return call.run()
+        stage.phase = phase
         try:
             if known is not None:
                 self._describe(stage, known)

@@ -30,12 +30,13 @@ def shout(wrapped, instance, args, kwargs):
 
 
 def test_functions_and_methods_are_wrapped_and_restored(module):
-    originals = dict(vars(module)), dict(vars(module.Base))
+    originals = module.double, vars(module.Base)["greet"]
     patches = Patches()
     patches.apply([Seam("seam_test_module", "double", plus_one), Seam("seam_test_module", "Base.greet", shout)])
     assert (module.double(3), module.Base().greet()) == (7, "BASE")
     patches.remove()
-    assert (dict(vars(module)), dict(vars(module.Base))) == originals
+    assert module.double is originals[0]
+    assert vars(module.Base)["greet"] is originals[1]
 
 
 def test_an_inherited_method_is_wrapped_on_the_class_named_and_removed_from_it(module):
