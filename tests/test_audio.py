@@ -64,6 +64,7 @@ def test_an_unknown_format_names_those_available(tmp_path):
 def test_a_format_that_libsndfile_lacks_is_not_offered(monkeypatch, tmp_path):
     monkeypatch.setattr(soundfile, "check_format", lambda container, encoding: container == "WAV")
     assert audio.available_formats() == ("wav", "wav32")
+    assert audio.require_format("wav").suffix == ".wav"
     with pytest.raises(AudioWriteError, match="choose one of wav, wav32"):
         audio.save_audio(tone(), tmp_path / "song", "flac")
 
