@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 file whose new content replaces the old one when the block ends well.
 
     Raises:
-        OSError: it could not be written; what was there before is unchanged.
+        OSError: it could not be written; what was there before is unchanged. The message names the file.
     """
     draft = _beside(path, "draft")
     try:
@@ -42,6 +42,8 @@ def replacing(path: Path) -> Iterator[TextIO]:
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)
 

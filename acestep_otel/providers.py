@@ -141,8 +141,8 @@ class Telemetry:
     ) -> None:
         try:
             self.shutdown()
-            if error is not None:
-                # A run that ended well has written its file; one that was stopped keeps what it traced.
+            # A run that ended well has written its file; one that was stopped keeps what it traced, if anything.
+            if error is not None and self.collector.readable_spans:
                 self.write_trace_file()
         finally:
             self._log.detach()
@@ -158,7 +158,7 @@ class Telemetry:
         with replacing(self._trace_output) as stream:
             exported = FileSpanExporter(stream=stream).export(self.collector.readable_spans)
             if exported is not SpanExportResult.SUCCESS:
-                raise OSError(f"cannot write {self._trace_output}: the export of spans failed")
+                raise OSError("the export of spans failed")
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """End open spans and deliver what is queued; give up when the time is over.

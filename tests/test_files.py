@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,14 @@ def test_a_finished_write_replaces_the_old_content(tmp_path: Path) -> None:
         stream.write("new")
     assert path.read_text("utf-8") == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("acestep_otel.files.os.fsync", full)
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match=rf"cannot write {path}: No space left on device"), replacing(path) as stream:
+        stream.write("new")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,40 @@
+"""Progress bars appear on a terminal only, and finished stages show as finished."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from acestep.types import Progress
+from acestep_otel.modes.progress import ProgressBars
+
+
+def drawn(*, terminal: bool, enabled: bool) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100)
+    with ProgressBars("profile", enabled=enabled, console=console) as progress:
+        for done in range(1, 9):
+            progress(Progress("dit", done, 8))
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_the_stage_and_how_far_it_is() -> None:
+    shown = drawn(terminal=True, enabled=True)
+    assert "profile dit" in shown
+    assert "8/8" in shown
+
+
+@pytest.mark.parametrize(("terminal", "enabled"), [(False, True), (True, False)])
+def test_there_are_no_bars_elsewhere_or_when_switched_off(terminal: bool, enabled: bool) -> None:
+    assert "dit" not in drawn(terminal=terminal, enabled=enabled)
+
+
+def test_a_stage_of_unknown_length_is_shown() -> None:
+    stream = io.StringIO()
+    with ProgressBars(
+        "profile", enabled=True, console=Console(file=stream, force_terminal=True, width=100)
+    ) as progress:
+        progress(Progress("lm.cot", 17, None))
+    assert "lm.cot" in stream.getvalue()

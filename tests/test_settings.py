@@ -1,0 +1,52 @@
+"""The table of settings: every word, the defaults, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep_otel.settings import CAPTURE_VARIABLE, DETAIL_VARIABLE, Detail, Settings
+
+
+def test_defaults() -> None:
+    assert Settings.from_environment({}) == Settings(detail=Detail.STEP, capture_content=False)
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DETAIL_VARIABLE, "token")
+    monkeypatch.setenv(CAPTURE_VARIABLE, "SPAN_ONLY")
+    assert Settings.from_environment() == Settings(detail=Detail.TOKEN, capture_content=True)
+
+
+@pytest.mark.parametrize("word", ["off", "stage", "step", "token", "STEP", " step ", "Token"])
+def test_levels_are_read_in_any_case(word: str) -> None:
+    assert Settings.from_environment({DETAIL_VARIABLE: word}).detail.name == word.strip().upper()
+
+
+def test_each_level_includes_the_ones_before_it() -> None:
+    assert Detail.OFF < Detail.STAGE < Detail.STEP < Detail.TOKEN
+
+
+@pytest.mark.parametrize("variable", [DETAIL_VARIABLE, CAPTURE_VARIABLE])
+def test_an_empty_variable_counts_as_absent(variable: str) -> None:
+    assert Settings.from_environment({variable: ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("word", "captured"),
+    [("NO_CONTENT", False), ("SPAN_ONLY", True), ("span_and_event", True), ("EVENT_ONLY", False), ("true", True)],
+)
+def test_content_is_captured_only_after_opt_in(word: str, captured: bool) -> None:
+    assert Settings.from_environment({CAPTURE_VARIABLE: word}).capture_content is captured
+
+
+@given(st.text(min_size=1).filter(lambda word: word.strip().upper() not in Detail.__members__ and word.strip()))
+def test_any_other_word_is_refused_by_name(word: str) -> None:
+    with pytest.raises(ValueError, match=DETAIL_VARIABLE):
+        Settings.from_environment({DETAIL_VARIABLE: word})
+
+
+def test_an_unknown_capture_word_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=CAPTURE_VARIABLE):
+        Settings.from_environment({CAPTURE_VARIABLE: "some"})
