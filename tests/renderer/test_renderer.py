@@ -72,6 +72,8 @@ def spy_on(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Spy:
 
 
 class TestAudio:
+    """R34: one song per seed, ready to be saved."""
+
     def test_songs_are_float32_stereo_on_the_host_at_48_khz(self, turbo):
         audio = turbo.render(ask(seeds=(1, 2))).audio
         assert (audio.shape, audio.dtype, audio.device) == ((2, 2, 249_600), torch.float32, CPU)
@@ -226,6 +228,8 @@ class TestDiffusersAgrees:
 
 
 class TestSteps:
+    """R35: the number of steps asked for is the number executed."""
+
     @pytest.mark.parametrize("steps", [1, 8, 16])
     @pytest.mark.parametrize("name", ["turbo", "base"])
     def test_every_model_runs_as_many_steps_as_asked(self, name, steps, monkeypatch, request: pytest.FixtureRequest):
