@@ -19,6 +19,7 @@ from acestep.planner.planner import Plan
 from acestep.renderer.renderer import RenderRequest
 from acestep.types import (
     CODES_PER_SECOND,
+    SAMPLE_RATE,
     EffectiveSettings,
     GenerationRequest,
     GenerationResult,
@@ -111,7 +112,7 @@ def _generate(
             shift=shift,
             guidance_scale=rendered.guidance_scale,
             batch_size=len(songs),
-            duration=songs[0].audio.shape[-1] / audio.SAMPLE_RATE,
+            duration=songs[0].audio.shape[-1] / SAMPLE_RATE,
             seeds=seeds,
             weights=models.renderer.models.weights,
         ),

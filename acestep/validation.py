@@ -30,6 +30,11 @@ def validate(request: GenerationRequest) -> None:
     _require_between("batch size", request.batch_size, 1, MAX_BATCH_SIZE)
     _require_between("inference steps", request.inference_steps, 1, MAX_INFERENCE_STEPS)
     _require_between("guidance scale", request.guidance_scale, 1, 100)
+    start, end = request.guidance_interval
+    _require_between("start of the guidance interval", start, 0, 1)
+    _require_between("end of the guidance interval", end, start, 1)
+    if request.peak_dbfs is not None:
+        _require_between("peak level", request.peak_dbfs, -60, 0, unit=" dBFS")
     if request.shift is not None:
         _require_between("shift", request.shift, 0.01, 100)
     for seed in request.seeds:

@@ -43,7 +43,7 @@ from acestep_otel.targets.seam import Patches
 logger = logging.getLogger("acestep_otel")
 
 
-class AceStepInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+class AceStepInstrumentor(BaseInstrumentor):
     """Switches the tracing of ``acestep`` on and off."""
 
     _patches: Patches | None = None

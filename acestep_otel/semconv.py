@@ -85,7 +85,10 @@ def _metric(
 GENERATE_MUSIC = _span(
     "generate_music", "From the call of generate_music to its return, audio files written: the wall time. Host clock."
 )
-MODEL_LOAD = _span("acestep.model.load", "One model: from the name to weights on the device. Host clock.")
+MODEL_LOAD = _span(
+    "acestep.model.load",
+    "One model: from the name to weights handed to the device, which is not waited for. Host clock.",
+)
 LM = _span(
     "acestep.lm",
     "Everything the planner does for a request: prompts, both phases, parsing. Host clock; the token ids "

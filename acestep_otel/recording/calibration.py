@@ -9,7 +9,7 @@ passes with and without the unconditional rows, at the run's own shape, outside 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -28,6 +28,17 @@ class GuidanceShare:
 
     decode: float
     prefill: float
+
+
+@runtime_checkable
+class CalibratedBackend(Protocol):
+    """A backend that can time its own passes."""
+
+    def measure_guidance_share(self, rows: int, context: int) -> float:
+        """1 - time(rows) / time(2 * rows) of a decode pass."""
+
+    def measure_prefill_guidance_share(self, tokens: int) -> float:
+        """1 - time(conditional row) / time(both rows) of a prompt pass."""
 
 
 class GuidanceCalibration:
@@ -57,28 +68,20 @@ class GuidanceCalibration:
         return share
 
 
-class CalibratedBackend(Protocol):
-    """A backend that can time its own passes."""
-
-    def measure_guidance_share(self, rows: int, context: int) -> float:
-        """1 - time(rows) / time(2 * rows) of a decode pass."""
-
-    def measure_prefill_guidance_share(self, tokens: int) -> float:
-        """1 - time(conditional row) / time(both rows) of a prompt pass."""
-
-
 CALIBRATION = GuidanceCalibration()
 """The process's calibration: a cache of measured facts about loaded backends, keyed by the backend itself."""
 
 
 def calibrate_guidance(models: Models, request: GenerationRequest) -> GuidanceShare | None:
-    """Calibrate for one request; ``None`` when it uses no guidance.
+    """Calibrate for one request; ``None`` when it uses no guidance, or its backend cannot time its own passes.
 
     Runs forward passes on the loaded language model for a fraction of a second; call it between the warm-up and the
     measured run.
     """
     planner = models.planner
     if planner is None or not request.thinking or request.audio_codes or request.sampling.guidance_scale <= 1:
+        return None
+    if not isinstance(planner.backend, CalibratedBackend):
         return None
     shape = planner.codes_shape(request)
     return CALIBRATION.measure(planner.backend, request.batch_size, shape.middle_context, shape.prompt_tokens)

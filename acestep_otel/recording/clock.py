@@ -130,21 +130,22 @@ class EventPool:
     def __init__(self, device: torch.device) -> None:
         import torch
 
-        self._torch_cuda = torch.cuda
+        # PyTorch's stubs leave streams and events untyped.
+        self._cuda: Any = torch.cuda
         self._device = device
         self._free: deque[Any] = deque()
-        self.idle_stream = torch.cuda.Stream(device)
+        self.idle_stream = self._cuda.Stream(device)
 
     def current_stream(self) -> Any:
         """The stream that the calling thread works on."""
-        return self._torch_cuda.current_stream(self._device)
+        return self._cuda.current_stream(self._device)
 
     def take(self) -> Any:
         """An event that is not in use."""
         try:
             return self._free.pop()
         except IndexError:
-            return self._torch_cuda.Event(enable_timing=True)
+            return self._cuda.Event(enable_timing=True)
 
     def give_back(self, event: Any) -> None:
         """Make a resolved event available again."""
