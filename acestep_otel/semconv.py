@@ -122,6 +122,12 @@ VAE_DECODE = _span(
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
 
+
+def stage_of(span_name: str) -> str:
+    """The value of ``acestep.stage`` for a span: its name without the namespace."""
+    return span_name.removeprefix("acestep.")
+
+
 # --- Attributes: request and environment ------------------------------------------------------------------------
 OPERATION_NAME = _attribute("gen_ai.operation.name", str, "generate_content on root and planner spans.")
 PROVIDER_NAME = _attribute("gen_ai.provider.name", str, "Always ace_step.")

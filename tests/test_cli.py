@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acestep_otel import __version__
 from acestep_otel.cli import command, main, repeat_flag
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Group, flag and default as the guide's reference lists them; None: no default of its own.
 REFERENCE: list[tuple[str, str, Any]] = [
@@ -207,3 +213,27 @@ def test_an_example_with_an_unknown_key(capsys: pytest.CaptureFixture[str], tmp_
     path = tmp_path / "key.json"
     path.write_text(json.dumps({"caption": "a", "keyscale": "H minor"}), encoding="utf-8")
     assert "'H minor'" in refusal(capsys, "--tiny", "--example", str(path))
+
+
+@pytest.mark.parametrize("program", [["-m", "acestep_otel"], [str(ROOT / "profile_inference.py")]])
+def test_every_entry_is_the_same_command(program: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(
+        [sys.executable, *program, "--version"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert shown.stdout == f"acestep-otel, version {__version__}\n"
+    refused = subprocess.run([sys.executable, *program, "--bogus"], capture_output=True, text=True, env=environment)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: No such option '--bogus'")
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    program = "import sys; from acestep_otel.cli import main; main(['--help']); print('torch' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert shown.stdout.endswith("False\n")

@@ -44,11 +44,6 @@ class _Resolved:
         return (self.end_ns - self.start_ns) / 1e9
 
 
-def stage_label(span_name: str) -> str:
-    """The value of ``acestep.stage`` for a span: its name without the namespace."""
-    return span_name.removeprefix("acestep.")
-
-
 class Emitter:
     """Emits one recording."""
 
@@ -199,7 +194,7 @@ class _Emission:
         attributes: dict[str, AttributeValue] = {
             semconv.OPERATION_NAME: "generate_content",
             semconv.PROVIDER_NAME: "ace_step",
-            semconv.STAGE: stage_label(stage.name),
+            semconv.STAGE: semconv.stage_of(stage.name),
             semconv.REQUEST_MODEL: stage.attributes.get(semconv.REQUEST_MODEL, self._model),
         }
         if stage.error is not None:

@@ -17,7 +17,7 @@ from opentelemetry.trace import Span, Tracer
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import Clocks
-from acestep_otel.recording.emission import Emitter, stage_label
+from acestep_otel.recording.emission import Emitter
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.privacy import Scrubber
@@ -188,7 +188,7 @@ class TracingLayer:
     @never_raises
     def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:
         attributes: dict[str, AttributeValue] = {
-            semconv.STAGE: stage_label(semconv.MODEL_LOAD),
+            semconv.STAGE: semconv.stage_of(semconv.MODEL_LOAD),
             semconv.REQUEST_MODEL: model,
         }
         self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)

@@ -67,7 +67,7 @@ class TokenStatistics:
     def of(cls, phase: FinishedSpan) -> TokenStatistics:
         """Read the attributes of a phase's span."""
         attributes = {name: phase.attributes.get(source) for name, source in _ATTRIBUTE_OF_FIELD.items()}
-        return cls(phase=stage_name(phase.name), duration=phase.seconds, **attributes)
+        return cls(phase=semconv.stage_of(phase.name), duration=phase.seconds, **attributes)
 
 
 _ATTRIBUTE_OF_FIELD: Final = {
@@ -113,15 +113,10 @@ def memory_peaks(run: Run) -> list[MemoryPeak]:
     """One entry per stage that recorded a peak; empty off CUDA."""
     return [
         MemoryPeak(
-            stage=stage_name(span.name),
+            stage=semconv.stage_of(span.name),
             allocated=int(span.attributes[semconv.VRAM_PEAK_ALLOCATED]),
             reserved=int(span.attributes[semconv.VRAM_PEAK_RESERVED]),
         )
         for span in (run.root, *run.spans)
         if semconv.VRAM_PEAK_ALLOCATED in span.attributes
     ]
-
-
-def stage_name(span_name: str) -> str:
-    """A span's name without the namespace: the value of ``acestep.stage``."""
-    return span_name.removeprefix("acestep.")
