@@ -45,7 +45,7 @@ BLOCKS = {
         timesignature="3",
     ),
 }
-# One regular expression for the whole caption: split over rules, filling its mask takes xgrammar a hundred times longer.
+# One regular expression for the whole caption: split over rules, filling its mask takes a hundred times longer.
 EBNF = rf"""
 root ::= "\nbpm: " bpm "\ncaption: " caption "\nduration: " duration "\nkeyscale: " keyscale "\nlanguage: " language "\ntimesignature: " [2346] "\n"
 bpm ::= [3-9][0-9] | [12][0-9][0-9] | "300"
