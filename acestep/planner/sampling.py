@@ -1,4 +1,4 @@
-"""Drawing tokens: top-k, top-p, temperature, and uniforms that belong to one song.
+"""Drawing tokens: top-k, top-p, temperature, and noise that belongs to one song.
 
 All of it stays on the logits' device: nothing is read back, and the vocabulary is never sorted.
 """
@@ -17,12 +17,16 @@ _BINS: Final = 4_096
 """Of each histogram over the logits; two of them resolve 20 nats to a millionth."""
 _MASS_UNIT: Final = 2**40
 """Probability 1 as a whole number: sums of 64,000 tokens are exact to 1e-7."""
-_UNIFORM_LEVELS: Final = 2**24
-"""Float32 holds each level exactly, and 1 - 1/levels stays below 1 in every product."""
+_INCREMENT: Final = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS: Final = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+_SHIFTS: Final = (30, 27, 31)
+"""SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), in signed arithmetic."""
+_NOISE_BITS: Final = 40
+"""Of each random word that make a number in [0, 1); small ones, which decide, keep float32's relative precision."""
 
 
-def item_uniforms(seed: int, phase: str, count: int) -> torch.Tensor:
-    """Random numbers of one song in one phase, on the host.
+def item_keys(seed: int, phase: str, count: int) -> torch.Tensor:
+    """Keys of the noise of one song in one phase, one per draw, on the host.
 
     They depend on nothing but the arguments: not on the batch, not on the global random state.
 
@@ -32,14 +36,14 @@ def item_uniforms(seed: int, phase: str, count: int) -> torch.Tensor:
         count: how many.
 
     Returns:
-        float32 in [0, 1), shape ``[count]``; a longer series starts with the shorter one.
+        int64, shape ``[count]``; a longer series starts with the shorter one.
     """
     digest = hashlib.sha256(f"{phase}:{seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randint(_UNIFORM_LEVELS, (count,), generator=generator).float() / _UNIFORM_LEVELS
+    return torch.randint(2**62, (count,), generator=generator)
 
 
-def sample(logits: torch.Tensor, settings: SamplingSettings, uniforms: torch.Tensor) -> torch.Tensor:
+def sample(logits: torch.Tensor, settings: SamplingSettings, keys: torch.Tensor) -> torch.Tensor:
     """Draw one token per row.
 
     Order: top-k, top-p on the distribution as it is, temperature, draw. What the grammar forbids must already be
@@ -48,7 +52,7 @@ def sample(logits: torch.Tensor, settings: SamplingSettings, uniforms: torch.Ten
     Args:
         logits: float32, shape ``[rows, tokens]``.
         settings: temperature (0 is greedy), ``top_k`` and ``top_p``.
-        uniforms: one number in [0, 1) per row, shape ``[rows]``, on the logits' device.
+        keys: of the noise (``item_keys``), one per row, shape ``[rows]``, on the logits' device.
 
     Returns:
         Index of the drawn token, int64, shape ``[rows]``.
@@ -56,19 +60,19 @@ def sample(logits: torch.Tensor, settings: SamplingSettings, uniforms: torch.Ten
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     if 0 < settings.top_k < logits.shape[-1]:
-        logits = _keep_top_k(logits, settings.top_k)
+        logits = keep_top_k(logits, settings.top_k)
     if settings.top_p < 1:
-        logits = _keep_top_p(logits, settings.top_p)
-    return _draw(logits / settings.temperature, uniforms)
+        logits = keep_top_p(logits, settings.top_p)
+    return _draw(logits / settings.temperature, keys)
 
 
-def _keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """Keep the ``top_k`` greatest, and what ties with the last of them."""
     smallest = logits.topk(top_k, dim=-1).values[:, -1:]
     return logits.masked_fill(logits < smallest, -torch.inf)
 
 
-def _keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the tokens for which the more probable ones sum to ``top_p`` at most.
 
     A histogram of the probability over the logits finds the bin in which the sum crosses ``top_p``, and a second
@@ -83,7 +87,7 @@ def _keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     for _ in range(2):
         width = (high - low) / _BINS
         # Bin 0 holds what is certainly kept, the last one what is certainly not.
-        bins = ((high - logits) / width).floor().clamp(-1, _BINS).long() + 1
+        bins = ((high - logits) / width).floor().clamp(-1, _BINS).nan_to_num(_BINS).long() + 1
         histogram = mass.new_zeros(logits.shape[0], _BINS + 2).scatter_add_(1, bins, mass)
         below_limit = histogram.cumsum(dim=-1) <= top_p * _MASS_UNIT
         crossing = below_limit.sum(dim=-1, keepdim=True).clamp(1, _BINS)
@@ -91,10 +95,25 @@ def _keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return logits.masked_fill(bins > crossing, -torch.inf)
 
 
-def _draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Invert the cumulative distribution at the uniforms."""
-    # Sums over 64,000 tokens want float64; Apple's GPUs have none.
-    precise = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulative = logits.softmax(dim=-1, dtype=precise).cumsum(dim=-1)
-    targets = uniforms.to(precise).unsqueeze(-1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+def _draw(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Let exponential clocks race, each at the rate of its token's probability; the first to ring is drawn.
+
+    Unlike inverting the cumulative distribution, this gives the same token when rounding (which depends on the batch)
+    moves another token across the edge of the nucleus.
+    """
+    clocks = -torch.log1p(-_noise(keys, logits.shape[-1]))
+    return (logits - clocks.log()).argmax(dim=-1)
+
+
+def _noise(keys: torch.Tensor, count: int) -> torch.Tensor:
+    """Uniform float32 numbers of each key, shape ``[keys, count]``, within (0, 1]: SplitMix64 started at the key."""
+    words = keys.unsqueeze(-1) + torch.arange(1, count + 1, device=keys.device) * _INCREMENT
+    for shift, multiplier in zip(_SHIFTS[:2], _MULTIPLIERS, strict=True):
+        words = (words ^ _shift_right(words, shift)) * multiplier
+    words = words ^ _shift_right(words, _SHIFTS[2])
+    return (_shift_right(words, 64 - _NOISE_BITS) + 0.5) * 2.0**-_NOISE_BITS
+
+
+def _shift_right(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift of words that torch takes for signed."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)

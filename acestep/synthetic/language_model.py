@@ -74,7 +74,7 @@ def build_language_model(name: str, *, device: torch.device, dtype: torch.dtype,
         KeyError: the name is not in the table.
     """
     config = LANGUAGE_MODEL_CONFIGS[name]
-    body = build_qwen3(_qwen3_config(config), seed=seed, device=device, dtype=dtype)
+    body = build_qwen3(qwen3_config(config), seed=seed, device=device, dtype=dtype)
     return LanguageModel(
         name=name,
         weights="synthetic",
@@ -87,7 +87,8 @@ def build_language_model(name: str, *, device: torch.device, dtype: torch.dtype,
     )
 
 
-def _qwen3_config(config: LanguageModelConfig) -> Qwen3Config:
+def qwen3_config(config: LanguageModelConfig) -> Qwen3Config:
+    """The same architecture in transformers' terms."""
     return Qwen3Config(
         vocab_size=config.layout.vocabulary_size,
         hidden_size=config.hidden_size,

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from qwen_tokenizer import build_qwen_tokenizer
 
 from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.models import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, Vocabulary
 from acestep.synthetic.language_model import build_language_model
+from tests.planner.qwen_tokenizer import build_qwen_tokenizer
 
 
 @pytest.fixture(scope="session")

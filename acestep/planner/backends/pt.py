@@ -19,7 +19,7 @@ from acestep.planner.backends.decode_state import Candidates, DecodeState
 from acestep.planner.backends.timing import share_saved
 from acestep.planner.grammar import AllowedTokens, GrammarCursor
 from acestep.planner.models import LanguageModel
-from acestep.planner.sampling import item_uniforms, sample
+from acestep.planner.sampling import item_keys, sample
 from acestep.types import Progress, ProgressCallback, SamplingSettings
 
 REASONING: Final = "lm.cot"
@@ -57,14 +57,14 @@ class PtBackend:
         progress: ProgressCallback | None = None,
     ) -> PhaseTokens:
         """Phase 1 (see ``PlannerBackend.generate_metadata``): one token is read back per pass, for the grammar."""
-        uniforms = item_uniforms(seed, REASONING, token_limit).to(self.model.device)
+        keys = item_keys(seed, REASONING, token_limit).to(self.model.device)
         written = [] if cursor is None else self.accept(cursor, None)
         state = self.prefill([[*prompt, *written]])
         pending: torch.Tensor | None = None
         sampled = 0
         while not self._is_complete(cursor, written) and sampled < token_limit:
             candidates = self._text_candidates if cursor is None else self.constrain(cursor)
-            drawn = self.decode(state, pending, candidates, sampling, uniforms[sampled : sampled + 1])
+            drawn = self.decode(state, pending, candidates, sampling, keys[sampled : sampled + 1])
             token_id = int(drawn)
             chunk = [token_id] if cursor is None else self.accept(cursor, token_id)
             written += chunk
@@ -94,13 +94,13 @@ class PtBackend:
     ) -> PhaseTokens:
         """Phase 2 (see ``PlannerBackend.generate_codes``): ids stay on the device, the end is known beforehand."""
         prompts = [conditional] if unconditional is None else [conditional, unconditional]
-        uniforms = torch.stack([item_uniforms(seed, COMPOSING, count) for seed in seeds], dim=1).to(self.model.device)
+        keys = torch.stack([item_keys(seed, COMPOSING, count) for seed in seeds], dim=1).to(self.model.device)
         state = self.prefill(prompts, capacity=count)
         state.repeat(len(seeds))
         pending: torch.Tensor | None = None
         written: list[torch.Tensor] = []
         for step in range(count):
-            drawn = self.decode(state, pending, self._code_candidates, sampling, uniforms[step])
+            drawn = self.decode(state, pending, self._code_candidates, sampling, keys[step])
             written.append(drawn)
             pending = drawn.repeat(len(prompts)).unsqueeze(1)
             if progress is not None and (len(written) % PROGRESS_INTERVAL == 0 or len(written) == count):
@@ -135,7 +135,7 @@ class PtBackend:
         pending: torch.Tensor | None,
         candidates: Candidates,
         sampling: SamplingSettings,
-        uniforms: torch.Tensor,
+        keys: torch.Tensor,
     ) -> torch.Tensor:
         """One pass for all rows: forward of what is pending, guidance, head, sampling.
 
@@ -144,7 +144,7 @@ class PtBackend:
             pending: token ids that no pass has seen yet, shape ``[rows, tokens]``; ``None`` right after the prefill.
             candidates: what may be drawn.
             sampling: how.
-            uniforms: shape ``[items]``.
+            keys: shape ``[items]``.
 
         Returns:
             Drawn token ids, shape ``[items]``, on the device.
@@ -152,10 +152,10 @@ class PtBackend:
         if pending is not None:
             state.advance(pending)
         hidden = state.hidden.float()
-        if len(hidden) > len(uniforms):
+        if len(hidden) > len(keys):
             conditional, unconditional = hidden.chunk(2)
             hidden = unconditional + sampling.guidance_scale * (conditional - unconditional)
-        return candidates.token_ids(sample(candidates.logits(hidden), sampling, uniforms))
+        return candidates.token_ids(sample(candidates.logits(hidden), sampling, keys))
 
     def constrain(self, cursor: GrammarCursor) -> Candidates:
         """The candidates that the grammar leaves at this place."""

@@ -1,0 +1,35 @@
+import pytest
+
+from acestep.errors import BudgetExceeded
+from acestep.planner.budget import PlannerBudget
+from acestep.planner.models import LanguageModel
+
+
+def budget(free: int | None = None) -> PlannerBudget:
+    return PlannerBudget(context_limit=1000, bytes_per_position=2**20, free_bytes=lambda: free)
+
+
+def test_what_fits_passes() -> None:
+    budget().check("lm.codes", prompt_tokens=400, output_tokens=600, rows=16)
+    budget(free=2000 * 2**20).check("lm.codes", prompt_tokens=400, output_tokens=600, rows=2)
+
+
+def test_b6_too_many_positions_are_refused_by_number() -> None:
+    """The reference cuts the prompt or leaves its fast path without a word."""
+    with pytest.raises(BudgetExceeded, match=r"need 1001 positions, but the language model has 1000") as caught:
+        budget().check("lm.codes", prompt_tokens=401, output_tokens=600, rows=1)
+    assert caught.value.stage == "lm.codes"
+
+
+def test_b2_too_little_memory_is_refused_before_the_first_pass() -> None:
+    """The reference hangs when keys and values run out."""
+    with pytest.raises(BudgetExceeded, match=r"2 rows of 1000 positions need 1.95 GiB, but only 1.00 GiB are free"):
+        budget(free=2**30).check("lm.codes", prompt_tokens=400, output_tokens=600, rows=2)
+
+
+def test_memory_per_position_follows_the_architecture(tiny: LanguageModel) -> None:
+    limits = PlannerBudget.of(tiny)
+    # keys and values, 2 layers, 1 head of 32, float32
+    assert limits.bytes_per_position == 2 * 2 * 1 * 32 * 4
+    assert limits.context_limit == 8192
+    assert limits.free_bytes() is None
