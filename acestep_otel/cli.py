@@ -11,6 +11,7 @@ from typing import Any, Final, get_args
 
 import click
 import cloup
+from click.core import ParameterSource
 from cloup import option, option_group
 
 from acestep_otel import __version__
@@ -178,7 +179,7 @@ def command(context: click.Context, /, **values: Any) -> None:
     """Profile ACE-Step 1.5 inference: where did the time and the VRAM go?"""
     if values["tiny"]:
         for name in ("config_path", "lm_model"):
-            if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
                 raise SetupError(f"--tiny chooses the models itself: leave out --{name.replace('_', '-')}")
     options = Options(**values)
     require_available(options)

@@ -56,11 +56,11 @@ def profile(options: Options, telemetry: Telemetry) -> None:
     with instrumented(telemetry, detail):
         with _setup_errors():
             models = load_models(select_models(request, options))
-        if not options.no_warmup:
-            _warm_up(models, request, options)
         result: GenerationResult | None = None
         error: BaseException | None = None
         try:
+            if not options.no_warmup:
+                _warm_up(models, request, options)
             with ProgressBars("profile", enabled=not options.no_progress) as progress:
                 result = generate_music(models, request, save_dir=options.output_dir, progress=progress)
         except BaseException as raised:
@@ -99,7 +99,8 @@ def _report(
     measured = measured_runs(telemetry.collector.finished_spans)
     run = measured[-1] if measured else None
     songs = tuple(song.path for song in result.songs if song.path is not None) if result is not None else ()
-    click.echo("\n".join(_summary(result, run)))
+    for line in _summary(result, run):
+        click.echo(line)
     if options.benchmark_output is not None:
         entry = RunResult(run, None if result is None else result.effective, error, songs)
         write_result(
@@ -123,8 +124,9 @@ def _summary(result: GenerationResult | None, run: Run | None) -> Iterator[str]:
         yield f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}"
         yield f"{done.batch_size} x {done.duration:g} s, {done.steps} steps, seed {seeds}"
         yield ""
-    if run is None:
-        yield "Tracing was off, so there is no breakdown."
-    else:
+    if run is not None:
         yield render_breakdown(Breakdown.of(run))
-    yield ""
+        yield ""
+    elif result is not None:
+        yield "Tracing was off, so there is no breakdown."
+        yield ""

@@ -170,6 +170,19 @@ def test_out_of_memory_keeps_what_was_measured(
     assert measured().root.error == "OutOfMemory"
 
 
+def test_a_warm_up_that_fails_is_a_failed_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Renderer, "denoise_step", failing(lambda: torch.OutOfMemoryError("no room")))
+    assert profile() == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: out of memory in stage 'dit'")
+    assert "BREAKDOWN" not in shown.out
+    entry = result()
+    assert (entry["status"], entry["measurement"]) == ("error", None)
+    assert [run.root.attributes[semconv.WARMUP] for run in runs(traced())] == [True]
+
+
 def test_a_defect_shows_its_traceback_and_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Renderer, "decode_tile", failing(lambda: ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):
