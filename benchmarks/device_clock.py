@@ -28,16 +28,19 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from workload import load, request
 
 from acestep.inference import generate_music
+from acestep.planner.backends.pt import PtBackend
 from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 
-RANGES = {
-    "condition": semconv.CONDITION,
-    "denoise_step": semconv.DIT_STEP,
-    "decode_tile": semconv.VAE_TILE,
+STAGES = {
+    (Renderer, "condition"): semconv.CONDITION,
+    (Renderer, "denoise_step"): semconv.DIT_STEP,
+    (Renderer, "decode_tile"): semconv.VAE_TILE,
 }
-"""Methods of the renderer, and the spans around them."""
+"""Methods, and the spans around them."""
+PASSES = ((PtBackend, "prefill"), (PtBackend, "decode"))
+"""Methods that together make up `acestep.lm`."""
 
 Interval = tuple[float, float]
 """Start and end in seconds."""
@@ -45,24 +48,24 @@ Interval = tuple[float, float]
 
 @contextmanager
 def profiler_ranges() -> Iterator[None]:
-    """Open a profiler range around each renderer stage, inside whatever else wraps it."""
-    originals = {name: vars(Renderer)[name] for name in RANGES}
+    """Open a profiler range around each of these methods, inside whatever else wraps it."""
+    originals = {(owner, name): vars(owner)[name] for owner, name in (*STAGES, *PASSES)}
 
-    def ranged(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
-        with record_function(f"stage::{wrapped.__name__}"):
+    def ranged(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        with record_function(f"stage::{type(instance).__name__}.{wrapped.__name__}"):
             return wrapped(*args, **kwargs)
 
-    for name, original in originals.items():
-        setattr(Renderer, name, wrapt.FunctionWrapper(original, ranged))
+    for (owner, name), original in originals.items():
+        setattr(owner, name, wrapt.FunctionWrapper(original, ranged))
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(Renderer, name, original)
+        for (owner, name), original in originals.items():
+            setattr(owner, name, original)
 
 
 def gpu_ranges(trace: Path) -> dict[str, list[Interval]]:
-    """Every GPU-side range, by method name, in time order."""
+    """Every GPU-side range, by class and method name, in time order."""
     events = json.loads(trace.read_text())["traceEvents"]
     found = defaultdict(list)
     for event in sorted((e for e in events if e.get("cat") == "gpu_user_annotation"), key=lambda e: e["ts"]):
@@ -120,9 +123,14 @@ def main() -> None:
     spans = defaultdict(list)
     for span in sorted(exporter.get_finished_spans(), key=lambda span: span.start_time or 0):
         spans[span.name].append(((span.start_time or 0) / 1e9, (span.end_time or 0) / 1e9))
-    rows = [compared(name, spans[name], kernels[method]) for method, name in RANGES.items()]
-    # Ranges of the profiler do not nest on the GPU's side, so the loop is what its steps span.
-    rows.insert(1, compared(semconv.DIT, spans[semconv.DIT], envelope(kernels["denoise_step"])))
+    rows = [
+        compared(name, spans[name], kernels[f"{owner.__name__}.{method}"]) for (owner, method), name in STAGES.items()
+    ]
+    # Ranges of the profiler do not nest on the GPU's side, so a stage is what its parts span.
+    rows.insert(1, compared(semconv.DIT, spans[semconv.DIT], envelope(kernels["Renderer.denoise_step"])))
+    if options.thinking:
+        passes = [interval for owner, method in PASSES for interval in kernels[f"{owner.__name__}.{method}"]]
+        rows.insert(0, compared(semconv.LM, spans[semconv.LM], envelope(passes)))
 
     titles = ("count", "span s", "profiler s", "ratio", "median diff ms", "max diff ms")
     print(f"{'span':24} {titles[0]:>5} {titles[1]:>9} {titles[2]:>10} {titles[3]:>7} {titles[4]:>14} {titles[5]:>12}")
