@@ -1,12 +1,17 @@
-"""Our token automaton against xgrammar, on the metadata block and the real Qwen vocabulary.
+"""What does constrained decoding cost, against a general grammar engine (xgrammar)?
 
-Run from the root of the repository: ``python -m benchmarks.grammar`` (needs the extra ``dev``).
+    python -m benchmarks.grammar        # from the root of the repository; needs the extra "dev"
+
+Both walk the same metadata blocks on the real Qwen vocabulary. A token of the automaton is: what is allowed, accept,
+and the forced run behind it; of xgrammar: fill the mask, accept. Forced are the tokens that need no sampling.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -18,6 +23,7 @@ from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.metadata import LANGUAGES, dump_metadata
 from acestep.planner.vocabulary import QWEN3_LAYOUT, Vocabulary
 from acestep.types import SongMetadata
+from benchmarks.environment import environment, write_result
 from tests.planner.qwen_tokenizer import build_qwen_tokenizer
 
 Result = TypeVar("Result")
@@ -58,27 +64,35 @@ language ::= {" | ".join(f'"{language}"' for language in LANGUAGES)}
 
 def main() -> None:
     """Print compile times, time per token and the share of forced tokens."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    options = parser.parse_args()
+
     tokenizer = build_qwen_tokenizer()
     vocabulary = Vocabulary(tokenizer, QWEN3_LAYOUT)
     classes = _milliseconds(lambda: vocabulary.text_classes)
     compiled = [_milliseconds(lambda: MetadataGrammar(vocabulary)) for _ in range(5)]
-    print(f"automaton: token classes once {classes:.0f} ms, compile {median(compiled):.0f} ms")
+    automaton = {"once per vocabulary (ms)": classes, "compile (ms)": median(compiled)}
     grammar = MetadataGrammar(vocabulary)
 
     info_time, info = _timed(lambda: _tokenizer_info(tokenizer))
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
     compiled = [_milliseconds(lambda: compiler.compile_grammar(EBNF)) for _ in range(5)]
-    print(f"xgrammar:  tokenizer info once {info_time:.0f} ms, compile {median(compiled):.0f} ms")
+    general = {"once per vocabulary (ms)": info_time, "compile (ms)": median(compiled)}
     other = compiler.compile_grammar(EBNF)
 
     for name, metadata in BLOCKS.items():
         ids = vocabulary.encode("\n" + dump_metadata(metadata) + "\n")
-        sampled = _sampled_by_automaton(grammar, ids)
-        print(f"{name}: {len(ids)} tokens, {len(sampled)} sampled, {1 - len(sampled) / len(ids):.0%} forced")
-        _report("automaton, tokens that are sampled", [_walk_automaton(grammar, ids)[1] for _ in range(REPETITIONS)])
-        _report("xgrammar, every token", [_walk_xgrammar(other, ids) for _ in range(REPETITIONS)])
-        single = _single_choice(other, ids)
-        print(f"  xgrammar masks with one token: {single} of {len(ids)} ({single / len(ids):.0%})")
+        sampled = _walk_automaton(grammar, ids)[0]
+        automaton |= _per_token(name, [_walk_automaton(grammar, ids)[1] for _ in range(REPETITIONS)])
+        general |= _per_token(name, [_walk_xgrammar(other, ids) for _ in range(REPETITIONS)])
+        automaton[f"{name}: forced (%)"] = 100 * (1 - len(sampled) / len(ids))
+        general[f"{name}: forced (%)"] = 100 * _single_choice(other, ids) / len(ids)
+
+    print(f"{'':40}{'automaton':>12}{'xgrammar':>12}")
+    for row, value in automaton.items():
+        print(f"{row:40}{value:12.1f}{general[row]:12.1f}")
+    write_result(options.output, {"environment": environment(), "automaton": automaton, "xgrammar": general})
 
 
 def _tokenizer_info(tokenizer: Tokenizer) -> xgrammar.TokenizerInfo:
@@ -88,10 +102,6 @@ def _tokenizer_info(tokenizer: Tokenizer) -> xgrammar.TokenizerInfo:
     return xgrammar.TokenizerInfo(
         spelled, xgrammar.VocabType.BYTE_LEVEL, stop_token_ids=[QWEN3_LAYOUT.eos], add_prefix_space=False
     )
-
-
-def _sampled_by_automaton(grammar: MetadataGrammar, ids: list[int]) -> list[int]:
-    return _walk_automaton(grammar, ids)[0]
 
 
 def _walk_automaton(grammar: MetadataGrammar, ids: list[int]) -> tuple[list[int], list[float]]:
@@ -138,12 +148,14 @@ def _mask() -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
     return np.zeros((1, -(-QWEN3_LAYOUT.vocabulary_size // 32)), dtype=np.int32)
 
 
-def _report(name: str, walks: list[list[float]]) -> None:
-    """Best of all repetitions at each place, as other processes only ever add time."""
+def _per_token(name: str, walks: list[list[float]]) -> dict[str, float]:
+    """Microseconds per token; the best of all walks at each place, as other processes only ever add time."""
     best = sorted(min(times) for times in zip(*walks, strict=True))
-    print(
-        f"  {name}: median {median(best):.1f} µs, 99 % {best[int(0.99 * (len(best) - 1))]:.1f}, sum {sum(best):.0f} µs"
-    )
+    return {
+        f"{name}: median (µs)": median(best),
+        f"{name}: 99 % (µs)": best[int(0.99 * (len(best) - 1))],
+        f"{name}: whole block (µs)": sum(best),
+    }
 
 
 def _milliseconds(work: Callable[[], object]) -> float:
