@@ -78,20 +78,22 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     A histogram of the probability over the logits finds the bin in which the sum crosses ``top_p``, and a second
     one over that bin refines it to millionths of a nat; tokens closer than that are kept or left together.
     """
-    log_total = logits.logsumexp(dim=-1, keepdim=True)
+    # Relative to the greatest, where float32 is finest: a nearly flat distribution spans very few nats.
+    drops = logits.amax(dim=-1, keepdim=True) - logits
+    log_total = (-drops).logsumexp(dim=-1, keepdim=True)
     # Whole numbers, so that the order in which a GPU adds them does not matter.
-    mass = ((logits - log_total).exp() * _MASS_UNIT).long()
-    high = logits.amax(dim=-1, keepdim=True)
-    # All tokens below this together have less than 1 - top_p, so the crossing lies above it.
-    low = torch.minimum(log_total + math.log((1 - top_p) / logits.shape[-1]), high) - 1e-3
+    mass = ((-drops - log_total).exp() * _MASS_UNIT).long()
+    # All tokens below the far end together have less than 1 - top_p, so the crossing lies before it.
+    near = torch.zeros_like(log_total)
+    far = (math.log(logits.shape[-1] / (1 - top_p)) - log_total).clamp(min=0) + 1e-3
     for _ in range(2):
-        width = (high - low) / _BINS
+        width = (far - near) / _BINS
         # Bin 0 holds what is certainly kept, the last one what is certainly not.
-        bins = ((high - logits) / width).floor().clamp(-1, _BINS).nan_to_num(_BINS).long() + 1
+        bins = ((drops - near) / width).floor().clamp(-1, _BINS).nan_to_num(_BINS).long() + 1
         histogram = mass.new_zeros(logits.shape[0], _BINS + 2).scatter_add_(1, bins, mass)
         below_limit = histogram.cumsum(dim=-1) <= top_p * _MASS_UNIT
         crossing = below_limit.sum(dim=-1, keepdim=True).clamp(1, _BINS)
-        high, low = high - (crossing - 1) * width, high - crossing * width
+        near, far = near + (crossing - 1) * width, near + crossing * width
     return logits.masked_fill(bins > crossing, -torch.inf)
 
 

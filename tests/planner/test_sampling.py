@@ -85,8 +85,15 @@ def test_the_nucleus_is_that_of_a_sort(seed: int, top_p: float, spread: float, s
     assert different.sum() <= 8
 
 
-def test_equal_logits_are_kept_together() -> None:
-    assert keep_top_p(torch.zeros(1, 100), 0.5).isfinite().all()
+@pytest.mark.parametrize("level", [0.0, 10.0, -1000.0, 1e6])
+def test_equal_logits_are_kept_together(level: float) -> None:
+    assert keep_top_p(torch.full((1, 100), level), 0.5).isfinite().all()
+
+
+@pytest.mark.parametrize("level", [0.0, 30.0, -1000.0])
+def test_the_nucleus_does_not_depend_on_the_level_of_the_logits(level: float) -> None:
+    logits = torch.linspace(0, 0.25, 128).unsqueeze(0)
+    assert torch.equal(keep_top_p(logits + level, 0.5).isfinite(), nucleus_by_sorting(logits + level, 0.5))
 
 
 def test_forbidden_tokens_are_never_drawn() -> None:
