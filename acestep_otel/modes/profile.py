@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
+import torch
 
 from acestep.audio import check_output_directory
 from acestep.checkpoints import Models, load_models
@@ -53,6 +54,9 @@ def profile(options: Options, telemetry: Telemetry) -> None:
         if path is not None:
             require_writable(path)
 
+    if options.tiny:
+        # Handing such small tensors to a second thread takes longer than computing them.
+        torch.set_num_threads(1)
     with instrumented(telemetry, detail):
         with _setup_errors():
             models = load_models(select_models(request, options))
