@@ -133,7 +133,7 @@ class Planner:
             AceStepError: any of these, when raised by phase 2, carries the finished ``metadata``.
         """
         given = self._given(request)
-        if _writes_codes(request) and _duration(request, given) is not None:
+        if request.writes_audio_codes and _duration(request, given) is not None:
             # What phase 1 will add to the prompt is not known yet; the rest should not fail only after it.
             self._check_codes(self._codes_task(request, given), len(seeds))
         if _leaves_a_choice(request, given):
@@ -141,7 +141,7 @@ class Planner:
             metadata = self._completed(request, given, reasoned)
         else:
             reasoned, metadata = None, given
-        if not _writes_codes(request):
+        if not request.writes_audio_codes:
             return Plan(metadata, reasoned=reasoned)
         with _carrying(metadata):
             composed = self.compose_codes(request, metadata, seeds, progress)
@@ -238,7 +238,7 @@ class Planner:
     def _completed(self, request: GenerationRequest, given: SongMetadata, reasoned: PhaseTokens) -> SongMetadata:
         """The user's values, then what the model was asked for; what it wrote beside that is left out."""
         found = parse_metadata(self._vocabulary.decode(reasoned.ids[0]))
-        wanted = {"duration"} if _writes_codes(request) else set()
+        wanted = {"duration"} if request.writes_audio_codes else set()
         if request.use_cot_metas:
             wanted |= {"bpm", "duration", "keyscale", "timesignature"}
         if request.use_cot_caption:
@@ -249,11 +249,6 @@ class Planner:
             found = replace(found, duration=min(found.duration, self._duration_limit))
         open_fields = {field.name for field in fields(SongMetadata) if getattr(given, field.name) is None}
         return replace(given, **{name: getattr(found, name) for name in wanted & open_fields})
-
-
-def _writes_codes(request: GenerationRequest) -> bool:
-    """Whether phase 2 runs: codes that the user brought are not written again."""
-    return request.thinking and not request.audio_codes
 
 
 def _duration(request: GenerationRequest, metadata: SongMetadata) -> float | None:
@@ -268,7 +263,7 @@ def _leaves_a_choice(request: GenerationRequest, given: SongMetadata) -> bool:
         request.use_cot_caption
         or (request.use_cot_language and given.language is None)
         or (request.use_cot_metas and None in metas)
-        or (_writes_codes(request) and given.duration is None)
+        or (request.writes_audio_codes and given.duration is None)
     )
 
 

@@ -62,6 +62,11 @@ class Options:
     instrumental: bool = False
     audio_codes: str | None = None
 
+    repainting_start: float = 0.0
+    repainting_end: float | None = None
+    audio_cover_strength: float = 1.0
+    track: tuple[str, ...] = ()
+
     tiny: bool = False
     weights: Literal["checkpoint", "synthetic"] = "checkpoint"
     checkpoint_dir: Path = Path("checkpoints")
@@ -80,7 +85,7 @@ DEFAULTS: Final = Options()
 _NOT_BUILT: Final = (
     "offload_to_cpu", "offload_dit_to_cpu", "quantization", "detailed", "llm_debug",
     "tiers", "tier_with_lm", "tier_skip_compile", "tier_boundary", "tier_batch_boundary",
-    "task_type", "reference_audio", "src_audio", "sample_query", "instrumental", "audio_codes",
+    "sample_query", "instrumental", "audio_codes",
 )  # fmt: skip
 _BUILT_MODES: Final = ("profile",)
 _BUILT_BACKENDS: Final = ("auto", "pt")

@@ -76,7 +76,7 @@ def _request_attributes(models: Models, request: GenerationRequest, capture_cont
         semconv.OUTPUT_TYPE: "music",
         semconv.REQUEST_CHOICE_COUNT: request.batch_size,
         semconv.TASK: request.task_type,
-        semconv.THINKING: request.thinking,
+        semconv.THINKING: request.writes_audio_codes,
         semconv.BATCH_SIZE: request.batch_size,
         semconv.DIT_STEPS_REQUESTED: request.inference_steps,
         semconv.CAPTION_LENGTH: len(request.caption),
