@@ -175,7 +175,9 @@ HOST_DURATION = _attribute(
 )
 MODEL_NAME = _attribute("acestep.model.name", str, "Model that was loaded.")
 MODEL_ROLE = _attribute("acestep.model.role", str, "renderer or planner.")
-STAGE = _attribute("acestep.stage", str, "lm.cot, lm.codes, condition, vae.encode, dit, vae.decode, audio.save or model.load.")
+STAGE = _attribute(
+    "acestep.stage", str, "lm.cot, lm.codes, condition, vae.encode, dit, vae.decode, audio.save or model.load."
+)
 OUTCOME = _attribute("acestep.outcome", str, "ok, or the class name of the error.")
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------

@@ -28,9 +28,21 @@ def require_finite(latents: torch.Tensor, audio: torch.Tensor) -> None:
 
 
 def finished(audio: torch.Tensor, request: RenderRequest) -> torch.Tensor:
-    """Level and length; a repainted song is its source outside the window, so its level is not touched."""
-    if request.source is not None:
-        audio = audio[..., : request.source.samples]
+    """Bring decoded songs to their length and level.
+
+    A repainted song is its source outside the window, so its level is not touched: what overshoots full scale inside
+    is clipped, since scaling it down would be heard as a step at the seams.
+
+    Args:
+        audio: float32 on the host, shape ``[songs, 2, samples]``.
+        request: what was asked for.
+
+    Returns:
+        Within -1 ... 1, with a source as many samples as that has.
+    """
+    source = request.source
+    if source is not None:
+        audio = audio[..., : source.samples]
         if request.task == "repaint":
-            return request.source.splice(prevent_clipping(audio))
+            return source.splice(audio.clamp(-1.0, 1.0))
     return prevent_clipping(audio) if request.peak_dbfs is None else normalise_peak(audio, request.peak_dbfs)

@@ -85,6 +85,11 @@ class Renderer:
         """Tiles with just the overlap that the decoder's receptive field needs."""
         return plan_tiles(frames, tile_length, receptive_radius(self.models.vae.upsampling_ratios))
 
+    def encode_plan(self, samples: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:
+        """Tiles of a recording, with just the overlap that the encoder's receptive field needs."""
+        frames = math.ceil(samples / SAMPLES_PER_FRAME)
+        return plan_tiles(frames, tile_length, encoder_radius(self.models.vae.config.downsampling_ratios))
+
     @stage_errors("condition")
     @torch.inference_mode()
     def condition(self, request: RenderRequest) -> Conditions:
@@ -96,8 +101,8 @@ class Renderer:
             Conditions of one song for all, or of each song if there are audio codes, for at least 128 frames.
         """
         models = self.models
-        source = None if request.source is None else self.encode(request.source.audio)
-        timbre = None if request.reference is None else self.encode(timbre_excerpt(request.reference))
+        source = None if request.source is None else self._encode_whole(request.source.audio)
+        timbre = None if request.reference is None else self._encode_whole(timbre_excerpt(request.reference))
         told = encode_prompt(models, request, request.instruction, timbre)
         conditions = Conditions(told, task_context(models, request, source))
         if request.cover_steps == request.steps:
@@ -108,19 +113,20 @@ class Renderer:
         )
         return replace(conditions, switch=ConditionSwitch(request.cover_steps, text_alone))
 
+    def _encode_whole(self, audio: torch.Tensor) -> torch.Tensor:
+        return self.encode(audio, self.encode_plan(audio.shape[-1]))
+
     @torch.inference_mode()
-    def encode(self, audio: torch.Tensor, tile_length: int = DEFAULT_TILE_LENGTH) -> torch.Tensor:
-        """Audio to latents, in tiles: the mean of the VAE's posterior, so the same audio gives the same latents.
+    def encode(self, audio: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+        """Audio to latents: the mean of the VAE's posterior, so the same audio gives the same latents.
 
         Args:
             audio: float32 on the host, shape ``[2, samples]``, 48 kHz; a last frame is filled up with silence.
-            tile_length: frames encoded at once.
+            plan: for as many samples.
 
         Returns:
             On the device, model dtype, shape ``[1, frames, channels]``.
         """
-        frames = math.ceil(audio.shape[-1] / SAMPLES_PER_FRAME)
-        plan = plan_tiles(frames, tile_length, encoder_radius(self.models.vae.config.downsampling_ratios))
         return torch.cat([encode_tile(self.models, audio, tile) for tile in plan.tiles], dim=1)
 
     def noise(self, seeds: Sequence[int], frames: int) -> torch.Tensor:

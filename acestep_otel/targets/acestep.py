@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from acestep.checkpoints import Models
     from acestep.planner.backends import PhaseTokens
     from acestep.planner.planner import Planner
+    from acestep.renderer.vae import TilePlan
     from acestep.types import GenerationRequest, GenerationResult
 
 
@@ -40,6 +41,7 @@ def seams(layer: TracingLayer) -> list[Seam]:
         Seam("acestep.planner.backends.pt", "PtBackend.constrain", _constrained),
         Seam("acestep.planner.backends.pt", "PtBackend.accept", _constrained),
         Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
+        Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
         Seam("acestep.renderer.renderer", "Renderer.decode", _vae_decode(layer)),
@@ -240,6 +242,15 @@ def _condition(layer: TracingLayer) -> Wrapper:
     return wrapper
 
 
+def _vae_encode(layer: TracingLayer) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+
+        return layer.stage(semconv.VAE_ENCODE, call, known=lambda: _tiling(call.arguments["plan"], recordings=1))
+
+    return wrapper
+
+
 def _denoise(layer: TracingLayer) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
@@ -287,17 +298,23 @@ def _vae_decode(layer: TracingLayer) -> Wrapper:
         def known() -> Attributes:
             plan, latents = call.arguments["plan"], call.arguments["latents"]
             return {
+                **_tiling(plan, recordings=latents.shape[0]),
                 semconv.VAE_RUNG: "cpu" if instance.models.device.type == "cpu" else "gpu",
-                semconv.VAE_TILE_LENGTH: plan.tile_length,
-                semconv.VAE_OVERLAP: plan.overlap,
-                semconv.VAE_TILES: latents.shape[0] * len(plan.tiles),
-                semconv.LATENT_FRAMES: plan.frames,
                 semconv.BATCH_SIZE: latents.shape[0],
             }
 
         return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known)
 
     return wrapper
+
+
+def _tiling(plan: TilePlan, *, recordings: int) -> Attributes:
+    return {
+        semconv.VAE_TILE_LENGTH: plan.tile_length,
+        semconv.VAE_OVERLAP: plan.overlap,
+        semconv.VAE_TILES: recordings * len(plan.tiles),
+        semconv.LATENT_FRAMES: plan.frames,
+    }
 
 
 def _vae_tile(layer: TracingLayer) -> Wrapper:
