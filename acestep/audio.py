@@ -100,8 +100,11 @@ def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac") -> Pa
     return path
 
 
-def require_readable(path: Path) -> None:
+def require_readable(path: Path) -> float:
     """Make sure, by its header alone, that a recording can be read and is not too long.
+
+    Returns:
+        Its length in seconds.
 
     Raises:
         AudioReadError: no such file, not audio that libsndfile reads, empty, or longer than ``MAX_RECORDING_SECONDS``.
@@ -112,6 +115,7 @@ def require_readable(path: Path) -> None:
         raise AudioReadError(f"{path} holds no audio")
     if info.duration > MAX_RECORDING_SECONDS:
         raise AudioReadError(f"{path} lasts {info.duration:g} s: the models take {MAX_RECORDING_SECONDS} s at most")
+    return float(info.duration)
 
 
 def load_audio(path: Path) -> torch.Tensor:

@@ -9,10 +9,12 @@ from acestep.audio import require_format, require_readable
 from acestep.errors import InvalidRequest
 from acestep.planner.metadata import DURATION_RANGE, normalise
 from acestep.renderer.models import RendererModels
+from acestep.renderer.source import window_samples
 from acestep.types import (
     AUDIO_CODE_COUNT,
     BASE_TASKS,
     CODES_PER_SECOND,
+    SAMPLE_RATE,
     TRACK_NAMES,
     WINDOW_TASKS,
     GenerationRequest,
@@ -78,10 +80,15 @@ def _validate_task(request: GenerationRequest) -> None:
     task = request.task_type
     if task not in get_args(TaskType):
         raise InvalidRequest(f"no task {task!r}: choose one of {', '.join(get_args(TaskType))}")
+    limit = DURATION_RANGE[1]
+    _require_between("start of the window", request.repainting_start, -limit, limit, unit=" s")
+    if request.repainting_end is not None:
+        _require_between("end of the window", request.repainting_end, -limit, limit, unit=" s")
     _validate_source(request)
     if request.reference_audio is not None:
         require_readable(request.reference_audio)
-    _validate_window(request)
+    if task not in WINDOW_TASKS and (request.repainting_start, request.repainting_end) != (0.0, None):
+        raise InvalidRequest(f"a window is for {', '.join(sorted(WINDOW_TASKS))}, not for {task}")
     _require_between("audio cover strength", request.audio_cover_strength, 0, 1)
     follows_codes = bool(request.audio_codes) or request.writes_audio_codes
     if request.audio_cover_strength != 1 and task != "cover" and not follows_codes:
@@ -105,21 +112,11 @@ def _validate_source(request: GenerationRequest) -> None:
         raise InvalidRequest("text2music takes no source audio: choose another task, or give it as reference audio")
     if request.audio_codes:
         raise InvalidRequest(f"task {task} follows its source audio: leave out the audio codes")
-    if request.duration is not None:
+    if (request.duration, request.metadata.duration) != (None, None):
         raise InvalidRequest(f"task {task} is as long as its source audio: leave out the duration")
-    require_readable(request.src_audio)
-
-
-def _validate_window(request: GenerationRequest) -> None:
-    start, end = request.repainting_start, request.repainting_end
-    if (start, end) == (0.0, None):
-        return
-    if request.task_type not in WINDOW_TASKS:
-        raise InvalidRequest(f"a window is for {', '.join(sorted(WINDOW_TASKS))}, not for {request.task_type}")
-    limit = DURATION_RANGE[1]
-    _require_between("start of the window", start, -limit, limit, unit=" s")
-    if end is not None:
-        _require_between("end of the window", end, -limit, limit, unit=" s")
+    seconds = require_readable(request.src_audio)
+    if task in WINDOW_TASKS:
+        window_samples(round(seconds * SAMPLE_RATE), request.repainting_start, request.repainting_end)
 
 
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:

@@ -8,6 +8,7 @@ from typing import Final, Self
 
 import torch
 
+from acestep.audio import MAX_RECORDING_SECONDS
 from acestep.errors import InvalidRequest
 from acestep.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -47,16 +48,10 @@ class Source:
             end: seconds from the same; more than its length extends it to the right, ``None`` is its end.
 
         Raises:
-            InvalidRequest: the window is empty, or does not touch the recording.
+            InvalidRequest: see ``window_samples``.
         """
         samples = recording.shape[-1]
-        first = round(start * SAMPLE_RATE)
-        last = samples if end is None else round(end * SAMPLE_RATE)
-        shown = f"window {first / SAMPLE_RATE:g} ... {last / SAMPLE_RATE:g} s"
-        if first >= last:
-            raise InvalidRequest(f"{shown} is empty: it must end after it starts")
-        if last < 0 or first > samples:
-            raise InvalidRequest(f"{shown} does not touch the recording, which is 0 ... {samples / SAMPLE_RATE:g} s")
+        first, last = window_samples(samples, start, end)
         left, right = max(0, -first), max(0, last - samples)
         audio = torch.nn.functional.pad(recording, (left, right))
         return cls(audio, (first + left, last + left), (left, left + samples))
@@ -101,6 +96,30 @@ class Source:
             falling = _ramp(min(longest, stop - self.recorded[0])).flip(0)
             weight[stop - len(falling) : stop] = falling
         return torch.lerp(self.audio.expand_as(generated), generated, weight)
+
+
+def window_samples(samples: int, start: float, end: float | None) -> tuple[int, int]:
+    """Where a window lies, in samples of a recording; negative, or beyond its end, where it extends it.
+
+    Args:
+        samples: length of the recording.
+        start: seconds from its start.
+        end: seconds from its start; ``None`` is its end.
+
+    Raises:
+        InvalidRequest: the window is empty, does not touch the recording, or makes it too long to render.
+    """
+    first = round(start * SAMPLE_RATE)
+    last = samples if end is None else round(end * SAMPLE_RATE)
+    shown = f"window {first / SAMPLE_RATE:g} ... {last / SAMPLE_RATE:g} s"
+    if first >= last:
+        raise InvalidRequest(f"{shown} is empty: it must end after it starts")
+    if last < 0 or first > samples:
+        raise InvalidRequest(f"{shown} does not touch the recording, which is 0 ... {samples / SAMPLE_RATE:g} s")
+    extended = (max(samples, last) - min(0, first)) / SAMPLE_RATE
+    if extended > MAX_RECORDING_SECONDS:
+        raise InvalidRequest(f"{shown} extends the recording to {extended:g} s: {MAX_RECORDING_SECONDS} s at most")
+    return first, last
 
 
 def _ramp(samples: int) -> torch.Tensor:
