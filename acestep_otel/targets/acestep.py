@@ -1,4 +1,4 @@
-"""The seams of the ``acestep`` engine, and what each tells about its stage; its language model's have their own modules.
+"""The seams of the ``acestep`` engine, and what each tells about its stage; those of its language model lie beside.
 
 A wrapper reads the arguments and the result of a call, nothing else: the engine keeps no counters for the tracing
 layer's sake.
