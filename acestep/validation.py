@@ -87,4 +87,4 @@ def _validate_sampling(sampling: SamplingSettings) -> None:
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
     # The comparison is written so that NaN fails it.
     if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidRequest(f"{name} {value:g}{unit} is out of range: {low:g} ... {high:g}{unit}")
+        raise InvalidRequest(f"{name} {value:.10g}{unit} is out of range: {low:.10g} ... {high:.10g}{unit}")
