@@ -3,7 +3,7 @@
 Both look at the same run. The profiler's side is Kineto's GPU ranges: from the first to the last kernel launched
 inside a range that this script opens around the same calls. The spans' side is what the tracing layer exported.
 
-    python benchmarks/device_clock.py --device cuda --weights synthetic --thinking --duration 30
+    python -m benchmarks.device_clock --device cuda --weights synthetic --thinking --duration 30
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 import wrapt
-from environment import add_model_options, environment, write_result
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from torch.profiler import ProfilerActivity, profile, record_function
-from workload import load, request
 
 from acestep.inference import generate_music
 from acestep.planner.backends.pt import PtBackend
 from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
+from benchmarks.environment import add_model_options, environment, write_result
+from benchmarks.workload import load, request
 
 STAGES = {
     (Renderer, "condition"): semconv.CONDITION,

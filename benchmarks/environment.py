@@ -14,7 +14,8 @@ from acestep_otel.report.environment import Environment
 
 def environment() -> dict[str, Any]:
     """Hardware, versions and the command line."""
-    return {"command": " ".join(["python", *sys.argv]), **asdict(Environment.current())}
+    command = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    return {"command": " ".join(command), **asdict(Environment.current())}
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Draws docs/images/demo.svg from what `make demo` left in output/: the breakdown, and the trace it came from.
 
-python docs/render_demo.py
+Run `make demo`, then `python docs/render_demo.py`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -51,7 +52,7 @@ def warmup() -> Iterator[None]:
         _warming_up.reset(token)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """The call that a wrapper stands in for."""
 
@@ -64,11 +65,19 @@ class Call:
         """Make the call."""
         return self.wrapped(*self.args, **self.kwargs)
 
-    def argument(self, name: str) -> Any:
-        """An argument by the name of its parameter, however it was passed; its default when it was not."""
-        bound = inspect.signature(self.wrapped).bind(*self.args, **self.kwargs)
-        bound.apply_defaults()
-        return bound.arguments[name]
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """Every argument by the name of its parameter, however it was passed; defaults included."""
+        signature = _signature(getattr(self.wrapped, "__func__", self.wrapped))
+        owner = () if self.instance is None else (self.instance,)
+        arguments = signature.bind(*owner, *self.args, **self.kwargs)
+        arguments.apply_defaults()
+        return arguments.arguments
+
+
+@lru_cache(maxsize=64)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,4 +74,7 @@ class VramTracker:
 
         with self._lock:
             shared = device in self._crowded
-        return VramPeak(torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device), shared)
+        # One look at the counters: the public getters flatten and sort all of them for every single figure.
+        counters = torch.cuda.memory_stats_as_nested_dict(device)
+        allocated, reserved = (counters[kind]["all"]["peak"] for kind in ("allocated_bytes", "reserved_bytes"))
+        return VramPeak(allocated, reserved, shared)

@@ -49,8 +49,8 @@ def _request(layer: TracingLayer) -> Wrapper:
 
 @never_raises
 def _request_start(call: Call, capture_content: bool) -> RequestStart:
-    models: Models = call.argument("models")
-    request: GenerationRequest = call.argument("request")
+    models: Models = call.arguments["models"]
+    request: GenerationRequest = call.arguments["request"]
     return RequestStart(
         device=models.device,
         attributes=_request_attributes(models, request, capture_content),
@@ -91,8 +91,8 @@ def _result_attributes(result: GenerationResult) -> Attributes:
 def _load(layer: TracingLayer, role: str, field: str) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
-        model = str(getattr(call.argument("selection"), field))
-        return layer.load(call, model=model, role=role, device=call.argument("device"))
+        model = str(getattr(call.arguments["selection"], field))
+        return layer.load(call, model=model, role=role, device=call.arguments["device"])
 
     return wrapper
 
@@ -104,7 +104,7 @@ def _audio_save(layer: TracingLayer) -> Wrapper:
             semconv.AUDIO_SAVE,
             call,
             device_clock=False,
-            known=lambda: {semconv.AUDIO_FORMAT: call.argument("audio_format")},
+            known=lambda: {semconv.AUDIO_FORMAT: call.arguments["audio_format"]},
             found=lambda _, songs: {
                 semconv.AUDIO_FILES: len(songs),
                 semconv.AUDIO_BYTES: sum(song.path.stat().st_size for song in songs),
@@ -132,7 +132,7 @@ def _denoise(layer: TracingLayer) -> Wrapper:
         call = Call(wrapped, instance, args, kwargs)
 
         def known() -> Attributes:
-            schedule, guidance, noise = call.argument("schedule"), call.argument("guidance"), call.argument("noise")
+            schedule, guidance, noise = call.arguments["schedule"], call.arguments["guidance"], call.arguments["noise"]
             return {
                 semconv.DIT_STEPS_REQUESTED: len(schedule.timesteps),
                 semconv.DIT_SHIFT: float(schedule.shift),
@@ -144,7 +144,7 @@ def _denoise(layer: TracingLayer) -> Wrapper:
         def found(stage: Stage, _: Any) -> Attributes:
             # Counted where steps are recorded one by one; below that level a loop that returned has run them all.
             steps = sum(child.name == semconv.DIT_STEP for child in stage.children)
-            return {semconv.DIT_STEPS: steps or len(call.argument("schedule").timesteps)}
+            return {semconv.DIT_STEPS: steps or len(call.arguments["schedule"].timesteps)}
 
         return layer.stage(semconv.DIT, call, tracks_memory=True, known=known, found=found)
 
@@ -172,7 +172,7 @@ def _vae_decode(layer: TracingLayer) -> Wrapper:
         call = Call(wrapped, instance, args, kwargs)
 
         def known() -> Attributes:
-            plan, latents = call.argument("plan"), call.argument("latents")
+            plan, latents = call.arguments["plan"], call.arguments["latents"]
             return {
                 semconv.VAE_RUNG: "cpu" if instance.models.device.type == "cpu" else "gpu",
                 semconv.VAE_TILE_LENGTH: plan.tile_length,

@@ -40,7 +40,7 @@ def _planning(layer: TracingLayer) -> Wrapper:
         call = Call(wrapped, instance, args, kwargs)
 
         def known() -> Attributes:
-            sampling = call.argument("request").sampling
+            sampling = call.arguments["request"].sampling
             attributes = _model_attributes(instance) | {
                 semconv.LM_BACKEND: instance.backend.name,
                 semconv.LM_GUIDANCE_SCALE: float(sampling.guidance_scale),
@@ -85,7 +85,7 @@ def _phase(layer: TracingLayer, name: str) -> Wrapper:
 
         def known() -> Attributes:
             return _model_attributes(instance) | {
-                semconv.LM_CONSTRAINED: name == semconv.LM_COT and call.argument("request").use_constrained_decoding
+                semconv.LM_CONSTRAINED: name == semconv.LM_COT and call.arguments["request"].use_constrained_decoding
             }
 
         def found(_: Stage, tokens: PhaseTokens) -> Attributes:

@@ -32,11 +32,11 @@ def seams(layer: TracingLayer) -> list[Seam]:
 
 
 def _codes(call: Call) -> Attributes:
-    return {semconv.AUDIO_CODES_COUNT: len(call.argument("audio_codes"))}
+    return {semconv.AUDIO_CODES_COUNT: len(call.arguments["audio_codes"])}
 
 
 def _wish(call: Call) -> Attributes:
-    return {semconv.INSTRUMENTAL: call.argument("instrumental")}
+    return {semconv.INSTRUMENTAL: call.arguments["instrumental"]}
 
 
 def _nothing(_call: Call) -> Attributes:
@@ -57,8 +57,8 @@ def _root(
 
     @never_raises
     def start_of(call: Call) -> RequestStart:
-        planner: Planner = call.argument("planner")
-        written = {parameter: str(call.argument(parameter)) for parameter in texts}
+        planner: Planner = call.arguments["planner"]
+        written = {parameter: str(call.arguments[parameter]) for parameter in texts}
         attributes: dict[str, AttributeValue] = {
             semconv.OPERATION_NAME: "generate_content",
             semconv.PROVIDER_NAME: "ace_step",
