@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from acestep.checkpoints import Models, load_models, load_planner
+from acestep.checkpoints import Models, load_models, load_planner, require_language_model
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
 from acestep.gpu_config import GPUConfig, detect_gpu_memory, gpu_config
@@ -29,14 +29,13 @@ from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.files import require_writable
 from acestep_otel.modes.example import load_example
 from acestep_otel.modes.matrix import Matrix, cell_options
-from acestep_otel.modes.measurement import setup_errors
+from acestep_otel.modes.measurement import limit_threads, setup_errors
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.profile import warm_up
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.modes.tracing import detail_level, instrumented
 from acestep_otel.providers import Telemetry
-from acestep_otel.recording import annotated, warmup
+from acestep_otel.recording import annotated, calibrate_guidance, warmup
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.cells import Cell, CellResult, Failure, Figures
@@ -63,6 +62,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         if path is not None:
             require_writable(path)
     example = load_example(options.example)
+    if options.repeat < 1:
+        raise SetupError(f"--repeat {options.repeat}: a cell is run once or more")
+    limit_threads(options)
     with setup_errors():
         memory = detect_gpu_memory(resolve_device(options.device))
         config = gpu_config(memory)
@@ -70,7 +72,8 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}
         for request in requests.values():
             validate(request)
-    for line in (f"{len(matrix.cells)} cells for {config.tier} ({memory:g} GiB of GPU memory)", *matrix.clamp_lines()):
+    found = f"{memory:.1f} GiB of GPU memory" if memory else "no GPU"
+    for line in (f"{len(matrix.cells)} cells, limits of {config.tier} ({found})", *matrix.clamp_lines()):
         click.echo(line)
 
     with instrumented(telemetry, detail):
@@ -102,6 +105,8 @@ class _Benchmark:
     def run(self) -> None:
         """Run every cell: first those without the language model, which is in nobody's way until it is needed."""
         with setup_errors():
+            if any(request.needs_language_model for request in self.requests.values()):
+                require_language_model(select_models(self.options, with_language_model=True))
             models = load_models(select_models(self.options, with_language_model=False))
         with CellBar(self.matrix.cells, enabled=not self.options.no_progress) as bar:
             for cell in sorted(self.matrix.cells, key=lambda cell: self.requests[cell].needs_language_model):
@@ -122,7 +127,8 @@ class _Benchmark:
             with annotated({semconv.BENCHMARK_CELL: self.matrix.cells.index(cell)}):
                 if not self.options.no_warmup:
                     with warmup():
-                        warm_up(models, request)
+                        _generate(models, request)
+                    calibrate_guidance(models, request)
                 for repeat in range(self.options.repeat):
                     with annotated({semconv.BENCHMARK_REPEAT: repeat}):
                         figures.append(self.run_once(models, request, entries))
@@ -144,14 +150,16 @@ class _Benchmark:
         effective: EffectiveSettings | None = None
         error: BaseException | None = None
         try:
-            with TemporaryDirectory() as folder:
-                effective = generate_music(models, request, save_dir=Path(folder)).effective
+            effective = _generate(models, request)
         except BaseException as raised:
             error = raised
             raise
         finally:
-            (run,) = measured_runs(self.telemetry.collector.finished_since(position))
+            runs = measured_runs(self.telemetry.collector.finished_since(position))
+            run = runs[-1] if runs else None
             entries.append(RunResult(run, effective, error).to_json())
+        if run is None:
+            raise RuntimeError("the run left no trace to take its figures from")
         return Figures.of(Breakdown.of(run))
 
     def record(self, result: CellResult, models: Models) -> None:
@@ -161,7 +169,7 @@ class _Benchmark:
         self.instruments.record(semconv.BENCHMARK_CELLS, 1, {**model, semconv.OUTCOME: outcome})
         if (summary := result.summary) is None:
             return
-        attributes = {
+        attributes: dict[str, str | bool | int | float] = {
             **model,
             semconv.AUDIO_DURATION_REQUESTED: result.cell.duration,
             semconv.BATCH_SIZE: result.cell.batch_size,
@@ -210,6 +218,12 @@ class _Benchmark:
         for label, path in (("Result", self.options.benchmark_output), ("Trace", self.options.trace_output)):
             if path is not None and path.exists():
                 click.echo(f"{label + ':':<8} {path}")
+
+
+def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:
+    """Run a request; its songs are saved, because saving is part of the wall time, and then dropped."""
+    with TemporaryDirectory() as folder:
+        return generate_music(models, request, save_dir=Path(folder)).effective
 
 
 def _release_memory() -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -98,6 +98,23 @@ class RequestStart:
     device: torch.device
     attributes: Attributes
     user_texts: tuple[str, ...]
+
+
+class StageRecorder(Protocol):
+    """What the seams call: the tracing layer, or whatever else wants to know when a stage starts and ends."""
+
+    @property
+    def settings(self) -> Settings:
+        """What the recorder was told to do."""
+
+    def request(self, name: str, call: Call, start: RequestStart, found: Callable[[Any], Attributes], /) -> Any:
+        """Run a call as a request (``TracingLayer.request``)."""
+
+    def stage(self, name: str, call: Call, /, *args: Any, **details: Any) -> Any:
+        """Run a call as a stage of the current request (``TracingLayer.stage``)."""
+
+    def load(self, call: Call, /, *, model: str, role: str, device: torch.device) -> Any:
+        """Run a model's loading (``TracingLayer.load``)."""
 
 
 class TracingLayer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from acestep_otel.report.cells import Cell, CellResult, Figures
+from acestep_otel.report.comparison import ComparedCell, Comparison
 
 _RULE: Final = "-" * 122
 _ABSENT: Final = "—"
@@ -25,6 +26,31 @@ def render_spread(results: Sequence[CellResult]) -> str:
     """How far the runs of each cell lie apart: the smallest, and what lies between it and the largest."""
     rows = (_configured(result.cell, _ranges(result), 16).rstrip() for result in results)
     return "\n".join(["Minimum + spread of the runs:", _header(_FIGURES, 16).rstrip(), _RULE, *rows])
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Ratios of two result files, B over A: above 1 is slower. ``—`` where there is none."""
+    lines = [
+        f"A: {comparison.baseline.name} ({comparison.baseline.environment})",
+        f"B: {comparison.candidate.name} ({comparison.candidate.environment})",
+        "",
+        _header(("Wall B/A", "LM B/A", "DiT B/A", "VAE B/A"), 11) + "Status",
+        _RULE,
+    ]
+    for compared in comparison.cells:
+        ratios = (_ABSENT if ratio is None else f"{ratio:.2f}" for ratio in compared.ratios.values())
+        lines.append(_configured(compared.cell, ratios, 11) + _verdict(compared, comparison.threshold))
+    lines += [f"only in A: {cell}" for cell in comparison.only_in_baseline]
+    lines += [f"only in B: {cell}" for cell in comparison.only_in_candidate]
+    return "\n".join(lines)
+
+
+def _verdict(compared: ComparedCell, threshold: float) -> str:
+    if compared.baseline is None:
+        return "failed in both" if compared.candidate is None else "failed in A"
+    if compared.candidate is None:
+        return "failed in B"
+    return "SLOWER" if compared.slower(threshold) else "OK"
 
 
 def _header(columns: Sequence[str], width: int) -> str:
