@@ -43,7 +43,7 @@ class TokenStatistics:
         token_gap_max: longest of the same.
         token_gap_max_index: decode pass that the longest gap ended in.
         constrained_decoding_duration: host time in the grammar.
-        guidance_duration: what guidance cost, by calibration.
+        cfg_duration: what guidance cost, by calibration.
     """
 
     phase: str
@@ -63,7 +63,7 @@ class TokenStatistics:
     token_gap_max: float | None
     token_gap_max_index: int | None
     constrained_decoding_duration: float | None
-    guidance_duration: float | None
+    cfg_duration: float | None
 
     @property
     def forced_share(self) -> float | None:
@@ -105,7 +105,7 @@ _ATTRIBUTE_OF_FIELD: Final = {
     "token_gap_max": semconv.LM_TOKEN_GAP_MAX,
     "token_gap_max_index": semconv.LM_TOKEN_GAP_MAX_INDEX,
     "constrained_decoding_duration": semconv.LM_CONSTRAINED_DECODING_DURATION,
-    "guidance_duration": semconv.LM_CFG_DURATION,
+    "cfg_duration": semconv.LM_CFG_DURATION,
 }
 
 
