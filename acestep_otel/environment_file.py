@@ -48,7 +48,7 @@ def read_defaults(path: Path) -> dict[str, str]:
     for binding in bindings:
         # The parser counts the blank lines before an entry to it.
         text = binding.original.string
-        line = binding.original.line + len(text) - len(text.lstrip("\r\n"))
+        line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
         if binding.error:
             raise SetupError(f"{path}, line {line}: {text.strip()!r} is not KEY=VALUE")
         option = _OPTIONS.get(binding.key or "")
