@@ -53,11 +53,11 @@ class GPUConfig:
         smallest_included: whether a card of exactly ``smallest`` belongs to it. Where it does, the tolerance applies.
         with_lm: limits while a language model is loaded.
         without_lm: limits without one.
-        lm_sizes: sizes of the language model that fit; none where it is off by default.
+        lm_sizes: sizes of the language model that fit; none where the tier is better off without one.
         recommended_lm: the size to take, or ``None``.
-        offload_to_cpu: whether models wait in host memory by default.
-        offload_dit_to_cpu: whether the diffusion transformer does too.
-        int8: whether weights are quantised to int8 by default.
+        offload_to_cpu: whether models should wait in host memory while they are not in use.
+        offload_dit_to_cpu: whether the diffusion transformer should too.
+        int8: whether weights should be quantised to int8.
     """
 
     tier: TierName

@@ -1,4 +1,4 @@
-"""The tier table: every boundary, both kinds of limits, and what decides the tier (R37, R39, R45, R68 ... R75, R162)."""
+"""The tier table: every boundary, both kinds of limits, and what decides the tier (R37, R39, R45, R68–R75, R162)."""
 
 from __future__ import annotations
 
@@ -92,6 +92,16 @@ def test_limits(memory: float, with_lm: tuple[int, int], without_lm: tuple[int, 
 def test_the_language_model_of_each_tier(memory: float, size: str | None) -> None:
     """R75."""
     assert gpu_config(memory).recommended_lm == size
+
+
+@pytest.mark.parametrize(
+    ("memory", "offload", "offload_dit", "int8"),
+    [(4, True, True, True), (8, True, True, True), (12, True, False, True), (16, True, False, True),
+     (20, False, False, False), (24, False, False, False)],
+)  # fmt: skip
+def test_what_keeps_a_tier_within_its_memory(memory: float, offload: bool, offload_dit: bool, int8: bool) -> None:
+    config = gpu_config(memory)
+    assert (config.offload_to_cpu, config.offload_dit_to_cpu, config.int8) == (offload, offload_dit, int8)
 
 
 def test_a_tier_recommends_what_fits_it() -> None:

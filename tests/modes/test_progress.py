@@ -43,7 +43,7 @@ def test_a_stage_of_unknown_length_is_shown() -> None:
 
 def drawn_cells(*, terminal: bool, enabled: bool) -> str:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=terminal, width=120)
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
     cells = [Cell(30, 1, False, 8), Cell(240, 4, True, 16)]
     with CellBar(cells, enabled=enabled, console=console) as bar:
         for cell in cells:
