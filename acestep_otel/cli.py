@@ -213,7 +213,7 @@ def command(context: click.Context, /, **values: Any) -> None:
     _run(options)
 
 
-@command.command("compare")
+@command.command("compare", short_help="Compare two result files: the regression gate.")
 @cloup.argument("baseline", type=_FILE, metavar="A.json", help="Result file to compare with.")
 @cloup.argument("candidate", type=_FILE, metavar="B.json", help="Result file to be judged.")
 @option(

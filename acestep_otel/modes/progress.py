@@ -103,7 +103,7 @@ class CellBar:
             transient=True,
             disable=not (enabled and console.is_terminal),
         )
-        self._task = self._bars.add_task("", total=sum(map(_weight, cells)), cells=len(cells), number=0)
+        self._task = self._bars.add_task("", total=sum(map(_weight, cells)), cells=len(cells), number=0, visible=False)
         self._started = 0
 
     def __enter__(self) -> Self:
@@ -118,7 +118,7 @@ class CellBar:
     def start(self, cell: Cell) -> None:
         """Show the cell that runs now."""
         self._started += 1
-        self._bars.update(self._task, description=str(cell), number=self._started)
+        self._bars.update(self._task, description=str(cell), number=self._started, visible=True)
 
     def finish(self, cell: Cell) -> None:
         """Count a cell as done."""
