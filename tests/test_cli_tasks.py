@@ -82,7 +82,17 @@ def test_options_reach_the_request(source: Path) -> None:
 
 def test_no_language_model_is_loaded_for_a_cover(source: Path) -> None:
     options = Options(task_type="cover", src_audio=source, thinking=True)
-    assert select_models(build_request(Example(), options), options).lm is None
+    assert not build_request(Example(), options).needs_language_model
+
+
+def test_tiny_means_the_tiny_model_that_has_learnt_the_task() -> None:
+    chosen = {
+        task: select_models(Options(tiny=True, task_type=task), with_language_model=False).dit
+        for task in ("text2music", "cover", "extract")
+    }
+    assert chosen == {
+        "text2music": "acestep-v15-tiny", "cover": "acestep-v15-tiny", "extract": "acestep-v15-tiny-base",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -96,6 +106,8 @@ def test_no_language_model_is_loaded_for_a_cover(source: Path) -> None:
         (["--task-type", "cover", "--src-audio", "source.wav", "--duration", "30"], "leave out the duration"),
         (["--task-type", "cover", "--src-audio", "source.wav", "--track", "drums"], "a track (drums) is for complete"),
         (["--task-type", "extract", "--src-audio", "source.wav", "--track", "kazoo"], "no track 'kazoo'"),
+        (["--mode", "benchmark", "--task-type", "cover"], "--task-type belongs to --mode profile"),
+        (["--mode", "understand", "--track", "drums"], "--track belongs to --mode profile"),
         (["--repainting-end", "3"], "a window is for lego, repaint, not for text2music"),
         (["--reference-audio", "silence.wav"], "reference audio silence.wav is silent"),
         (

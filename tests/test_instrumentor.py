@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -15,13 +16,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from acestep import checkpoints, inference
+from acestep import checkpoints, inference, songwriting
 from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection
-from acestep.inference import generate_music
+from acestep.inference import create_sample, format_sample, generate_music, understand_music
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
+from acestep.planner.songwriter import Songwriter
 from acestep.renderer.renderer import Renderer
-from acestep.types import GenerationRequest, SongMetadata
+from acestep.types import GenerationRequest, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import calibrate_guidance, warmup
@@ -37,7 +39,13 @@ SONG = GenerationRequest(
     use_cot_metas=True,
     use_cot_caption=True,
 )
-OWNERS = (inference, checkpoints, Planner, PtBackend, Renderer)
+SETTINGS = SongwritingSettings(seed=7, lyrics_token_limit=20)
+VERBS = {
+    "understand_music": lambda planner: understand_music(planner, (1, 2, 3), settings=SETTINGS),
+    "create_sample": lambda planner: create_sample(planner, "a wish nobody may see", settings=SETTINGS),
+    "format_sample": lambda planner: format_sample(planner, SONG.caption, SONG.lyrics, settings=SETTINGS),
+}
+OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer)
 
 
 class Traced:
@@ -115,6 +123,78 @@ def test_a_thinking_run_has_the_documented_span_tree(traced, tiny_models, tmp_pa
     ]
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_song_in_words_has_the_documented_span_tree(traced, tiny_models, verb):
+    traced.instrument(detail="token")
+    VERBS[verb](tiny_models.planner)
+    windows = tree(traced.spans)[0][1][0][1]
+    assert tree(traced.spans) == [(verb, [("acestep.lm", windows)])]
+    assert [name for name, _ in windows] == ["acestep.lm.cot", "acestep.lm.lyrics"]
+    for span in traced.spans:
+        assert (span.parent is None) == (not semconv.SPANS[span.name].parents)
+        for name, value in span.attributes.items():
+            assert type(value) is semconv.ATTRIBUTES[name].type, (span.name, name, value)
+    (lm,) = traced.named("acestep.lm")
+    assert lm.attributes[semconv.LM_GUIDANCE_SCALE] == 1.0
+    assert lm.attributes[semconv.LM_CFG_DURATION] == 0.0
+    (lyrics,) = traced.named("acestep.lm.lyrics")
+    assert lyrics.attributes[semconv.LM_SAMPLED_TOKENS] == 20
+    assert lyrics.attributes[semconv.LM_CONSTRAINED] is False
+    assert lyrics.attributes[semconv.LM_TIME_TO_FIRST_TOKEN] > 0
+    assert lyrics.attributes[semconv.LM_CONSTRAINED_DECODING_DURATION] == 0.0
+    (cot,) = traced.named("acestep.lm.cot")
+    assert cot.attributes[semconv.LM_CONSTRAINED] is True
+
+
+def test_requests_are_counted_by_their_verb(traced, tiny_models):
+    traced.instrument()
+    for verb in VERBS.values():
+        verb(tiny_models.planner)
+    counted = {point.attributes[semconv.STAGE]: point.value for point in traced.metric(semconv.REQUESTS)}
+    assert counted == dict.fromkeys(VERBS, 1)
+    assert traced.metric(semconv.AUDIO_SECONDS) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_wishes_and_drafts_stay_off_spans_unless_asked_for(traced, tiny_models, verb, monkeypatch):
+    traced.instrument()
+    VERBS[verb](tiny_models.planner)
+    assert "nobody may see" not in "".join(span.to_json() for span in traced.spans)
+    AceStepInstrumentor().uninstrument()
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
+    traced.instrument()
+    VERBS[verb](tiny_models.planner)
+    captured = {semconv.QUERY, semconv.CAPTION, semconv.LYRICS} & set(traced.named(verb)[-1].attributes)
+    expected = {"create_sample": {semconv.QUERY}, "format_sample": {semconv.CAPTION, semconv.LYRICS}}
+    assert captured == expected.get(verb, set())
+
+
+def test_encoding_a_source_and_a_reference_is_part_of_the_conditions(traced, tiny_models, tmp_path):
+    samples = torch.randn(48_000 * 6, 2, generator=torch.Generator().manual_seed(0)).mul(0.1).numpy()
+    soundfile.write(tmp_path / "source.wav", samples, 48_000)
+    path = tmp_path / "source.wav"
+    traced.instrument()
+    cover = GenerationRequest(task_type="cover", src_audio=path, reference_audio=path, inference_steps=1, thinking=True)
+    generate_music(tiny_models, cover)
+    assert tree(traced.spans) == [
+        (
+            "generate_music",
+            [
+                ("acestep.condition", ["acestep.vae.encode"] * 2),
+                ("acestep.dit", ["acestep.dit.step"]),
+                ("acestep.vae.decode", ["acestep.vae.tile"]),
+            ],
+        )
+    ]
+    source, reference = traced.named("acestep.vae.encode")
+    figures = (semconv.LATENT_FRAMES, semconv.VAE_TILES, semconv.VAE_TILE_LENGTH, semconv.VAE_OVERLAP)
+    assert [source.attributes[name] for name in figures] == [150, 1, 150, 7]
+    assert [reference.attributes[name] for name in figures] == [750, 2, 512, 7]
+    (root,) = traced.named("generate_music")
+    assert root.attributes[semconv.TASK] == "cover"
+    assert root.attributes[semconv.THINKING] is False
+
+
 def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_models, tmp_path):
     traced.instrument(detail="token")
     calibrate_guidance(tiny_models, SONG)
@@ -122,7 +202,7 @@ def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_mode
         generate_music(tiny_models, SONG, save_dir=tmp_path)
     for span in traced.spans:
         definition = semconv.SPANS[span.name]
-        assert (span.parent is None) == (definition.parent is None)
+        assert (span.parent is None) == (not definition.parents)
         for name, value in span.attributes.items():
             assert type(value) is semconv.ATTRIBUTES[name].type, (span.name, name, value)
         assert span.attributes[semconv.WARMUP] is True

@@ -10,11 +10,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
+    "boolean": (bool,),
     "null": (type(None),),
 }
 _KEYWORDS = {
     "$schema", "$defs", "$ref", "title", "description", "format",
-    "type", "const", "enum", "required", "properties", "additionalProperties", "items",
+    "type", "const", "enum", "required", "properties", "additionalProperties", "items", "anyOf",
 }  # fmt: skip
 
 
@@ -24,13 +25,17 @@ def violations(value: Any, schema: dict[str, Any], root: dict[str, Any] | None =
     assert set(schema) <= _KEYWORDS, f"this checker does not know {set(schema) - _KEYWORDS}"
     if "$ref" in schema:
         return violations(value, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root, at)
+    if "anyOf" in schema:
+        return min((violations(value, rule, root, at) for rule in schema["anyOf"]), key=len)
     if "const" in schema and value != schema["const"]:
         return [f"{at}: {value!r} is not {schema['const']!r}"]
     if "enum" in schema and value not in schema["enum"]:
         return [f"{at}: {value!r} is none of {schema['enum']}"]
     if "type" in schema:
         names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if isinstance(value, bool) or not isinstance(value, tuple(kind for name in names for kind in _TYPES[name])):
+        kinds = {kind for name in names for kind in _TYPES[name]}
+        # JSON's true is an int to Python, but no number.
+        if (bool not in kinds) if isinstance(value, bool) else not isinstance(value, tuple(kinds)):
             return [f"{at}: {value!r} is no {' or '.join(names)}"]
     found = []
     if isinstance(value, dict):
