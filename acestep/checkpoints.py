@@ -82,16 +82,35 @@ def load_models(selection: ModelSelection) -> Models:
     """
     device = resolve_device(selection.device)
     dtype = default_dtype(device)
-    if selection.lm is not None and selection.lm_backend not in ("auto", "pt"):
-        raise BackendUnavailable(
-            f"language-model backend {selection.lm_backend!r} is not available yet: use --lm-backend pt or auto"
-        )
+    if selection.lm is not None:
+        _require_backend(selection.lm_backend)
     with stage_errors("model.load"):
         renderer = Renderer(load_renderer_models(selection, device, dtype))
         if selection.lm is None:
             return Models(renderer, None, device)
         language_model = load_language_model(selection, device, dtype)
     return Models(renderer, Planner.from_language_model(language_model), device)
+
+
+def load_planner(selection: ModelSelection) -> Planner:
+    """Load the language model alone, for the verbs that make no audio.
+
+    Raises:
+        ValueError: the selection names no language model.
+        DeviceUnavailable: the device does not exist here.
+        BackendUnavailable: the language-model backend cannot run here.
+        CheckpointNotFound: no weights under the name.
+        OutOfMemory: the model does not fit.
+    """
+    device = resolve_device(selection.device)
+    _require_backend(selection.lm_backend)
+    with stage_errors("model.load"):
+        return Planner.from_language_model(load_language_model(selection, device, default_dtype(device)))
+
+
+def _require_backend(name: str) -> None:
+    if name not in ("auto", "pt"):
+        raise BackendUnavailable(f"language-model backend {name!r} is not available yet: use --lm-backend pt or auto")
 
 
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:

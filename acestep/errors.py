@@ -20,8 +20,8 @@ class AceStepError(Exception):
     """Base of all engine errors.
 
     Attributes:
-        stage: where it happened: ``request``, ``model.load``, ``lm.cot``, ``lm.codes``, ``condition``, ``dit``,
-            ``vae.decode`` or ``audio.save``.
+        stage: where it happened: ``request``, ``model.load``, ``lm.cot``, ``lm.codes``, ``lm.lyrics``, ``condition``,
+            ``dit``, ``vae.decode`` or ``audio.save``.
         metadata: what the language model had decided before writing audio codes failed; ``None`` elsewhere.
     """
 
@@ -90,3 +90,13 @@ def stage_errors(stage: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(f"out of memory in stage {stage!r}: {error}", stage=stage) from error
+
+
+@contextmanager
+def device_errors(stage: str) -> Iterator[None]:
+    """Give every failure of the device inside the block its type and stage."""
+    try:
+        with stage_errors(stage):
+            yield
+    except torch.AcceleratorError as error:
+        raise BackendFailed(f"the device failed in stage {stage!r}: {error}", stage=stage) from error

@@ -26,6 +26,8 @@ AUDIO_CODE_COUNT: Final = 64_000
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
 NO_USER_INPUT: Final = "NO USER INPUT"
 """The literal that the language model was trained to read as "the user said nothing"."""
+INSTRUMENTAL: Final = "[Instrumental]"
+"""The lyrics of a song that nobody sings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,10 @@ class SamplingSettings:
     top_p: float = 0.9
     guidance_scale: float = 2.0
     negative_prompt: str = NO_USER_INPUT
+
+
+TEXT_SAMPLING: Final = SamplingSettings(top_p=1.0, guidance_scale=1.0)
+"""How the reference samples when the language model writes a blueprint: no nucleus, no guidance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +200,66 @@ class GenerationResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SongwritingSettings:
+    """How the language model writes a blueprint.
+
+    Attributes:
+        sampling: how it samples; guidance is never used on text.
+        seed: ``None`` for a random one.
+        use_constrained_decoding: hold the metadata to its grammar. Lyrics are free text either way.
+        lyrics_token_limit: most tokens of the lyrics, section tags included; the renderer reads 2,048.
+    """
+
+    sampling: SamplingSettings = TEXT_SAMPLING
+    seed: int | None = None
+    use_constrained_decoding: bool = True
+    lyrics_token_limit: int = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class EffectivePlannerSettings:
+    """What really ran when only the language model was used.
+
+    Attributes:
+        device: for example ``cuda:0`` or ``cpu``.
+        dtype: of the language model, for example ``bfloat16``.
+        lm_model: its name.
+        lm_backend: backend that ran it.
+        seeds: the one seed.
+        weights: ``synthetic`` or ``checkpoint``.
+    """
+
+    device: str
+    dtype: str
+    lm_model: str
+    lm_backend: str
+    seeds: tuple[int, ...]
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
+class SongBlueprint:
+    """A song described in words: what ``understand_music``, ``create_sample`` and ``format_sample`` return.
+
+    Attributes:
+        metadata: the user's values, completed by the language model. Without constrained decoding a field that
+            the model did not spell legally is ``None``.
+        lyrics: the words, with section tags.
+        lyrics_complete: whether the language model ended the lyrics itself, and not their token limit.
+        effective: what was really run.
+    """
+
+    metadata: SongMetadata
+    lyrics: str
+    lyrics_complete: bool
+    effective: EffectivePlannerSettings
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """One step of long work: ``done`` of ``total`` units of a stage.
 
-    Stages are ``lm.cot``, ``lm.codes``, ``dit`` and ``vae.decode``.
+    Stages are ``lm.cot``, ``lm.codes``, ``lm.lyrics``, ``dit`` and ``vae.decode``.
 
     ``total`` is ``None`` while the length is not known.
     """

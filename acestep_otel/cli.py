@@ -155,6 +155,12 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     option("--checkpoint-dir", type=_FOLDER, default=DEFAULTS.checkpoint_dir, help="Folder that holds the models."),
     option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
     option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
+    option(
+        "--lyrics-token-limit",
+        type=int,
+        default=DEFAULTS.lyrics_token_limit,
+        help="Most tokens of lyrics that understand, create_sample and format_sample write.",
+    ),
     option("--no-progress", is_flag=True, help="No progress bars on a terminal."),
 )
 @option_group(
@@ -188,7 +194,7 @@ def command(context: click.Context, /, **values: Any) -> None:
 
 def _run(options: Options) -> None:
     # Imported here because PyTorch takes seconds to load, and neither --help nor a wrong flag needs it.
-    from acestep_otel.modes.profile import profile
+    from acestep_otel.modes.catalogue import MODES
     from acestep_otel.providers import Telemetry
 
     with (
@@ -197,7 +203,7 @@ def _run(options: Options) -> None:
             endpoint=options.otlp_endpoint, protocol=options.otlp_protocol, trace_output=options.trace_output
         ) as telemetry,
     ):
-        profile(options, telemetry)
+        MODES[options.mode](options, telemetry)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

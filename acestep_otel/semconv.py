@@ -25,10 +25,10 @@ MetricKind = Literal["histogram", "counter", "gauge"]
 
 @dataclass(frozen=True, slots=True)
 class SpanDefinition:
-    """A span: its name, its parent's name (``None`` for a root) and what its duration covers."""
+    """A span: its name, the names of the spans it can lie below (none for a root) and what its duration covers."""
 
     name: str
-    parent: str | None
+    parents: tuple[str, ...]
     covers: str
 
 
@@ -59,8 +59,8 @@ ATTRIBUTES: Final[dict[str, AttributeDefinition]] = {}
 METRICS: Final[dict[str, MetricDefinition]] = {}
 
 
-def _span(name: str, covers: str, parent: str | None = None) -> str:
-    SPANS[name] = SpanDefinition(name, parent, covers)
+def _span(name: str, covers: str, *parents: str) -> str:
+    SPANS[name] = SpanDefinition(name, parents, covers)
     return name
 
 
@@ -85,19 +85,30 @@ def _metric(
 GENERATE_MUSIC = _span(
     "generate_music", "From the call of generate_music to its return, audio files written: the wall time. Host clock."
 )
+UNDERSTAND_MUSIC = _span(
+    "understand_music", "From the call of understand_music to its return: the wall time. Host clock."
+)
+CREATE_SAMPLE = _span("create_sample", "From the call of create_sample to its return: the wall time. Host clock.")
+FORMAT_SAMPLE = _span("format_sample", "From the call of format_sample to its return: the wall time. Host clock.")
 MODEL_LOAD = _span(
     "acestep.model.load",
     "One model: from the name to weights handed to the device, which is not waited for. Host clock.",
 )
 LM = _span(
     "acestep.lm",
-    "Everything the planner does for a request: prompts, both phases, parsing. Host clock; the token ids "
+    "Everything the language model does for a request: prompts, both phases, parsing. Host clock; the token ids "
     "are read back inside, so the device has finished when it ends.",
     GENERATE_MUSIC,
+    UNDERSTAND_MUSIC,
+    CREATE_SAMPLE,
+    FORMAT_SAMPLE,
 )
 LM_COT = _span("acestep.lm.cot", "Phase 1: the metadata is reasoned out as YAML under its grammar.", LM)
 LM_CODES = _span("acestep.lm.codes", "Phase 2: the audio codes, five per second of audio.", LM)
-LM_TOKENS = _span("acestep.lm.tokens", "A window of 64 decoded tokens (detail level token only).", LM_CODES)
+LM_LYRICS = _span("acestep.lm.lyrics", "Phase 2 where a song is written in words: the lyrics, as free text.", LM)
+LM_TOKENS = _span(
+    "acestep.lm.tokens", "A window of 64 decoded tokens (detail level token only).", LM_COT, LM_CODES, LM_LYRICS
+)
 CONDITION = _span(
     "acestep.condition",
     "Text encoding, lyric embedding, source and reference latents, condition encoder. Device clock.",
@@ -131,8 +142,12 @@ def stage_of(span_name: str) -> str:
 # --- Attributes: request and environment ------------------------------------------------------------------------
 OPERATION_NAME = _attribute("gen_ai.operation.name", str, "generate_content on root and planner spans.")
 PROVIDER_NAME = _attribute("gen_ai.provider.name", str, "Always ace_step.")
-REQUEST_MODEL = _attribute("gen_ai.request.model", str, "Model of the span: DiT on the root, 5 Hz LM on acestep.lm.")
-OUTPUT_TYPE = _attribute("gen_ai.output.type", str, "music (a custom value: the conventions have none for audio).")
+REQUEST_MODEL = _attribute(
+    "gen_ai.request.model", str, "Model of the span: the DiT on generate_music, the 5 Hz LM below and on the others."
+)
+OUTPUT_TYPE = _attribute(
+    "gen_ai.output.type", str, "music (a custom value: the conventions have none for audio), or text."
+)
 REQUEST_CHOICE_COUNT = _attribute("gen_ai.request.choice.count", int, "Songs asked for (batch size).", "{song}")
 REQUEST_TEMPERATURE = _attribute("gen_ai.request.temperature", float, "Sampling temperature of the planner.")
 REQUEST_TOP_P = _attribute("gen_ai.request.top_p", float, "Nucleus bound of the planner.")
@@ -154,6 +169,15 @@ CAPTION_LENGTH = _attribute("acestep.caption.length", int, "Characters in the ca
 LYRICS_LENGTH = _attribute("acestep.lyrics.length", int, "Characters in the lyrics.", "{character}")
 CAPTION = _attribute("acestep.caption", str, "The caption; only after opt-in to content capture.")
 LYRICS = _attribute("acestep.lyrics", str, "The lyrics; only after opt-in to content capture.")
+QUERY_LENGTH = _attribute("acestep.query.length", int, "Characters in the query of create_sample.", "{character}")
+QUERY = _attribute("acestep.query", str, "The query; only after opt-in to content capture.")
+AUDIO_CODES_COUNT = _attribute(
+    "acestep.audio_codes.count", int, "Audio codes given to understand_music, five per second.", "{code}"
+)
+INSTRUMENTAL = _attribute("acestep.instrumental", bool, "Whether create_sample was asked for a song without words.")
+LYRICS_COMPLETE = _attribute(
+    "acestep.lyrics.complete", bool, "Whether the language model ended the lyrics itself, and not their token limit."
+)
 DEVICE = _attribute("acestep.device", str, "Device that the models run on, for example cuda:0.")
 DTYPE = _attribute("acestep.dtype", str, "Type of the weights, for example bfloat16.")
 WEIGHTS = _attribute("acestep.weights", str, "synthetic or checkpoint.")
@@ -170,7 +194,11 @@ HOST_DURATION = _attribute(
 )
 MODEL_NAME = _attribute("acestep.model.name", str, "Model that was loaded.")
 MODEL_ROLE = _attribute("acestep.model.role", str, "renderer or planner.")
-STAGE = _attribute("acestep.stage", str, "lm.cot, lm.codes, condition, dit, vae.decode, audio.save or model.load.")
+STAGE = _attribute(
+    "acestep.stage",
+    str,
+    "A span's name without its namespace: lm.cot, dit, ...; of a request's metrics its root: generate_music, ...",
+)
 OUTCOME = _attribute("acestep.outcome", str, "ok, or the class name of the error.")
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------
@@ -276,7 +304,7 @@ _PER_TOKEN_BUCKETS = (
 
 REQUEST_DURATION = _metric(
     "gen_ai.server.request.duration", "histogram", "s", "Duration of the root span.",
-    (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, ERROR_TYPE), _DURATION_BUCKETS,
+    (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, STAGE, ERROR_TYPE), _DURATION_BUCKETS,
 )  # fmt: skip
 TIME_TO_FIRST_TOKEN = _metric(
     "gen_ai.server.time_to_first_token", "histogram", "s", "acestep.lm.time_to_first_token of each phase.",
@@ -301,7 +329,7 @@ LM_TOKENS_COUNT = _metric(
     "acestep.lm.tokens", "counter", "{token}", "Tokens of the planner by kind.", (REQUEST_MODEL, STAGE, TOKEN_KIND)
 )
 REQUESTS = _metric(
-    "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, OUTCOME)
+    "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(

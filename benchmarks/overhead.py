@@ -17,7 +17,8 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,21 +92,25 @@ def main() -> None:
         for _ in range(ACCOUNTED_SONGS):
             run(True)
     result = {"detail": options.detail, "pairs": options.pairs, "wall": summary(pairs)}
-    result["in_layer_ms"] = spent[0] / (2 * ACCOUNTED_SONGS) * 1e3
+    result["in_layer_ms_by_function"] = {name: spent[name] / (2 * ACCOUNTED_SONGS) * 1e3 for name in sorted(spent)}
+    result["in_layer_ms"] = sum(result["in_layer_ms_by_function"].values())
     result["in_layer_share"] = result["in_layer_ms"] / 1e3 / result["wall"]["plain_median_seconds"]
     row = result["wall"]
     low, high = row["ratio_interval_95"]
     print(f"not instrumented, median    {row['plain_median_seconds']:.4f} s")
     print(f"detail {options.detail}, median         {row['traced_median_seconds']:.4f} s")
     print(f"ratio of pairs, median      {row['ratio_median']:.4f}   (95 % interval {low:.4f} ... {high:.4f})")
+    for name, milliseconds in result["in_layer_ms_by_function"].items():
+        print(f"    {name:24}{milliseconds:.3f} ms")
     print(f"time in the layer per song  {result['in_layer_ms']:.3f} ms  ({result['in_layer_share']:.3%} of the song)")
     write_result(options.output, {"environment": environment(), **result})
 
 
 @contextmanager
-def accounted() -> Iterator[list[float]]:
+def accounted() -> Iterator[Mapping[str, float]]:
     """Add up the seconds that the calling thread spends in the layer's functions, each moment once."""
-    spent, depth = [0.0], [0]
+    spent: dict[str, float] = defaultdict(float)
+    depth = [0]
 
     def timed(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
         depth[0] += 1
@@ -115,7 +120,7 @@ def accounted() -> Iterator[list[float]]:
         finally:
             depth[0] -= 1
             if depth[0] == 0:
-                spent[0] += time.perf_counter() - start
+                spent[wrapped.__name__] += time.perf_counter() - start
 
     originals = {(owner, name): vars(owner)[name] for owner, name in LAYER}
     for (owner, name), original in originals.items():

@@ -141,9 +141,6 @@ def test_repeating_a_flag_keeps_every_value_and_gives_each_a_flag(arguments: lis
     [
         (["--mode", "benchmark"], "--mode benchmark is not available yet"),
         (["--mode", "tier-test", "--tiers", "6", "8"], "--mode tier-test is not available yet"),
-        (["--mode", "understand"], "--mode understand is not available yet"),
-        (["--mode", "create_sample"], "--mode create_sample is not available yet"),
-        (["--mode", "format_sample"], "--mode format_sample is not available yet"),
         (["--tiers", "6"], "--tiers is not available yet"),
         (["--tier-with-lm"], "--tier-with-lm is not available yet"),
         (["--task-type", "cover"], "--task-type is not available yet"),
@@ -151,9 +148,7 @@ def test_repeating_a_flag_keeps_every_value_and_gives_each_a_flag(arguments: lis
         (["--offload-to-cpu"], "--offload-to-cpu is not available yet"),
         (["--quantization", "int8_weight_only"], "--quantization is not available yet"),
         (["--detailed"], "--detailed is not available yet"),
-        (["--llm-debug"], "--llm-debug is not available yet"),
         (["--lm-backend", "vllm"], "--lm-backend vllm is not available yet: use pt or auto"),
-        (["--sample-query", "rain"], "--sample-query is not available yet"),
     ],
 )
 def test_what_is_not_built_yet_says_so(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +177,17 @@ def test_what_is_not_built_yet_says_so(arguments: list[str], message: str, capsy
         (["--trace-output", "/dev/null/trace.jsonl"], "cannot write /dev/null/trace.jsonl"),
         (["--output-dir", "/dev/null/songs"], "output directory /dev/null/songs cannot be written to"),
         (["--lm-cfg-scale", "0.5"], "LM guidance scale 0.5 is out of range"),
+        (["--sample-query", "rain"], "--sample-query belongs to --mode create_sample"),
+        (["--instrumental"], "--instrumental belongs to --mode create_sample"),
+        (["--audio-codes", "1"], "--audio-codes belongs to --mode understand"),
+        (["--mode", "understand", "--audio-codes", "1,x"], "'x' is no audio code: write"),
+        (["--mode", "understand", "--audio-codes", "1,,2"], "'' is no audio code: write"),
+        (["--mode", "understand", "--audio-codes", "-1"], "'-1' is no audio code: write"),
+        (["--mode", "understand", "--audio-codes", "<|audio_code_1|>2"], "'<|audio_code_1|>2' is no audio code"),
+        (["--mode", "understand", "--audio-codes", "64000"], "audio code 64000 is out of range: 0 ... 63999"),
+        (["--mode", "understand", "--lyrics-token-limit", "0"], "lyrics token limit 0 is out of range: 1 ... 4096"),
+        (["--mode", "create_sample", "--lm-temperature", "-1"], "LM temperature -1 is out of range: 0 ... 2"),
+        (["--mode", "format_sample", "--example", "none.json"], "no example 'none.json'"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from acestep import checkpoints, inference
+from acestep import checkpoints, inference, songwriting
 from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection
-from acestep.inference import generate_music
+from acestep.inference import create_sample, format_sample, generate_music, understand_music
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
+from acestep.planner.songwriter import Songwriter
 from acestep.renderer.renderer import Renderer
-from acestep.types import GenerationRequest, SongMetadata
+from acestep.types import GenerationRequest, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import calibrate_guidance, warmup
@@ -37,7 +38,13 @@ SONG = GenerationRequest(
     use_cot_metas=True,
     use_cot_caption=True,
 )
-OWNERS = (inference, checkpoints, Planner, PtBackend, Renderer)
+SETTINGS = SongwritingSettings(seed=7, lyrics_token_limit=20)
+VERBS = {
+    "understand_music": lambda planner: understand_music(planner, (1, 2, 3), settings=SETTINGS),
+    "create_sample": lambda planner: create_sample(planner, "a wish nobody may see", settings=SETTINGS),
+    "format_sample": lambda planner: format_sample(planner, SONG.caption, SONG.lyrics, settings=SETTINGS),
+}
+OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer)
 
 
 class Traced:
@@ -115,6 +122,52 @@ def test_a_thinking_run_has_the_documented_span_tree(traced, tiny_models, tmp_pa
     ]
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_song_in_words_has_the_documented_span_tree(traced, tiny_models, verb):
+    traced.instrument(detail="token")
+    VERBS[verb](tiny_models.planner)
+    windows = tree(traced.spans)[0][1][0][1]
+    assert tree(traced.spans) == [(verb, [("acestep.lm", windows)])]
+    assert [name for name, _ in windows] == ["acestep.lm.cot", "acestep.lm.lyrics"]
+    for span in traced.spans:
+        assert (span.parent is None) == (not semconv.SPANS[span.name].parents)
+        for name, value in span.attributes.items():
+            assert type(value) is semconv.ATTRIBUTES[name].type, (span.name, name, value)
+    (lm,) = traced.named("acestep.lm")
+    assert lm.attributes[semconv.LM_GUIDANCE_SCALE] == 1.0
+    assert lm.attributes[semconv.LM_CFG_DURATION] == 0.0
+    (lyrics,) = traced.named("acestep.lm.lyrics")
+    assert lyrics.attributes[semconv.LM_SAMPLED_TOKENS] == 20
+    assert lyrics.attributes[semconv.LM_CONSTRAINED] is False
+    assert lyrics.attributes[semconv.LM_TIME_TO_FIRST_TOKEN] > 0
+    assert lyrics.attributes[semconv.LM_CONSTRAINED_DECODING_DURATION] == 0.0
+    (cot,) = traced.named("acestep.lm.cot")
+    assert cot.attributes[semconv.LM_CONSTRAINED] is True
+
+
+def test_requests_are_counted_by_their_verb(traced, tiny_models):
+    traced.instrument()
+    for verb in VERBS.values():
+        verb(tiny_models.planner)
+    counted = {point.attributes[semconv.STAGE]: point.value for point in traced.metric(semconv.REQUESTS)}
+    assert counted == dict.fromkeys(VERBS, 1)
+    assert traced.metric(semconv.AUDIO_SECONDS) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_wishes_and_drafts_stay_off_spans_unless_asked_for(traced, tiny_models, verb, monkeypatch):
+    traced.instrument()
+    VERBS[verb](tiny_models.planner)
+    assert "nobody may see" not in "".join(span.to_json() for span in traced.spans)
+    AceStepInstrumentor().uninstrument()
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
+    traced.instrument()
+    VERBS[verb](tiny_models.planner)
+    captured = {semconv.QUERY, semconv.CAPTION, semconv.LYRICS} & set(traced.named(verb)[-1].attributes)
+    expected = {"create_sample": {semconv.QUERY}, "format_sample": {semconv.CAPTION, semconv.LYRICS}}
+    assert captured == expected.get(verb, set())
+
+
 def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_models, tmp_path):
     traced.instrument(detail="token")
     calibrate_guidance(tiny_models, SONG)
@@ -122,7 +175,7 @@ def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_mode
         generate_music(tiny_models, SONG, save_dir=tmp_path)
     for span in traced.spans:
         definition = semconv.SPANS[span.name]
-        assert (span.parent is None) == (definition.parent is None)
+        assert (span.parent is None) == (not definition.parents)
         for name, value in span.attributes.items():
             assert type(value) is semconv.ATTRIBUTES[name].type, (span.name, name, value)
         assert span.attributes[semconv.WARMUP] is True

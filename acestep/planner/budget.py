@@ -41,7 +41,7 @@ class PlannerBudget:
         """Refuse what does not fit.
 
         Args:
-            stage: ``lm.cot`` or ``lm.codes``.
+            stage: ``lm.cot``, ``lm.codes`` or ``lm.lyrics``.
             prompt_tokens: of the longest prompt.
             output_tokens: most tokens that will follow it.
             rows: sequences that run together.

@@ -45,7 +45,8 @@ _KEYSCALE: Final = re.compile(r"([A-Ga-g])\s*([#b♯♭]?)\s*(.*)")
 _MODES: Final = {"": "major", "maj": "major", "major": "major", "m": "minor", "min": "minor", "minor": "minor"}
 _TIME_SIGNATURE: Final = re.compile(r"([234])(?:/4)?|(6)(?:/8)?")
 _FIELD_LINE: Final = re.compile(r"([A-Za-z_]+):(.*)")
-_MARKUP: Final = re.compile(r"<\|[^|<>]*\|>|</?think>")
+MARKUP: Final = re.compile(r"<\|[^|<>]*\|>|</?think>")
+"""Special tokens and audio codes, spelled out."""
 _FIRST_CODE: Final = re.compile(r"<\|audio_code_\d+\|>")
 
 
@@ -92,7 +93,7 @@ def parse_metadata(text: str) -> SongMetadata:
     """
     _, opened, rest = text.partition("<think>")
     block = (rest if opened else text).partition("</think>")[0]
-    block = _MARKUP.sub("", _FIRST_CODE.split(block, maxsplit=1)[0])
+    block = MARKUP.sub("", _FIRST_CODE.split(block, maxsplit=1)[0])
     found = dict(_scalars(block.split("\n")))
     legal: dict[str, Any] = {}
     for name in _FIELDS:
@@ -128,14 +129,18 @@ def _scalar(value: str) -> str:
     return " ".join(line.strip() for line in value.split("\n"))
 
 
-def _one_line(text: str) -> str:
-    """The text without line breaks, control characters and halves of characters."""
-    kept = (
+def printable(text: str) -> str:
+    """The text without control characters and halves of characters; white space stays."""
+    return "".join(
         character
         for character in text
         if character.isspace() or (unicodedata.category(character) not in ("Cc", "Cs") and character != "\ufffd")
     )
-    return " ".join("".join(kept).split())
+
+
+def _one_line(text: str) -> str:
+    """The printable text without line breaks."""
+    return " ".join(printable(text).split())
 
 
 def _if_given(value: str | None, spell: Callable[[str], str]) -> str | None:

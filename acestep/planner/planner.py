@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-from acestep.errors import AceStepError, BackendFailed, InvalidOutput, InvalidRequest, stage_errors
+from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
 from acestep.planner.backends import PhaseTokens, PlannerBackend
 from acestep.planner.backends.pt import COMPOSING, REASONING, PtBackend
 from acestep.planner.budget import PlannerBudget
@@ -47,6 +47,11 @@ class Plan:
     codes: tuple[tuple[int, ...], ...] = ()
     reasoned: PhaseTokens | None = None
     composed: PhaseTokens | None = None
+
+    @property
+    def phases(self) -> tuple[PhaseTokens, ...]:
+        """The phases that ran, in order."""
+        return tuple(phase for phase in (self.reasoned, self.composed) if phase is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Planner:
         vocabulary: tokens of the model.
         model_name: for example ``acestep-5Hz-lm-1.7B``.
         weights: ``synthetic`` or ``checkpoint``.
+        device: where the model runs.
+        dtype: of its weights.
         budget: limits of the model on its device.
         duration_limit: longest song in seconds.
     """
@@ -93,16 +100,20 @@ class Planner:
         *,
         model_name: str,
         weights: str,
+        device: torch.device,
+        dtype: torch.dtype,
         budget: PlannerBudget,
         duration_limit: int = DURATION_RANGE[1],
     ) -> None:
         self.backend = backend
         self.model_name = model_name
         self.weights = weights
-        self._vocabulary = vocabulary
-        self._prompts = Prompts(vocabulary)
-        self._budget = budget
-        self._duration_limit = duration_limit
+        self.device = device
+        self.dtype = dtype
+        self.vocabulary = vocabulary
+        self.prompts = Prompts(vocabulary)
+        self.budget = budget
+        self.duration_limit = duration_limit
 
     @classmethod
     def from_language_model(cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1]) -> Planner:
@@ -112,6 +123,8 @@ class Planner:
             model.vocabulary,
             model_name=model.name,
             weights=model.weights,
+            device=model.device,
+            dtype=model.dtype,
             budget=PlannerBudget.of(model),
             duration_limit=duration_limit,
         )
@@ -132,7 +145,7 @@ class Planner:
             BackendFailed: the device failed.
             AceStepError: any of these, when raised by phase 2, carries the finished ``metadata``.
         """
-        given = self._given(request)
+        given = self.given(request.metadata, _duration(request, request.metadata))
         if _writes_codes(request) and _duration(request, given) is not None:
             # What phase 1 will add to the prompt is not known yet; the rest should not fail only after it.
             self._check_codes(self._codes_task(request, given), len(seeds))
@@ -145,7 +158,7 @@ class Planner:
             return Plan(metadata, reasoned=reasoned)
         with _carrying(metadata):
             composed = self.compose_codes(request, metadata, seeds, progress)
-        codes = tuple(tuple(self._vocabulary.id_to_code(token_id) for token_id in series) for series in composed.ids)
+        codes = tuple(tuple(self.vocabulary.id_to_code(token_id) for token_id in series) for series in composed.ids)
         return Plan(metadata, codes, reasoned, composed)
 
     def reason(
@@ -159,14 +172,14 @@ class Planner:
             seed: of the first song.
             progress: told about every sampled token.
         """
-        prompt = self._prompts.reasoning(request.caption, request.lyrics)
-        self._budget.check(REASONING, prompt_tokens=len(prompt), output_tokens=REASONING_TOKEN_LIMIT, rows=1)
+        prompt = self.prompts.reasoning(request.caption, request.lyrics)
+        self.budget.check(REASONING, prompt_tokens=len(prompt), output_tokens=REASONING_TOKEN_LIMIT, rows=1)
         cursor = None
         if request.use_constrained_decoding:
             cursor = self.grammar.cursor(
                 given, with_caption=request.use_cot_caption, with_language=request.use_cot_language
             )
-        with _failures(REASONING):
+        with device_errors(REASONING):
             return self.backend.generate_metadata(
                 prompt, cursor, request.sampling, seed, REASONING_TOKEN_LIMIT, progress
             )
@@ -188,20 +201,45 @@ class Planner:
         """
         task = self._codes_task(request, metadata)
         self._check_codes(task, len(seeds))
-        with _failures(COMPOSING):
+        with device_errors(COMPOSING):
             return self.backend.generate_codes(
                 task.conditional, task.unconditional, task.count, request.sampling, seeds, progress
             )
 
     def codes_shape(self, request: GenerationRequest) -> CodesTask:
         """Phase 2 as far as it is known before phase 1; an open duration counts as 120 s."""
-        given = self._given(request)
+        given = self.given(request.metadata, _duration(request, request.metadata))
         return self._codes_task(request, given if given.duration else replace(given, duration=_OPEN_DURATION))
+
+    def given(self, metadata: SongMetadata, duration: float | None) -> SongMetadata:
+        """The user's values in the model's spelling; the one place where a duration is held to its limits.
+
+        Args:
+            metadata: as the user wrote it; the caption is left out.
+            duration: seconds, possibly fractional; ``None`` leaves it open.
+
+        Raises:
+            InvalidRequest: a value is not one that the model knows.
+        """
+        if duration is not None and not DURATION_RANGE[0] <= duration <= self.duration_limit:
+            raise InvalidRequest(
+                f"duration {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self.duration_limit} s"
+            )
+        given = normalise(replace(metadata, caption=None, duration=None if duration is None else int(duration)))
+        # "unknown" is the user saying nothing about the language.
+        return replace(given, language=None) if given.language == UNKNOWN_LANGUAGE else given
+
+    def found(self, reasoned: PhaseTokens) -> SongMetadata:
+        """What the model wrote in phase 1; a duration above the limit (only without a grammar) is cut to it."""
+        found = parse_metadata(self.vocabulary.decode(reasoned.ids[0]))
+        if found.duration is None:
+            return found
+        return replace(found, duration=min(found.duration, self.duration_limit))
 
     @cached_property
     def grammar(self) -> MetadataGrammar:
         """Compiled when first needed; immutable."""
-        return MetadataGrammar(self._vocabulary, self._duration_limit)
+        return MetadataGrammar(self.vocabulary, self.duration_limit)
 
     def _codes_task(self, request: GenerationRequest, metadata: SongMetadata) -> CodesTask:
         duration = _duration(request, metadata)
@@ -209,35 +247,24 @@ class Planner:
             raise InvalidOutput("the language model named no duration: give one, or constrain it", stage=COMPOSING)
         sampling = request.sampling
         return CodesTask(
-            conditional=self._prompts.codes(request.caption, request.lyrics, metadata),
+            conditional=self.prompts.codes(request.caption, request.lyrics, metadata),
             unconditional=(
-                self._prompts.unconditional_codes(sampling.negative_prompt) if sampling.guidance_scale > 1 else None
+                self.prompts.unconditional_codes(sampling.negative_prompt) if sampling.guidance_scale > 1 else None
             ),
             count=int(duration * CODES_PER_SECOND),
         )
 
     def _check_codes(self, task: CodesTask, songs: int) -> None:
-        self._budget.check(
+        self.budget.check(
             COMPOSING,
             prompt_tokens=max(len(task.conditional), len(task.unconditional or ())),
             output_tokens=task.count,
             rows=songs * (1 if task.unconditional is None else 2),
         )
 
-    def _given(self, request: GenerationRequest) -> SongMetadata:
-        """The user's values in the model's spelling; the one place where a duration is held to its limits."""
-        duration = _duration(request, request.metadata)
-        if duration is not None and not DURATION_RANGE[0] <= duration <= self._duration_limit:
-            raise InvalidRequest(
-                f"duration {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self._duration_limit} s"
-            )
-        given = normalise(replace(request.metadata, caption=None, duration=None if duration is None else int(duration)))
-        # "unknown" is the user saying nothing about the language.
-        return replace(given, language=None) if given.language == UNKNOWN_LANGUAGE else given
-
     def _completed(self, request: GenerationRequest, given: SongMetadata, reasoned: PhaseTokens) -> SongMetadata:
         """The user's values, then what the model was asked for; what it wrote beside that is left out."""
-        found = parse_metadata(self._vocabulary.decode(reasoned.ids[0]))
+        found = self.found(reasoned)
         wanted = {"duration"} if _writes_codes(request) else set()
         if request.use_cot_metas:
             wanted |= {"bpm", "duration", "keyscale", "timesignature"}
@@ -245,8 +272,6 @@ class Planner:
             wanted.add("caption")
         if request.use_cot_language:
             wanted.add("language")
-        if found.duration is not None:
-            found = replace(found, duration=min(found.duration, self._duration_limit))
         open_fields = {field.name for field in fields(SongMetadata) if getattr(given, field.name) is None}
         return replace(given, **{name: getattr(found, name) for name in wanted & open_fields})
 
@@ -270,16 +295,6 @@ def _leaves_a_choice(request: GenerationRequest, given: SongMetadata) -> bool:
         or (request.use_cot_metas and None in metas)
         or (_writes_codes(request) and given.duration is None)
     )
-
-
-@contextmanager
-def _failures(stage: str) -> Iterator[None]:
-    """Give failures of the device their type and stage."""
-    try:
-        with stage_errors(stage):
-            yield
-    except torch.AcceleratorError as error:
-        raise BackendFailed(f"the device failed in stage {stage!r}: {error}", stage=stage) from error
 
 
 @contextmanager

@@ -11,13 +11,12 @@ from typing import Final
 
 from acestep.planner.metadata import dump_metadata
 from acestep.planner.vocabulary import Vocabulary
-from acestep.types import NO_USER_INPUT, SongMetadata
+from acestep.types import INSTRUMENTAL, NO_USER_INPUT, SongMetadata
 
 GENERATE: Final = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND: Final = "Understand the given musical conditions and describe the audio semantics accordingly:"
 INSPIRE: Final = "Expand the user's input into a more detailed and specific musical description:"
 REWRITE: Final = "Format the user's input into a more detailed and specific musical description:"
-INSTRUMENTAL: Final = "[Instrumental]"
 
 
 class Prompts:
@@ -57,6 +56,17 @@ class Prompts:
         """Caption and lyrics to better ones, with metadata. Unlike in phase 1 no newline follows the lyrics."""
         song = f"user\n# Caption\n{caption or NO_USER_INPUT}\n\n# Lyric\n{lyrics or INSTRUMENTAL}"
         return self._chat(REWRITE, self._encode(song))
+
+    def lyrics(self, prompt: Sequence[int], thought: Sequence[int]) -> list[int]:
+        """What the model reads when it goes on from its metadata to the lyrics.
+
+        Args:
+            prompt: one of ``understand``, ``inspire`` and ``rewrite``.
+            thought: the block that it answered, from ``<think>`` on; ``</think>`` may be missing at its end.
+        """
+        close = self._vocabulary.layout.think_close
+        closing = [] if thought and thought[-1] == close else [close]
+        return [*prompt, *thought, *closing, *self._encode("\n\n")]
 
     def _song(self, caption: str, lyrics: str) -> list[int]:
         return self._encode(f"user\n# Caption\n{caption}\n\n# Lyric\n{lyrics}\n")

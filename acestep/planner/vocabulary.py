@@ -143,6 +143,12 @@ class Vocabulary:
         return code
 
     @cached_property
+    def text_ids(self) -> TokenIds:
+        """Sorted ids of every token that is text; special tokens and audio codes are none."""
+        ids = self._text.get_vocab(with_added_tokens=False).values()
+        return np.array(sorted(token_id for token_id in ids if self._is_text(token_id)), dtype=np.int64)
+
+    @cached_property
     def text_classes(self) -> dict[TextClass, TokenIds]:
         """Sorted ids of each class; special tokens and audio codes are in none."""
         members: dict[TextClass, list[int]] = {text_class: [] for text_class in TextClass}

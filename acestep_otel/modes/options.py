@@ -67,6 +67,7 @@ class Options:
     checkpoint_dir: Path = Path("checkpoints")
     output_dir: Path = Path("output")
     audio_format: str = "flac"
+    lyrics_token_limit: int = 2_048
     no_progress: bool = False
 
     detail: str | None = None
@@ -78,19 +79,21 @@ class Options:
 DEFAULTS: Final = Options()
 
 _NOT_BUILT: Final = (
-    "offload_to_cpu", "offload_dit_to_cpu", "quantization", "detailed", "llm_debug",
+    "offload_to_cpu", "offload_dit_to_cpu", "quantization", "detailed",
     "tiers", "tier_with_lm", "tier_skip_compile", "tier_boundary", "tier_batch_boundary",
-    "task_type", "reference_audio", "src_audio", "sample_query", "instrumental", "audio_codes",
+    "task_type", "reference_audio", "src_audio",
 )  # fmt: skip
-_BUILT_MODES: Final = ("profile",)
+_BUILT_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
 _BUILT_BACKENDS: Final = ("auto", "pt")
+_MODE_OF_INPUT: Final = {"sample_query": "create_sample", "instrumental": "create_sample", "audio_codes": "understand"}
+"""Inputs that one mode alone reads."""
 
 
 def require_available(options: Options) -> None:
     """Refuse what the reference documents and this version cannot do.
 
     Raises:
-        SetupError: the first such option.
+        SetupError: the first such option, or an input that the mode does not read.
     """
     if options.mode not in _BUILT_MODES:
         raise SetupError(f"--mode {options.mode} is not available yet")
@@ -99,3 +102,6 @@ def require_available(options: Options) -> None:
     for field in fields(options):
         if field.name in _NOT_BUILT and getattr(options, field.name) != field.default:
             raise SetupError(f"--{field.name.replace('_', '-')} is not available yet")
+        mode = _MODE_OF_INPUT.get(field.name, options.mode)
+        if mode != options.mode and getattr(options, field.name) != field.default:
+            raise SetupError(f"--{field.name.replace('_', '-')} belongs to --mode {mode}")

@@ -43,12 +43,12 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
     )
 
 
-def select_models(request: GenerationRequest, options: Options) -> ModelSelection:
-    """The models that a request needs; the language model only when it is asked something."""
+def select_models(options: Options, *, with_language_model: bool) -> ModelSelection:
+    """The models that the options name; the language model only when it is asked something."""
     language_model = TINY_LM if options.tiny else options.lm_model
     return ModelSelection(
         dit=TINY_DIT if options.tiny else options.config_path,
-        lm=language_model if request.needs_language_model else None,
+        lm=language_model if with_language_model else None,
         weights=options.weights,
         device=options.device,
         lm_backend=options.lm_backend,

@@ -104,6 +104,8 @@ class CudaEventClock:
                 continue
             times.append(anchor_ns - round(mark.event.elapsed_time(anchor) * 1e6))
             self._events.give_back(mark.event)
+        if anchor is not None:
+            self._events.give_back(anchor)
         return times
 
     def _anchor(self) -> tuple[Any, int]:

@@ -185,9 +185,9 @@ class _Emission:
         outcome = "ok" if stage.error is None else type(stage.error).__name__
         record(semconv.REQUEST_DURATION, tree.seconds, attributes, context)
         record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
-        if stage.error is None:
+        if stage.error is None and semconv.AUDIO_DURATION in stage.attributes:
             songs = int(stage.attributes.get(semconv.BATCH_SIZE, 0))
-            seconds = float(stage.attributes.get(semconv.AUDIO_DURATION, 0.0))
+            seconds = float(stage.attributes[semconv.AUDIO_DURATION])
             record(semconv.AUDIO_SECONDS, songs * seconds, attributes, context)
 
     def _metric_attributes(self, stage: Stage) -> dict[str, AttributeValue]:

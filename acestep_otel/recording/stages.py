@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from acestep_otel.recording.clock import Clock, Mark, host_mark
@@ -108,6 +109,7 @@ def never_raises(
 ) -> Callable[Parameters, Result | None]:
     """Turn a fault of the tracing layer into one debug line and ``None``."""
 
+    @wraps(function)
     def guarded(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result | None:
         try:
             return function(*args, **kwargs)

@@ -20,7 +20,7 @@ from acestep_otel.report.spans import Run
 from acestep_otel.report.statistics import memory_peaks, step_times, tile_times, token_statistics
 
 if TYPE_CHECKING:
-    from acestep.types import EffectiveSettings
+    from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
 
 SCHEMA_VERSION: Final = 1
 
@@ -34,12 +34,14 @@ class RunResult:
         effective: what was really run, or ``None`` when it failed before that was known.
         error: what ended it, or ``None``.
         songs: the files written.
+        blueprint: the song in words, or ``None`` in modes that make audio.
     """
 
     run: Run | None
-    effective: EffectiveSettings | None
+    effective: EffectiveSettings | EffectivePlannerSettings | None
     error: BaseException | None = None
     songs: tuple[Path, ...] = ()
+    blueprint: SongBlueprint | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``results``."""
@@ -48,6 +50,7 @@ class RunResult:
             "error": None if self.error is None else _error(self.error),
             "effective_settings": None if self.effective is None else asdict(self.effective),
             "songs": [path.name for path in self.songs],
+            "blueprint": None if self.blueprint is None else _blueprint(self.blueprint),
             "measurement": None if self.run is None else _measurement(self.run),
         }
 
@@ -92,6 +95,14 @@ def _as_json(value: object) -> str:
 
 def _error(error: BaseException) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": str(error), "stage": getattr(error, "stage", None)}
+
+
+def _blueprint(blueprint: SongBlueprint) -> dict[str, Any]:
+    return {
+        "metadata": asdict(blueprint.metadata),
+        "lyrics": blueprint.lyrics,
+        "lyrics_complete": blueprint.lyrics_complete,
+    }
 
 
 def _measurement(run: Run) -> dict[str, Any]:

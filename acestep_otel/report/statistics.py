@@ -8,7 +8,7 @@ from typing import Final
 from acestep_otel import semconv
 from acestep_otel.report.spans import FinishedSpan, Run
 
-_PHASES: Final = (semconv.LM_COT, semconv.LM_CODES)
+_PHASES: Final = (semconv.LM_COT, semconv.LM_CODES, semconv.LM_LYRICS)
 
 
 def step_times(run: Run) -> list[float]:
@@ -26,7 +26,7 @@ class TokenStatistics:
     """What one planner phase did. Durations are seconds; ``None`` means that the span does not say.
 
     Attributes:
-        phase: ``lm.cot`` or ``lm.codes``.
+        phase: ``lm.cot``, ``lm.codes`` or ``lm.lyrics``.
         duration: of the phase.
         prompt_tokens: of the conditional prompts.
         output_tokens: over all songs, sampled and forced.
@@ -41,8 +41,9 @@ class TokenStatistics:
         token_gap_p50: median time between decode passes.
         token_gap_p95: 95th percentile of the same.
         token_gap_max: longest of the same.
+        token_gap_max_index: decode pass that the longest gap ended in.
         constrained_decoding_duration: host time in the grammar.
-        guidance_duration: what guidance cost, by calibration.
+        cfg_duration: what guidance cost, by calibration.
     """
 
     phase: str
@@ -60,8 +61,26 @@ class TokenStatistics:
     token_gap_p50: float | None
     token_gap_p95: float | None
     token_gap_max: float | None
+    token_gap_max_index: int | None
     constrained_decoding_duration: float | None
-    guidance_duration: float | None
+    cfg_duration: float | None
+
+    @property
+    def forced_share(self) -> float | None:
+        """Share of the tokens written that the grammar left no choice about; ``None`` when nothing was written."""
+        return (
+            self.forced_tokens / self.output_tokens if self.output_tokens and self.forced_tokens is not None else None
+        )
+
+    @property
+    def prefill_tokens_per_second(self) -> float | None:
+        """Tokens of the conditional prompt over the passes over the prompts."""
+        return self.prompt_tokens / self.prefill_duration if self.prompt_tokens and self.prefill_duration else None
+
+    @property
+    def output_tokens_per_second(self) -> float | None:
+        """Tokens written, forced ones included, over the whole phase."""
+        return self.output_tokens / self.duration if self.output_tokens is not None and self.duration else None
 
     @classmethod
     def of(cls, phase: FinishedSpan) -> TokenStatistics:
@@ -84,8 +103,9 @@ _ATTRIBUTE_OF_FIELD: Final = {
     "token_gap_p50": semconv.LM_TOKEN_GAP_P50,
     "token_gap_p95": semconv.LM_TOKEN_GAP_P95,
     "token_gap_max": semconv.LM_TOKEN_GAP_MAX,
+    "token_gap_max_index": semconv.LM_TOKEN_GAP_MAX_INDEX,
     "constrained_decoding_duration": semconv.LM_CONSTRAINED_DECODING_DURATION,
-    "guidance_duration": semconv.LM_CFG_DURATION,
+    "cfg_duration": semconv.LM_CFG_DURATION,
 }
 
 

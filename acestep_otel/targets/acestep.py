@@ -1,4 +1,4 @@
-"""The seams of the ``acestep`` engine, and what each tells about its stage.
+"""The seams of the ``acestep`` engine, and what each tells about its stage; those of its language model lie beside.
 
 A wrapper reads the arguments and the result of a call, nothing else: the engine keeps no counters for the tracing
 layer's sake.
@@ -6,22 +6,18 @@ layer's sake.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
-from acestep_otel.recording.calibration import CALIBRATION
 from acestep_otel.recording.layer import Attributes, Call, RequestStart, TracingLayer
-from acestep_otel.recording.phase import PhaseRecord
-from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage, current_recording, never_raises
+from acestep_otel.recording.stages import AttributeValue, Stage, never_raises
 from acestep_otel.settings import Detail
+from acestep_otel.targets import planner, songwriting
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
-    from acestep.planner.backends import PhaseTokens
-    from acestep.planner.planner import Planner
     from acestep.types import GenerationRequest, GenerationResult
 
 
@@ -32,18 +28,13 @@ def seams(layer: TracingLayer) -> list[Seam]:
         Seam("acestep.inference", "save_songs", _audio_save(layer)),
         Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
         Seam("acestep.checkpoints", "load_language_model", _load(layer, "planner", "lm")),
-        Seam("acestep.planner.planner", "Planner.plan", _plan(layer)),
-        Seam("acestep.planner.planner", "Planner.reason", _phase(layer, semconv.LM_COT)),
-        Seam("acestep.planner.planner", "Planner.compose_codes", _phase(layer, semconv.LM_CODES)),
-        Seam("acestep.planner.backends.pt", "PtBackend.prefill", _prefill),
-        Seam("acestep.planner.backends.pt", "PtBackend.decode", _decode_pass),
-        Seam("acestep.planner.backends.pt", "PtBackend.constrain", _constrained),
-        Seam("acestep.planner.backends.pt", "PtBackend.accept", _constrained),
         Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
         Seam("acestep.renderer.renderer", "Renderer.decode", _vae_decode(layer)),
         Seam("acestep.renderer.renderer", "Renderer.decode_tile", _vae_tile(layer)),
+        *planner.seams(layer),
+        *songwriting.seams(layer),
     ]
 
 
@@ -121,110 +112,6 @@ def _audio_save(layer: TracingLayer) -> Wrapper:
         )
 
     return wrapper
-
-
-def _plan(layer: TracingLayer) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-
-        def known() -> Attributes:
-            sampling = call.arguments["request"].sampling
-            attributes = _planner_attributes(instance) | {
-                semconv.LM_BACKEND: instance.backend.name,
-                semconv.LM_GUIDANCE_SCALE: float(sampling.guidance_scale),
-                semconv.REQUEST_TEMPERATURE: float(sampling.temperature),
-                semconv.REQUEST_TOP_P: float(sampling.top_p),
-            }
-            return attributes | ({semconv.REQUEST_TOP_K: sampling.top_k} if sampling.top_k else {})
-
-        return layer.stage(
-            semconv.LM,
-            call,
-            device_clock=False,
-            known=known,
-            found=lambda _, plan: _summed_tokens([phase for phase in (plan.reasoned, plan.composed) if phase]),
-        )
-
-    return wrapper
-
-
-def _planner_attributes(planner: Planner) -> dict[str, AttributeValue]:
-    return {
-        semconv.OPERATION_NAME: "generate_content",
-        semconv.PROVIDER_NAME: "ace_step",
-        semconv.REQUEST_MODEL: planner.model_name,
-    }
-
-
-def _summed_tokens(phases: Sequence[PhaseTokens]) -> Attributes:
-    return {
-        semconv.USAGE_INPUT_TOKENS: sum(phase.prompt_tokens for phase in phases),
-        semconv.USAGE_OUTPUT_TOKENS: sum(phase.sampled_tokens + phase.forced_tokens for phase in phases),
-        semconv.LM_SAMPLED_TOKENS: sum(phase.sampled_tokens for phase in phases),
-        semconv.LM_FORCED_TOKENS: sum(phase.forced_tokens for phase in phases),
-        semconv.LM_UNCONDITIONAL_TOKENS: sum(phase.unconditional_tokens for phase in phases),
-        semconv.LM_FORWARDS: sum(phase.forwards for phase in phases),
-    }
-
-
-def _phase(layer: TracingLayer, name: str) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-
-        def known() -> Attributes:
-            return _planner_attributes(instance) | {
-                semconv.LM_CONSTRAINED: name == semconv.LM_COT and call.arguments["request"].use_constrained_decoding
-            }
-
-        def found(_: Stage, tokens: PhaseTokens) -> Attributes:
-            attributes = dict(_summed_tokens([tokens]))
-            share = CALIBRATION.share_of(instance.backend, len(tokens.ids))
-            if tokens.unconditional_tokens and share is not None:
-                attributes |= {semconv.LM_CFG_SHARE: share.decode, semconv.LM_CFG_PREFILL_SHARE: share.prefill}
-            return attributes
-
-        return layer.stage(
-            name, call, device_clock=False, tracks_memory=True, phase=PhaseRecord(), known=known, found=found
-        )
-
-    return wrapper
-
-
-def _running_phase() -> tuple[RequestRecording, PhaseRecord] | None:
-    recording = current_recording()
-    if recording is None or recording.innermost.phase is None:
-        return None
-    return recording, recording.innermost.phase
-
-
-def _prefill(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = _running_phase()
-    if running is None:
-        return wrapped(*args, **kwargs)
-    recording, phase = running
-    start = recording.clock.mark()
-    result = wrapped(*args, **kwargs)
-    phase.prefills.append((start, recording.clock.mark()))
-    return result
-
-
-def _decode_pass(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = _running_phase()
-    result = wrapped(*args, **kwargs)
-    if running is not None:
-        recording, phase = running
-        phase.passes.append(recording.clock.mark())
-    return result
-
-
-def _constrained(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = _running_phase()
-    if running is None:
-        return wrapped(*args, **kwargs)
-    start_ns = time.perf_counter_ns()
-    result = wrapped(*args, **kwargs)
-    running[1].constrained_ns += time.perf_counter_ns() - start_ns
-    return result
 
 
 def _condition(layer: TracingLayer) -> Wrapper:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +16,22 @@ from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.report.breakdown import Breakdown
-from acestep_otel.report.spans import FinishedSpan, Run, measured_runs, runs
+from acestep_otel.report.spans import Run, measured_runs, runs
 from acestep_otel.report.statistics import step_times
 from acestep_otel.report.terminal import render_breakdown
+from tests.modes.outputs import OUTPUTS, result, traced
 from tests.receivers import grpc_receiver, refusing_endpoint
-from tests.report.schema import violations
 
-SCHEMA = json.loads((files("acestep_otel.report") / "result.schema.json").read_text("utf-8"))
 SHORT = ("--tiny", "--device", "cpu", "--duration", "10", "--inference-steps", "3", "--audio-format", "wav")
 
 
-@pytest.fixture(autouse=True)
-def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SDK_DISABLED", "ACESTEP_OTEL_DETAIL"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def profile(*arguments: str) -> int:
-    outputs = ("--output-dir", "songs", "--trace-output", "trace.jsonl", "--benchmark-output", "result.json")
-    return main([*SHORT, *outputs, *arguments])
-
-
-def traced() -> list[FinishedSpan]:
-    with Path("trace.jsonl").open(encoding="utf-8") as lines:
-        return list(FinishedSpan.from_otlp_json(lines))
+    return main([*SHORT, "--output-dir", "songs", *OUTPUTS, *arguments])
 
 
 def measured() -> Run:
     (run,) = measured_runs(traced())
     return run
-
-
-def result() -> dict[str, Any]:
-    document = json.loads(Path("result.json").read_text("utf-8"))
-    assert violations(document, SCHEMA) == []
-    (entry,) = document["results"]
-    return entry
 
 
 def test_one_run_leaves_a_song_a_table_a_trace_and_a_result(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,19 +49,19 @@ def test_what_the_language_model_is_asked_for_is_left_open() -> None:
 
 @pytest.mark.parametrize("flag", ["thinking", "use_cot_metas", "use_cot_caption", "use_cot_language"])
 def test_the_language_model_is_loaded_only_when_it_is_asked_something(flag: str) -> None:
-    assert select_models(request(), Options()).lm is None
-    options = Options(**{flag: True})
-    assert select_models(build_request(EXAMPLE, options), options).lm == "acestep-5Hz-lm-1.7B"
+    for options, loaded in ((Options(), None), (Options(**{flag: True}), "acestep-5Hz-lm-1.7B")):
+        asked = build_request(EXAMPLE, options).needs_language_model
+        assert select_models(options, with_language_model=asked).lm == loaded
 
 
 def test_named_models_are_selected() -> None:
     """R139 ... R141."""
     options = Options(config_path="acestep-v15-base", lm_model="acestep-5Hz-lm-4B", thinking=True, weights="synthetic")
-    selection = select_models(build_request(EXAMPLE, options), options)
+    selection = select_models(options, with_language_model=True)
     assert (selection.dit, selection.lm, selection.weights) == ("acestep-v15-base", "acestep-5Hz-lm-4B", "synthetic")
 
 
 def test_tiny_selects_the_built_in_models() -> None:
     options = Options(tiny=True, thinking=True)
-    selection = select_models(build_request(EXAMPLE, options), options)
+    selection = select_models(options, with_language_model=True)
     assert (selection.dit, selection.lm) == ("acestep-v15-tiny", "acestep-5Hz-lm-tiny")

@@ -41,7 +41,16 @@ class ScriptedBackend:
 def scripted(tiny: LanguageModel, answer: str = ANSWER, **options) -> tuple[Planner, ScriptedBackend]:
     backend = ScriptedBackend(tiny.vocabulary, answer, options.pop("codes_error", None))
     budget = options.pop("budget", PlannerBudget.of(tiny))
-    planner = Planner(backend, tiny.vocabulary, model_name="m", weights="synthetic", budget=budget, **options)
+    planner = Planner(
+        backend,
+        tiny.vocabulary,
+        model_name="m",
+        weights="synthetic",
+        device=tiny.device,
+        dtype=tiny.dtype,
+        budget=budget,
+        **options,
+    )
     return planner, backend
 
 

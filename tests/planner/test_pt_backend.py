@@ -225,3 +225,26 @@ def test_calibration_leaves_no_trace(backend, conditional, unconditional) -> Non
     before = backend.generate_codes(conditional, unconditional, 10, SAMPLING, [1])
     backend.measure_guidance_share(2, 50)
     assert backend.generate_codes(conditional, unconditional, 10, SAMPLING, [1]) == before
+
+
+def test_lyrics_are_those_of_the_definition(backend, tiny) -> None:
+    prompt = Prompts(tiny.vocabulary).inspire("rain", instrumental=False)
+    tokens = backend.generate_lyrics(prompt, SAMPLING, 4, 12)
+    allowed = torch.zeros(tiny.vocabulary.layout.text_size, dtype=torch.bool)
+    allowed[torch.from_numpy(tiny.vocabulary.text_ids)] = True
+    allowed[tiny.vocabulary.layout.eos] = True
+    keys, written = item_keys(4, "lm.lyrics", 12), []
+    for step in range(12):
+        hidden = tiny.body(input_ids=torch.tensor([[*prompt, *written]])).last_hidden_state[:, -1].float()
+        logits = (hidden @ tiny.head[: len(allowed)].T).masked_fill(~allowed, -torch.inf)
+        written.append(int(sample(logits, SAMPLING, keys[step : step + 1])))
+    assert list(tokens.ids[0]) == written
+    assert (tokens.sampled_tokens, tokens.forced_tokens, tokens.unconditional_tokens) == (12, 0, 0)
+    assert tokens.forwards == 12  # the prompt, and eleven more: nothing reads the last token
+
+
+def test_lyrics_end_with_the_turn(backend, tiny, monkeypatch) -> None:
+    layout = tiny.vocabulary.layout
+    answers = iter([300, 301, layout.eos, 302])
+    monkeypatch.setattr(backend, "decode", lambda *_: torch.tensor([next(answers)]))
+    assert backend.generate_lyrics([1, 2], SAMPLING, 1, 30).ids == ((300, 301, layout.eos),)

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acestep.planner.models import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TextClass, TokenLayout, Vocabulary
 from acestep.synthetic.language_model import TINY_LAYOUT
 from acestep.synthetic.tokenizer import build_tokenizer
@@ -109,3 +110,12 @@ def test_b13_b21_no_class_holds_markup_backticks_or_special_tokens(qwen: Vocabul
         assert max(ids) < vocabulary.layout.pad
         assert not any({"`", "<"} & set(vocabulary.decode([token_id])) for token_id in ids)
     assert 73594 not in qwen.ids_of(list(TextClass))  # ```
+
+
+def test_text_is_every_token_with_a_string_that_is_not_special(qwen: Vocabulary) -> None:
+    assert qwen.text_ids.tolist() == list(range(151_643))
+
+
+def test_ids_without_a_string_are_no_text(tiny: LanguageModel) -> None:
+    assert tiny.vocabulary.text_ids.max() < tiny.vocabulary.layout.pad
+    assert all(tiny.vocabulary.decode([int(token_id)]) for token_id in tiny.vocabulary.text_ids)

@@ -79,7 +79,9 @@ def test_resolved_events_go_back_to_the_pool_once():
     clock = CudaEventClock(device)
     marks = [clock.mark() for _ in range(3)]
     clock.resolve(marks)
-    assert device.returned == [mark.event for mark in marks]
+    *returned, anchor = device.returned
+    assert returned == [mark.event for mark in marks]
+    assert anchor.stream == "idle"
 
 
 def test_marks_of_the_host_alone_keep_host_time_on_the_event_clock():

@@ -34,8 +34,8 @@ def span(
     )
 
 
-def run_of(spans: list[FinishedSpan]) -> Run:
-    (run,) = runs(spans)
+def run_of(spans: list[FinishedSpan], root: str = semconv.GENERATE_MUSIC) -> Run:
+    (run,) = runs(spans, root)
     return run
 
 

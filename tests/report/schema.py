@@ -10,6 +10,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
+    "boolean": (bool,),
     "null": (type(None),),
 }
 _KEYWORDS = {
@@ -30,7 +31,9 @@ def violations(value: Any, schema: dict[str, Any], root: dict[str, Any] | None =
         return [f"{at}: {value!r} is none of {schema['enum']}"]
     if "type" in schema:
         names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        if isinstance(value, bool) or not isinstance(value, tuple(kind for name in names for kind in _TYPES[name])):
+        kinds = {kind for name in names for kind in _TYPES[name]}
+        # JSON's true is an int to Python, but no number.
+        if (bool not in kinds) if isinstance(value, bool) else not isinstance(value, tuple(kinds)):
             return [f"{at}: {value!r} is no {' or '.join(names)}"]
     found = []
     if isinstance(value, dict):

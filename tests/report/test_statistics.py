@@ -21,7 +21,7 @@ def test_token_statistics_are_read_per_phase() -> None:
     assert (cot.prompt_tokens, cot.output_tokens, cot.forced_tokens) == (120, 40, 10)
     assert cot.tokens_per_second == 88.5
     assert cot.duration == pytest.approx(0.5)
-    assert codes.guidance_duration == 0.149
+    assert codes.cfg_duration == 0.149
     assert codes.time_to_first_token is None
 
 

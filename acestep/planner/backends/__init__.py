@@ -1,4 +1,4 @@
-"""What the planner asks of a backend: two phases, as token ids in and token ids out.
+"""What the planner asks of a backend: three phases, as token ids in and token ids out.
 
 A backend owns the forward passes, the guidance and the sampling. It needs no hidden states or logits at this
 boundary, so engines that keep these to themselves fit too.
@@ -19,7 +19,7 @@ class PhaseTokens:
     """Output of a phase, and what it took.
 
     Attributes:
-        ids: vocabulary ids written, one series per song (one series in phase 1).
+        ids: vocabulary ids written, one series per song (one series where text is written).
         prompt_tokens: of the conditional prompt, which all songs share.
         sampled_tokens: tokens that were a choice, over all songs.
         forced_tokens: tokens that the grammar left no choice about.
@@ -60,6 +60,32 @@ class PlannerBackend(Protocol):
             seed: of the request.
             token_limit: most tokens to sample.
             progress: told about every sampled token.
+
+        Raises:
+            InvalidOutput: the model produced NaN or infinity.
+        """
+
+    def generate_lyrics(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Write free text up to the end of the turn.
+
+        Only text tokens and the end of the turn can be drawn: no audio code, no other special token.
+
+        Args:
+            prompt: token ids.
+            sampling: how to sample; guidance is never used on text.
+            seed: of the request.
+            token_limit: most tokens to sample.
+            progress: told about every sampled token.
+
+        Returns:
+            Tokens whose last one is the end of the turn, unless ``token_limit`` came first.
 
         Raises:
             InvalidOutput: the model produced NaN or infinity.

@@ -8,14 +8,17 @@ forces is never sampled: it rides along with the next pass as a chunk.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from acestep.errors import InvalidOutput
 from acestep.planner.backends import PhaseTokens
 from acestep.planner.backends.decode_state import Candidates, DecodeState
+from acestep.planner.backends.text import ConstrainedText, FreeText, TextGuide
 from acestep.planner.backends.timing import share_saved
 from acestep.planner.grammar import AllowedTokens, GrammarCursor
 from acestep.planner.models import LanguageModel
@@ -24,6 +27,7 @@ from acestep.types import Progress, ProgressCallback, SamplingSettings
 
 REASONING: Final = "lm.cot"
 COMPOSING: Final = "lm.codes"
+LYRICS: Final = "lm.lyrics"
 PROGRESS_INTERVAL: Final = 32
 """Codes between two reports; each report waits for the device."""
 _GATHER_LIMIT: Final = 256
@@ -57,30 +61,26 @@ class PtBackend:
         progress: ProgressCallback | None = None,
     ) -> PhaseTokens:
         """Phase 1 (see ``PlannerBackend.generate_metadata``): one token is read back per pass, for the grammar."""
-        keys = item_keys(seed, REASONING, token_limit).to(self.model.device)
-        written = [] if cursor is None else self.accept(cursor, None)
-        state = self.prefill([[*prompt, *written]])
-        pending: torch.Tensor | None = None
-        sampled = 0
-        while not self._is_complete(cursor, written) and sampled < token_limit:
-            candidates = self._text_candidates if cursor is None else self.constrain(cursor)
-            drawn = self.decode(state, pending, candidates, sampling, keys[sampled : sampled + 1])
-            token_id = int(drawn)
-            chunk = [token_id] if cursor is None else self.accept(cursor, token_id)
-            written += chunk
-            sampled += 1
-            pending = torch.tensor([chunk], device=self.model.device)
-            if progress is not None:
-                progress(Progress(REASONING, len(written), None))
-        self._require_finite(state, REASONING)
-        return PhaseTokens(
-            ids=(tuple(written),),
-            prompt_tokens=len(prompt),
-            sampled_tokens=sampled,
-            forced_tokens=len(written) - sampled,
-            unconditional_tokens=0,
-            forwards=state.forwards,
-        )
+        layout = self.model.vocabulary.layout
+        guide: TextGuide
+        if cursor is None:
+            guide = FreeText(self._text_candidates, frozenset({layout.think_close, layout.eos, layout.pad}))
+        else:
+            guide = ConstrainedText(cursor, self.constrain, self.accept)
+        return self._write_text(REASONING, prompt, guide, sampling, seed, token_limit, progress)
+
+    @torch.inference_mode()
+    def generate_lyrics(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Free text (see ``PlannerBackend.generate_lyrics``): one token is read back per pass, to see its end."""
+        guide = FreeText(self._lyrics_candidates, frozenset({self.model.vocabulary.layout.eos}))
+        return self._write_text(LYRICS, prompt, guide, sampling, seed, token_limit, progress)
 
     @torch.inference_mode()
     def generate_codes(
@@ -207,17 +207,53 @@ class PtBackend:
             lambda: DecodeState.start(self.model, [prompt, prompt[1:]], 0),
         )
 
+    def _write_text(
+        self,
+        stage: str,
+        prompt: Sequence[int],
+        guide: TextGuide,
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None,
+    ) -> PhaseTokens:
+        """Decode one row until the guide is done or ``token_limit`` tokens were drawn."""
+        keys = item_keys(seed, stage, token_limit).to(self.model.device)
+        written = guide.opening()
+        state = self.prefill([[*prompt, *written]])
+        pending: torch.Tensor | None = None
+        sampled = 0
+        while not guide.done and sampled < token_limit:
+            drawn = self.decode(state, pending, guide.candidates(), sampling, keys[sampled : sampled + 1])
+            chunk = guide.accept(int(drawn))
+            written += chunk
+            sampled += 1
+            pending = torch.tensor([chunk], device=self.model.device)
+            if progress is not None:
+                progress(Progress(stage, len(written), None))
+        self._require_finite(state, stage)
+        return PhaseTokens(
+            ids=(tuple(written),),
+            prompt_tokens=len(prompt),
+            sampled_tokens=sampled,
+            forced_tokens=len(written) - sampled,
+            unconditional_tokens=0,
+            forwards=state.forwards,
+        )
+
+    @cached_property
+    def _lyrics_candidates(self) -> Candidates:
+        vocabulary = self.model.vocabulary
+        ids = np.append(vocabulary.text_ids, vocabulary.layout.eos)
+        return Candidates.masked(
+            self.model.head, vocabulary.layout.text_size, torch.from_numpy(ids).to(self.model.device)
+        )
+
     def _compile(self, allowed: AllowedTokens) -> Candidates:
         ids = torch.from_numpy(allowed.ids).to(self.model.device)
         if len(ids) <= _GATHER_LIMIT:
             return Candidates.gathered(self.model.head, ids)
         return Candidates.masked(self.model.head, self.model.vocabulary.layout.text_size, ids)
-
-    def _is_complete(self, cursor: GrammarCursor | None, written: Sequence[int]) -> bool:
-        if cursor is not None:
-            return cursor.done
-        layout = self.model.vocabulary.layout
-        return bool(written) and written[-1] in (layout.think_close, layout.eos, layout.pad)
 
     def _require_finite(self, state: DecodeState, stage: str) -> None:
         if not state.is_finite():

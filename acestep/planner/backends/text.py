@@ -1,0 +1,87 @@
+"""What a decode loop over text may draw, and when it ends: held to a grammar, or free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from acestep.planner.backends.decode_state import Candidates
+from acestep.planner.grammar import GrammarCursor
+
+
+class TextGuide(Protocol):
+    """One sequence's way through a text."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing may follow."""
+
+    def opening(self) -> list[int]:
+        """Tokens that the text starts with, without a choice."""
+
+    def candidates(self) -> Candidates:
+        """What may be drawn next."""
+
+    def accept(self, token_id: int) -> list[int]:
+        """Move over a drawn token; returns it and all that follows it without a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConstrainedText:
+    """Text under a grammar.
+
+    Attributes:
+        cursor: place in the grammar.
+        constrain: candidates of a place.
+        move: takes the cursor over a drawn token (``None`` at the start) and returns the chunk to feed.
+    """
+
+    cursor: GrammarCursor
+    constrain: Callable[[GrammarCursor], Candidates]
+    move: Callable[[GrammarCursor, int | None], list[int]]
+
+    @property
+    def done(self) -> bool:
+        """Whether the block is complete."""
+        return self.cursor.done
+
+    def opening(self) -> list[int]:
+        """What the grammar starts with."""
+        return self.move(self.cursor, None)
+
+    def candidates(self) -> Candidates:
+        """What the grammar leaves."""
+        return self.constrain(self.cursor)
+
+    def accept(self, token_id: int) -> list[int]:
+        """The token, and what the grammar forces behind it."""
+        return self.move(self.cursor, token_id)
+
+
+@dataclass(slots=True)
+class FreeText:
+    """Text of any of some tokens, up to the first that ends it.
+
+    Attributes:
+        drawn_from: the tokens.
+        ends: those after which nothing follows.
+        done: whether one of them was drawn.
+    """
+
+    drawn_from: Candidates
+    ends: frozenset[int]
+    done: bool = False
+
+    def opening(self) -> list[int]:
+        """Nothing: the first token is a choice."""
+        return []
+
+    def candidates(self) -> Candidates:
+        """The same tokens everywhere."""
+        return self.drawn_from
+
+    def accept(self, token_id: int) -> list[int]:
+        """The token alone."""
+        self.done = token_id in self.ends
+        return [token_id]

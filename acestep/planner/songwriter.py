@@ -1,0 +1,148 @@
+"""The songwriter: from a prompt to a song in words.
+
+The language model answers in two phases, as it was trained to: a metadata block, then the lyrics as free text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from acestep.errors import InvalidOutput, device_errors
+from acestep.planner.backends import PhaseTokens
+from acestep.planner.backends.pt import LYRICS, REASONING
+from acestep.planner.lyrics import parse_lyrics
+from acestep.planner.planner import REASONING_TOKEN_LIMIT, Planner
+from acestep.planner.vocabulary import TokenLayout
+from acestep.types import ProgressCallback, SamplingSettings, SongMetadata
+
+_CLOSING_TOKENS: Final = 4
+"""Room for what stands between the block and the lyrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class SongwritingRequest:
+    """What the language model has to answer.
+
+    Attributes:
+        prompt: token ids (``Prompts.understand``, ``inspire`` or ``rewrite``).
+        given: normalised values of the user; they are forced.
+        sampling: how to sample.
+        seed: of the request.
+        use_constrained_decoding: hold the metadata to its grammar.
+        lyrics_token_limit: most tokens of the lyrics.
+    """
+
+    prompt: list[int]
+    given: SongMetadata
+    sampling: SamplingSettings
+    seed: int
+    use_constrained_decoding: bool
+    lyrics_token_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What the language model wrote.
+
+    Attributes:
+        metadata: the user's values, completed by the model's.
+        lyrics: possibly empty.
+        lyrics_complete: whether the model ended them itself.
+        reasoned: tokens of the metadata block.
+        sung: tokens of the lyrics; ``None`` when the model ended its turn before them.
+    """
+
+    metadata: SongMetadata
+    lyrics: str
+    lyrics_complete: bool
+    reasoned: PhaseTokens
+    sung: PhaseTokens | None
+
+    @property
+    def phases(self) -> tuple[PhaseTokens, ...]:
+        """The phases that ran, in order."""
+        return tuple(phase for phase in (self.reasoned, self.sung) if phase is not None)
+
+
+class Songwriter:
+    """Writes songs with a planner's language model.
+
+    Args:
+        planner: has the model, its tokens and its limits.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self.backend = planner.backend
+        self.model_name = planner.model_name
+        self._planner = planner
+
+    def write(self, request: SongwritingRequest, progress: ProgressCallback | None = None) -> Draft:
+        """Decide the metadata, then write the lyrics.
+
+        Args:
+            request: what to answer.
+            progress: told about every sampled token; an exception that it raises stops the run.
+
+        Raises:
+            BudgetExceeded: the request does not fit; nothing was run.
+            OutOfMemory: the device ran out of memory.
+            InvalidOutput: the model produced NaN or infinity, or nothing that can be read.
+            BackendFailed: the device failed.
+        """
+        self._planner.budget.check(
+            LYRICS,
+            prompt_tokens=len(request.prompt),
+            output_tokens=REASONING_TOKEN_LIMIT + _CLOSING_TOKENS + request.lyrics_token_limit,
+            rows=1,
+        )
+        reasoned = self.reason(request, progress)
+        metadata = _completed(request.given, self._planner.found(reasoned))
+        # Without a grammar the model may have ended its turn, or never have closed the block.
+        goes_on = request.use_constrained_decoding or reasoned.ids[0][-1:] == (self._layout.think_close,)
+        sung = self.write_lyrics(request, reasoned.ids[0], progress) if goes_on else None
+        written = sung.ids[0] if sung else ()
+        lyrics = parse_lyrics(self._planner.vocabulary.decode(written))
+        if metadata == SongMetadata() and not lyrics:
+            raise InvalidOutput(
+                "the language model wrote neither metadata nor lyrics that can be read: hold it to the grammar "
+                "(constrained decoding), or take another seed",
+                stage=REASONING,
+            )
+        return Draft(metadata, lyrics, written[-1:] == (self._layout.eos,), reasoned, sung)
+
+    def reason(self, request: SongwritingRequest, progress: ProgressCallback | None = None) -> PhaseTokens:
+        """Phase 1: the metadata block, caption and language included."""
+        cursor = None
+        if request.use_constrained_decoding:
+            cursor = self._planner.grammar.cursor(request.given, with_caption=True, with_language=True)
+        with device_errors(REASONING):
+            return self.backend.generate_metadata(
+                request.prompt, cursor, request.sampling, request.seed, REASONING_TOKEN_LIMIT, progress
+            )
+
+    def write_lyrics(
+        self, request: SongwritingRequest, thought: tuple[int, ...], progress: ProgressCallback | None = None
+    ) -> PhaseTokens:
+        """Phase 2: free text behind the metadata block.
+
+        Args:
+            request: what to answer.
+            thought: the block, from ``<think>`` on.
+            progress: told about every token.
+        """
+        prompt = self._planner.prompts.lyrics(request.prompt, thought)
+        with device_errors(LYRICS):
+            return self.backend.generate_lyrics(
+                prompt, request.sampling, request.seed, request.lyrics_token_limit, progress
+            )
+
+    @property
+    def _layout(self) -> TokenLayout:
+        return self._planner.vocabulary.layout
+
+
+def _completed(given: SongMetadata, found: SongMetadata) -> SongMetadata:
+    """The user's values, then the model's."""
+    values = {field.name: getattr(given, field.name) for field in fields(SongMetadata)}
+    return replace(found, **{name: value for name, value in values.items() if value is not None})
