@@ -50,9 +50,7 @@ def headline(run: Run) -> Headline:
     return Headline(
         title=run.root.name,
         models=tuple(_models(run)),
-        setting=tuple(
-            str(root[name]) for name in (semconv.DEVICE, semconv.DTYPE, semconv.WEIGHTS) if name in root
-        ),
+        setting=tuple(str(root[name]) for name in (semconv.DEVICE, semconv.DTYPE, semconv.WEIGHTS) if name in root),
         started=datetime.fromtimestamp(run.root.start_ns // 10**9, UTC).isoformat(),
         trace_id=run.root.trace_id,
         failure=(run.root.error or "error") if run.root.status == "error" else None,

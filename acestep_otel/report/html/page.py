@@ -17,8 +17,8 @@ from markupsafe import Markup
 from acestep_otel.files import replacing
 from acestep_otel.report.environment import Environment
 from acestep_otel.report.html.facts import argument_facts, environment_facts
-from acestep_otel.report.html.headline import Headline, headline
 from acestep_otel.report.html.figure import Figure
+from acestep_otel.report.html.headline import Headline, headline
 from acestep_otel.report.html.matrix import MATRIX_COLUMNS, MatrixRow, matrix_lines
 from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, memory_section, step_section
 from acestep_otel.report.html.tokens import TokenSection, token_section

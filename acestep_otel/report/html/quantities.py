@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 ABSENT: Final = "—"
@@ -17,7 +18,7 @@ def duration(seconds: float | None) -> str:
         return ABSENT
     if not seconds:
         return "0 s"
-    unit, name = next((pair for pair in _SECOND_UNITS if abs(seconds) >= pair[0]), _SECOND_UNITS[-1])
+    unit, name = _unit(seconds, _SECOND_UNITS)
     return f"{_significant(seconds / unit)} {name}"
 
 
@@ -25,7 +26,7 @@ def size(count: float | None) -> str:
     """Bytes as ``1.50 GiB``; ``—`` for ``None``."""
     if count is None:
         return ABSENT
-    unit, name = next((pair for pair in _BYTE_UNITS if abs(count) >= pair[0]), _BYTE_UNITS[-1])
+    unit, name = _unit(count, _BYTE_UNITS)
     return f"{int(count)} B" if unit == 1 else f"{_significant(count / unit)} {name}"
 
 
@@ -46,6 +47,11 @@ def shortened(quantity: str) -> str:
     """A quantity without the zeros that end its fraction: ``40.0 ms`` is ``40 ms``."""
     figures, space, unit = quantity.partition(" ")
     return (figures.rstrip("0").rstrip(".") if "." in figures else figures) + space + unit
+
+
+def _unit(value: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    # What rounds up to one of a unit is written in it: 1.00 s, not 1,000 ms.
+    return next((pair for pair in units if abs(value) >= 0.9995 * pair[0]), units[-1])
 
 
 def _significant(value: float) -> str:

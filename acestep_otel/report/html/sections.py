@@ -50,7 +50,9 @@ def breakdown_section(run: Run) -> BreakdownSection:
         for row in rows
         if row.component in COMPONENTS and row.value is not None
     ]
-    chart = row_chart("Time by component: " + "; ".join(part.title for part in parts), [("", parts)], duration, stacked=True)
+    chart = row_chart(
+        "Time by component: " + "; ".join(part.title for part in parts), [("", parts)], duration, stacked=True
+    )
     return BreakdownSection(chart, tuple(map(_breakdown_line, rows)))
 
 

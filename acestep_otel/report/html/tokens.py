@@ -67,7 +67,7 @@ def _phases(phases: list[TokenStatistics]) -> Figure:
                     duration(phase.decode_duration),
                     number(phase.tokens_per_second),
                     duration(phase.constrained_decoding_duration),
-                    duration(phase.guidance_duration),
+                    duration(phase.cfg_duration),
                 )
                 for phase in phases
             ),
