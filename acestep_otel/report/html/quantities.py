@@ -27,7 +27,7 @@ def size(count: float | None) -> str:
     if count is None:
         return ABSENT
     unit, name = _unit(count, _BYTE_UNITS)
-    return f"{int(count)} B" if unit == 1 else f"{_significant(count / unit)} {name}"
+    return f"{int(count):,} B" if unit == 1 else f"{_significant(count / unit)} {name}"
 
 
 def number(value: float | None) -> str:
