@@ -91,6 +91,13 @@ def test_every_span_is_in_the_table_and_has_a_bar() -> None:
     assert len(rows) == len(bars) == len(expected)
 
 
+def test_attributes_have_units() -> None:
+    source = render_report(report(gpu_run()))
+    assert "<li><code>acestep.lm.prefill.duration</code> 150 ms</li>" in source
+    assert "<li><code>acestep.vram.peak.reserved</code> 13.2 GiB</li>" in source
+    assert "<li><code>acestep.lm.sampled_tokens</code> 2400</li>" in source
+
+
 def test_siblings_that_repeat_share_a_lane() -> None:
     texts = Page(render_report(report(gpu_run()))).texts
     assert "dit.step × 50" in texts

@@ -10,7 +10,7 @@ from acestep_otel import semconv
 from acestep_otel.report.html.axis import Axis
 from acestep_otel.report.html.charts import WIDTH
 from acestep_otel.report.html.palette import colour_of
-from acestep_otel.report.html.quantities import ABSENT, duration
+from acestep_otel.report.html.quantities import ABSENT, duration, size
 from acestep_otel.report.spans import FinishedSpan, Run
 
 _LABELS: Final = 196
@@ -19,6 +19,8 @@ _RIGHT: Final = 16
 _LANE: Final = 24
 _AXIS_HEIGHT: Final = 24
 _NARROWEST: Final = 1.5
+_QUANTITIES: Final = {"s": duration, "By": size}
+"""How values are written, by their unit."""
 _COLUMNS_OF_THEIR_OWN: Final = frozenset({semconv.CLOCK, semconv.HOST_DURATION, semconv.RUN_ID})
 
 
@@ -154,12 +156,21 @@ def _facts(span: FinishedSpan, depth: int, root: FinishedSpan) -> SpanFacts:
         host_duration=duration(span.attributes.get(semconv.HOST_DURATION)),
         failure=(span.error or "error") if span.status == "error" else None,
         attributes=tuple(
-            (name, _written(value)) for name, value in span.attributes.items() if name not in _COLUMNS_OF_THEIR_OWN
+            (name, _written(value, _unit(name)))
+            for name, value in span.attributes.items()
+            if name not in _COLUMNS_OF_THEIR_OWN
         ),
     )
 
 
-def _written(value: object) -> str:
+def _unit(attribute: str) -> str:
+    definition = semconv.ATTRIBUTES.get(attribute)
+    return "" if definition is None else definition.unit
+
+
+def _written(value: object, unit: str = "") -> str:
+    if isinstance(value, (float, int)) and unit in _QUANTITIES:
+        return _QUANTITIES[unit](value)
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, bool):

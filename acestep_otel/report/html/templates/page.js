@@ -57,10 +57,10 @@ for (const chart of document.querySelectorAll(".waterfall")) {
   }
 }
 
-// Paper has no buttons: what is folded away is printed, and folded again afterwards.
+// Paper has no buttons: figures that are folded away are printed, and folded again afterwards.
 const unfolded = [];
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details:not([open])")) {
+  for (const details of document.querySelectorAll("details:not([open]):not(.every-span)")) {
     details.open = true;
     unfolded.push(details);
   }
