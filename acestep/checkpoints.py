@@ -108,6 +108,20 @@ def load_planner(selection: ModelSelection) -> Planner:
         return Planner.from_language_model(load_language_model(selection, device, default_dtype(device)))
 
 
+def require_language_model(selection: ModelSelection) -> None:
+    """Make sure, without loading it, that the selection's language model can be loaded later.
+
+    Raises:
+        ValueError: the selection names no language model.
+        BackendUnavailable: the language-model backend cannot run here.
+        CheckpointNotFound: no weights under the name.
+    """
+    if selection.lm is None:
+        raise ValueError("the selection names no language model")
+    _require_backend(selection.lm_backend)
+    require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+
+
 def _require_backend(name: str) -> None:
     if name not in ("auto", "pt"):
         raise BackendUnavailable(f"language-model backend {name!r} is not available yet: use --lm-backend pt or auto")

@@ -15,7 +15,8 @@ from click.core import ParameterSource
 from cloup import option, option_group
 
 from acestep_otel import __version__
-from acestep_otel.errors import SetupError
+from acestep_otel.environment_file import ENVIRONMENT_FILE, VARIABLES, read_defaults
+from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.modes.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.signals import INTERRUPTED, exit_on_terminate
 
@@ -29,11 +30,15 @@ _FILE: Final = click.Path(path_type=Path)
 _FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 
 
-class _Command(cloup.Command):
-    """A command whose ``--tiers`` takes several values after one flag, which click cannot express."""
+class _Command(cloup.Group):
+    """A command that also has subcommands.
+
+    Its ``--tiers`` takes several values after one flag, which click cannot express, and ``.env`` holds defaults.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each of its values, then parse as usual."""
+        ctx.default_map = read_defaults(ENVIRONMENT_FILE)
         return super().parse_args(ctx, list(repeat_flag("--tiers", args)))
 
 
@@ -50,26 +55,34 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
-@cloup.command(
+@cloup.group(
     cls=_Command,
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND ...]",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},
     formatter_settings={"col1_max_width": 36},
 )
 @cloup.version_option(__version__, prog_name="acestep-otel")
 @option_group(
     "Device & Backend",
-    option("--device", default=DEFAULTS.device, help="Device: auto, cuda, cuda:N, mps or cpu."),
+    option(
+        "--device",
+        default=DEFAULTS.device,
+        envvar=VARIABLES["device"],
+        help="Device: auto, cuda, cuda:N, mps or cpu.",
+    ),
     option(
         "--lm-backend",
         type=click.Choice(["auto", "vllm", "pt", "mlx"]),
         default=DEFAULTS.lm_backend,
+        envvar=VARIABLES["lm_backend"],
         help="LLM backend.",
     ),
 )
 @option_group(
     "Model Paths",
-    option("--config-path", default=DEFAULTS.config_path, help="DiT model config."),
-    option("--lm-model", default=DEFAULTS.lm_model, help="LLM model path."),
+    option("--config-path", default=DEFAULTS.config_path, envvar=VARIABLES["config_path"], help="DiT model config."),
+    option("--lm-model", default=DEFAULTS.lm_model, envvar=VARIABLES["lm_model"], help="LLM model path."),
 )
 @option_group(
     "Hardware Options",
@@ -144,6 +157,11 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     option("--audio-codes", show_default="none", help="Audio codes string (for understand mode)."),
 )
 @option_group(
+    "Measurement",
+    option("--repeat", type=int, default=DEFAULTS.repeat, help="Runs of each benchmark cell: median, minimum, spread."),
+    option("--torch-profile", is_flag=True, help="One more run under torch.profiler: a Chrome/Perfetto trace."),
+)
+@option_group(
     "Weights & Output",
     option("--tiny", is_flag=True, help="Tiny built-in random models: nothing to download, seconds on a CPU."),
     option(
@@ -184,13 +202,42 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:
     """Profile ACE-Step 1.5 inference: where did the time and the VRAM go?"""
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
     if values["tiny"]:
         for name in ("config_path", "lm_model"):
-            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise SetupError(f"--tiny chooses the models itself: leave out --{name.replace('_', '-')}")
     options = Options(**values)
     require_available(options)
     _run(options)
+
+
+@command.command("compare", short_help="Compare two result files: the regression gate.")
+@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Result file to compare with.")
+@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Result file to be judged.")
+@option(
+    "--threshold",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.10,
+    show_default="1.10",
+    help="Largest ratio B/A that passes.",
+)
+@option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
+def compare_command(baseline: Path, candidate: Path, threshold: float, output: Path | None) -> None:
+    """Compare two result files cell by cell: exit code 1 when B is slower than the threshold allows."""
+    # Imported here like the modes: --help needs none of it.
+    from acestep_otel.modes.compare import compare
+
+    compare(baseline, candidate, threshold=threshold, output=output)
+
+
+def _refuse_options(context: click.Context) -> None:
+    """An option before a subcommand would have no effect."""
+    for name in context.params:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise SetupError(f"{context.invoked_subcommand} does not take --{name.replace('_', '-')}")
 
 
 def _run(options: Options) -> None:
@@ -221,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", INTERRUPTED)
     except SetupError as error:
         return _complain(str(error), USAGE)
-    except OSError as error:
+    except (RunFailed, OSError) as error:
         return _complain(str(error), FAILED)
     except Exception as error:
         if (status := _status_of(error)) is None:

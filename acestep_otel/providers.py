@@ -83,7 +83,11 @@ class SpanCollector(SpanProcessor):
     @property
     def finished_spans(self) -> list[FinishedSpan]:
         """What finished so far, as the report takes it."""
-        return [FinishedSpan.from_readable_span(span) for span in self.readable_spans]
+        return self.finished_since(0)
+
+    def finished_since(self, position: int) -> list[FinishedSpan]:
+        """What finished after the first ``position`` spans, as the report takes it."""
+        return [FinishedSpan.from_readable_span(span) for span in self.readable_spans[position:]]
 
 
 class Telemetry:

@@ -183,6 +183,12 @@ DTYPE = _attribute("acestep.dtype", str, "Type of the weights, for example bfloa
 WEIGHTS = _attribute("acestep.weights", str, "synthetic or checkpoint.")
 RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
 WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
+BENCHMARK_CELL = _attribute(
+    "acestep.benchmark.cell", int, "Zero-based index of the cell in the benchmark's matrix, on every span of its runs."
+)
+BENCHMARK_REPEAT = _attribute(
+    "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
+)
 TRUNCATED = _attribute("acestep.truncated", bool, "True when shutdown closed the span before its work had ended.")
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
 HOST_DURATION = _attribute(
@@ -339,3 +345,13 @@ VRAM_PEAK = _metric(
     "acestep.vram.peak", "gauge", "By", "Peak of the last run of each stage; absent off CUDA.",
     (STAGE, VRAM_KIND, REQUEST_MODEL),
 )  # fmt: skip
+_CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
+BENCHMARK_WALL = _metric(
+    "acestep.benchmark.wall", "gauge", "s", "Wall time of a benchmark's cell: the median of its runs.", _CELL
+)
+BENCHMARK_LM = _metric("acestep.benchmark.lm", "gauge", "s", "The same of the language model's side.", _CELL)
+BENCHMARK_DIT = _metric("acestep.benchmark.dit", "gauge", "s", "The same of the diffusion loop.", _CELL)
+BENCHMARK_VAE = _metric("acestep.benchmark.vae", "gauge", "s", "The same of the VAE decode.", _CELL)
+BENCHMARK_CELLS = _metric(
+    "acestep.benchmark.cells", "counter", "{cell}", "Finished cells of benchmarks by outcome.", (REQUEST_MODEL, OUTCOME)
+)

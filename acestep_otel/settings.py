@@ -1,11 +1,7 @@
-"""Settings of the tracing layer: one table, read from the environment once, when instrumentation is switched on.
+"""Settings of the tracing layer, read from the environment once, when instrumentation is switched on.
 
-| variable | default | meaning |
-|---|---|---|
-| `ACESTEP_OTEL_DETAIL` | `step` | `off`, `stage`, `step` or `token`: how deep the span tree goes |
-| `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` | `NO_CONTENT` | `SPAN_ONLY` puts captions and lyrics on spans |
-
-Exporters, endpoints and samplers are configured by the standard `OTEL_*` variables.
+The table of all settings is ``docs/settings.md``. Exporters, endpoints and samplers are configured by the standard
+``OTEL_*`` variables.
 """
 
 from __future__ import annotations
@@ -69,7 +65,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read the table above.
+        """Read both variables.
 
         Raises:
             ValueError: a variable holds a word that it does not know; the message names both.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from acestep_otel.modes.benchmark import benchmark
 from acestep_otel.modes.create_sample import create_sample
 from acestep_otel.modes.format_sample import format_sample
 from acestep_otel.modes.options import Mode, Options
@@ -14,6 +15,7 @@ from acestep_otel.providers import Telemetry
 
 MODES: Final[Mapping[Mode, Callable[[Options, Telemetry], None]]] = {
     "profile": profile,
+    "benchmark": benchmark,
     "understand": understand,
     "create_sample": create_sample,
     "format_sample": format_sample,

@@ -18,6 +18,7 @@ from acestep.errors import AudioWriteError, BackendUnavailable, CheckpointNotFou
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
+from acestep_otel.modes.examination import examination_files, examine
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.progress import ProgressBars
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -62,8 +63,11 @@ class Job(Protocol[Loaded]):
     def load(self) -> Loaded:
         """Load the models."""
 
-    def warm_up(self, models: Loaded, progress: ProgressCallback) -> None:
-        """Run once what will be measured, and whatever else has to come before."""
+    def rehearse(self, models: Loaded, progress: ProgressCallback) -> None:
+        """Run once what is measured, leaving no files."""
+
+    def calibrate(self, models: Loaded) -> None:
+        """Measure beside the run what cannot be measured in it; forward passes, so only after a warm-up."""
 
     def run(self, models: Loaded, progress: ProgressCallback) -> Outcome:
         """Run what is measured."""
@@ -78,13 +82,11 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
         OSError: the result or the trace could not be written.
     """
     detail = detail_level(options.detail)
-    for path in (options.benchmark_output, options.report, options.trace_output):
+    for path in (options.benchmark_output, options.report, options.trace_output, *examination_files(options)):
         if path is not None:
             require_writable(path)
 
-    if options.tiny:
-        # Handing such small tensors to a second thread takes longer than computing them.
-        torch.set_num_threads(1)
+    limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
             models = job.load()
@@ -93,7 +95,8 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
         try:
             if not options.no_warmup:
                 with warmup(), ProgressBars("warm-up", enabled=not options.no_progress) as progress:
-                    job.warm_up(models, progress)
+                    job.rehearse(models, progress)
+                job.calibrate(models)
             with ProgressBars(options.mode, enabled=not options.no_progress) as progress:
                 outcome = job.run(models, progress)
         except BaseException as raised:
@@ -101,6 +104,9 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
             raise
         finally:
             _report(options, telemetry, job.root, outcome, error)
+    # After the block: nothing is traced any more, and nothing that is reported is measured in here.
+    with ProgressBars("examination", enabled=not options.no_progress) as progress:
+        examine(options, lambda: job.rehearse(models, progress))
 
 
 @contextmanager
@@ -110,6 +116,12 @@ def setup_errors() -> Iterator[None]:
         yield
     except (InvalidRequest, AudioWriteError, CheckpointNotFound, DeviceUnavailable, BackendUnavailable) as error:
         raise SetupError(str(error)) from error
+
+
+def limit_threads(options: Options) -> None:
+    """Run tiny models on one thread: handing such small tensors to a second one takes longer than computing them."""
+    if options.tiny:
+        torch.set_num_threads(1)
 
 
 def _report(

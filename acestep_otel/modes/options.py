@@ -47,6 +47,8 @@ class Options:
     detailed: bool = False
     llm_debug: bool = False
     benchmark_output: Path | None = None
+    repeat: int = 1
+    torch_profile: bool = False
 
     tiers: tuple[int, ...] = (4, 6, 8, 12, 16, 20, 24)
     tier_with_lm: bool = False
@@ -80,21 +82,30 @@ class Options:
 DEFAULTS: Final = Options()
 
 _NOT_BUILT: Final = (
-    "offload_to_cpu", "offload_dit_to_cpu", "quantization", "detailed",
+    "offload_to_cpu", "offload_dit_to_cpu", "quantization",
     "tiers", "tier_with_lm", "tier_skip_compile", "tier_boundary", "tier_batch_boundary",
     "task_type", "reference_audio", "src_audio",
 )  # fmt: skip
-_BUILT_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
+_SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
+_BUILT_MODES: Final = (*_SINGLE_CALL_MODES, "benchmark")
 _BUILT_BACKENDS: Final = ("auto", "pt")
-_MODE_OF_INPUT: Final = {"sample_query": "create_sample", "instrumental": "create_sample", "audio_codes": "understand"}
-"""Inputs that one mode alone reads."""
+_MODES_OF: Final = {
+    "sample_query": ("create_sample",),
+    "instrumental": ("create_sample",),
+    "audio_codes": ("understand",),
+    "repeat": ("benchmark",),
+    "detailed": _SINGLE_CALL_MODES,
+    "llm_debug": _SINGLE_CALL_MODES,
+    "torch_profile": _SINGLE_CALL_MODES,
+}
+"""Options that some modes alone read."""
 
 
 def require_available(options: Options) -> None:
     """Refuse what the reference documents and this version cannot do.
 
     Raises:
-        SetupError: the first such option, or an input that the mode does not read.
+        SetupError: the first such option, or one that the mode does not read.
     """
     if options.mode not in _BUILT_MODES:
         raise SetupError(f"--mode {options.mode} is not available yet")
@@ -103,6 +114,6 @@ def require_available(options: Options) -> None:
     for field in fields(options):
         if field.name in _NOT_BUILT and getattr(options, field.name) != field.default:
             raise SetupError(f"--{field.name.replace('_', '-')} is not available yet")
-        mode = _MODE_OF_INPUT.get(field.name, options.mode)
-        if mode != options.mode and getattr(options, field.name) != field.default:
-            raise SetupError(f"--{field.name.replace('_', '-')} belongs to --mode {mode}")
+        modes = _MODES_OF.get(field.name, (options.mode,))
+        if options.mode not in modes and getattr(options, field.name) != field.default:
+            raise SetupError(f"--{field.name.replace('_', '-')} belongs to --mode {', '.join(modes)}")

@@ -43,13 +43,11 @@ class _Generation:
     def load(self) -> Models:
         return load_models(select_models(self.options, with_language_model=self.request.needs_language_model))
 
-    def warm_up(self, models: Models, progress: ProgressCallback) -> None:
-        """The request itself, then what guidance adds to a forward pass.
-
-        Without a warm-up there is no calibration either: its forward passes would be one.
-        """
+    def rehearse(self, models: Models, progress: ProgressCallback) -> None:
         with TemporaryDirectory() as folder:
             generate_music(models, self.request, save_dir=Path(folder), progress=progress)
+
+    def calibrate(self, models: Models) -> None:
         calibrate_guidance(models, self.request)
 
     def run(self, models: Models, progress: ProgressCallback) -> Outcome:

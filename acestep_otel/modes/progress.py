@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from acestep.types import Progress
+from acestep_otel.report.cells import Cell
 
 _REDRAWS_PER_SECOND: Final = 4
 _MINIMUM_SECONDS_BETWEEN_UPDATES: Final = 0.1
 """A language model reports hundreds of tokens a second; drawing each would show up in the measurement."""
+
+_WHOLE_BENCHMARK_SECONDS: Final = 86_400.0
+"""Time back to which finished cells count for the estimate of what is left: rich's 30 s are less than one cell."""
 
 
 class ProgressBars:
@@ -68,3 +73,57 @@ class ProgressBars:
             self._tasks[progress.stage] = self._bars.add_task(f"{self._label} {progress.stage}", total=progress.total)
         self._last_update = now
         self._bars.update(self._tasks[progress.stage], completed=progress.done, total=progress.total)
+
+
+class CellBar:
+    """One bar over the cells of a benchmark, with the time that is left, on standard error.
+
+    Used as a context manager, once per benchmark. Cells count by the seconds of audio they make, or the time left would
+    be that of the short cells, which come first.
+    """
+
+    def __init__(self, cells: Sequence[Cell], *, enabled: bool, console: Console | None = None) -> None:
+        """Prepare the bar.
+
+        Args:
+            cells: all that will be run.
+            enabled: whether the user wants a bar; without a terminal there is none either way.
+            console: where it is drawn; standard error when not given.
+        """
+        console = Console(stderr=True) if console is None else console
+        self._bars = Bars(
+            TextColumn("cell {task.fields[number]}/{task.fields[cells]}: {task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=_REDRAWS_PER_SECOND,
+            speed_estimate_period=_WHOLE_BENCHMARK_SECONDS,
+            transient=True,
+            disable=not (enabled and console.is_terminal),
+        )
+        self._task = self._bars.add_task("", total=sum(map(_weight, cells)), cells=len(cells), number=0, visible=False)
+        self._started = 0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, cell: Cell) -> None:
+        """Show the cell that runs now."""
+        self._started += 1
+        self._bars.update(self._task, description=str(cell), number=self._started, visible=True)
+
+    def finish(self, cell: Cell) -> None:
+        """Count a cell as done."""
+        self._bars.update(self._task, advance=_weight(cell))
+
+
+def _weight(cell: Cell) -> float:
+    return cell.duration * cell.batch_size

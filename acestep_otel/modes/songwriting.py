@@ -42,9 +42,12 @@ class Songwriting:
         """The language model; no renderer."""
         return load_planner(select_models(self.options, with_language_model=True))
 
-    def warm_up(self, models: Planner, progress: ProgressCallback) -> None:
-        """The call itself. There is no guidance to calibrate."""
+    def rehearse(self, models: Planner, progress: ProgressCallback) -> None:
+        """The call itself: it writes no files."""
         self.verb(models, progress)
+
+    def calibrate(self, models: Planner) -> None:
+        """Nothing: text is written without guidance."""
 
     def run(self, models: Planner, progress: ProgressCallback) -> Outcome:
         """The call."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -39,17 +39,22 @@ if TYPE_CHECKING:
 
 Attributes = Mapping[str, AttributeValue]
 
-_warming_up: ContextVar[bool] = ContextVar("acestep_otel_warmup", default=False)
+_annotations: ContextVar[Attributes | None] = ContextVar("acestep_otel_annotations", default=None)
 
 
 @contextmanager
-def warmup() -> Iterator[None]:
-    """Mark the spans of requests made inside the block with ``acestep.warmup``."""
-    token = _warming_up.set(True)
+def annotated(attributes: Attributes) -> Iterator[None]:
+    """Put attributes on every span of the requests made inside the block; blocks add up."""
+    token = _annotations.set({**(_annotations.get() or {}), **attributes})
     try:
         yield
     finally:
-        _warming_up.reset(token)
+        _annotations.reset(token)
+
+
+def warmup() -> AbstractContextManager[None]:
+    """Mark the spans of requests made inside the block with ``acestep.warmup``."""
+    return annotated({semconv.WARMUP: True})
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,23 @@ class RequestStart:
     device: torch.device
     attributes: Attributes
     user_texts: tuple[str, ...]
+
+
+class StageRecorder(Protocol):
+    """What the seams call: the tracing layer, or whatever else wants to know when a stage starts and ends."""
+
+    @property
+    def settings(self) -> Settings:
+        """What the recorder was told to do."""
+
+    def request(self, name: str, call: Call, start: RequestStart, found: Callable[[Any], Attributes], /) -> Any:
+        """Run a call as a request (``TracingLayer.request``)."""
+
+    def stage(self, name: str, call: Call, /, *args: Any, **details: Any) -> Any:
+        """Run a call as a stage of the current request (``TracingLayer.stage``)."""
+
+    def load(self, call: Call, /, *, model: str, role: str, device: torch.device) -> Any:
+        """Run a model's loading (``TracingLayer.load``)."""
 
 
 class TracingLayer:
@@ -208,10 +230,7 @@ class TracingLayer:
                 self._instruments.record(semconv.VRAM_PEAK, value, {**attributes, semconv.VRAM_KIND: kind})
 
     def _common(self) -> dict[str, AttributeValue]:
-        common: dict[str, AttributeValue] = {semconv.RUN_ID: self._run_id}
-        if _warming_up.get():
-            common[semconv.WARMUP] = True
-        return common
+        return {semconv.RUN_ID: self._run_id, **(_annotations.get() or {})}
 
     @never_raises
     def _start(self, name: str, start: RequestStart) -> tuple[RequestRecording, Span]:

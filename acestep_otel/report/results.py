@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from acestep_otel.files import replacing
 from acestep_otel.report.breakdown import Breakdown
-from acestep_otel.report.environment import Environment
 from acestep_otel.report.spans import Run
 from acestep_otel.report.statistics import memory_peaks, step_times, tile_times, token_statistics
 
 if TYPE_CHECKING:
+    # Only for its type: reading a result file must not import PyTorch.
     from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
+    from acestep_otel.report.environment import Environment
 
 SCHEMA_VERSION: Final = 1
 
@@ -55,8 +56,20 @@ class RunResult:
         }
 
 
+class ResultEntry(Protocol):
+    """What a mode reports: a run, or a cell of several."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``results``."""
+
+
 def result_document(
-    *, mode: str, environment: Environment, arguments: Mapping[str, Any], results: Sequence[RunResult]
+    *,
+    mode: str,
+    environment: Environment,
+    arguments: Mapping[str, Any],
+    results: Sequence[ResultEntry],
+    benchmark: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document.
 
@@ -64,7 +77,8 @@ def result_document(
         mode: of the command line.
         environment: what it ran on.
         arguments: every option of the command line, given or not.
-        results: the measured runs, in order.
+        results: the measured runs, or the cells of a benchmark, in order.
+        benchmark: how a benchmark's matrix came about; ``None`` in every other mode.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -72,6 +86,7 @@ def result_document(
         "mode": mode,
         "environment": asdict(environment),
         "arguments": dict(arguments),
+        "benchmark": None if benchmark is None else dict(benchmark),
         "results": [result.to_json() for result in results],
     }
 

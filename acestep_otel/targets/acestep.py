@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
-from acestep_otel.recording.layer import Attributes, Call, RequestStart, TracingLayer
+from acestep_otel.recording.layer import Attributes, Call, RequestStart, StageRecorder
 from acestep_otel.recording.stages import AttributeValue, Stage, never_raises
 from acestep_otel.settings import Detail
 from acestep_otel.targets import planner, songwriting
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from acestep.types import GenerationRequest, GenerationResult
 
 
-def seams(layer: TracingLayer) -> list[Seam]:
+def seams(layer: StageRecorder) -> list[Seam]:
     """Every seam of the engine, bound to a layer."""
     return [
         Seam("acestep.inference", "_generate", _request(layer)),
@@ -38,7 +38,7 @@ def seams(layer: TracingLayer) -> list[Seam]:
     ]
 
 
-def _request(layer: TracingLayer) -> Wrapper:
+def _request(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
         start = _request_start(call, layer.settings.capture_content)
@@ -88,7 +88,7 @@ def _result_attributes(result: GenerationResult) -> Attributes:
     return {semconv.AUDIO_DURATION: result.effective.duration, semconv.DIT_STEPS: result.effective.steps}
 
 
-def _load(layer: TracingLayer, role: str, field: str) -> Wrapper:
+def _load(layer: StageRecorder, role: str, field: str) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
         model = str(getattr(call.arguments["selection"], field))
@@ -97,7 +97,7 @@ def _load(layer: TracingLayer, role: str, field: str) -> Wrapper:
     return wrapper
 
 
-def _audio_save(layer: TracingLayer) -> Wrapper:
+def _audio_save(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
         return layer.stage(
@@ -114,7 +114,7 @@ def _audio_save(layer: TracingLayer) -> Wrapper:
     return wrapper
 
 
-def _condition(layer: TracingLayer) -> Wrapper:
+def _condition(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
         return layer.stage(
@@ -127,7 +127,7 @@ def _condition(layer: TracingLayer) -> Wrapper:
     return wrapper
 
 
-def _denoise(layer: TracingLayer) -> Wrapper:
+def _denoise(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
 
@@ -151,7 +151,7 @@ def _denoise(layer: TracingLayer) -> Wrapper:
     return wrapper
 
 
-def _denoise_step(layer: TracingLayer) -> Wrapper:
+def _denoise_step(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return layer.stage(
             semconv.DIT_STEP,
@@ -167,7 +167,7 @@ def _denoise_step(layer: TracingLayer) -> Wrapper:
     return wrapper
 
 
-def _vae_decode(layer: TracingLayer) -> Wrapper:
+def _vae_decode(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
 
@@ -187,7 +187,7 @@ def _vae_decode(layer: TracingLayer) -> Wrapper:
     return wrapper
 
 
-def _vae_tile(layer: TracingLayer) -> Wrapper:
+def _vae_tile(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def known() -> Attributes:
             start, stop = kwargs["tile"].window

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
 from acestep_otel.recording.calibration import CALIBRATION
-from acestep_otel.recording.layer import Attributes, Call, TracingLayer
+from acestep_otel.recording.layer import Attributes, Call, StageRecorder
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage, current_recording
 from acestep_otel.targets.seam import Seam, Wrapper
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from acestep.planner.songwriter import Songwriter
 
 
-def seams(layer: TracingLayer) -> list[Seam]:
+def seams(layer: StageRecorder) -> list[Seam]:
     """Every seam of the language model, bound to a layer."""
     return [
         Seam("acestep.planner.planner", "Planner.plan", _planning(layer)),
@@ -35,7 +35,7 @@ def seams(layer: TracingLayer) -> list[Seam]:
     ]
 
 
-def _planning(layer: TracingLayer) -> Wrapper:
+def _planning(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
 
@@ -79,7 +79,7 @@ def _summed_tokens(phases: Sequence[PhaseTokens]) -> Attributes:
     }
 
 
-def _phase(layer: TracingLayer, name: str) -> Wrapper:
+def _phase(layer: StageRecorder, name: str) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
 

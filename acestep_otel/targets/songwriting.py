@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
-from acestep_otel.recording.layer import Attributes, Call, RequestStart, TracingLayer
+from acestep_otel.recording.layer import Attributes, Call, RequestStart, StageRecorder
 from acestep_otel.recording.stages import AttributeValue, never_raises
 from acestep_otel.targets.seam import Seam, Wrapper
 
@@ -22,7 +22,7 @@ _TEXTS: Final = {
 """Attributes of what the user wrote, by the name of its parameter: the text itself, and its length."""
 
 
-def seams(layer: TracingLayer) -> list[Seam]:
+def seams(layer: StageRecorder) -> list[Seam]:
     """Every such verb, bound to a layer."""
     return [
         Seam("acestep.songwriting", "_understand", _root(layer, semconv.UNDERSTAND_MUSIC, (), _codes)),
@@ -44,7 +44,7 @@ def _nothing(_call: Call) -> Attributes:
 
 
 def _root(
-    layer: TracingLayer, name: str, texts: tuple[str, ...], known: Callable[[Call], Attributes] = _nothing
+    layer: StageRecorder, name: str, texts: tuple[str, ...], known: Callable[[Call], Attributes] = _nothing
 ) -> Wrapper:
     """The wrapper of one verb.
 

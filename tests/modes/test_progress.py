@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from acestep.types import Progress
-from acestep_otel.modes.progress import ProgressBars
+from acestep_otel.modes.progress import CellBar, ProgressBars
+from acestep_otel.report.cells import Cell
 
 
 def drawn(*, terminal: bool, enabled: bool) -> str:
@@ -38,3 +39,25 @@ def test_a_stage_of_unknown_length_is_shown() -> None:
     ) as progress:
         progress(Progress("lm.cot", 17, None))
     assert "lm.cot" in stream.getvalue()
+
+
+def drawn_cells(*, terminal: bool, enabled: bool) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
+    cells = [Cell(30, 1, False, 8), Cell(240, 4, True, 16)]
+    with CellBar(cells, enabled=enabled, console=console) as bar:
+        for cell in cells:
+            bar.start(cell)
+            bar.finish(cell)
+    return stream.getvalue()
+
+
+def test_a_benchmark_shows_its_cell_and_the_time_left() -> None:
+    shown = drawn_cells(terminal=True, enabled=True)
+    assert "cell 2/2: 240 s x 4, thinking, 16 steps" in shown
+    assert "left 0:00:00" in shown
+
+
+@pytest.mark.parametrize(("terminal", "enabled"), [(False, True), (True, False)])
+def test_a_benchmark_has_no_bar_elsewhere_or_when_switched_off(terminal: bool, enabled: bool) -> None:
+    assert "cell" not in drawn_cells(terminal=terminal, enabled=enabled)

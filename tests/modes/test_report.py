@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,28 @@ def test_a_failed_run_leaves_a_page_with_what_was_measured(monkeypatch: pytest.M
     assert run() == 1
     assert "OutOfMemory: out of memory in stage &#39;vae.decode&#39;" in page()
     assert "dit.step × 3" in page()
+
+
+def test_a_benchmark_leaves_its_matrix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    decode = Renderer.decode_tile
+
+    def fails_for_two(self: Renderer, latents: torch.Tensor, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return decode(self, latents, **options)
+
+    calls: list[int] = []
+    monkeypatch.setattr(Renderer, "decode_tile", fails_for_two)
+    assert main([*SHORT, *OUTPUTS, "--report", "report.html", "--mode", "benchmark"]) == 1
+    assert "Report:  report.html\n" in capsys.readouterr().out
+    source = Path("report.html").read_text("utf-8")
+    cells = json.loads(Path("result.json").read_text("utf-8"))["results"]
+    failed = [cell for cell in cells if cell["status"] == "error"]
+    assert 0 < len(failed) < len(cells)
+    assert source.count('<td class="failed">OutOfMemory</td>') == len(failed)
+    assert source.count('class="shade-') == 5 * (len(cells) - len(failed))
+    assert f"{len(failed)} of {len(cells)} cells failed" in source
 
 
 def test_without_tracing_the_page_says_so() -> None:

@@ -15,7 +15,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _KEYWORDS = {
     "$schema", "$defs", "$ref", "title", "description", "format",
-    "type", "const", "enum", "required", "properties", "additionalProperties", "items",
+    "type", "const", "enum", "required", "properties", "additionalProperties", "items", "anyOf",
 }  # fmt: skip
 
 
@@ -25,6 +25,8 @@ def violations(value: Any, schema: dict[str, Any], root: dict[str, Any] | None =
     assert set(schema) <= _KEYWORDS, f"this checker does not know {set(schema) - _KEYWORDS}"
     if "$ref" in schema:
         return violations(value, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root, at)
+    if "anyOf" in schema:
+        return min((violations(value, rule, root, at) for rule in schema["anyOf"]), key=len)
     if "const" in schema and value != schema["const"]:
         return [f"{at}: {value!r} is not {schema['const']!r}"]
     if "enum" in schema and value not in schema["enum"]:

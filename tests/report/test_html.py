@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from acestep_otel import semconv
 from acestep_otel.report.breakdown import Breakdown
-from acestep_otel.report.html import MatrixRow, Report, render_report, write_report
+from acestep_otel.report.cells import Cell, CellResult, Failure, Figures
+from acestep_otel.report.html import Report, render_report, write_report
 from acestep_otel.report.spans import Run
 from tests.browser import screenshot, visit
 from tests.report.gpu_run import ENVIRONMENT, gpu_run
@@ -23,9 +24,9 @@ from tests.report.recorded import guide_spans, run_of, span
 
 STYLE = (files("acestep_otel.report.html") / "templates" / "page.css").read_text("utf-8")
 MATRIX = (
-    MatrixRow(30.0, 1, False, 8, 3.21, 0.0, 1.89, 0.52),
-    MatrixRow(30.0, 1, True, 8, 5.67, 2.91, 1.89, 0.52),
-    MatrixRow(240.0, 4, True, 16, None, None, None, None, "OutOfMemory"),
+    CellResult(Cell(30.0, 1, False, 8), (Figures(3.21, 0.0, 1.89, 0.52),), None, ()),
+    CellResult(Cell(30.0, 1, True, 8), (Figures(5.67, 2.91, 1.89, 0.52), Figures(5.67, 2.93, 1.87, 0.5)), None, ()),
+    CellResult(Cell(240.0, 4, True, 16), (), Failure("OutOfMemory", "no room", "dit"), ()),
 )
 
 
@@ -141,8 +142,9 @@ def test_the_matrix_is_shaded_by_column() -> None:
     assert '<td class="shade-0">3.21 s</td>' in source
     assert '<td class="shade-5">5.67 s</td>' in source
     assert '<td class="failed">OutOfMemory</td>' in source
-    # 5.67 s for 30 s of sound.
+    # 5.67 s for 30 s of sound, and the median of two runs.
     assert "189 ms" in source
+    assert "2.92 s" in source
 
 
 def test_failures_are_named() -> None:
@@ -177,7 +179,7 @@ def _written_by_the_user(text: str) -> Report:
     return report(
         run_of([span(semconv.GENERATE_MUSIC, 0, 1.0, None, {semconv.CAPTION: text, text: "value"})]),
         arguments={"sample_query": text},
-        matrix=(MatrixRow(30.0, 1, False, 8, 1.0, 0.0, 0.5, 0.1, text),),
+        matrix=(CellResult(Cell(30.0, 1, False, 8), (), Failure(text, "", None), ()),),
         failure=f"Error: {text}",
     )
 

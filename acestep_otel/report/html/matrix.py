@@ -6,37 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from acestep_otel.report.cells import CellResult
 from acestep_otel.report.html.quantities import duration
 
 _SHADES: Final = 6
-_FIGURES: Final = ("wall", "lm", "dit", "vae")
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixRow:
-    """One configuration of a benchmark. Times are seconds, ``None`` when there is none, as after a failure.
-
-    Attributes:
-        duration: of each song.
-        batch_size: songs made together.
-        thinking: whether the language model writes audio codes.
-        inference_steps: diffusion steps.
-        wall: the whole call.
-        lm: the language model's side.
-        dit: the diffusion loop.
-        vae: latents to audio.
-        status: ``OK``, or what went wrong.
-    """
-
-    duration: float
-    batch_size: int
-    thinking: bool
-    inference_steps: int
-    wall: float | None
-    lm: float | None
-    dit: float | None
-    vae: float | None
-    status: str = "OK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +33,35 @@ class MatrixLine:
 MATRIX_COLUMNS: Final = ("Duration", "Batch", "Think", "Steps", "Wall", "LM", "DiT", "VAE", "Per second of audio")
 
 
-def matrix_lines(rows: Sequence[MatrixRow]) -> tuple[MatrixLine, ...]:
-    """The table, in the order given. Shades compare within a column, the last one across durations and batches."""
-    columns = [[getattr(row, name) for row in rows] for name in _FIGURES]
-    columns.append([_per_second(row) for row in rows])
+def matrix_lines(results: Sequence[CellResult]) -> tuple[MatrixLine, ...]:
+    """The table, in the order given: medians where a cell was run several times, nothing where it failed.
+
+    Shades compare within a column, so those of the last one compare cells of any duration and batch size.
+    """
+    columns = zip(*map(_seconds, results), strict=True)
     shaded = [list(zip(column, _shades(column), strict=True)) for column in columns]
     return tuple(
         MatrixLine(
             configuration=(
-                f"{row.duration:g} s",
-                str(row.batch_size),
-                "yes" if row.thinking else "no",
-                str(row.inference_steps),
+                f"{result.cell.duration:g} s",
+                str(result.cell.batch_size),
+                "yes" if result.cell.thinking else "no",
+                str(result.cell.inference_steps),
             ),
             cells=tuple(MatrixCell(duration(value), shade) for value, shade in cells),
-            status=row.status,
-            failed=row.status != "OK",
+            status=result.status,
+            failed=result.failure is not None,
         )
-        for row, cells in zip(rows, zip(*shaded, strict=True), strict=True)
+        for result, cells in zip(results, zip(*shaded, strict=True), strict=True)
     )
 
 
-def _per_second(row: MatrixRow) -> float | None:
-    return None if row.wall is None else row.wall / (row.duration * row.batch_size)
+def _seconds(result: CellResult) -> tuple[float | None, ...]:
+    summary = result.summary
+    if summary is None:
+        return (None,) * 5
+    audio = result.cell.duration * result.cell.batch_size
+    return (*summary.median, summary.median.wall_time / audio)
 
 
 def _shades(column: Sequence[float | None]) -> list[int | None]:

@@ -15,11 +15,12 @@ from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from acestep_otel.files import replacing
+from acestep_otel.report.cells import CellResult
 from acestep_otel.report.environment import Environment
 from acestep_otel.report.html.facts import argument_facts, environment_facts
 from acestep_otel.report.html.figure import Figure
 from acestep_otel.report.html.headline import Headline, headline
-from acestep_otel.report.html.matrix import MATRIX_COLUMNS, MatrixRow, matrix_lines
+from acestep_otel.report.html.matrix import MATRIX_COLUMNS, matrix_lines
 from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, memory_section, step_section
 from acestep_otel.report.html.tokens import TokenSection, token_section
 from acestep_otel.report.html.waterfall import Waterfall, waterfall
@@ -43,7 +44,7 @@ class Report:
     environment: Environment
     arguments: Mapping[str, Any]
     runs: Sequence[Run] = ()
-    matrix: Sequence[MatrixRow] = ()
+    matrix: Sequence[CellResult] = ()
     failure: str | None = None
 
 

@@ -1,0 +1,140 @@
+"""GPU tiers: what a card of some memory is expected to run. The only place with tier numbers.
+
+A tier is chosen by the card's total memory in GiB. Drivers keep a part for themselves, so real cards report slightly
+less than their name says ("8 GB" is 7.6 to 8.0 GiB): a card counts as the size it misses by up to ``TOLERANCE_GIB``.
+The boundaries at 4 and 6 are upper ones, which a card that reports less is under anyway; they need no tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+
+from acestep.errors import InvalidRequest
+
+TOLERANCE_GIB: Final = 0.5
+"""How much less than its nominal size a card may report."""
+CUDA_MEMORY_VARIABLE: Final = "MAX_CUDA_VRAM"
+"""Environment variable: GiB to go by instead of the card's own; this is how a tier is tried on another machine."""
+MPS_MEMORY_VARIABLE: Final = "MAX_MPS_VRAM"
+"""Environment variable: the same where there is no ``MAX_CUDA_VRAM``."""
+
+TierName = Literal["tier1", "tier2", "tier3", "tier4", "tier5", "tier6a", "tier6b", "unlimited"]
+
+_GIB: Final = 2**30
+_LM_SIZES: Final = ("0.6B", "1.7B", "4B")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that a tier is expected to generate at once.
+
+    Attributes:
+        duration: seconds of each song.
+        batch_size: songs.
+    """
+
+    duration: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GPUConfig:
+    """One tier.
+
+    Attributes:
+        tier: its name.
+        smallest: memory in GiB at which the tier begins: nominal for cards, tolerance not yet taken off.
+        smallest_included: whether a card of exactly ``smallest`` belongs to it. Where it does, the tolerance applies.
+        with_lm: limits while a language model is loaded.
+        without_lm: limits without one.
+        lm_sizes: sizes of the language model that fit; none where the tier is better off without one.
+        recommended_lm: the size to take, or ``None``.
+        offload_to_cpu: whether models should wait in host memory while they are not in use.
+        offload_dit_to_cpu: whether the diffusion transformer should too.
+        int8: whether weights should be quantised to int8.
+    """
+
+    tier: TierName
+    smallest: float
+    smallest_included: bool
+    with_lm: Limits
+    without_lm: Limits
+    lm_sizes: tuple[str, ...]
+    recommended_lm: str | None
+    offload_to_cpu: bool
+    offload_dit_to_cpu: bool
+    int8: bool
+
+    def limits(self, *, with_lm: bool) -> Limits:
+        """Limits of a run that has, or has not, a language model in memory."""
+        return self.with_lm if with_lm else self.without_lm
+
+    def holds(self, memory: float) -> bool:
+        """Whether the tier begins at or below a card's memory in GiB."""
+        if self.smallest_included:
+            return memory >= self.smallest - TOLERANCE_GIB
+        return memory > self.smallest
+
+
+GPU_CONFIGS: Final = (
+    GPUConfig("tier1", -math.inf, False, Limits(240, 1), Limits(360, 1), (), None, True, True, True),
+    GPUConfig("tier2", 4, False, Limits(480, 1), Limits(600, 1), (), None, True, True, True),
+    GPUConfig("tier3", 6, False, Limits(480, 2), Limits(600, 2), _LM_SIZES[:1], "0.6B", True, True, True),
+    GPUConfig("tier4", 8, True, Limits(480, 2), Limits(600, 4), _LM_SIZES[:1], "0.6B", True, True, True),
+    GPUConfig("tier5", 12, True, Limits(480, 4), Limits(600, 4), _LM_SIZES[:2], "1.7B", True, False, True),
+    GPUConfig("tier6a", 16, True, Limits(480, 4), Limits(600, 8), _LM_SIZES[:2], "1.7B", True, False, True),
+    GPUConfig("tier6b", 20, True, Limits(480, 8), Limits(480, 8), _LM_SIZES, "1.7B", False, False, False),
+    GPUConfig("unlimited", 24, True, Limits(600, 8), Limits(600, 8), _LM_SIZES, "4B", False, False, False),
+)
+"""Every tier, smallest first. A machine without a GPU counts as ``tier1``."""
+
+
+def gpu_config(memory: float) -> GPUConfig:
+    """The tier of a card.
+
+    Args:
+        memory: total memory in GiB; 0 without a GPU.
+
+    Raises:
+        InvalidRequest: not a number.
+    """
+    if math.isnan(memory):
+        raise InvalidRequest("a GPU memory of nan GiB has no tier")
+    return [config for config in GPU_CONFIGS if config.holds(memory)][-1]
+
+
+def detect_gpu_memory(device: torch.device, environment: Mapping[str, str] | None = None) -> float:
+    """Memory in GiB that decides the tier: that of the environment, else that of the device.
+
+    Args:
+        device: CUDA: total memory of the card. MPS: what the system recommends as the most to use. CPU: 0.
+        environment: where ``MAX_CUDA_VRAM`` and ``MAX_MPS_VRAM`` are looked up; that of the process when not given.
+
+    Raises:
+        InvalidRequest: a variable that is not a size.
+    """
+    environment = os.environ if environment is None else environment
+    for variable in (CUDA_MEMORY_VARIABLE, MPS_MEMORY_VARIABLE):
+        if word := environment.get(variable, "").strip():
+            return _size(variable, word)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / _GIB
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() / _GIB
+    return 0.0
+
+
+def _size(variable: str, word: str) -> float:
+    try:
+        size = float(word)
+    except ValueError:
+        size = math.nan
+    if not (math.isfinite(size) and size > 0):
+        raise InvalidRequest(f"{variable}={word!r} is not a size: give GiB above 0, for example 8 or 15.5")
+    return size

@@ -1,0 +1,214 @@
+"""Two result files side by side: how much longer the second took, cell by cell and column by column."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from acestep_otel.report.cells import COLUMNS, Cell, Figures
+from acestep_otel.report.results import SCHEMA_VERSION
+
+COMPARISON_VERSION: Final = 1
+"""Counts up when a reader of the old comparison file would misread the new one."""
+
+
+class IncomparableResults(ValueError):
+    """A file that is no result file, or two that have nothing to compare; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """What a comparison reads from a result file.
+
+    Attributes:
+        name: of the file.
+        mode: that wrote it.
+        environment: what it ran on, in words.
+        cells: figures of every cell; ``None`` where it failed.
+    """
+
+    name: str
+    mode: str
+    environment: str
+    cells: Mapping[Cell, Figures | None]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file of mode ``profile`` or ``benchmark``.
+
+        Raises:
+            IncomparableResults: it cannot be read, or is something else.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise IncomparableResults(f"cannot read {path}: {error}") from error
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            raise IncomparableResults(f"{path} is not a result file of version {SCHEMA_VERSION}")
+        try:
+            entries = _benchmark_cells if document["mode"] == "benchmark" else _profile_cells
+            return cls(
+                name=str(path),
+                mode=document["mode"],
+                environment=_environment(document["environment"]),
+                cells=dict(entries(document)),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise IncomparableResults(f"{path} has no cells to compare: {error!r}") from error
+
+
+def _benchmark_cells(document: Mapping[str, Any]) -> Iterator[tuple[Cell, Figures | None]]:
+    for row in document["results"]:
+        failed = row["status"] != "ok"
+        yield Cell(**row["config"]), None if failed else Figures(**{column: row[column] for column in COLUMNS})
+
+
+def _profile_cells(document: Mapping[str, Any]) -> Iterator[tuple[Cell, Figures | None]]:
+    for result in document["results"]:
+        effective, measurement = result["effective_settings"], result["measurement"]
+        if effective is None or measurement is None:
+            # The run failed, or was not traced: there is nothing to compare.
+            continue
+        cell = Cell(
+            duration=effective["duration"],
+            batch_size=effective["batch_size"],
+            thinking=document["arguments"]["thinking"],
+            inference_steps=effective["steps"],
+        )
+        stages = measurement["stages"]
+        yield (
+            cell,
+            Figures(
+                wall_time=measurement["wall"],
+                lm_time=stages["llm_planning"]["total"],
+                dit_time=stages["dit_diffusion"]["total"],
+                vae_time=stages["vae_decode"]["total"],
+            ),
+        )
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    accelerators = [accelerator["name"] for accelerator in environment["accelerators"]]
+    revision = environment["git_revision"]
+    return ", ".join(
+        [
+            *(accelerators or [environment["cpu"]]),
+            f"torch {environment['packages']['torch']}",
+            *([revision[:12]] if revision else []),
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedCell:
+    """One cell that both files have.
+
+    Attributes:
+        cell: the configuration.
+        baseline: figures of the first file; ``None`` where it failed.
+        candidate: figures of the second.
+    """
+
+    cell: Cell
+    baseline: Figures | None
+    candidate: Figures | None
+
+    @property
+    def ratios(self) -> dict[str, float | None]:
+        """Second over first by column; ``None`` where a cell failed, or the first took no time."""
+        if self.baseline is None or self.candidate is None:
+            return dict.fromkeys(COLUMNS)
+        pairs = zip(COLUMNS, self.baseline, self.candidate, strict=True)
+        return {column: after / before if before else None for column, before, after in pairs}
+
+    @property
+    def broke(self) -> bool:
+        """Whether the second file fails what the first one did."""
+        return self.baseline is not None and self.candidate is None
+
+    def slower(self, threshold: float) -> list[str]:
+        """Columns whose ratio is above a threshold."""
+        return [column for column, ratio in self.ratios.items() if ratio is not None and ratio > threshold]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two result files, cell by cell.
+
+    Attributes:
+        baseline: the file compared with.
+        candidate: the file judged.
+        threshold: largest ratio that passes.
+        cells: those that both have, in the first file's order.
+        only_in_baseline: cells that the second lacks.
+        only_in_candidate: cells that the first lacks.
+    """
+
+    baseline: ResultFile
+    candidate: ResultFile
+    threshold: float
+    cells: tuple[ComparedCell, ...]
+    only_in_baseline: tuple[Cell, ...]
+    only_in_candidate: tuple[Cell, ...]
+
+    @classmethod
+    def of(cls, baseline: ResultFile, candidate: ResultFile, threshold: float) -> Self:
+        """Pair the cells up.
+
+        Raises:
+            IncomparableResults: files of two modes, or without a cell in common.
+        """
+        if baseline.mode != candidate.mode:
+            raise IncomparableResults(
+                f"{baseline.name} is of mode {baseline.mode} and {candidate.name} of mode {candidate.mode}"
+            )
+        common = [cell for cell in baseline.cells if cell in candidate.cells]
+        if not common:
+            raise IncomparableResults(f"{baseline.name} and {candidate.name} have no configuration in common")
+        return cls(
+            baseline,
+            candidate,
+            threshold,
+            cells=tuple(ComparedCell(cell, baseline.cells[cell], candidate.cells[cell]) for cell in common),
+            only_in_baseline=tuple(cell for cell in baseline.cells if cell not in candidate.cells),
+            only_in_candidate=tuple(cell for cell in candidate.cells if cell not in baseline.cells),
+        )
+
+    @property
+    def regressions(self) -> list[str]:
+        """What does not pass, a line each."""
+        lines = []
+        for compared in self.cells:
+            if compared.broke:
+                lines.append(f"{compared.cell}: failed")
+            lines += [
+                f"{compared.cell}: {column} x {compared.ratios[column]:.2f}"
+                for column in compared.slower(self.threshold)
+            ]
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison file: ratios are null where a cell failed or a column took no time."""
+        return {
+            "comparison_version": COMPARISON_VERSION,
+            "baseline": self.baseline.name,
+            "candidate": self.candidate.name,
+            "threshold": self.threshold,
+            "cells": [
+                {
+                    "config": asdict(compared.cell),
+                    "baseline": None if compared.baseline is None else asdict(compared.baseline),
+                    "candidate": None if compared.candidate is None else asdict(compared.candidate),
+                    "ratios": compared.ratios,
+                    "slower": compared.slower(self.threshold),
+                    "broke": compared.broke,
+                }
+                for compared in self.cells
+            ],
+            "only_in_baseline": [asdict(cell) for cell in self.only_in_baseline],
+            "only_in_candidate": [asdict(cell) for cell in self.only_in_candidate],
+        }

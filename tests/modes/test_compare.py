@@ -1,0 +1,114 @@
+"""Subcommand compare: exit codes, table and file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_otel.cli import main
+
+PROFILE = ("--tiny", "--device", "cpu", "--duration", "10", "--inference-steps", "1", "--no-warmup")
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, *, wall: float = 1.0, mode: str = "benchmark", failed: bool = False) -> str:
+    figures: dict[str, Any] = {"wall_time": wall, "lm_time": 0.0, "dit_time": 0.5, "vae_time": 0.1}
+    row = {
+        "config": {"duration": 30.0, "batch_size": 1, "thinking": False, "inference_steps": 8},
+        "status": "error" if failed else "ok",
+        **(dict.fromkeys(figures) if failed else figures),
+    }
+    environment = {"cpu": "a CPU", "accelerators": [], "packages": {"torch": "2.13"}, "git_revision": None}
+    content = {"schema_version": 1, "mode": mode, "environment": environment, "results": [row]}
+    Path(name).write_text(json.dumps(content), encoding="utf-8")
+    return name
+
+
+@pytest.mark.parametrize(
+    ("wall", "threshold", "code"), [(1.1, "1.1", 0), (1.11, "1.1", 1), (0.5, "1.1", 0), (2.0, "2.5", 0), (1.2, "1", 1)]
+)
+def test_the_exit_code_is_the_gate(wall: float, threshold: float, code: int) -> None:
+    assert main(["compare", write("a.json"), write("b.json", wall=wall), "--threshold", str(threshold)]) == code
+
+
+def test_the_default_threshold_is_a_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", write("a.json"), write("b.json", wall=1.2)]) == 1
+    shown = capsys.readouterr()
+    assert "30 s x 1, not thinking, 8 steps: wall_time x 1.20" in shown.out
+    assert shown.err == "error: 1 of the figures did not pass the threshold of 1.1\n"
+
+
+def test_a_cell_that_fails_now_does_not_pass() -> None:
+    assert main(["compare", write("a.json"), write("b.json", failed=True)]) == 1
+    assert main(["compare", write("a.json", failed=True), write("b.json")]) == 0
+
+
+def test_the_ratios_are_written_also_when_they_do_not_pass() -> None:
+    assert main(["compare", write("a.json"), write("b.json", wall=2), "--output", "out/ratios.json"]) == 1
+    written = json.loads(Path("out/ratios.json").read_text("utf-8"))
+    assert written["cells"][0]["ratios"] == {"wall_time": 2.0, "lm_time": None, "dit_time": 1.0, "vae_time": 1.0}
+
+
+def test_two_profiles_can_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.json", "b.json"):
+        assert main([*PROFILE, "--benchmark-output", name]) == 0
+    capsys.readouterr()
+    assert main(["compare", "a.json", "b.json", "--threshold", "1000"]) == 0
+    row = capsys.readouterr().out.splitlines()[5].split()
+    assert row[:4] == ["10", "1", "False", "1"]
+    assert float(row[4]) > 0
+    assert row[5] == "—"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("none.json", "cannot read none.json"),
+        ("empty.json", "a.json is of mode benchmark and empty.json of mode profile"),
+        ("profile.json", "profile.json has no cells to compare"),
+        ("text.json", "cannot read text.json"),
+    ],
+)
+def test_files_that_cannot_be_compared_are_refused(
+    other: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("a.json")
+    write("profile.json", mode="profile")
+    empty = json.loads(Path("profile.json").read_text("utf-8")) | {"results": []}
+    Path("empty.json").write_text(json.dumps(empty), encoding="utf-8")
+    Path("text.json").write_text("no JSON", encoding="utf-8")
+    assert main(["compare", "a.json", other]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {message}")
+    assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "a.json"], "Missing argument 'B.json'"),
+        (["compare", "a.json", "b.json", "--threshold", "0"], "--threshold"),
+        (["--tiny", "compare", "a.json", "b.json"], "compare does not take --tiny"),
+        (["--tiny", "a.json"], "No such command 'a.json'"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_its_help_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "A.json B.json" in shown
+    assert "--mode" not in shown
