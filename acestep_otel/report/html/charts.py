@@ -12,8 +12,10 @@ from typing import Final
 from acestep_otel.report.html.axis import Axis
 
 WIDTH: Final = 1000
-_RIGHT: Final = 16
-_AXIS_HEIGHT: Final = 24
+RIGHT: Final = WIDTH - 16
+"""Where axes of time end, in drawing units."""
+AXIS_HEIGHT: Final = 24
+"""Room for the ticks' words below a drawing, in drawing units."""
 _LABELS: Final = 150
 _ROW: Final = 34
 _ROW_GAP: Final = 12
@@ -72,6 +74,8 @@ class Chart:
     Attributes:
         summary: the chart in one sentence, for those who do not see it.
         height: drawing units.
+        left: where bars begin, in drawing units.
+        bottom: where bars end and ticks' words begin, in drawing units.
         axis: the axis of values.
         bars: in the order they are painted.
         labels: of rows or columns.
@@ -80,6 +84,8 @@ class Chart:
 
     summary: str
     height: float
+    left: float
+    bottom: float
     axis: Axis
     bars: tuple[Bar, ...]
     labels: tuple[Label, ...]
@@ -105,7 +111,7 @@ def row_chart(
     """
     left = _LABELS if any(label for label, _ in rows) else 0
     largest = max((_reach(parts, stacked) for _, parts in rows), default=0.0)
-    axis = Axis.covering(largest, start=left, length=WIDTH - _RIGHT - left, text=text, unit=unit)
+    axis = Axis.covering(largest, start=left, length=RIGHT - left, text=text, unit=unit)
     bars: list[Bar] = []
     labels: list[Label] = []
     for index, (label, parts) in enumerate(rows):
@@ -118,8 +124,8 @@ def row_chart(
             written = part.text if len(part.text) * _CHARACTER <= width else ""
             bars.append(Bar(axis.at(first), y + inset, width, _ROW - 2 * inset, part.style, part.title, written))
             first += part.value if stacked else 0.0
-    height = len(rows) * (_ROW + _ROW_GAP) + _AXIS_HEIGHT
-    return Chart(summary, height, axis, tuple(bars), tuple(labels))
+    bottom = len(rows) * (_ROW + _ROW_GAP)
+    return Chart(summary, bottom + AXIS_HEIGHT, left, bottom, axis, tuple(bars), tuple(labels))
 
 
 def column_chart(
@@ -132,7 +138,7 @@ def column_chart(
     largest = max((part.value for _, parts in columns for part in parts), default=0.0)
     bottom = _COLUMNS_TOP + _COLUMNS_HEIGHT
     axis = Axis.covering(largest, start=bottom, length=-_COLUMNS_HEIGHT, text=text)
-    pitch = (WIDTH - _RIGHT - _COLUMNS_LEFT) / max(1, len(columns))
+    pitch = (RIGHT - _COLUMNS_LEFT) / max(1, len(columns))
     room = min(pitch * 0.84, _WIDEST_COLUMN)
     labelled_every = -(-len(columns) // _MOST_INDEX_LABELS)
     bars: list[Bar] = []
@@ -140,14 +146,14 @@ def column_chart(
     for index, (label, parts) in enumerate(columns):
         middle = _COLUMNS_LEFT + pitch * (index + 0.5)
         if index % labelled_every == 0:
-            labels.append(Label(round(middle, 2), bottom + _AXIS_HEIGHT / 2, label))
+            labels.append(Label(round(middle, 2), bottom + AXIS_HEIGHT / 2, label))
         width = room / max(1, len(parts))
         for place, part in enumerate(parts):
             x = round(middle - room / 2 + width * place, 2)
             height = axis.extent(0, part.value)
             bars.append(Bar(x, round(bottom - height, 2), round(width, 2), height, part.style, part.title))
     line = None if reference is None else Label(_COLUMNS_LEFT, axis.at(reference[0]), reference[1])
-    return Chart(summary, bottom + _AXIS_HEIGHT, axis, tuple(bars), tuple(labels), line)
+    return Chart(summary, bottom + AXIS_HEIGHT, _COLUMNS_LEFT, bottom, axis, tuple(bars), tuple(labels), line)
 
 
 def _reach(parts: Sequence[Part], stacked: bool) -> float:

@@ -79,8 +79,8 @@ def _tiles(run: Run) -> Iterator[Tile]:
         diffusion = sum(span.seconds for span in run.named(semconv.DIT))
         yield Tile("Denoising steps", number(steps), f"{duration(diffusion / steps)} each")
     if phases := token_statistics(run):
-        slowest = phases[-1]
-        yield Tile("Tokens per second", number(slowest.tokens_per_second), slowest.phase)
+        last = phases[-1]
+        yield Tile("Tokens per second", number(last.tokens_per_second), last.phase)
     if peaks := memory_peaks(run):
         highest = max(peaks, key=lambda peak: peak.reserved)
         yield Tile("Peak VRAM", size(highest.reserved), f"reserved, in {highest.stage}")

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from acestep_otel.files import replacing
 from acestep_otel.report.cells import CellResult
 from acestep_otel.report.environment import Environment
+from acestep_otel.report.html.charts import RIGHT
 from acestep_otel.report.html.facts import argument_facts, environment_facts
 from acestep_otel.report.html.figure import Figure
 from acestep_otel.report.html.headline import Headline, headline
@@ -85,6 +86,7 @@ def render_report(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.globals["right"] = RIGHT
     style, script = _asset("page.css"), _asset("page.js")
     return templates.get_template("page.html.j2").render(
         mode=report.mode,

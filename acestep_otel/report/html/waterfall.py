@@ -8,16 +8,14 @@ from typing import Final
 
 from acestep_otel import semconv
 from acestep_otel.report.html.axis import Axis
-from acestep_otel.report.html.charts import WIDTH
+from acestep_otel.report.html.charts import AXIS_HEIGHT, RIGHT
 from acestep_otel.report.html.palette import colour_of
 from acestep_otel.report.html.quantities import ABSENT, duration, size
 from acestep_otel.report.spans import FinishedSpan, Run
 
 _LABELS: Final = 196
 _DURATIONS: Final = 276
-_RIGHT: Final = 16
 _LANE: Final = 24
-_AXIS_HEIGHT: Final = 24
 _NARROWEST: Final = 1.5
 _QUANTITIES: Final = {"s": duration, "By": size}
 """How values are written, by their unit."""
@@ -86,6 +84,7 @@ class Waterfall:
 
     Attributes:
         height: drawing units.
+        bottom: where lanes end and ticks' words begin, in drawing units.
         axis: time since the root started.
         lanes: from the root down, depth first.
         lane_height: drawing units.
@@ -94,6 +93,7 @@ class Waterfall:
     """
 
     height: float
+    bottom: float
     axis: Axis
     lanes: tuple[Lane, ...]
     lane_height: float
@@ -104,7 +104,7 @@ class Waterfall:
 def waterfall(run: Run) -> Waterfall:
     """Lay out a run."""
     start = _DURATIONS + 14
-    axis = Axis.covering(run.root.seconds, start=start, length=WIDTH - _RIGHT - start, text=duration)
+    axis = Axis.covering(run.root.seconds, start=start, length=RIGHT - start, text=duration)
     facts: list[SpanFacts] = []
     lanes: list[Lane] = []
     for index, (depth, group) in enumerate(_lanes(run)):
@@ -120,7 +120,8 @@ def waterfall(run: Run) -> Waterfall:
                 bars=tuple(_bar(axis, span, run.root, known) for span, known in zip(group, of_group, strict=True)),
             )
         )
-    return Waterfall(len(lanes) * _LANE + _AXIS_HEIGHT, axis, tuple(lanes), _LANE, _DURATIONS, tuple(facts))
+    bottom = len(lanes) * _LANE
+    return Waterfall(bottom + AXIS_HEIGHT, bottom, axis, tuple(lanes), _LANE, _DURATIONS, tuple(facts))
 
 
 def _lanes(run: Run) -> Iterator[tuple[int, list[FinishedSpan]]]:
