@@ -139,8 +139,9 @@ def test_the_pace_needs_windows() -> None:
 
 def test_the_matrix_is_shaded_by_column() -> None:
     source = render_report(report(matrix=MATRIX))
-    assert '<td class="shade-0">3.21 s</td>' in source
+    assert '<td class="shade-3">3.21 s</td>' in source
     assert '<td class="shade-5">5.67 s</td>' in source
+    assert '<td class="shade-0">0 s</td>' in source
     assert '<td class="failed">OutOfMemory</td>' in source
     # 5.67 s for 30 s of sound, and the median of two runs.
     assert "189 ms" in source

@@ -14,7 +14,7 @@ _SHADES: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class MatrixCell:
-    """One time of the table; ``shade`` counts from 0, the quickest of its column, to 5."""
+    """One time of the table; ``shade`` goes from 0, no time, to 5, the slowest of its column."""
 
     text: str
     shade: int | None
@@ -65,7 +65,7 @@ def _seconds(result: CellResult) -> tuple[float | None, ...]:
 
 
 def _shades(column: Sequence[float | None]) -> list[int | None]:
-    values = [value for value in column if value is not None]
-    lowest, highest = min(values, default=0.0), max(values, default=0.0)
-    scale = (_SHADES - 1) / (highest - lowest) if highest > lowest else 0.0
-    return [None if value is None else round((value - lowest) * scale) for value in column]
+    # From zero, not from the quickest: a column of equal times should look equal, whatever its noise.
+    highest = max((value for value in column if value is not None), default=0.0)
+    scale = (_SHADES - 1) / highest if highest else 0.0
+    return [None if value is None else round(value * scale) for value in column]
