@@ -1,18 +1,22 @@
-"""Audio on its way out: level and file."""
+"""Audio on its way in and out: file, rate, channels and level."""
 
 from __future__ import annotations
 
 import io
 import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import soundfile
+import soxr
 import torch
 
-from acestep.errors import AudioWriteError, InvalidRequest
+from acestep.errors import AudioReadError, AudioWriteError, InvalidRequest
 from acestep.types import SAMPLE_RATE
 
 
@@ -44,6 +48,11 @@ AUDIO_FORMATS: Final = {
 16 bits where the format stores integers: their noise floor (-96 dBFS) lies below what a bfloat16 decoder resolves, and
 24 bits would store that decoder's rounding noise at half as much again. ``wav32`` keeps every bit.
 """
+
+MAX_RECORDING_SECONDS: Final = 600
+"""Longest recording that is read: what the models render at most."""
+SILENCE_PEAK: Final = 1e-4
+"""Peak (-80 dBFS) below which a recording has nothing to be heard, only the noise floor of a 16-bit converter."""
 
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
@@ -91,6 +100,59 @@ def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac") -> Pa
     return path
 
 
+def require_readable(path: Path) -> float:
+    """Make sure, by its header alone, that a recording can be read and is not too long.
+
+    Returns:
+        Its length in seconds.
+
+    Raises:
+        AudioReadError: no such file, not audio that libsndfile reads, empty, or longer than ``MAX_RECORDING_SECONDS``.
+    """
+    with _reading(path):
+        info = soundfile.info(path)
+    if info.frames == 0:
+        raise AudioReadError(f"{path} holds no audio")
+    if info.duration > MAX_RECORDING_SECONDS:
+        raise AudioReadError(f"{path} lasts {info.duration:g} s: the models take {MAX_RECORDING_SECONDS} s at most")
+    return float(info.duration)
+
+
+def load_audio(path: Path) -> torch.Tensor:
+    """Read a recording as the models hear it: 48 kHz stereo within -1 ... 1.
+
+    Any format, rate and number of channels that libsndfile reads. One channel is doubled; of more than two the first
+    two, the front pair, are taken. Other rates go through soxr's high-quality resampler.
+
+    Returns:
+        float32 on the host, shape ``[2, samples]``.
+
+    Raises:
+        AudioReadError: see ``require_readable``; also NaN or infinity among the samples.
+    """
+    require_readable(path)
+    with _reading(path):
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if not np.isfinite(samples).all():
+        raise AudioReadError(f"{path} holds NaN or infinity: export it again")
+    stereo = samples[:, :2] if samples.shape[1] > 1 else samples.repeat(2, axis=1)
+    if rate != SAMPLE_RATE:
+        stereo = soxr.resample(stereo, rate, SAMPLE_RATE, quality="HQ")
+    return torch.from_numpy(np.ascontiguousarray(stereo.T)).clamp_(-1.0, 1.0)
+
+
+def load_reference(path: Path) -> torch.Tensor:
+    """Read a recording whose timbre is wanted (``load_audio``).
+
+    Raises:
+        AudioReadError: also when it is silent.
+    """
+    reference = load_audio(path)
+    if reference.abs().max() < SILENCE_PEAK:
+        raise AudioReadError(f"reference audio {path} is silent: it has no timbre to follow")
+    return reference
+
+
 def check_output_directory(path: Path) -> None:
     """Make a directory that songs can be written to, before any time is spent on making them.
 
@@ -123,6 +185,18 @@ def normalise_peak(audio: torch.Tensor, dbfs: float) -> torch.Tensor:
 def prevent_clipping(audio: torch.Tensor) -> torch.Tensor:
     """Scale a song down to full scale where it is louder (shape ``[..., channels, samples]``)."""
     return audio / _peak(audio).clamp(min=1.0)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Give what goes wrong when reading a file its type and its name."""
+    if not path.is_file():
+        raise AudioReadError(f"no audio file {path}")
+    try:
+        yield
+    # libsndfile's wrapper raises TypeError for headerless formats, whose rate and channels nobody could tell.
+    except (OSError, soundfile.SoundFileError, TypeError) as error:
+        raise AudioReadError(f"{path} cannot be read as audio: {error}") from error
 
 
 def _peak(audio: torch.Tensor) -> torch.Tensor:

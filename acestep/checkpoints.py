@@ -25,10 +25,11 @@ from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
 WeightsKind = Literal["checkpoint", "synthetic"]
 
 TINY_DIT = "acestep-v15-tiny"
+TINY_BASE_DIT = "acestep-v15-tiny-base"
 TINY_LM = "acestep-5Hz-lm-tiny"
 DEFAULT_DIT = "acestep-v15-turbo"
 DEFAULT_LM = "acestep-5Hz-lm-1.7B"
-EMBEDDED = frozenset({TINY_DIT, TINY_LM, f"{TINY_DIT}-base"})
+EMBEDDED = frozenset({TINY_DIT, TINY_LM, TINY_BASE_DIT})
 """Models that exist only as seeded random weights, so their name alone asks for them."""
 
 

@@ -39,6 +39,10 @@ class InvalidRequest(AceStepError):
         super().__init__(message, stage=stage)
 
 
+class AudioReadError(InvalidRequest):
+    """A recording cannot be used: not there, not audio, empty, too long, silent where sound is needed, not finite."""
+
+
 class BudgetExceeded(InvalidRequest):
     """The request needs more positions or more key-value memory than the planner has."""
 

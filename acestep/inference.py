@@ -18,10 +18,12 @@ from acestep.errors import InvalidRequest
 from acestep.planner.metadata import DURATION_RANGE, normalise
 from acestep.planner.planner import Plan
 from acestep.renderer.renderer import RenderRequest
+from acestep.renderer.source import Source
 from acestep.songwriting import create_sample, format_sample, understand_music
 from acestep.types import (
     CODES_PER_SECOND,
     SAMPLE_RATE,
+    WINDOW_TASKS,
     EffectiveSettings,
     GenerationRequest,
     GenerationResult,
@@ -29,7 +31,7 @@ from acestep.types import (
     Song,
     SongMetadata,
 )
-from acestep.validation import MAX_SEED, validate
+from acestep.validation import MAX_SEED, require_task_support, validate
 
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
@@ -59,7 +61,8 @@ def generate_music(
         The songs, what was asked for and what was really run.
 
     Raises:
-        InvalidRequest: a value is out of range, or needs a language model that was not loaded.
+        InvalidRequest: a value is out of range, or needs a model that was not loaded.
+        AudioReadError: the source or the reference cannot be used.
         OutOfMemory: a stage did not fit; ``stage`` says which.
         InvalidOutput: a stage produced NaN or infinity.
         AudioWriteError: a song could not be written.
@@ -72,13 +75,16 @@ def _generate(
     models: Models, request: GenerationRequest, *, save_dir: Path | None, progress: ProgressCallback | None
 ) -> GenerationResult:
     validate(request)
+    require_task_support(request.task_type, models.renderer.models)
     if save_dir is not None:
         audio.check_output_directory(save_dir)
     seeds = resolve_seeds(request)
-    plan = _plan(models, request, seeds, progress)
+    source = _source(request)
+    reference = None if request.reference_audio is None else audio.load_reference(request.reference_audio)
+    plan = _plan(models, request, source, seeds, progress)
     codes = plan.codes if plan and plan.codes else (request.audio_codes,) * request.batch_size
     metadata = plan.metadata if plan else normalise(request.metadata)
-    duration = _duration(request, metadata, codes)
+    duration = _duration(request, source, metadata, codes)
     shift = models.renderer.models.default_shift if request.shift is None else request.shift
 
     rendered = models.renderer.render(
@@ -94,6 +100,11 @@ def _generate(
             guidance_scale=request.guidance_scale,
             guidance_interval=request.guidance_interval,
             peak_dbfs=request.peak_dbfs,
+            task=request.task_type,
+            source=source,
+            reference=reference,
+            track_names=request.track_names,
+            cover_strength=request.audio_cover_strength,
         ),
         progress,
     )
@@ -139,18 +150,38 @@ def save_songs(songs: Sequence[Song], directory: Path, audio_format: str) -> tup
     )
 
 
+def _source(request: GenerationRequest) -> Source | None:
+    if request.src_audio is None:
+        return None
+    recording = audio.load_audio(request.src_audio)
+    if request.task_type not in WINDOW_TASKS:
+        return Source.whole(recording)
+    return Source.with_window(recording, request.repainting_start, request.repainting_end)
+
+
 def _plan(
-    models: Models, request: GenerationRequest, seeds: tuple[int, ...], progress: ProgressCallback | None
+    models: Models,
+    request: GenerationRequest,
+    source: Source | None,
+    seeds: tuple[int, ...],
+    progress: ProgressCallback | None,
 ) -> Plan | None:
     if not request.needs_language_model:
         return None
     if models.planner is None:
         raise InvalidRequest("thinking and chain-of-thought need a language model, and none was loaded")
+    if source is not None:
+        # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
+        request = replace(request, duration=max(source.duration, DURATION_RANGE[0]))
     return models.planner.plan(request, seeds, progress)
 
 
-def _duration(request: GenerationRequest, metadata: SongMetadata, codes: Sequence[Sequence[int]]) -> float:
-    """Seconds of the song: codes fix it, then the user, then the planner, then the default."""
+def _duration(
+    request: GenerationRequest, source: Source | None, metadata: SongMetadata, codes: Sequence[Sequence[int]]
+) -> float:
+    """Seconds of the song: a source or codes fix it, then the user, then the planner, then the default."""
+    if source is not None:
+        return source.duration
     if codes[0]:
         return len(codes[0]) / CODES_PER_SECOND
     if request.duration is not None:

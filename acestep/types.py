@@ -24,6 +24,15 @@ AUDIO_CODE_COUNT: Final = 64_000
 """Valid audio codes: 0 ... 63,999 (FSQ levels 8*8*8*5*5*5)."""
 
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
+BASE_TASKS: Final = frozenset[TaskType]({"lego", "extract", "complete"})
+"""Tasks on single tracks, which the turbo models have not been trained for."""
+WINDOW_TASKS: Final = frozenset[TaskType]({"repaint", "lego"})
+"""Tasks that can be held to a part of the source."""
+TRACK_NAMES: Final = (
+    "vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard", "percussion", "strings", "synth", "fx", "brass",
+    "woodwinds",
+)  # fmt: skip
+"""Tracks that the models know by name."""
 NO_USER_INPUT: Final = "NO USER INPUT"
 """The literal that the language model was trained to read as "the user said nothing"."""
 INSTRUMENTAL: Final = "[Instrumental]"
@@ -86,15 +95,26 @@ class GenerationRequest:
         lyrics: the words, with section tags such as ``[Verse 1]``; ``[Instrumental]`` for none.
         metadata: what the user fixed; ``metadata.caption`` is not used here. ``duration`` may be fractional in
             ``duration``, which wins over ``metadata.duration``.
-        duration: seconds, 10 ... 600; ``None`` lets the planner decide, or takes 30 s without a planner.
-        task_type: only ``text2music`` is built so far.
+        duration: seconds, 10 ... 600; ``None`` lets the planner decide, or takes 30 s without a planner. With a
+            source the length is the source's, and this must stay ``None``.
+        task_type: ``text2music`` makes a song from text. The others work on ``src_audio``: ``cover`` keeps its
+            structure, ``repaint`` makes a window of it anew, ``lego`` adds a track, ``extract`` isolates one,
+            ``complete`` accompanies it; the last three need a base model.
+        src_audio: file of the recording to work on; every task but ``text2music`` needs it.
+        reference_audio: file of a recording whose timbre the song should have; possible with every task.
+        repainting_start: where the window of ``repaint`` and ``lego`` starts, in seconds of the source; a negative
+            value extends the source to the left.
+        repainting_end: where it ends; beyond the source's end extends it to the right, ``None`` is the end.
+        audio_cover_strength: share of the steps, 0 ... 1, that follow the source (``cover``) or the audio codes; the
+            others follow the text alone.
+        track_names: of ``TRACK_NAMES``: the track to add or isolate, or the tracks to complete with.
         batch_size: songs to make from this request, 1 ... 8.
         seeds: one seed per song; a single seed gives ``seed + i``; empty means random.
         inference_steps: diffusion steps, 1 or more, executed as asked on every model.
         guidance_scale: classifier-free guidance of the diffusion (base and sft models; turbo models ignore it).
         guidance_interval: the range of t in which guidance is applied.
         shift: timestep shift; ``None`` takes the model's own (3 for turbo, 1 otherwise).
-        thinking: let the language model write audio codes.
+        thinking: let the language model write audio codes; without effect where there is a source to follow.
         use_cot_metas: let the language model fill the metadata that the user left open.
         use_cot_caption: let the language model rewrite the caption.
         use_cot_language: let the language model detect the language of the vocals.
@@ -110,6 +130,12 @@ class GenerationRequest:
     metadata: SongMetadata = field(default_factory=SongMetadata)
     duration: float | None = None
     task_type: TaskType = "text2music"
+    src_audio: Path | None = None
+    reference_audio: Path | None = None
+    repainting_start: float = 0.0
+    repainting_end: float | None = None
+    audio_cover_strength: float = 1.0
+    track_names: tuple[str, ...] = ()
     batch_size: int = 1
     seeds: tuple[int, ...] = ()
     inference_steps: int = 8
@@ -128,8 +154,15 @@ class GenerationRequest:
 
     @property
     def needs_language_model(self) -> bool:
-        """Whether this request asks anything of the planner."""
-        return self.thinking or self.use_cot_metas or self.use_cot_caption or self.use_cot_language
+        """Whether this request asks anything of the planner: a cover and a repaint take the text as it is."""
+        if self.task_type in ("cover", "repaint"):
+            return False
+        return self.writes_audio_codes or self.use_cot_metas or self.use_cot_caption or self.use_cot_language
+
+    @property
+    def writes_audio_codes(self) -> bool:
+        """Whether the language model writes audio codes: the user brought none, and there is no source to follow."""
+        return self.thinking and not self.audio_codes and self.task_type == "text2music"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
-from acestep.audio import require_format
+from acestep.audio import require_format, require_readable
 from acestep.errors import InvalidRequest
 from acestep.planner.metadata import DURATION_RANGE, normalise
+from acestep.renderer.models import RendererModels
+from acestep.renderer.source import window_samples
 from acestep.types import (
     AUDIO_CODE_COUNT,
+    BASE_TASKS,
     CODES_PER_SECOND,
+    SAMPLE_RATE,
+    TRACK_NAMES,
+    WINDOW_TASKS,
     GenerationRequest,
     SamplingSettings,
     SongwritingSettings,
+    TaskType,
 )
 
 MAX_BATCH_SIZE = 8
 MAX_INFERENCE_STEPS = 1_000
 MAX_SEED = 2**32 - 1
 MAX_LYRICS_TOKENS = 4_096
-SUPPORTED_TASKS = ("text2music",)
 
 
 def validate(request: GenerationRequest) -> None:
@@ -28,10 +35,10 @@ def validate(request: GenerationRequest) -> None:
 
     Raises:
         InvalidRequest: the first value that is out of range.
+        AudioReadError: the source or the reference is not a recording that can be read.
         AudioWriteError: the audio format is not available here.
     """
-    if request.task_type not in SUPPORTED_TASKS:
-        raise InvalidRequest(f"task {request.task_type!r} is not available yet: use text2music")
+    _validate_task(request)
     normalise(request.metadata)
     if request.duration is not None:
         _require_between("duration", request.duration, *DURATION_RANGE, unit=" s")
@@ -82,6 +89,59 @@ def _validate_sampling(sampling: SamplingSettings) -> None:
     _require_between("LM top-p", sampling.top_p, 0, 1)
     _require_between("LM top-k", sampling.top_k, 0, AUDIO_CODE_COUNT)
     _require_between("LM guidance scale", sampling.guidance_scale, 1, 100)
+
+
+def require_task_support(task: TaskType, models: RendererModels) -> None:
+    """Refuse a task that the loaded model was not trained for.
+
+    Raises:
+        InvalidRequest: a task on single tracks, and a turbo model.
+    """
+    if task in BASE_TASKS and models.is_turbo:
+        raise InvalidRequest(f"task {task} needs a base model such as acestep-v15-base: {models.name} is a turbo model")
+
+
+def _validate_task(request: GenerationRequest) -> None:
+    task = request.task_type
+    if task not in get_args(TaskType):
+        raise InvalidRequest(f"no task {task!r}: choose one of {', '.join(get_args(TaskType))}")
+    limit = DURATION_RANGE[1]
+    _require_between("start of the window", request.repainting_start, -limit, limit, unit=" s")
+    if request.repainting_end is not None:
+        _require_between("end of the window", request.repainting_end, -limit, limit, unit=" s")
+    _validate_source(request)
+    if request.reference_audio is not None:
+        require_readable(request.reference_audio)
+    if task not in WINDOW_TASKS and (request.repainting_start, request.repainting_end) != (0.0, None):
+        raise InvalidRequest(f"a window is for {', '.join(sorted(WINDOW_TASKS))}, not for {task}")
+    _require_between("audio cover strength", request.audio_cover_strength, 0, 1)
+    follows_codes = bool(request.audio_codes) or request.writes_audio_codes
+    if request.audio_cover_strength != 1 and task != "cover" and not follows_codes:
+        raise InvalidRequest(f"audio cover strength is for cover and for audio codes, not for {task} without codes")
+    for name in request.track_names:
+        if task not in BASE_TASKS:
+            raise InvalidRequest(f"a track ({name}) is for {', '.join(sorted(BASE_TASKS))}, not for {task}")
+        if name not in TRACK_NAMES:
+            raise InvalidRequest(f"no track {name!r}: choose one of {', '.join(TRACK_NAMES)}")
+    if len(request.track_names) > 1 and task != "complete":
+        raise InvalidRequest(f"{task} takes one track, not {len(request.track_names)}")
+
+
+def _validate_source(request: GenerationRequest) -> None:
+    task = request.task_type
+    if request.src_audio is None:
+        if task != "text2music":
+            raise InvalidRequest(f"task {task} works on a recording: give source audio (--src-audio)")
+        return
+    if task == "text2music":
+        raise InvalidRequest("text2music takes no source audio: choose another task, or give it as reference audio")
+    if request.audio_codes:
+        raise InvalidRequest(f"task {task} follows its source audio: leave out the audio codes")
+    if (request.duration, request.metadata.duration) != (None, None):
+        raise InvalidRequest(f"task {task} is as long as its source audio: leave out the duration")
+    seconds = require_readable(request.src_audio)
+    if task in WINDOW_TASKS:
+        window_samples(round(seconds * SAMPLE_RATE), request.repainting_start, request.repainting_end)
 
 
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:

@@ -157,6 +157,36 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     option("--audio-codes", show_default="none", help="Audio codes string (for understand mode)."),
 )
 @option_group(
+    "Task Options",
+    option(
+        "--repainting-start",
+        type=float,
+        default=DEFAULTS.repainting_start,
+        metavar="SECONDS",
+        help="Start of the window that repaint and lego make anew; negative extends the source to the left.",
+    ),
+    option(
+        "--repainting-end",
+        type=float,
+        show_default="end of the source",
+        metavar="SECONDS",
+        help="End of the window; beyond the source's end extends it to the right.",
+    ),
+    option(
+        "--audio-cover-strength",
+        type=float,
+        default=DEFAULTS.audio_cover_strength,
+        help="Share of the steps, 0 to 1, that follow the source (cover) or the audio codes; the rest follow the text.",
+    ),
+    option(
+        "--track",
+        multiple=True,
+        show_default="none",
+        help="Track that lego adds or extract isolates; repeated, the tracks that complete adds. "
+        "For example vocals, drums or bass.",
+    ),
+)
+@option_group(
     "Measurement",
     option("--repeat", type=int, default=DEFAULTS.repeat, help="Runs of each benchmark cell: median, minimum, spread."),
     option("--torch-profile", is_flag=True, help="One more run under torch.profiler: a Chrome/Perfetto trace."),

@@ -114,6 +114,11 @@ CONDITION = _span(
     "Text encoding, lyric embedding, source and reference latents, condition encoder. Device clock.",
     GENERATE_MUSIC,
 )
+VAE_ENCODE = _span(
+    "acestep.vae.encode",
+    "Audio to latents, all tiles: once for the source and once for the reference. Device clock.",
+    CONDITION,
+)
 DIT = _span(
     "acestep.dit",
     "The diffusion loop: all steps and what lies between them. Device clock.",
@@ -275,7 +280,7 @@ LATENT_FRAMES = _attribute("acestep.latent.frames", int, "Latent frames of each 
 VAE_RUNG = _attribute("acestep.vae.rung", str, "Where decoding ran: gpu, gpu+cpu buffer or cpu.")
 VAE_TILE_LENGTH = _attribute("acestep.vae.tile_length", int, "Longest tile, with its overlap.", "{frame}")
 VAE_OVERLAP = _attribute("acestep.vae.overlap", int, "Frames that a tile reads beyond its own on each side.", "{frame}")
-VAE_TILES = _attribute("acestep.vae.tiles", int, "Tiles decoded.", "{tile}")
+VAE_TILES = _attribute("acestep.vae.tiles", int, "Tiles decoded or encoded.", "{tile}")
 VAE_TILE_INDEX = _attribute("acestep.vae.tile.index", int, "Zero-based index of the tile.")
 VAE_TILE_FRAMES = _attribute("acestep.vae.tile.frames", int, "Frames given to the decoder.", "{frame}")
 AUDIO_FORMAT = _attribute("acestep.audio.format", str, "flac, wav, wav32, mp3, ogg or opus.")

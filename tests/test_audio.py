@@ -1,10 +1,11 @@
-"""Songs reach the disk at the right level, in the right format, whole or not at all."""
+"""Songs reach the disk at the right level and whole or not at all; every recording is read as 48 kHz stereo."""
 
 from __future__ import annotations
 
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep import audio
-from acestep.errors import AudioWriteError, InvalidRequest
+from acestep.errors import AudioReadError, AudioWriteError, InvalidRequest
 
 
 def tone(seconds: float = 0.5, amplitude: float = 0.5) -> torch.Tensor:
@@ -136,3 +137,95 @@ def test_a_level_above_full_scale_is_refused(dbfs):
 
 def test_the_path_stem_keeps_its_dots(tmp_path: Path):
     assert audio.save_audio(tone(0.1), tmp_path / "take.2.final").name == "take.2.final.flac"
+
+
+def recording(path: Path, rate: int, channels: int, seconds: float = 1.0, **settings: str) -> Path:
+    """Channel c plays 200 * (c + 1) Hz at an amplitude of 0.5 / (c + 1)."""
+    t = np.arange(int(seconds * rate)) / rate
+    waves = [np.sin(2 * np.pi * 200 * (c + 1) * t) * 0.5 / (c + 1) for c in range(channels)]
+    soundfile.write(path, np.stack(waves, axis=1), rate, **settings)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "tolerance"),
+    [
+        ("mono.wav", 8_000, 1, 1e-3),
+        ("cd.flac", 44_100, 2, 1e-3),
+        ("studio.aiff", 96_000, 2, 1e-3),
+        ("same.flac", 48_000, 2, 1e-4),
+        ("surround.wav", 44_100, 6, 1e-3),
+        ("three.wav", 48_000, 3, 1e-4),
+        ("coded.ogg", 44_100, 2, 0.05),
+        ("coded.mp3", 44_100, 2, 0.05),
+    ],
+)
+def test_every_recording_is_heard_as_48_khz_stereo(tmp_path, name, rate, channels, tolerance):
+    """Mono is doubled, and of more than two channels the front pair is taken."""
+    heard = audio.load_audio(recording(tmp_path / name, rate, channels))
+    assert (heard.dtype, heard.shape[0]) == (torch.float32, 2)
+    assert heard.shape[1] == pytest.approx(48_000, abs=2_400 if tolerance > 0.01 else 2)
+    t = torch.arange(heard.shape[1]) / 48_000
+    left = torch.sin(2 * torch.pi * 200 * t) * 0.5
+    right = left if channels == 1 else torch.sin(2 * torch.pi * 400 * t) * 0.25
+    # The ends of a resampled or coded recording ring.
+    middle = slice(10_000, 38_000)
+    assert (heard[:, middle] - torch.stack([left, right])[:, middle]).abs().max() < tolerance
+
+
+def test_a_16_bit_recording_at_48_khz_is_read_to_the_bit(tmp_path):
+    samples = np.random.default_rng(0).integers(-32_768, 32_768, (1_000, 2), dtype=np.int16)
+    soundfile.write(tmp_path / "exact.wav", samples, 48_000)
+    assert torch.equal(audio.load_audio(tmp_path / "exact.wav"), torch.from_numpy(samples.T / np.float32(32_768)))
+
+
+def test_what_is_above_full_scale_is_clipped(tmp_path):
+    soundfile.write(tmp_path / "loud.wav", np.full((100, 2), 3.0), 48_000, subtype="FLOAT")
+    assert torch.equal(audio.load_audio(tmp_path / "loud.wav"), torch.ones(2, 100))
+
+
+def broken(path: Path) -> Path:
+    path.write_bytes(b"RIFF\x00\x00\x00\x00WAVE but not really")
+    return path
+
+
+def samples_of(path: Path, samples: np.ndarray, rate: int = 48_000) -> Path:
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "missing.wav", "no audio file"),
+        (lambda folder: folder, "no audio file"),
+        (lambda folder: broken(folder / "broken.wav"), "cannot be read as audio"),
+        (lambda folder: broken(folder / "headerless.raw"), "cannot be read as audio"),
+        (lambda folder: samples_of(folder / "empty.wav", np.zeros((0, 2))), "holds no audio"),
+        (lambda folder: samples_of(folder / "nan.wav", np.array([[0.1, np.nan]])), "NaN or infinity"),
+        (lambda folder: samples_of(folder / "inf.wav", np.array([[0.1], [-np.inf]])), "NaN or infinity"),
+        (
+            lambda folder: samples_of(folder / "long.wav", np.zeros(601_000), 1_000),
+            "lasts 601 s: the models take 600 s",
+        ),
+    ],
+)
+def test_a_recording_that_cannot_be_used_is_one_error_that_names_it(tmp_path, make, message):
+    path = make(tmp_path)
+    with pytest.raises(AudioReadError, match=message) as raised:
+        audio.load_audio(path)
+    assert str(path) in str(raised.value)
+    assert raised.value.stage == "request"
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5e-4])
+def test_a_silent_reference_has_no_timbre(tmp_path, level):
+    path = samples_of(tmp_path / "silence.wav", np.full((1_000, 2), level))
+    with pytest.raises(AudioReadError, match="silent"):
+        audio.load_reference(path)
+    assert audio.load_audio(path).shape == (2, 1_000)
+
+
+def test_a_quiet_reference_is_heard(tmp_path):
+    path = samples_of(tmp_path / "quiet.wav", np.full((1_000, 2), 1e-3))
+    assert torch.equal(audio.load_reference(path), audio.load_audio(path))

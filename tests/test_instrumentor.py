@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -166,6 +167,32 @@ def test_wishes_and_drafts_stay_off_spans_unless_asked_for(traced, tiny_models, 
     captured = {semconv.QUERY, semconv.CAPTION, semconv.LYRICS} & set(traced.named(verb)[-1].attributes)
     expected = {"create_sample": {semconv.QUERY}, "format_sample": {semconv.CAPTION, semconv.LYRICS}}
     assert captured == expected.get(verb, set())
+
+
+def test_encoding_a_source_and_a_reference_is_part_of_the_conditions(traced, tiny_models, tmp_path):
+    samples = torch.randn(48_000 * 6, 2, generator=torch.Generator().manual_seed(0)).mul(0.1).numpy()
+    soundfile.write(tmp_path / "source.wav", samples, 48_000)
+    path = tmp_path / "source.wav"
+    traced.instrument()
+    cover = GenerationRequest(task_type="cover", src_audio=path, reference_audio=path, inference_steps=1, thinking=True)
+    generate_music(tiny_models, cover)
+    assert tree(traced.spans) == [
+        (
+            "generate_music",
+            [
+                ("acestep.condition", ["acestep.vae.encode"] * 2),
+                ("acestep.dit", ["acestep.dit.step"]),
+                ("acestep.vae.decode", ["acestep.vae.tile"]),
+            ],
+        )
+    ]
+    source, reference = traced.named("acestep.vae.encode")
+    figures = (semconv.LATENT_FRAMES, semconv.VAE_TILES, semconv.VAE_TILE_LENGTH, semconv.VAE_OVERLAP)
+    assert [source.attributes[name] for name in figures] == [150, 1, 150, 7]
+    assert [reference.attributes[name] for name in figures] == [750, 2, 512, 7]
+    (root,) = traced.named("generate_music")
+    assert root.attributes[semconv.TASK] == "cover"
+    assert root.attributes[semconv.THINKING] is False
 
 
 def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_models, tmp_path):

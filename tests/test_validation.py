@@ -1,10 +1,15 @@
 """Requests are checked before any model runs; the error names the value and the range."""
 
-import pytest
+from pathlib import Path
 
-from acestep.errors import AudioWriteError, InvalidRequest
-from acestep.types import GenerationRequest, SamplingSettings, SongMetadata
-from acestep.validation import validate
+import numpy as np
+import pytest
+import soundfile
+
+from acestep.checkpoints import TINY_BASE_DIT, ModelSelection, load_renderer_models
+from acestep.errors import AudioReadError, AudioWriteError, InvalidRequest
+from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata
+from acestep.validation import require_task_support, validate
 
 
 @pytest.mark.parametrize("duration", [9.99, 600.1, 0, -1, float("nan"), float("inf")])
@@ -54,7 +59,6 @@ def test_unknown_metadata_is_named(metadata, named):
         GenerationRequest(sampling=SamplingSettings(top_p=1.1)),
         GenerationRequest(sampling=SamplingSettings(top_k=-1)),
         GenerationRequest(sampling=SamplingSettings(guidance_scale=0.9)),
-        GenerationRequest(task_type="cover"),
     ],
 )
 def test_values_that_no_model_accepts_are_refused(request_):
@@ -70,3 +74,89 @@ def test_an_unknown_audio_format_is_refused():
 def test_the_limits_themselves_are_accepted():
     validate(GenerationRequest(duration=10, batch_size=1, inference_steps=1, seeds=(0,)))
     validate(GenerationRequest(duration=600, batch_size=8, inference_steps=1_000, seeds=(2**32 - 1,)))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "source.wav", np.full((4_800, 2), 0.1), 48_000)
+    return tmp_path / "source.wav"
+
+
+@pytest.mark.parametrize("task", ["cover", "repaint", *sorted(BASE_TASKS)])
+def test_every_task_on_a_recording_needs_one_and_takes_one(task, source):
+    with pytest.raises(InvalidRequest, match=f"task {task} works on a recording: give source audio"):
+        validate(GenerationRequest(task_type=task))
+    validate(GenerationRequest(task_type=task, src_audio=source, reference_audio=source))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task_type": "remix"}, "no task 'remix': choose one of text2music, cover, repaint, lego, extract, complete"),
+        ({"task_type": "text2music"}, "text2music takes no source audio"),
+        ({"audio_codes": (1, 2)}, "follows its source audio: leave out the audio codes"),
+        ({"duration": 30}, "as long as its source audio: leave out the duration"),
+        ({"metadata": SongMetadata(duration=30)}, "as long as its source audio: leave out the duration"),
+        ({"audio_cover_strength": 1.1}, "audio cover strength 1.1 is out of range: 0 ... 1"),
+        ({"audio_cover_strength": float("nan")}, "audio cover strength nan is out of range"),
+        (
+            {"task_type": "extract", "audio_cover_strength": 0.5},
+            "audio cover strength is for cover and for audio codes",
+        ),
+        ({"repainting_start": 1.0}, "a window is for lego, repaint, not for cover"),
+        ({"task_type": "complete", "repainting_end": 1.0}, "a window is for lego, repaint, not for complete"),
+        ({"task_type": "repaint", "repainting_start": float("nan")}, "start of the window nan s is out of range"),
+        ({"task_type": "lego", "repainting_start": 0.05, "repainting_end": 0.04}, "window 0.05 ... 0.04 s is empty"),
+        ({"task_type": "repaint", "repainting_start": 0.2}, "window 0.2 ... 0.1 s is empty"),
+        ({"task_type": "repaint", "repainting_start": 0.2, "repainting_end": 1}, "does not touch the recording"),
+        ({"task_type": "repaint", "repainting_end": 601}, "end of the window 601 s is out of range"),
+        ({"track_names": ("drums",)}, r"a track \(drums\) is for complete, extract, lego, not for cover"),
+        ({"task_type": "extract", "track_names": ("kazoo",)}, "no track 'kazoo': choose one of vocals, backing_vocals"),
+        ({"task_type": "lego", "track_names": ("drums", "bass")}, "lego takes one track, not 2"),
+    ],
+)
+def test_what_a_task_cannot_use_is_refused(changes, message, source):
+    with pytest.raises(InvalidRequest, match=message):
+        validate(GenerationRequest(**{"task_type": "cover", "src_audio": source, **changes}))
+
+
+def test_audio_codes_may_be_followed_in_part():
+    validate(GenerationRequest(thinking=True, audio_cover_strength=0.5))
+    validate(GenerationRequest(audio_codes=(1, 2), audio_cover_strength=0.5))
+    with pytest.raises(InvalidRequest, match="not for text2music without codes"):
+        validate(GenerationRequest(audio_cover_strength=0.5))
+
+
+@pytest.mark.parametrize("field", ["src_audio", "reference_audio"])
+def test_a_file_that_is_not_there_is_found_out_before_any_model_runs(field, source, tmp_path):
+    request = {"task_type": "cover", "src_audio": source, field: tmp_path / "missing.flac"}
+    with pytest.raises(AudioReadError, match=r"no audio file .*missing\.flac"):
+        validate(GenerationRequest(**request))
+
+
+def test_several_tracks_complete_a_song(source):
+    validate(GenerationRequest(task_type="complete", src_audio=source, track_names=("drums", "bass")))
+
+
+def test_tasks_on_single_tracks_need_a_base_model(tiny_models):
+    turbo = tiny_models.renderer.models
+    base = load_renderer_models(ModelSelection(dit=TINY_BASE_DIT), turbo.device, turbo.dtype)
+    for task in BASE_TASKS:
+        require_task_support(task, base)
+        with pytest.raises(
+            InvalidRequest, match=f"task {task} needs a base model .* acestep-v15-tiny is a turbo model"
+        ):
+            require_task_support(task, turbo)
+    for task in ("text2music", "cover", "repaint"):
+        require_task_support(task, turbo)
+
+
+@pytest.mark.parametrize(
+    ("task", "asks", "writes"),
+    [("text2music", True, True), ("cover", False, False), ("repaint", False, False), ("lego", True, False)],
+)
+def test_the_language_model_writes_no_codes_where_there_is_a_source(task, asks, writes, source):
+    """A cover and a repaint ask it nothing at all."""
+    request = GenerationRequest(task_type=task, src_audio=source, thinking=True, use_cot_metas=True)
+    assert (request.needs_language_model, request.writes_audio_codes) == (asks, writes)
+    assert not GenerationRequest(task_type=task, src_audio=source).needs_language_model

@@ -146,7 +146,7 @@ class Planner:
             AceStepError: any of these, when raised by phase 2, carries the finished ``metadata``.
         """
         given = self.given(request.metadata, _duration(request, request.metadata))
-        if _writes_codes(request) and _duration(request, given) is not None:
+        if request.writes_audio_codes and _duration(request, given) is not None:
             # What phase 1 will add to the prompt is not known yet; the rest should not fail only after it.
             self._check_codes(self._codes_task(request, given), len(seeds))
         if _leaves_a_choice(request, given):
@@ -154,7 +154,7 @@ class Planner:
             metadata = self._completed(request, given, reasoned)
         else:
             reasoned, metadata = None, given
-        if not _writes_codes(request):
+        if not request.writes_audio_codes:
             return Plan(metadata, reasoned=reasoned)
         with _carrying(metadata):
             composed = self.compose_codes(request, metadata, seeds, progress)
@@ -265,7 +265,7 @@ class Planner:
     def _completed(self, request: GenerationRequest, given: SongMetadata, reasoned: PhaseTokens) -> SongMetadata:
         """The user's values, then what the model was asked for; what it wrote beside that is left out."""
         found = self.found(reasoned)
-        wanted = {"duration"} if _writes_codes(request) else set()
+        wanted = {"duration"} if request.writes_audio_codes else set()
         if request.use_cot_metas:
             wanted |= {"bpm", "duration", "keyscale", "timesignature"}
         if request.use_cot_caption:
@@ -274,11 +274,6 @@ class Planner:
             wanted.add("language")
         open_fields = {field.name for field in fields(SongMetadata) if getattr(given, field.name) is None}
         return replace(given, **{name: getattr(found, name) for name in wanted & open_fields})
-
-
-def _writes_codes(request: GenerationRequest) -> bool:
-    """Whether phase 2 runs: codes that the user brought are not written again."""
-    return request.thinking and not request.audio_codes
 
 
 def _duration(request: GenerationRequest, metadata: SongMetadata) -> float | None:
@@ -293,7 +288,7 @@ def _leaves_a_choice(request: GenerationRequest, given: SongMetadata) -> bool:
         request.use_cot_caption
         or (request.use_cot_language and given.language is None)
         or (request.use_cot_metas and None in metas)
-        or (_writes_codes(request) and given.duration is None)
+        or (request.writes_audio_codes and given.duration is None)
     )
 
 

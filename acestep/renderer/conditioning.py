@@ -1,39 +1,46 @@
-"""What the diffusion transformer is told: text, lyrics, timbre and source latents."""
+"""What the diffusion transformer is told: text, lyrics and timbre, beside the context that it starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
-from acestep.errors import InvalidRequest
+from acestep.renderer.context import silence_latents
 from acestep.renderer.models import RendererModels
-from acestep.renderer.prompts import CAPTION_TOKEN_LIMIT, LYRICS_TOKEN_LIMIT, token_ids
+from acestep.renderer.prompts import (
+    CAPTION_TOKEN_LIMIT,
+    LYRICS_TOKEN_LIMIT,
+    caption_prompt,
+    lyrics_prompt,
+    token_ids,
+)
+from acestep.renderer.request import RenderRequest
+from acestep.types import SAMPLES_PER_FRAME
 
 TIMBRE_FRAMES: Final = 750
 """Latent frames (30 s) of the reference that the timbre encoder hears; silence when there is no reference."""
-MIN_FRAMES: Final = 128
-"""Shortest sequence that the transformer was trained on (5.12 s); shorter songs are padded with silence, then cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Inputs of the transformer that stay the same over the steps.
+    """Inputs of the transformer that stay the same over the steps, or until the switch.
 
     Attributes:
         encoder_hidden_states: lyrics, timbre and text for the cross-attention, model dtype,
             shape ``[batch, tokens, hidden]``.
         context_latents: source latents beside the mask of the frames to generate, model dtype,
             shape ``[batch, frames, 2 * channels]``.
+        switch: what takes over during the diffusion, or ``None``.
     """
 
     encoder_hidden_states: torch.Tensor
     context_latents: torch.Tensor
+    switch: ConditionSwitch | None = None
 
     def expanded(self, batch_size: int) -> Conditions:
-        """The same conditions for every song of a batch, without copying them."""
+        """The same conditions until the switch for every song of a batch, without copying them."""
         return Conditions(
             self.encoder_hidden_states.expand(batch_size, -1, -1), self.context_latents.expand(batch_size, -1, -1)
         )
@@ -45,6 +52,44 @@ class Conditions:
             torch.cat([self.encoder_hidden_states, unconditional]),
             torch.cat([self.context_latents, self.context_latents]),
         )
+
+    def with_source_kept(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents with those of the source wherever nothing was to be generated.
+
+        Args:
+            latents: float32, shape ``[songs, frames, channels]``.
+        """
+        source, mask = self.context_latents.chunk(2, dim=-1)
+        return torch.where(mask > 0, latents, source.to(latents.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionSwitch:
+    """Other conditions that take over during the diffusion.
+
+    Attributes:
+        step: first step under them, from 0.
+        conditions: for as many frames.
+    """
+
+    step: int
+    conditions: Conditions
+
+
+def encode_prompt(
+    models: RendererModels, request: RenderRequest, instruction: str, timbre: torch.Tensor | None
+) -> torch.Tensor:
+    """Everything that is said about the songs under one instruction, shape ``[1, tokens, hidden]``.
+
+    Args:
+        models: the loaded models.
+        request: caption, metadata, lyrics and length.
+        instruction: the task.
+        timbre: latents of the reference, or ``None`` for no reference.
+    """
+    text = encode_text(models, caption_prompt(request.caption, request.metadata, request.duration, instruction))
+    lyrics = embed_lyrics(models, lyrics_prompt(request.lyrics, request.metadata.language))
+    return encode_conditions(models, text, lyrics, timbre)
 
 
 def encode_text(models: RendererModels, text: str) -> torch.Tensor:
@@ -60,59 +105,45 @@ def embed_lyrics(models: RendererModels, text: str) -> torch.Tensor:
     return embeddings
 
 
-def encode_conditions(models: RendererModels, text: torch.Tensor, lyrics: torch.Tensor) -> torch.Tensor:
-    """Fuse text and lyrics with the timbre of silence (no reference audio), shape ``[1, tokens, hidden]``."""
+def encode_conditions(
+    models: RendererModels, text: torch.Tensor, lyrics: torch.Tensor, timbre: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Fuse text, lyrics and timbre, shape ``[1, tokens, hidden]``.
+
+    Args:
+        models: the loaded models.
+        text: shape ``[1, tokens, hidden]``.
+        lyrics: the same.
+        timbre: latents of the reference, shape ``[1, TIMBRE_FRAMES, channels]``; ``None`` is silence.
+    """
     encoder_hidden_states: torch.Tensor
     encoder_hidden_states, _ = models.condition_encoder(
         text_hidden_states=text,
         text_attention_mask=torch.ones(text.shape[:2], dtype=torch.bool, device=models.device),
         lyric_hidden_states=lyrics,
         lyric_attention_mask=torch.ones(lyrics.shape[:2], dtype=torch.bool, device=models.device),
-        refer_audio_acoustic_hidden_states_packed=silence_latents(models, TIMBRE_FRAMES),
+        refer_audio_acoustic_hidden_states_packed=(
+            silence_latents(models, TIMBRE_FRAMES) if timbre is None else timbre
+        ),
         refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=models.device),
     )
     return encoder_hidden_states
 
 
-def silence_latents(models: RendererModels, frames: int) -> torch.Tensor:
-    """What the VAE encodes silence to, shape ``[1, frames, channels]``.
-
-    Raises:
-        InvalidRequest: more frames than the model's recording of silence has (600 s).
-    """
-    silence: torch.Tensor = models.condition_encoder.silence_latent
-    if frames > silence.shape[1]:
-        raise InvalidRequest(f"{frames} latent frames asked for, but the model renders {silence.shape[1]} at most")
-    return silence[:, :frames]
-
-
-def code_latents(models: RendererModels, codes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Latents that audio codes stand for, shape ``[songs, 5 * codes, channels]``.
+def timbre_excerpt(reference: torch.Tensor) -> torch.Tensor:
+    """Half a minute that stands for a recording: ten seconds from the middle of each third.
 
     Args:
-        models: the loaded models.
-        codes: one sequence per song, equally long, within 0 ... 63,999.
-    """
-    indices = torch.tensor([list(song) for song in codes], device=models.device).unsqueeze(-1)
-    quantized = models.audio_tokenizer.quantizer.get_output_from_indices(indices)
-    latents: torch.Tensor = models.audio_token_detokenizer(quantized)
-    return latents
-
-
-def context_latents(models: RendererModels, source: torch.Tensor) -> torch.Tensor:
-    """Source latents, padded with silence to ``MIN_FRAMES``, beside a mask that says "generate every frame".
-
-    Args:
-        models: the loaded models.
-        source: shape ``[batch, frames, channels]``.
+        reference: shape ``[2, samples]``, 48 kHz; repeated while it is shorter than half a minute.
 
     Returns:
-        Shape ``[batch, max(frames, MIN_FRAMES), 2 * channels]``.
+        Shape ``[2, TIMBRE_FRAMES * SAMPLES_PER_FRAME]``.
     """
-    missing = max(0, MIN_FRAMES - source.shape[1])
-    padding = silence_latents(models, missing).expand(source.shape[0], -1, -1)
-    padded = torch.cat([source, padding], dim=1)
-    return torch.cat([padded, torch.ones_like(padded)], dim=-1)
+    needed = TIMBRE_FRAMES * SAMPLES_PER_FRAME
+    repeated = reference.repeat(1, max(1, -(-needed // reference.shape[-1])))
+    third, excerpt = repeated.shape[-1] // 3, needed // 3
+    starts = (number * third + (third - excerpt) // 2 for number in range(3))
+    return torch.cat([repeated[:, start : start + excerpt] for start in starts], dim=-1)
 
 
 def _id_tensor(models: RendererModels, text: str, limit: int) -> torch.Tensor:

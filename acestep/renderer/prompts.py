@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from acestep.types import SongMetadata
+from acestep.types import SongMetadata, TaskType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,9 +20,34 @@ LYRICS_TOKEN_LIMIT: Final = 2048
 TEXT_INSTRUCTION: Final = "Fill the audio semantic mask based on the given conditions:"
 """Task line for music from text alone."""
 CODES_INSTRUCTION: Final = "Generate audio semantic tokens based on the given conditions:"
-"""Task line for music that follows audio codes."""
+"""Task line for music that follows audio codes, be they written or heard in a recording."""
+_INSTRUCTIONS: Final[Mapping[TaskType, str]] = {
+    "text2music": TEXT_INSTRUCTION,
+    "cover": CODES_INSTRUCTION,
+    "repaint": "Repaint the mask area based on the given conditions:",
+    "lego": "Generate the track based on the audio context:",
+    "extract": "Extract the track from the audio:",
+    "complete": "Complete the input track:",
+}
+_TRACK_INSTRUCTIONS: Final[Mapping[TaskType, str]] = {
+    "lego": "Generate the {} track based on the audio context:",
+    "extract": "Extract the {} track from the audio:",
+    "complete": "Complete the input track with {}:",
+}
 UNKNOWN: Final = "N/A"
 UNKNOWN_LANGUAGE: Final = "unknown"
+
+
+def task_instruction(task: TaskType, track_names: Sequence[str] = ()) -> str:
+    """The line that the models were trained to know a task by.
+
+    Args:
+        task: what to do.
+        track_names: tracks that it is about, for ``lego``, ``extract`` and ``complete``.
+    """
+    if not track_names:
+        return _INSTRUCTIONS[task]
+    return _TRACK_INSTRUCTIONS[task].format(" | ".join(name.upper() for name in track_names))
 
 
 def caption_prompt(caption: str, metadata: SongMetadata, duration: float, instruction: str = TEXT_INSTRUCTION) -> str:

@@ -6,27 +6,35 @@ denoising step and the copy of the audio to the host waits for the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from acestep.audio import normalise_peak, prevent_clipping
-from acestep.errors import InvalidOutput, stage_errors
+from acestep.errors import stage_errors
 from acestep.renderer.conditioning import (
     Conditions,
-    code_latents,
-    context_latents,
-    embed_lyrics,
-    encode_conditions,
-    encode_text,
-    silence_latents,
+    ConditionSwitch,
+    encode_prompt,
+    timbre_excerpt,
 )
+from acestep.renderer.context import context_latents, silence_latents, task_context
+from acestep.renderer.finishing import finished, require_finite
 from acestep.renderer.guidance import AdaptiveProjectedGuidance, Guidance
 from acestep.renderer.models import RendererModels
-from acestep.renderer.prompts import CODES_INSTRUCTION, TEXT_INSTRUCTION, caption_prompt, lyrics_prompt
+from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.request import Rendering, RenderRequest
 from acestep.renderer.schedule import Schedule, make_schedule
-from acestep.renderer.vae import DEFAULT_TILE_LENGTH, Tile, TilePlan, plan_tiles, receptive_radius
+from acestep.renderer.vae import (
+    DEFAULT_TILE_LENGTH,
+    Tile,
+    TilePlan,
+    encode_tile,
+    encoder_radius,
+    plan_tiles,
+    receptive_radius,
+)
 from acestep.types import SAMPLES_PER_FRAME, Progress, ProgressCallback
 
 __all__ = ["RenderRequest", "Renderer", "Rendering"]
@@ -58,12 +66,15 @@ class Renderer:
         guidance = self.guidance(request)
         conditions = self.condition(request)
         noise = self.noise(request.seeds, conditions.context_latents.shape[1])
-        latents = self.denoise(conditions, schedule, guidance, noise, progress)[:, : request.frames]
+        latents = self.denoise(conditions, schedule, guidance, noise, progress)
+        if request.task == "repaint":
+            latents = conditions.with_source_kept(latents)
+        latents = latents[:, : request.frames]
         audio = self.decode(latents, self.tile_plan(request.frames), progress)
-        _require_finite(latents, audio)
-        peak = request.peak_dbfs
-        audio = prevent_clipping(audio) if peak is None else normalise_peak(audio, peak)
-        return Rendering(audio, steps=len(schedule.timesteps), guidance_scale=guidance.scale if guidance else 1.0)
+        require_finite(latents, audio)
+        return Rendering(
+            finished(audio, request), steps=len(schedule.timesteps), guidance_scale=guidance.scale if guidance else 1.0
+        )
 
     def guidance(self, request: RenderRequest) -> Guidance | None:
         """The guidance to apply: ``None`` on turbo models, whose weights contain it, and for a scale of 1 or less."""
@@ -74,25 +85,49 @@ class Renderer:
         """Tiles with just the overlap that the decoder's receptive field needs."""
         return plan_tiles(frames, tile_length, receptive_radius(self.models.vae.upsampling_ratios))
 
+    def encode_plan(self, samples: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:
+        """Tiles of a recording, with just the overlap that the encoder's receptive field needs."""
+        frames = math.ceil(samples / SAMPLES_PER_FRAME)
+        return plan_tiles(frames, tile_length, encoder_radius(self.models.vae.config.downsampling_ratios))
+
     @stage_errors("condition")
     @torch.inference_mode()
     def condition(self, request: RenderRequest) -> Conditions:
         """Encode what the transformer is told: once per request, however many songs follow.
 
-        Without audio codes the source is silence; with them it is what they stand for.
+        Below full cover strength a switch leads to what text2music would be told.
 
         Returns:
             Conditions of one song for all, or of each song if there are audio codes, for at least 128 frames.
         """
-        instruction = CODES_INSTRUCTION if request.has_codes else TEXT_INSTRUCTION
-        caption = caption_prompt(request.caption, request.metadata, request.duration, instruction)
-        text = encode_text(self.models, caption)
-        lyrics = embed_lyrics(self.models, lyrics_prompt(request.lyrics, request.metadata.language))
-        if request.has_codes:
-            source = code_latents(self.models, request.codes)
-        else:
-            source = silence_latents(self.models, request.frames)
-        return Conditions(encode_conditions(self.models, text, lyrics), context_latents(self.models, source))
+        models = self.models
+        source = None if request.source is None else self._encode_whole(request.source.audio)
+        timbre = None if request.reference is None else self._encode_whole(timbre_excerpt(request.reference))
+        told = encode_prompt(models, request, request.instruction, timbre)
+        conditions = Conditions(told, task_context(models, request, source))
+        if request.cover_steps == request.steps:
+            return conditions
+        text_alone = Conditions(
+            encode_prompt(models, request, TEXT_INSTRUCTION, timbre),
+            context_latents(models, silence_latents(models, request.frames)),
+        )
+        return replace(conditions, switch=ConditionSwitch(request.cover_steps, text_alone))
+
+    def _encode_whole(self, audio: torch.Tensor) -> torch.Tensor:
+        return self.encode(audio, self.encode_plan(audio.shape[-1]))
+
+    @torch.inference_mode()
+    def encode(self, audio: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+        """Audio to latents: the mean of the VAE's posterior, so the same audio gives the same latents.
+
+        Args:
+            audio: float32 on the host, shape ``[2, samples]``, 48 kHz; a last frame is filled up with silence.
+            plan: for as many samples.
+
+        Returns:
+            On the device, model dtype, shape ``[1, frames, channels]``.
+        """
+        return torch.cat([encode_tile(self.models, audio, tile) for tile in plan.tiles], dim=1)
 
     def noise(self, seeds: Sequence[int], frames: int) -> torch.Tensor:
         """Where the diffusion starts, float32 on the host, shape ``[songs, frames, channels]``.
@@ -131,17 +166,16 @@ class Renderer:
             Latents, float32 on the device, the shape of ``noise``.
         """
         latents = noise.to(self.models.device, torch.float32)
-        conditions = conditions.expanded(latents.shape[0])
-        projection = None
-        guided_conditions = conditions
-        if guidance is not None:
-            projection = AdaptiveProjectedGuidance(guidance.scale)
-            guided_conditions = conditions.with_unconditional(self.models.condition_encoder.null_condition_emb)
+        switch = conditions.switch
+        projection = None if guidance is None else AdaptiveProjectedGuidance(guidance.scale)
+        plain, guided_too = self._for_batch(conditions, latents.shape[0], guidance)
         for index, (timestep, next_timestep) in enumerate(schedule.intervals):
+            if switch is not None and index == switch.step:
+                plain, guided_too = self._for_batch(switch.conditions, latents.shape[0], guidance)
             guided = guidance is not None and guidance.applies_at(timestep)
             latents = self.denoise_step(
                 latents,
-                guided_conditions if guided else conditions,
+                guided_too if guided else plain,
                 index=index,
                 timestep=timestep,
                 next_timestep=next_timestep,
@@ -150,6 +184,15 @@ class Renderer:
             if progress is not None:
                 progress(Progress("dit", index + 1, len(schedule.timesteps)))
         return latents
+
+    def _for_batch(
+        self, conditions: Conditions, songs: int, guidance: Guidance | None
+    ) -> tuple[Conditions, Conditions]:
+        """Conditions for a step without guidance and for one with it."""
+        plain = conditions.expanded(songs)
+        if guidance is None:
+            return plain, plain
+        return plain, plain.with_unconditional(self.models.condition_encoder.null_condition_emb)
 
     def denoise_step(
         self,
@@ -248,12 +291,3 @@ class Renderer:
         decoded: torch.Tensor = self.models.vae.decode(window, return_dict=False)[0][0]
         start, stop = ((frame - window_start) * SAMPLES_PER_FRAME for frame in tile.kept)
         return decoded[:, start:stop]
-
-
-def _require_finite(latents: torch.Tensor, audio: torch.Tensor) -> None:
-    # The extremes carry NaN and infinity, and are found twenty times as fast as by testing every sample.
-    if torch.isfinite(torch.stack(torch.aminmax(audio))).all():
-        return
-    # Non-finite latents always reach the audio, so the device is only asked when the audio is already lost.
-    stage = "vae.decode" if torch.isfinite(latents).all() else "dit"
-    raise InvalidOutput(f"NaN or infinity came out of stage {stage!r}; nothing was saved", stage=stage)

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from acestep.errors import InvalidRequest
-from acestep.types import AUDIO_CODE_COUNT, FRAMES_PER_CODE, FRAMES_PER_SECOND, SongMetadata
+from acestep.renderer.prompts import CODES_INSTRUCTION, task_instruction
+from acestep.types import (
+    AUDIO_CODE_COUNT,
+    FRAMES_PER_CODE,
+    FRAMES_PER_SECOND,
+    SAMPLES_PER_FRAME,
+    SongMetadata,
+    TaskType,
+)
 
 if TYPE_CHECKING:
     import torch
+
+    from acestep.renderer.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +31,24 @@ class RenderRequest:
         caption: what the music should be like.
         lyrics: the words, with section tags; ``[Instrumental]`` for none.
         metadata: told to the text encoder; its own ``caption`` and ``duration`` are not used.
-        duration: seconds; with audio codes the length is theirs, and this should say the same.
+        duration: seconds; with audio codes or a source the length is theirs, and this should say the same.
         codes: one sequence of audio codes per song, equally long; empty sequences render from text alone.
         seeds: one per song.
         steps: diffusion steps.
         shift: timestep shift.
         guidance_scale: classifier-free guidance; 1 is off, and turbo models have it off.
         guidance_interval: the range of t in which guidance is applied.
-        peak_dbfs: level of the loudest sample of each song; ``None`` only prevents clipping.
+        peak_dbfs: level of the loudest sample of each song; ``None`` only prevents clipping. A repainted song keeps
+            the level of its source.
+        task: what to do; every task but ``text2music`` works on a source.
+        source: the recording to work on.
+        reference: a recording whose timbre the songs should have, float32 on the host, shape ``[2, samples]``, 48 kHz.
+        track_names: tracks that the task is about.
+        cover_strength: share of the steps that follow the source (``cover``) or the codes; the others follow the text.
 
     Raises:
-        InvalidRequest: no seed, no length, codes that do not fit the seeds or each other, or no such code.
+        InvalidRequest: no seed, no length, codes that do not fit the seeds or each other, no such code, or a task
+            with a source too few or too many.
     """
 
     caption: str
@@ -45,6 +62,11 @@ class RenderRequest:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     peak_dbfs: float | None = -1.0
+    task: TaskType = "text2music"
+    source: Source | None = None
+    reference: torch.Tensor | None = None
+    track_names: tuple[str, ...] = ()
+    cover_strength: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -59,6 +81,10 @@ class RenderRequest:
                 raise InvalidRequest(f"audio code {code} is not within 0 ... {AUDIO_CODE_COUNT - 1}")
         if not (math.isfinite(self.duration) and self.frames > 0):
             raise InvalidRequest(f"duration must be more than 0 s, not {self.duration}")
+        if (self.source is None) != (self.task == "text2music"):
+            raise InvalidRequest(f"task {self.task!r} works with{'out' if self.source else ''} a source")
+        if self.source is not None and self.has_codes:
+            raise InvalidRequest("a song follows either a source or audio codes")
 
     @property
     def has_codes(self) -> bool:
@@ -70,8 +96,20 @@ class RenderRequest:
         """Latent frames of a song: five per audio code, else 25 per second, a started frame counting as one."""
         if self.has_codes:
             return FRAMES_PER_CODE * len(self.codes[0])
+        if self.source is not None:
+            return math.ceil(self.source.samples / SAMPLES_PER_FRAME)
         # Decimal durations such as 16.44 s are not exact in binary: 411.00000000000006 frames are 411.
         return math.ceil(round(self.duration * FRAMES_PER_SECOND, 6))
+
+    @property
+    def instruction(self) -> str:
+        """The task as the text encoder reads it."""
+        return CODES_INSTRUCTION if self.has_codes else task_instruction(self.task, self.track_names)
+
+    @property
+    def cover_steps(self) -> int:
+        """Steps before the text alone is followed: the whole part of ``steps * cover_strength``."""
+        return int(self.steps * self.cover_strength)
 
 
 @dataclass(frozen=True, slots=True)

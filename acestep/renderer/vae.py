@@ -1,4 +1,4 @@
-"""Where a long song is cut for the VAE decoder, so that the seams cannot be heard."""
+"""Where long audio is cut for the VAE, so that the seams cannot be heard."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from acestep.errors import InvalidRequest
+from acestep.renderer.models import RendererModels
+from acestep.types import SAMPLES_PER_FRAME
 
 DEFAULT_TILE_LENGTH: Final = 512
-"""Latent frames decoded at once (20.48 s of audio): memory stays the same for songs of any length."""
+"""Latent frames decoded or encoded at once (20.48 s of audio): memory stays the same for songs of any length."""
 
 _EDGE_REACH: Final = 3
 """Neighbours on each side seen by the first and last convolution (kernel 7)."""
+_BOTTLENECK_REACH: Final = 1
+"""The same for the convolution at the encoder's end (kernel 3)."""
 _RESIDUAL_REACH: Final = 3 * (1 + 3 + 9)
 """The same for the three residual units of a block (kernel 7, dilations 1, 3 and 9)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One call of the decoder; both ranges are ``(start, stop)`` in latent frames of the song.
+    """One call of the decoder or the encoder; both ranges are ``(start, stop)`` in latent frames of the song.
 
     Attributes:
-        window: the frames that are decoded.
-        kept: the frames whose audio is kept; the rest only gives the decoder its context.
+        window: the frames that are processed.
+        kept: the frames whose result is kept; the rest only gives the convolutions their context.
     """
 
     window: tuple[int, int]
@@ -33,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class TilePlan:
-    """How a song is decoded in tiles.
+    """How a song is decoded, or a recording encoded, in tiles.
 
     Attributes:
         frames: latent frames of the song.
@@ -99,3 +105,41 @@ def receptive_radius(upsampling_ratios: Sequence[int]) -> int:
         # With kernel 2 * stride, input i reaches the outputs i * stride - padding + [0, 2 * stride).
         first, last = math.ceil((first + padding - 2 * stride + 1) / stride), (last + padding) // stride
     return max(_EDGE_REACH - first, last + _EDGE_REACH)
+
+
+def encoder_radius(downsampling_ratios: Sequence[int]) -> int:
+    """Latent frames on each side of a frame whose audio it depends on, from the geometry of the Oobleck encoder.
+
+    Args:
+        downsampling_ratios: strides of the encoder's blocks, in the order of the forward pass; even, as ACE-Step's
+            (2, 4, 4, 6, 10) are.
+    """
+    first, last = -_BOTTLENECK_REACH, _BOTTLENECK_REACH
+    for stride in reversed(downsampling_ratios):
+        # With kernel 2 * stride, output i reads the inputs i * stride - padding + [0, 2 * stride).
+        first, last = first * stride - stride // 2, last * stride - stride // 2 + 2 * stride - 1
+        first, last = first - _RESIDUAL_REACH, last + _RESIDUAL_REACH
+    samples = math.prod(downsampling_ratios)
+    before, after = _EDGE_REACH - first, last + _EDGE_REACH - (samples - 1)
+    return math.ceil(max(before, after) / samples)
+
+
+def encode_tile(models: RendererModels, audio: torch.Tensor, tile: Tile) -> torch.Tensor:
+    """The encoder over one tile: the mean of the posterior, not a sample from it.
+
+    Args:
+        models: the loaded models.
+        audio: of the whole recording, float32 on the host, shape ``[2, samples]``; short of the window's end, it is
+            filled up with silence.
+        tile: which frames to encode, and which to keep.
+
+    Returns:
+        Latents of the kept frames on the device, model dtype, shape ``[1, frames, channels]``.
+    """
+    window_start, window_stop = (frame * SAMPLES_PER_FRAME for frame in tile.window)
+    window = audio[:, window_start:window_stop]
+    window = torch.nn.functional.pad(window, (0, window_stop - window_start - window.shape[-1]))
+    (posterior,) = models.vae.encode(window.unsqueeze(0).to(models.device, models.dtype), return_dict=False)
+    start, stop = (frame - tile.window[0] for frame in tile.kept)
+    latents: torch.Tensor = posterior.mode()[:, :, start:stop].transpose(1, 2)
+    return latents

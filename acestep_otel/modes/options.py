@@ -64,6 +64,11 @@ class Options:
     instrumental: bool = False
     audio_codes: str | None = None
 
+    repainting_start: float = 0.0
+    repainting_end: float | None = None
+    audio_cover_strength: float = 1.0
+    track: tuple[str, ...] = ()
+
     tiny: bool = False
     weights: Literal["checkpoint", "synthetic"] = "checkpoint"
     checkpoint_dir: Path = Path("checkpoints")
@@ -84,12 +89,19 @@ DEFAULTS: Final = Options()
 _NOT_BUILT: Final = (
     "offload_to_cpu", "offload_dit_to_cpu", "quantization",
     "tiers", "tier_with_lm", "tier_skip_compile", "tier_boundary", "tier_batch_boundary",
-    "task_type", "reference_audio", "src_audio",
 )  # fmt: skip
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
 _BUILT_MODES: Final = (*_SINGLE_CALL_MODES, "benchmark")
 _BUILT_BACKENDS: Final = ("auto", "pt")
 _MODES_OF: Final = {
+    # The rows of a benchmark are durations of their own; a source has one already.
+    "task_type": ("profile",),
+    "src_audio": ("profile",),
+    "repainting_start": ("profile",),
+    "repainting_end": ("profile",),
+    "audio_cover_strength": ("profile",),
+    "track": ("profile",),
+    "reference_audio": ("profile", "benchmark"),
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),

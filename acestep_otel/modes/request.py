@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection
-from acestep.types import GenerationRequest, SamplingSettings, SongMetadata, TaskType
+from acestep.checkpoints import TINY_BASE_DIT, TINY_DIT, TINY_LM, ModelSelection
+from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata, TaskType
 from acestep_otel.modes.example import Example
 from acestep_otel.modes.options import Options
 
@@ -14,8 +14,10 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
     """The example, with what the options override.
 
     What the language model is asked to decide is left open even though the example has it: otherwise there would be
-    nothing to decide, and nothing to time. The duration always stays, so that runs are comparable.
+    nothing to decide, and nothing to time. The duration always stays, so that runs are comparable; only a source has
+    a length of its own, which takes the place of the example's.
     """
+    duration = example.duration if options.src_audio is None else None
     seed = example.seed if options.seed is None else options.seed
     return GenerationRequest(
         caption=example.caption,
@@ -26,8 +28,14 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
             timesignature=None if options.use_cot_metas else example.timesignature,
             language=None if options.use_cot_language else example.language,
         ),
-        duration=example.duration if options.duration is None else options.duration,
+        duration=duration if options.duration is None else options.duration,
         task_type=cast(TaskType, options.task_type),
+        src_audio=options.src_audio,
+        reference_audio=options.reference_audio,
+        repainting_start=options.repainting_start,
+        repainting_end=options.repainting_end,
+        audio_cover_strength=options.audio_cover_strength,
+        track_names=options.track,
         batch_size=example.batch_size if options.batch_size is None else options.batch_size,
         # As everywhere in this model's tools, a negative seed asks for a random one.
         seeds=() if seed < 0 else (seed,),
@@ -46,8 +54,9 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
 def select_models(options: Options, *, with_language_model: bool) -> ModelSelection:
     """The models that the options name; the language model only when it is asked something."""
     language_model = TINY_LM if options.tiny else options.lm_model
+    tiny_dit = TINY_BASE_DIT if options.task_type in BASE_TASKS else TINY_DIT
     return ModelSelection(
-        dit=TINY_DIT if options.tiny else options.config_path,
+        dit=tiny_dit if options.tiny else options.config_path,
         lm=language_model if with_language_model else None,
         weights=options.weights,
         device=options.device,

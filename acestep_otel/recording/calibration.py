@@ -79,7 +79,7 @@ def calibrate_guidance(models: Models, request: GenerationRequest) -> GuidanceSh
     measured run.
     """
     planner = models.planner
-    if planner is None or not request.thinking or request.audio_codes or request.sampling.guidance_scale <= 1:
+    if planner is None or not request.writes_audio_codes or request.sampling.guidance_scale <= 1:
         return None
     if not isinstance(planner.backend, CalibratedBackend):
         return None

@@ -18,6 +18,7 @@ from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
+    from acestep.renderer.vae import TilePlan
     from acestep.types import GenerationRequest, GenerationResult
 
 
@@ -29,6 +30,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
         Seam("acestep.checkpoints", "load_language_model", _load(layer, "planner", "lm")),
         Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
+        Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
         Seam("acestep.renderer.renderer", "Renderer.decode", _vae_decode(layer)),
@@ -67,7 +69,7 @@ def _request_attributes(models: Models, request: GenerationRequest, capture_cont
         semconv.OUTPUT_TYPE: "music",
         semconv.REQUEST_CHOICE_COUNT: request.batch_size,
         semconv.TASK: request.task_type,
-        semconv.THINKING: request.thinking,
+        semconv.THINKING: request.writes_audio_codes,
         semconv.BATCH_SIZE: request.batch_size,
         semconv.DIT_STEPS_REQUESTED: request.inference_steps,
         semconv.CAPTION_LENGTH: len(request.caption),
@@ -127,6 +129,15 @@ def _condition(layer: StageRecorder) -> Wrapper:
     return wrapper
 
 
+def _vae_encode(layer: StageRecorder) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+
+        return layer.stage(semconv.VAE_ENCODE, call, known=lambda: _tiling(call.arguments["plan"], recordings=1))
+
+    return wrapper
+
+
 def _denoise(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
@@ -174,17 +185,23 @@ def _vae_decode(layer: StageRecorder) -> Wrapper:
         def known() -> Attributes:
             plan, latents = call.arguments["plan"], call.arguments["latents"]
             return {
+                **_tiling(plan, recordings=latents.shape[0]),
                 semconv.VAE_RUNG: "cpu" if instance.models.device.type == "cpu" else "gpu",
-                semconv.VAE_TILE_LENGTH: plan.tile_length,
-                semconv.VAE_OVERLAP: plan.overlap,
-                semconv.VAE_TILES: latents.shape[0] * len(plan.tiles),
-                semconv.LATENT_FRAMES: plan.frames,
                 semconv.BATCH_SIZE: latents.shape[0],
             }
 
         return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known)
 
     return wrapper
+
+
+def _tiling(plan: TilePlan, *, recordings: int) -> Attributes:
+    return {
+        semconv.VAE_TILE_LENGTH: plan.tile_length,
+        semconv.VAE_OVERLAP: plan.overlap,
+        semconv.VAE_TILES: recordings * len(plan.tiles),
+        semconv.LATENT_FRAMES: plan.frames,
+    }
 
 
 def _vae_tile(layer: StageRecorder) -> Wrapper:

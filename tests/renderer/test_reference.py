@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from acestep.renderer.conditioning import Conditions, code_latents, encode_conditions, silence_latents
+from acestep.renderer.conditioning import Conditions, ConditionSwitch, encode_conditions
+from acestep.renderer.context import code_latents, context_latents, cover_latents, silence_latents
 from acestep.renderer.guidance import Guidance
 from acestep.renderer.renderer import Renderer
 from acestep.renderer.schedule import make_schedule
@@ -56,6 +57,45 @@ def test_latents_equal_the_reference(renderer, golden, name, settings):
     difference = (latents - golden[name]).abs().max().item()
     print(f"{name}: largest difference {difference:.1e}")
     assert difference < TOLERANCE
+
+
+def cover(renderer, golden, *, cover_steps: int) -> torch.Tensor:
+    """A cover of the source latents, turbo with shift 3."""
+    models, noise = renderer.models, golden["in.noise"]
+
+    def conditions(text: str, source: torch.Tensor, switch: ConditionSwitch | None = None) -> Conditions:
+        encoded = encode_conditions(models, golden[text], golden["in.lyric_hidden_states"])
+        # Without the padding to the shortest song, which the run of the reference did not have.
+        return Conditions(encoded, context_latents(models, source)[:, : noise.shape[1]], switch)
+
+    with torch.inference_mode():
+        text_alone = conditions("in.non_cover_text_hidden_states", silence_latents(models, noise.shape[1]))
+        source = cover_latents(models, golden["in.source_latents"])
+        told = conditions("in.text_hidden_states", source, ConditionSwitch(cover_steps, text_alone))
+        return renderer.denoise(told, make_schedule(8, 3.0), None, noise)
+
+
+@pytest.mark.parametrize(("name", "cover_steps"), [("turbo.cover_src", 8), ("turbo.cover_src_s05", 4)])
+def test_covers_equal_the_reference(renderer, golden, name, cover_steps):
+    difference = (cover(renderer, golden, cover_steps=cover_steps) - golden[name]).abs().max().item()
+    print(f"{name}: largest difference {difference:.1e}")
+    assert difference < TOLERANCE
+
+
+def test_the_comparison_notices_another_cover_strength(renderer, golden):
+    latents = cover(renderer, golden, cover_steps=5)
+    assert (latents - golden["turbo.cover_src_s05"]).abs().max() > 100 * TOLERANCE
+
+
+def test_a_source_is_heard_as_the_codes_of_the_reference(renderer, golden):
+    latents = golden["tokenizer.latents"]
+    tokenizer, silence = renderer.models.audio_tokenizer, renderer.models.condition_encoder.silence_latent
+    quantized, indices = tokenizer.tokenize(latents, silence)
+    assert torch.equal(indices, golden["tokenizer.indices"])
+    assert torch.allclose(quantized, golden["tokenizer.quantized"], atol=TOLERANCE)
+    covered = cover_latents(renderer.models, latents)
+    assert covered.shape == latents.shape
+    assert torch.allclose(covered, golden["tokenizer.detokenized"][:, :63], atol=TOLERANCE)
 
 
 def test_audio_codes_stand_for_the_latents_of_the_reference(renderer, golden):

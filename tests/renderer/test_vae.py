@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep.errors import InvalidRequest
-from acestep.renderer.vae import Tile, plan_tiles, receptive_radius
+from acestep.renderer.vae import Tile, encode_tile, encoder_radius, plan_tiles, receptive_radius
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import SAMPLES_PER_FRAME
 
 
 @pytest.fixture(scope="module")
-def vae():
-    """The tiny VAE in float64: its geometry is that of the real one, only the widths differ."""
-    vae = build_renderer_models("acestep-v15-tiny", device=torch.device("cpu"), dtype=torch.float32).vae
-    return torch.nn.Module.to(vae, torch.float64)
+def models():
+    """The tiny models with their VAE in float64: its geometry is that of the real one, only the widths differ."""
+    models = build_renderer_models("acestep-v15-tiny", device=torch.device("cpu"), dtype=torch.float32)
+    torch.nn.Module.to(models.vae, torch.float64)
+    return replace(models, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def vae(models):
+    return models.vae
 
 
 @st.composite
@@ -92,3 +100,30 @@ def test_nine_frames_of_overlap_are_enough_and_needed(vae, overlap, equal):
             start, stop = ((frame - tile.window[0]) * SAMPLES_PER_FRAME for frame in tile.kept)
             pieces.append(decoded[:, :, start:stop])
     assert torch.allclose(torch.cat(pieces, dim=-1), whole, rtol=0, atol=1e-12) == equal
+
+
+def test_encoder_radius_is_what_the_encoder_really_hears(vae):
+    radius = encoder_radius(vae.config.downsampling_ratios)
+    frames, centre = 41, 20
+    audio = torch.randn(
+        1, 2, frames * SAMPLES_PER_FRAME, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    changed = audio.clone()
+    changed[:, :, centre * SAMPLES_PER_FRAME : (centre + 1) * SAMPLES_PER_FRAME] += 1.0
+    with torch.inference_mode():
+        difference = (vae.encode(changed).latent_dist.mean - vae.encode(audio).latent_dist.mean).abs().sum(dim=(0, 1))
+    touched = (difference > 0).nonzero().flatten()
+    assert max(centre - touched.min().item(), touched.max().item() - centre) == radius == 7
+
+
+@pytest.mark.parametrize(("overlap", "equal"), [(7, True), (6, False)])
+def test_seven_frames_of_overlap_are_enough_and_needed_to_encode(models, overlap, equal):
+    frames = 60
+    audio = torch.randn(2, frames * SAMPLES_PER_FRAME - 700, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(audio, (0, 700)).double()
+    with torch.inference_mode():
+        whole = models.vae.encode(padded.unsqueeze(0)).latent_dist.mean.transpose(1, 2)
+        tiles = plan_tiles(frames, 24, overlap).tiles
+        tiled = torch.cat([encode_tile(models, audio, tile) for tile in tiles], dim=1)
+    assert len(tiles) > 3
+    assert torch.allclose(tiled, whole, rtol=0, atol=1e-12) == equal
