@@ -11,7 +11,8 @@ help:  ## Show this list
 
 demo: $(VENV)/.installed  ## Make a song on the CPU with tiny built-in models and show where the time went
 	$(BIN)/python profile_inference.py --tiny --thinking --use-cot-metas --use-cot-caption \
-		--output-dir output --trace-output output/trace.jsonl --benchmark-output output/result.json
+		--output-dir output --trace-output output/trace.jsonl --benchmark-output output/result.json \
+		--report output/report.html
 
 test: $(VENV)/.installed-test lint types  ## Run ruff, mypy --strict and pytest
 	$(BIN)/python -m pytest

@@ -203,6 +203,7 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     option("--checkpoint-dir", type=_FOLDER, default=DEFAULTS.checkpoint_dir, help="Folder that holds the models."),
     option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
     option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
+    option("--report", type=_FILE, show_default="none", help="Write an HTML page with charts of the run."),
     option(
         "--lyrics-token-limit",
         type=int,

@@ -40,6 +40,7 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.cells import Cell, CellResult, Failure, Figures
 from acestep_otel.report.environment import Environment
+from acestep_otel.report.html import Report, write_report
 from acestep_otel.report.matrix_table import render_matrix, render_spread
 from acestep_otel.report.results import RunResult, result_document, write_result
 from acestep_otel.report.spans import measured_runs
@@ -58,7 +59,7 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     detail = detail_level(options.detail)
     if detail is Detail.OFF or telemetry.disabled:
         raise SetupError("a benchmark takes its figures from the trace: switch tracing on again (--detail stage)")
-    for path in (options.benchmark_output, options.trace_output):
+    for path in (options.benchmark_output, options.report, options.trace_output):
         if path is not None:
             require_writable(path)
     example = load_example(options.example)
@@ -82,8 +83,8 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
             run.run()
         finally:
             run.report()
-    if failed := sum(result.failure is not None for result in run.results.values()):
-        raise RunFailed(f"{failed} of {len(matrix.cells)} cells failed")
+    if run.failure is not None:
+        raise RunFailed(run.failure)
 
 
 @dataclass
@@ -185,6 +186,12 @@ class _Benchmark:
         """The rows so far, in the matrix's order."""
         return [self.results[cell] for cell in self.matrix.cells if cell in self.results]
 
+    @property
+    def failure(self) -> str | None:
+        """How many cells failed, as a line; ``None`` when none did."""
+        failed = sum(result.failure is not None for result in self.results.values())
+        return f"{failed} of {len(self.matrix.cells)} cells failed" if failed else None
+
     def write(self) -> None:
         """Write the result file, if one was asked for."""
         if self.options.benchmark_output is None:
@@ -204,7 +211,7 @@ class _Benchmark:
         write_result(self.options.benchmark_output, document)
 
     def report(self) -> None:
-        """Print the table and write the trace file."""
+        """Print the table, and write the page and the trace file."""
         if rows := self.rows:
             click.echo(f"\n{render_matrix(rows)}\n")
             if self.options.repeat > 1:
@@ -214,8 +221,24 @@ class _Benchmark:
                 click.echo(f"{result.cell}: {result.failure.type}: {result.failure.message}")
         if len(rows) < len(self.matrix.cells):
             click.echo(f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells.")
+        if self.options.report is not None:
+            write_report(
+                self.options.report,
+                Report(
+                    mode=self.options.mode,
+                    environment=self.environment,
+                    arguments=asdict(self.options),
+                    matrix=rows,
+                    failure=self.failure,
+                ),
+            )
         self.telemetry.write_trace_file()
-        for label, path in (("Result", self.options.benchmark_output), ("Trace", self.options.trace_output)):
+        files = (
+            ("Result", self.options.benchmark_output),
+            ("Report", self.options.report),
+            ("Trace", self.options.trace_output),
+        )
+        for label, path in files:
             if path is not None and path.exists():
                 click.echo(f"{label + ':':<8} {path}")
 

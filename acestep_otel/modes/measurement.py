@@ -26,6 +26,7 @@ from acestep_otel.providers import Telemetry
 from acestep_otel.recording import warmup
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.environment import Environment
+from acestep_otel.report.html import Report, write_report
 from acestep_otel.report.results import RunResult, result_document, write_result
 from acestep_otel.report.spans import Run, measured_runs
 from acestep_otel.report.statistics import token_statistics
@@ -81,7 +82,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
         OSError: the result or the trace could not be written.
     """
     detail = detail_level(options.detail)
-    for path in (options.benchmark_output, options.trace_output, *examination_files(options)):
+    for path in (options.benchmark_output, options.report, options.trace_output, *examination_files(options)):
         if path is not None:
             require_writable(path)
 
@@ -131,6 +132,7 @@ def _report(
     for line in _lines(options, outcome, run):
         click.echo(line)
     songs = outcome.songs if outcome is not None else ()
+    environment = Environment.current()
     if options.benchmark_output is not None:
         entry = RunResult(
             run=run,
@@ -141,15 +143,24 @@ def _report(
         )
         write_result(
             options.benchmark_output,
-            result_document(
-                mode=options.mode, environment=Environment.current(), arguments=asdict(options), results=[entry]
+            result_document(mode=options.mode, environment=environment, arguments=asdict(options), results=[entry]),
+        )
+    if options.report is not None:
+        write_report(
+            options.report,
+            Report(
+                mode=options.mode,
+                environment=environment,
+                arguments=asdict(options),
+                runs=measured[-1:],
+                failure=None if error is None else f"{type(error).__name__}: {error}",
             ),
         )
     telemetry.write_trace_file()
-    for label, paths in (("Song", songs), ("Result", (options.benchmark_output,)), ("Trace", (options.trace_output,))):
-        for path in paths:
-            if path is not None:
-                click.echo(f"{label + ':':<8} {path}")
+    files = (("Result", options.benchmark_output), ("Report", options.report), ("Trace", options.trace_output))
+    for label, path in (*(("Song", song) for song in songs), *files):
+        if path is not None:
+            click.echo(f"{label + ':':<8} {path}")
 
 
 def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterator[str]:

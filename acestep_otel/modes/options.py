@@ -74,6 +74,7 @@ class Options:
     checkpoint_dir: Path = Path("checkpoints")
     output_dir: Path = Path("output")
     audio_format: str = "flac"
+    report: Path | None = None
     lyrics_token_limit: int = 2_048
     no_progress: bool = False
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from acestep_otel.report.breakdown import Breakdown
+from acestep_otel.report.rows import Row, breakdown_rows
 
 _TITLE_RULE: Final = "=" * 100
 _RULE: Final = "  " + "─" * 61
@@ -20,39 +20,35 @@ def render_breakdown(breakdown: Breakdown) -> str:
     Columns start at 2, 37 and 52; seconds have two decimals, percentages one. ``—`` stands for a figure that does
     not exist: a share of a count or of an average, guidance that was not calibrated, the average of no steps.
     """
+    rows = list(breakdown_rows(breakdown))
+    lines = [
+        _line(row, is_last_child=row.is_child and not below.is_child)
+        for row, below in zip(rows, [*rows[1:], rows[0]], strict=True)
+    ]
     return "\n".join(
         [
             "TIME COSTS BREAKDOWN",
             _TITLE_RULE,
             f"  {'Component':<35}{'Time (s)':<15}% of Total",
             _RULE,
-            *_rows(breakdown),
+            *lines[:-1],
             _RULE,
-            _timed("Wall Time (total)", breakdown.wall, breakdown),
+            lines[-1],
         ]
     )
 
 
-def _rows(breakdown: Breakdown) -> Iterator[str]:
-    yield _timed("LLM Planning (total)", breakdown.planner, breakdown)
-    yield _timed(_BRANCH + "Token generation", breakdown.token_generation, breakdown)
-    yield _timed(_BRANCH + "Constrained decoding", breakdown.constrained_decoding, breakdown)
-    yield _timed(_LAST_BRANCH + "CFG overhead", breakdown.guidance, breakdown)
-    yield _timed("DiT Diffusion (total)", breakdown.diffusion, breakdown)
-    average = breakdown.step_average
-    yield _row(_BRANCH + "Per-step average", _ABSENT if average is None else f"{average:.2f}")
-    yield _row(_LAST_BRANCH + "Steps", str(breakdown.steps))
-    yield _timed("VAE Decode", breakdown.vae_decode, breakdown)
-    yield _timed("Audio Save", breakdown.audio_save, breakdown)
-    yield _timed("Other / Overhead", breakdown.other, breakdown)
+def _line(row: Row, *, is_last_child: bool) -> str:
+    branch = (_LAST_BRANCH if is_last_child else _BRANCH) if row.is_child else ""
+    return f"  {branch + row.label:<35}{_value(row):<14}{_share(row):>6}".rstrip()
 
 
-def _timed(component: str, seconds: float | None, breakdown: Breakdown) -> str:
-    if seconds is None:
-        return _row(component, _ABSENT)
+def _value(row: Row) -> str:
+    if row.value is None:
+        return _ABSENT
     # Rounding can leave a residual such as -0.00; adding zero takes the sign off.
-    return _row(component, f"{round(seconds, 2) + 0.0:.2f}", f"{round(breakdown.share(seconds), 1) + 0.0:.1f}%")
+    return str(row.value) if row.component == "steps" else f"{round(row.value, 2) + 0.0:.2f}"
 
 
-def _row(component: str, value: str, share: str = f"{_ABSENT:<4}") -> str:
-    return f"  {component:<35}{value:<14}{share:>6}".rstrip()
+def _share(row: Row) -> str:
+    return f"{_ABSENT:<4}" if row.percent is None else f"{round(row.percent, 1) + 0.0:.1f}%"
