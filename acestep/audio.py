@@ -91,13 +91,21 @@ def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac") -> Pa
     Raises:
         AudioWriteError: a format that cannot be written here, or a file that cannot be (directory, full disk).
     """
-    entry = require_format(format)
-    path = path_stem.with_name(path_stem.name + entry.suffix)
+    path = song_path(path_stem, format)
     try:
-        _write_atomically(path, _encode(audio, entry))
+        _write_atomically(path, _encode(audio, require_format(format)))
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioWriteError(f"{path} could not be written: {error}") from error
     return path
+
+
+def song_path(path_stem: Path, format: str) -> Path:
+    """Where ``save_audio`` writes a song.
+
+    Raises:
+        AudioWriteError: a format that cannot be written here.
+    """
+    return path_stem.with_name(path_stem.name + require_format(format).suffix)
 
 
 def require_readable(path: Path) -> float:

@@ -79,6 +79,8 @@ def _generate(
     if save_dir is not None:
         audio.check_output_directory(save_dir)
     seeds = resolve_seeds(request)
+    if save_dir is not None:
+        _require_recordings_kept(request, save_dir, seeds)
     source = _source(request)
     reference = None if request.reference_audio is None else audio.load_reference(request.reference_audio)
     plan = _plan(models, request, source, seeds, progress)
@@ -144,10 +146,23 @@ def resolve_seeds(request: GenerationRequest) -> tuple[int, ...]:
 
 def save_songs(songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
     """Write every song to ``directory`` and return the songs with their paths."""
+    stems = _path_stems(directory, [song.seed for song in songs])
     return tuple(
-        replace(song, path=audio.save_audio(song.audio, directory / f"song-{number}-seed{song.seed}", audio_format))
-        for number, song in enumerate(songs, start=1)
+        replace(song, path=audio.save_audio(song.audio, stem, audio_format))
+        for song, stem in zip(songs, stems, strict=True)
     )
+
+
+def _path_stems(directory: Path, seeds: Sequence[int]) -> list[Path]:
+    return [directory / f"song-{number}-seed{seed}" for number, seed in enumerate(seeds, start=1)]
+
+
+def _require_recordings_kept(request: GenerationRequest, save_dir: Path, seeds: Sequence[int]) -> None:
+    """A song of the same name replaces an earlier one, but never the recording that it is made from."""
+    targets = {audio.song_path(stem, request.audio_format).resolve() for stem in _path_stems(save_dir, seeds)}
+    for recording in (request.src_audio, request.reference_audio):
+        if recording is not None and recording.resolve() in targets:
+            raise InvalidRequest(f"the song would replace {recording}: choose another output directory")
 
 
 def _source(request: GenerationRequest) -> Source | None:

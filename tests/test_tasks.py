@@ -139,3 +139,15 @@ def test_a_silent_reference_is_refused(tiny_models, source, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros((48_000, 2)), 48_000)
     with pytest.raises(AudioReadError, match=r"silence\.wav is silent"):
         generate_music(tiny_models, ask("cover", source, reference_audio=tmp_path / "silence.wav"))
+
+
+@pytest.mark.parametrize("field", ["src_audio", "reference_audio"])
+def test_a_song_never_replaces_the_recording_that_it_is_made_from(tiny_models, source, tmp_path, field):
+    path = source.rename(tmp_path / "song-2-seed8.flac")
+    before = path.read_bytes()
+    request = ask("cover" if field == "src_audio" else "text2music", source, batch_size=2, src_audio=None)
+    request = replace(request, **{field: path})
+    with pytest.raises(InvalidRequest, match=r"would replace .*song-2-seed8\.flac: choose another output directory"):
+        generate_music(tiny_models, request, save_dir=tmp_path / "." / "below" / "..")
+    assert path.read_bytes() == before
+    generate_music(tiny_models, request, save_dir=tmp_path / "songs")
