@@ -27,9 +27,9 @@ LEFT_OUT = {
     "--config-path", "--lm-model", "--weights", "--device", "--lm-backend", "--duration", "--inference-steps",
 }  # fmt: skip
 LEFT_OUT_ALONE = {"--tiny"}
-SMALLEST = (
-    "--tiny", "--device", "cpu", "--duration", "10", "--inference-steps", "2", "--lyrics-token-limit", "16",
-)  # fmt: skip
+SMALLEST = ("--tiny", "--device", "cpu", "--inference-steps", "2", "--lyrics-token-limit", "16")
+# A song made from a recording is as long as that.
+SHORTEST = ("--duration", "10")
 
 BUILT_IN_PART = {"mode", "lm_backend"}
 """Some of their values work, others end with "not available yet"."""
@@ -53,7 +53,7 @@ def made_small(arguments: list[str]) -> list[str]:
             next(rest)
         elif argument not in LEFT_OUT_ALONE:
             kept.append(argument)
-    return [*kept, *SMALLEST]
+    return [*kept, *SMALLEST, *(() if "--src-audio" in kept else SHORTEST)]
 
 
 def run(line: str) -> int:
@@ -86,6 +86,7 @@ def test_the_rule_keeps_what_a_command_is_about() -> None:
     assert made_small(["--weights", "synthetic", "--thinking", "--duration", "30", "--tiny"]) == [
         "--thinking",
         *SMALLEST,
+        *SHORTEST,
     ]
 
 
