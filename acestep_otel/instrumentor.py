@@ -2,7 +2,7 @@
 
 Usage
 -----
-Zero code: ``opentelemetry-instrument python service.py``. In code::
+Zero code, with the package ``opentelemetry-distro``: ``opentelemetry-instrument python service.py``. In code::
 
     from acestep_otel.instrumentor import AceStepInstrumentor
 
