@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 from acestep.types import Progress
@@ -22,7 +30,36 @@ _WHOLE_BENCHMARK_SECONDS: Final = 86_400.0
 """Time back to which finished cells count for the estimate of what is left: rich's 30 s are less than one cell."""
 
 
-class ProgressBars:
+class _TerminalBars:
+    """Bars on standard error while the block runs; none without a terminal."""
+
+    def __init__(
+        self,
+        *columns: ProgressColumn,
+        enabled: bool,
+        console: Console | None,
+    ) -> None:
+        console = Console(stderr=True) if console is None else console
+        self._bars = Bars(
+            *columns,
+            console=console,
+            refresh_per_second=_REDRAWS_PER_SECOND,
+            speed_estimate_period=_WHOLE_BENCHMARK_SECONDS,
+            transient=True,
+            disable=not (enabled and console.is_terminal),
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+
+class ProgressBars(_TerminalBars):
     """A bar per stage on standard error; called by the engine (``acestep.types.ProgressCallback``).
 
     Used as a context manager, once per run.
@@ -36,29 +73,17 @@ class ProgressBars:
             enabled: whether the user wants bars; without a terminal there are none either way.
             console: where they are drawn; standard error when not given.
         """
-        console = Console(stderr=True) if console is None else console
-        self._bars = Bars(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            enabled=enabled,
             console=console,
-            refresh_per_second=_REDRAWS_PER_SECOND,
-            transient=True,
-            disable=not (enabled and console.is_terminal),
         )
         self._label = label
         self._tasks: dict[str, TaskID] = {}
         self._last_update = 0.0
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def __call__(self, progress: Progress) -> None:
         """Show how far a stage is."""
@@ -75,7 +100,7 @@ class ProgressBars:
         self._bars.update(self._tasks[progress.stage], completed=progress.done, total=progress.total)
 
 
-class CellBar:
+class CellBar(_TerminalBars):
     """One bar over the cells of a benchmark, with the time that is left, on standard error.
 
     Used as a context manager, once per benchmark. Cells count by the seconds of audio they make, or the time left would
@@ -90,30 +115,17 @@ class CellBar:
             enabled: whether the user wants a bar; without a terminal there is none either way.
             console: where it is drawn; standard error when not given.
         """
-        console = Console(stderr=True) if console is None else console
-        self._bars = Bars(
+        super().__init__(
             TextColumn("cell {task.fields[number]}/{task.fields[cells]}: {task.description}"),
             BarColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            enabled=enabled,
             console=console,
-            refresh_per_second=_REDRAWS_PER_SECOND,
-            speed_estimate_period=_WHOLE_BENCHMARK_SECONDS,
-            transient=True,
-            disable=not (enabled and console.is_terminal),
         )
         self._task = self._bars.add_task("", total=sum(map(_weight, cells)), cells=len(cells), number=0, visible=False)
         self._started = 0
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def start(self, cell: Cell) -> None:
         """Show the cell that runs now."""
