@@ -26,12 +26,13 @@ def load(options: argparse.Namespace) -> Models:
 
 
 def request(options: argparse.Namespace) -> GenerationRequest:
-    """One song, everything given but the caption's rewrite, so that both planner phases run when thinking."""
+    """Songs with everything given but the caption's rewrite, so that both planner phases run when thinking."""
     return GenerationRequest(
         caption=CAPTION,
         lyrics=LYRICS,
         metadata=SongMetadata(bpm=112, keyscale="A minor", timesignature="4", language="en"),
         duration=options.duration,
+        batch_size=options.batch_size,
         seeds=(42,),
         inference_steps=options.inference_steps,
         thinking=options.thinking,
