@@ -202,5 +202,5 @@ def _duration(
     if request.duration is not None:
         return request.duration
     if metadata.duration is not None:
-        return float(min(max(metadata.duration, DURATION_RANGE[0]), DURATION_RANGE[1]))
+        return float(metadata.duration)
     return DEFAULT_DURATION

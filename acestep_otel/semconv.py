@@ -4,7 +4,7 @@ Spans, attributes and metrics are declared here and nowhere else; code imports t
 are those of the OpenTelemetry GenAI conventions (schema gen-ai/1.42.0); everything the conventions have no name
 for is ``acestep.*``. Units are UCUM. Durations held in attributes are seconds.
 
-Three clocks appear in ``acestep.clock``:
+Two clocks appear in ``acestep.clock``:
 
 * ``host``: ``perf_counter_ns`` read on the host, mapped to wall time once per trace.
 * ``cuda_event``: events recorded on the CUDA stream, read after the request's own synchronisation. Such a span says
@@ -132,7 +132,7 @@ DIT_STEP = _span(
 VAE_DECODE = _span(
     "acestep.vae.decode",
     "Latents to audio on the host: all tiles, and the copy to the host, which is the request's own "
-    "synchronisation. Device clock for the tiles, end on the host clock.",
+    "synchronisation. Device clock.",
     GENERATE_MUSIC,
 )
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)

@@ -6,7 +6,7 @@
 Spans go to a batch processor with an exporter that throws them away: the cost of making them is in, the network is
 not. Two figures are given. The first compares wall time of pairs of songs; its interval is a bootstrap of the median
 over pairs, wide where the host is shared. The second adds up the time that the calling thread spends in the layer's
-own functions during further songs: it leaves out the bare wrappers (about a microsecond per wrapped call), and is
+own functions during further songs: it leaves out the bare wrappers (half a microsecond per wrapped call), and is
 precise on any host.
 """
 

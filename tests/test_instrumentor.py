@@ -27,7 +27,9 @@ from acestep.types import GenerationRequest, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import calibrate_guidance, warmup
+from acestep_otel.recording.clock import HostClock
 from acestep_otel.recording.stages import RequestRecording
+from acestep_otel.recording.vram import VramTracker
 
 SONG = GenerationRequest(
     caption="a caption nobody may see",
@@ -344,11 +346,33 @@ def test_an_interrupt_passes_through_and_is_recorded(traced, tiny_models):
     assert root.attributes[semconv.ERROR_TYPE] == "KeyboardInterrupt"
 
 
-def test_faults_of_the_tracing_layer_never_reach_the_song(traced, tiny_models, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [(RequestRecording, ("begin", "end")), (HostClock, ("mark",)), (VramTracker, ("begin",)), (VramTracker, ("end",))],
+)
+def test_faults_of_the_tracing_layer_never_reach_the_song(traced, tiny_models, monkeypatch, owner, names):
     traced.instrument()
-    for name in ("begin", "end"):
-        monkeypatch.setattr(RequestRecording, name, lambda *a, **k: 1 / 0)
+    for name in names:
+        monkeypatch.setattr(owner, name, lambda *a, **k: 1 / 0)
     assert generate_music(tiny_models, SONG).songs[0].audio.abs().max() > 0.5
+
+
+@pytest.mark.parametrize(("owner", "name"), [(HostClock, "mark"), (VramTracker, "end")])
+def test_a_fault_costs_what_it_would_have_measured_and_not_the_trace(traced, tiny_models, monkeypatch, owner, name):
+    traced.instrument(detail="stage")
+    started = []
+    original = getattr(owner, name)
+
+    def fails_after_the_start(*args):
+        started.append(1)
+        # A mark that begins a stage succeeds, the one that ends it does not.
+        return 1 / 0 if name == "end" or len(started) % 2 == 0 else original(*args)
+
+    monkeypatch.setattr(owner, name, fails_after_the_start)
+    generate_music(tiny_models, replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False))
+    (root,) = traced.named("generate_music")
+    stages = [s.name for s in traced.spans if s.parent and s.parent.span_id == root.context.span_id]
+    assert stages == ["acestep.condition", "acestep.dit", "acestep.vae.decode"]
 
 
 def test_captions_and_lyrics_stay_off_spans_unless_asked_for(traced, tiny_models, monkeypatch):

@@ -46,7 +46,7 @@ class Clock(Protocol):
     name: str
 
     def mark(self) -> Mark:
-        """Mark this moment; costs about a microsecond and never waits."""
+        """Mark this moment without waiting for anything."""
 
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
         """Unix times in integer nanoseconds, one per mark, in order. Each mark is resolved at most once."""

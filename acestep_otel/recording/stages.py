@@ -1,6 +1,6 @@
 """What one request did: a tree of stages with marks, built while it runs and turned into telemetry after it.
 
-The engine's seams call ``begin`` and ``end``. Both cost a few microseconds, create no span and never raise: a fault
+The engine's seams call ``begin`` and ``end``. Both cost some ten microseconds, create no span and never raise: a fault
 in here loses telemetry, not a song.
 """
 
@@ -84,13 +84,16 @@ class RequestRecording:
         return stage
 
     def end(self, stage: Stage, error: BaseException | None = None, *, tracks_memory: bool = False) -> None:
-        """Close a stage, and any that an exception left open inside it."""
-        stage.end = self.clock.mark() if stage.device_clock else host_mark()
+        """Close a stage, and any that was left open inside it."""
         stage.error = error
-        if tracks_memory:
-            stage.peak = self._vram.end(self.device)
+        # The host's time stands when the device's clock fails: a stage without an end would cost the whole trace.
+        stage.end = host_mark()
         while self._open and self._open.pop() is not stage:
             pass
+        if stage.device_clock:
+            stage.end = self.clock.mark()
+        if tracks_memory:
+            stage.peak = self._vram.end(self.device)
 
 
 _current: ContextVar[RequestRecording | None] = ContextVar("acestep_otel_recording", default=None)

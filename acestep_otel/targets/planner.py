@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
 from acestep_otel.recording.calibration import CALIBRATION
+from acestep_otel.recording.clock import Mark
 from acestep_otel.recording.layer import Attributes, Call, StageRecorder
 from acestep_otel.recording.phase import PhaseRecord
-from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage, current_recording
+from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage, current_recording, never_raises
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
@@ -109,14 +110,21 @@ def _running_phase() -> tuple[RequestRecording, PhaseRecord] | None:
     return recording, recording.innermost.phase
 
 
+@never_raises
+def _mark(recording: RequestRecording) -> Mark:
+    return recording.clock.mark()
+
+
 def _prefill(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     running = _running_phase()
     if running is None:
         return wrapped(*args, **kwargs)
     recording, phase = running
-    start = recording.clock.mark()
+    start = _mark(recording)
     result = wrapped(*args, **kwargs)
-    phase.prefills.append((start, recording.clock.mark()))
+    end = _mark(recording)
+    if start is not None and end is not None:
+        phase.prefills.append((start, end))
     return result
 
 
@@ -125,7 +133,8 @@ def _decode_pass(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, .
     result = wrapped(*args, **kwargs)
     if running is not None:
         recording, phase = running
-        phase.passes.append(recording.clock.mark())
+        if (mark := _mark(recording)) is not None:
+            phase.passes.append(mark)
     return result
 
 
