@@ -15,6 +15,7 @@ import torch
 
 from acestep.devices import default_dtype, resolve_device
 from acestep.errors import BackendUnavailable, CheckpointNotFound, stage_errors
+from acestep.placement import Placement
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.renderer.models import RendererModels
@@ -45,6 +46,7 @@ class ModelSelection:
         device: see ``acestep.devices.resolve_device``.
         lm_backend: ``auto`` or ``pt``.
         checkpoint_root: folder that names are looked up in.
+        placement: where the models live between uses, and in which form.
         seed: seed of synthetic weights.
     """
 
@@ -54,6 +56,7 @@ class ModelSelection:
     device: str = "auto"
     lm_backend: str = "auto"
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
+    placement: Placement = Placement()
     seed: int = 0
 
 

@@ -16,6 +16,7 @@ from typing import Final, Literal
 import torch
 
 from acestep.errors import InvalidRequest
+from acestep.placement import Placement
 
 TOLERANCE_GIB: Final = 0.5
 """How much less than its nominal size a card may report."""
@@ -74,6 +75,15 @@ class GPUConfig:
     def limits(self, *, with_lm: bool) -> Limits:
         """Limits of a run that has, or has not, a language model in memory."""
         return self.with_lm if with_lm else self.without_lm
+
+    def placement(self, *, skip_compile: bool = False) -> Placement:
+        """How models are placed on such a card; compilation can be skipped where nothing is quantised."""
+        return Placement(
+            offload_to_cpu=self.offload_to_cpu,
+            offload_dit_to_cpu=self.offload_dit_to_cpu,
+            quantization="int8_weight_only" if self.int8 else None,
+            compile=self.int8 or not skip_compile,
+        )
 
     def holds(self, memory: float) -> bool:
         """Whether the tier begins at or below a card's memory in GiB."""
