@@ -56,7 +56,7 @@ class ModelSelection:
     device: str = "auto"
     lm_backend: str = "auto"
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
-    placement: Placement = Placement()
+    placement: Placement = field(default_factory=Placement)
     seed: int = 0
 
 
