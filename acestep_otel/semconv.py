@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
 
-MetricKind = Literal["histogram", "counter", "gauge"]
+MetricKind = Literal["histogram", "counter", "updowncounter", "gauge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,11 @@ VAE_DECODE = _span(
 )
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
+QUEUE_WAIT = _span(
+    "acestep.queue.wait",
+    "A service's request, below the service's own span: from its acceptance until a worker takes it or it is "
+    "cancelled. Host clock.",
+)
 
 
 def stage_of(span_name: str) -> str:
@@ -350,6 +355,17 @@ VRAM_PEAK = _metric(
     "acestep.vram.peak", "gauge", "By", "Peak of the last run of each stage; absent off CUDA.",
     (STAGE, VRAM_KIND, REQUEST_MODEL),
 )  # fmt: skip
+REQUESTS_ACTIVE = _metric(
+    "acestep.requests.active", "updowncounter", "{request}", "Requests that are running now.", (REQUEST_MODEL, STAGE)
+)
+QUEUE_WAIT_DURATION = _metric(
+    "acestep.queue.wait.duration", "histogram", "s", "Duration of acestep.queue.wait.", (OUTCOME,), _DURATION_BUCKETS
+)
+QUEUE_LENGTH = _metric("acestep.queue.length", "updowncounter", "{request}", "Requests waiting for a worker.", ())
+QUEUE_CAPACITY = _metric("acestep.queue.capacity", "gauge", "{request}", "Requests that may wait at most.", ())
+QUEUE_REJECTED = _metric(
+    "acestep.queue.rejected", "counter", "{request}", "Requests turned away because the queue was full.", ()
+)
 _CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
 BENCHMARK_WALL = _metric(
     "acestep.benchmark.wall", "gauge", "s", "Wall time of a benchmark's cell: the median of its runs.", _CELL
