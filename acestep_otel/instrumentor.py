@@ -47,6 +47,7 @@ class AceStepInstrumentor(BaseInstrumentor):
     """Switches the tracing of ``acestep`` on and off."""
 
     _patches: Patches | None = None
+    _layer: TracingLayer | None = None
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """No distribution has to be installed: modules are patched when and if they are imported."""
@@ -64,11 +65,21 @@ class AceStepInstrumentor(BaseInstrumentor):
         )
         self._patches = Patches()
         self._patches.apply(seams(layer))
+        self._layer = layer
 
     def _uninstrument(self, **_kwargs: Any) -> None:
         if self._patches is not None:
             self._patches.remove()
-            self._patches = None
+            self._patches = self._layer = None
+
+    def finish(self, timeout: float = 1.0) -> None:
+        """Before the process exits: end requests that are still running, and emit what waits for the device.
+
+        Args:
+            timeout: seconds to wait for the device.
+        """
+        if self._layer is not None:
+            self._layer.finish(timeout)
 
 
 def _settings(detail: Detail | str | None) -> Settings:

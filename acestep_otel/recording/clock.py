@@ -48,6 +48,9 @@ class Clock(Protocol):
     def mark(self) -> Mark:
         """Mark this moment without waiting for anything."""
 
+    def reached(self, mark: Mark) -> bool:
+        """Whether a mark can be resolved without waiting."""
+
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
         """Unix times in integer nanoseconds, one per mark, in order. Each mark is resolved at most once."""
 
@@ -63,6 +66,10 @@ class HostClock:
     def mark(self) -> Mark:
         """The host's time now."""
         return host_mark()
+
+    def reached(self, mark: Mark) -> bool:  # noqa: ARG002 - the host is always there
+        """At once."""
+        return True
 
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
         """Add the anchor's offset."""
@@ -88,10 +95,13 @@ class CudaEventClock:
         event.record(self._events.current_stream())
         return Mark(time.perf_counter_ns(), event)
 
-    def resolve(self, marks: Sequence[Mark]) -> list[int]:
-        """Read the events, which the request's own synchronisation has completed by now.
+    def reached(self, mark: Mark) -> bool:
+        """Whether the stream has got to the event; asking does not wait for it."""
+        return mark.event is None or bool(mark.event.query())
 
-        After a failed request events may still be pending; then this waits up to one second for the last of them.
+    def resolve(self, marks: Sequence[Mark]) -> list[int]:
+        """Read the events. Where the last one is reached, so are usually the others; else this waits up to a second.
+
         Marks of the host alone, marks that do not complete, and all marks when the anchor does not, keep the host's
         time.
         """

@@ -68,8 +68,27 @@ class Emitter:
         for name, value in chain(common.items(), run.attributes_of(tree)):
             root.set_attribute(name, value)
         run.children_of(tree, root)
-        run.request_metrics(tree, root)
+        self.count(recording.root, tree.seconds, root)
         _close(root, tree, scrub)
+
+    def count(self, request: Stage, seconds: float, span: Span) -> None:
+        """Record the metrics of a whole request, which every request has, sampled or not.
+
+        Args:
+            request: its root, with what is known about it.
+            seconds: it took.
+            span: its span, which exemplars point to.
+        """
+        record = self._instruments.record
+        context = trace.set_span_in_context(span, Context())
+        attributes = metric_attributes(request, request.attributes.get(semconv.REQUEST_MODEL, ""))
+        outcome = "ok" if request.error is None else type(request.error).__name__
+        record(semconv.REQUEST_DURATION, seconds, attributes, context)
+        record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
+        if request.error is None and semconv.AUDIO_DURATION in request.attributes:
+            songs = int(request.attributes.get(semconv.BATCH_SIZE, 0))
+            audio_seconds = songs * float(request.attributes[semconv.AUDIO_DURATION])
+            record(semconv.AUDIO_SECONDS, audio_seconds, attributes, context)
 
 
 class _Emission:
@@ -142,7 +161,7 @@ class _Emission:
     def _stage_metrics(self, node: _Resolved, span: Span) -> None:
         stage, record = node.stage, self._instruments.record
         context = trace.set_span_in_context(span, Context())
-        attributes = self._metric_attributes(stage)
+        attributes = metric_attributes(stage, self._model)
         if stage.name == semconv.DIT_STEP:
             record(semconv.DIT_STEP_DURATION, node.seconds, attributes, context)
             return
@@ -150,7 +169,7 @@ class _Emission:
             record(semconv.VAE_TILE_DURATION, node.seconds, attributes, context)
             return
         record(semconv.STAGE_DURATION, node.seconds, attributes, context)
-        if stage.error is not None and type(stage.error).__name__ in _OUT_OF_MEMORY:
+        if is_out_of_memory(stage.error):
             record(semconv.OUT_OF_MEMORY, 1, attributes, context)
         if stage.peak is not None:
             for kind, value in (("allocated", stage.peak.allocated), ("reserved", stage.peak.reserved)):
@@ -177,29 +196,28 @@ class _Emission:
             if count := node.stage.attributes.get(name, 0):
                 record(semconv.LM_TOKENS_COUNT, float(count), {**attributes, semconv.TOKEN_KIND: kind}, context)
 
-    def request_metrics(self, tree: _Resolved, root: Span) -> None:
-        """Metrics of the whole request."""
-        stage, record = tree.stage, self._instruments.record
-        context = trace.set_span_in_context(root, Context())
-        attributes = self._metric_attributes(stage)
-        outcome = "ok" if stage.error is None else type(stage.error).__name__
-        record(semconv.REQUEST_DURATION, tree.seconds, attributes, context)
-        record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
-        if stage.error is None and semconv.AUDIO_DURATION in stage.attributes:
-            songs = int(stage.attributes.get(semconv.BATCH_SIZE, 0))
-            seconds = float(stage.attributes[semconv.AUDIO_DURATION])
-            record(semconv.AUDIO_SECONDS, songs * seconds, attributes, context)
 
-    def _metric_attributes(self, stage: Stage) -> dict[str, AttributeValue]:
-        attributes: dict[str, AttributeValue] = {
-            semconv.OPERATION_NAME: "generate_content",
-            semconv.PROVIDER_NAME: "ace_step",
-            semconv.STAGE: semconv.stage_of(stage.name),
-            semconv.REQUEST_MODEL: stage.attributes.get(semconv.REQUEST_MODEL, self._model),
-        }
-        if stage.error is not None:
-            attributes[semconv.ERROR_TYPE] = type(stage.error).__name__
-        return attributes
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a stage ended because the device or the host had no memory left."""
+    return type(error).__name__ in _OUT_OF_MEMORY
+
+
+def metric_attributes(stage: Stage, model: AttributeValue) -> dict[str, AttributeValue]:
+    """What a stage's metrics may carry; each metric takes those that its definition lists.
+
+    Args:
+        stage: a stage.
+        model: of its request, for a stage without a model of its own.
+    """
+    attributes: dict[str, AttributeValue] = {
+        semconv.OPERATION_NAME: "generate_content",
+        semconv.PROVIDER_NAME: "ace_step",
+        semconv.STAGE: semconv.stage_of(stage.name),
+        semconv.REQUEST_MODEL: stage.attributes.get(semconv.REQUEST_MODEL, model),
+    }
+    if stage.error is not None:
+        attributes[semconv.ERROR_TYPE] = type(stage.error).__name__
+    return attributes
 
 
 def _resolve(recording: RequestRecording) -> _Resolved:
@@ -208,6 +226,8 @@ def _resolve(recording: RequestRecording) -> _Resolved:
     times = iter(recording.clock.resolve(marks))
     taken = {id(stage): [next(times) for _ in _marks_of(stage)] for stage in _walk(recording.root)}
     start_ns, end_ns, *_ = taken[id(recording.root)]
+    if recording.outlasted:
+        end_ns = max(end_ns, *chain.from_iterable(taken.values()))
     return _nest(recording.root, taken, start_ns, max(start_ns, end_ns))
 
 
@@ -289,6 +309,6 @@ def _close(span: Span, node: _Resolved, scrub: Scrubber) -> None:
     error = node.stage.error
     if error is not None:
         span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
-        span.record_exception(scrub(error), timestamp=node.end_ns, escaped=True)
+        span.record_exception(error, scrub.event(error), timestamp=node.end_ns, escaped=True)
         span.set_status(Status(StatusCode.ERROR, type(error).__name__))
     span.end(end_time=node.end_ns)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+import uuid
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -17,16 +18,21 @@ from opentelemetry.metrics import Meter
 from opentelemetry.trace import Span, Tracer
 
 from acestep_otel import semconv
-from acestep_otel.recording.clock import Clocks
-from acestep_otel.recording.emission import Emitter
+from acestep_otel.recording.annotations import current_annotations
+from acestep_otel.recording.call import Attributes, Call, RequestStart
+from acestep_otel.recording.clock import Clocks, host_mark
+from acestep_otel.recording.deferral import Deferral
+from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.privacy import Scrubber
 from acestep_otel.recording.stages import (
+    UNRECORDED,
     AttributeValue,
     RequestRecording,
     Stage,
     current_recording,
+    inside_request,
     never_raises,
     reset_current,
     set_current,
@@ -37,84 +43,16 @@ from acestep_otel.settings import Detail, Settings
 if TYPE_CHECKING:
     import torch
 
-Attributes = Mapping[str, AttributeValue]
 
-_annotations: ContextVar[Attributes | None] = ContextVar("acestep_otel_annotations", default=None)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """A request that is running: its live root span, and its recording unless it was sampled out."""
 
-
-@contextmanager
-def annotated(attributes: Attributes) -> Iterator[None]:
-    """Put attributes on every span of the requests made inside the block; blocks add up."""
-    token = _annotations.set({**(_annotations.get() or {}), **attributes})
-    try:
-        yield
-    finally:
-        _annotations.reset(token)
-
-
-def warmup() -> AbstractContextManager[None]:
-    """Mark the spans of requests made inside the block with ``acestep.warmup``."""
-    return annotated({semconv.WARMUP: True})
-
-
-@dataclass(frozen=True)
-class Call:
-    """The call that a wrapper stands in for."""
-
-    wrapped: Callable[..., Any]
-    instance: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def run(self) -> Any:
-        """Make the call."""
-        return self.wrapped(*self.args, **self.kwargs)
-
-    @cached_property
-    def arguments(self) -> Mapping[str, Any]:
-        """Every argument by the name of its parameter, however it was passed; defaults included."""
-        signature = _signature(getattr(self.wrapped, "__func__", self.wrapped))
-        owner = () if self.instance is None else (self.instance,)
-        arguments = signature.bind(*owner, *self.args, **self.kwargs)
-        arguments.apply_defaults()
-        return arguments.arguments
-
-
-@lru_cache(maxsize=64)
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestStart:
-    """What is known about a request before it runs.
-
-    Attributes:
-        device: device whose clock and memory are read.
-        attributes: of the root span; samplers see these.
-        user_texts: what must not appear in exception messages.
-    """
-
-    device: torch.device
-    attributes: Attributes
-    user_texts: tuple[str, ...]
-
-
-class StageRecorder(Protocol):
-    """What the seams call: the tracing layer, or whatever else wants to know when a stage starts and ends."""
-
-    @property
-    def settings(self) -> Settings:
-        """What the recorder was told to do."""
-
-    def request(self, name: str, call: Call, start: RequestStart, found: Callable[[Any], Attributes], /) -> Any:
-        """Run a call as a request (``TracingLayer.request``)."""
-
-    def stage(self, name: str, call: Call, /, *args: Any, **details: Any) -> Any:
-        """Run a call as a stage of the current request (``TracingLayer.stage``)."""
-
-    def load(self, call: Call, /, *, model: str, role: str, device: torch.device) -> Any:
-        """Run a model's loading (``TracingLayer.load``)."""
+    root: Stage
+    span: Span
+    recording: RequestRecording | None
+    scrub: Scrubber
+    common: Attributes
 
 
 class TracingLayer:
@@ -129,37 +67,57 @@ class TracingLayer:
         self._tracer = tracer
         self._instruments = Instruments(meter)
         self._emitter = Emitter(tracer, self._instruments, settings.detail)
+        self._start_afresh(run_id)
+        if hasattr(os, "register_at_fork"):
+            # The hook cannot be taken off again, so it must not keep the layer alive.
+            afresh = weakref.WeakMethod(self._start_afresh)
+            os.register_at_fork(after_in_child=lambda: (method := afresh()) and method(uuid.uuid4().hex))
+
+    def _start_afresh(self, run_id: str) -> None:
+        """What belongs to one process: a forked child must not take over its parent's locks, events and requests."""
+        self._run_id = run_id
         self._clocks = Clocks()
         self._vram = VramTracker()
-        self._run_id = run_id
+        self._deferral = Deferral()
+        self._running: dict[int, _Request] = {}
 
-    def request(self, name: str, call: Call, start: RequestStart, found: Callable[[Any], Attributes]) -> Any:
+    def request(
+        self,
+        name: str,
+        call: Call,
+        start: RequestStart,
+        found: Callable[[Any], Attributes],
+        failed: Callable[[Any], BaseException | None] = lambda _: None,
+    ) -> Any:
         """Run a call as a request: the root of a tree. Inside another request it is just run.
+
+        A request that was sampled out is counted and timed on the host; its stages are not looked at.
 
         Args:
             name: name of the root span.
             call: what to run.
             start: what is known before the call.
             found: attributes known from the result.
+            failed: the error that a result stands for, where a library reports failure without raising.
         """
-        started = None if current_recording() is not None else self._start(name, start)
-        if started is None:
+        request = None if inside_request() else self._start(name, start)
+        if request is None:
             return call.run()
-        recording, span = started
-        recording_token = set_current(recording)
-        context_token = otel_context.attach(trace.set_span_in_context(span))
+        recording_token = set_current(request.recording or UNRECORDED)
+        context_token = otel_context.attach(trace.set_span_in_context(request.span))
         error: BaseException | None = None
         try:
             with self._vram.request(start.device):
                 result = call.run()
-            self._describe(recording.root, lambda: found(result))
+            self._describe(request.root, lambda: found(result))
+            error = never_raises(failed)(result)
         except BaseException as raised:
             error = raised
             raise
         finally:
             otel_context.detach(context_token)
             reset_current(recording_token)
-            self._finish(recording, span, error, start.user_texts)
+            self._finish(request, error)
         return result
 
     def stage(
@@ -198,23 +156,76 @@ class TracingLayer:
                 self._describe(stage, known)
             result = call.run()
         except BaseException as error:
-            self._end(recording, stage, error, tracks_memory)
+            self._end(recording, stage, error)
             raise
-        self._end(recording, stage, None, tracks_memory)
+        self._end(recording, stage, None)
         if found is not None:
             self._describe(stage, lambda: found(stage, result))
         return result
 
+    def begin(
+        self,
+        name: str,
+        *,
+        detail: Detail = Detail.STAGE,
+        device_clock: bool = True,
+        tracks_memory: bool = False,
+        known: Callable[[], Attributes] | None = None,
+    ) -> None:
+        """Begin a stage that another seam ends, where no single call covers it; without effect while it is open.
+
+        Args:
+            name: name of the span.
+            detail: level from which on this stage is recorded.
+            device_clock: whether its times come from the device's clock.
+            tracks_memory: whether its memory peak is taken.
+            known: attributes known by now.
+        """
+        recording = current_recording()
+        if recording is None or recording.detail < detail or recording.running(name) is not None:
+            return
+        stage = self._begin(recording, name, device_clock, tracks_memory)
+        if stage is not None and known is not None:
+            self._describe(stage, known)
+
+    def end(self, name: str, found: Callable[[Stage], Attributes] | None = None) -> None:
+        """End a stage that ``begin`` began, and whatever is open inside it; without effect when it is not open.
+
+        Args:
+            name: name of the span.
+            found: attributes known by now.
+        """
+        recording = current_recording()
+        stage = None if recording is None else recording.running(name)
+        if recording is None or stage is None:
+            return
+        self._end(recording, stage, None)
+        if found is not None:
+            self._describe(stage, lambda: found(stage))
+
     def load(self, call: Call, *, model: str, role: str, device: torch.device) -> Any:
         """Run a model's loading in a span of its own, below whatever span is current."""
         attributes = {**self._common(), semconv.MODEL_NAME: model, semconv.MODEL_ROLE: role, semconv.CLOCK: "host"}
-        never_raises(self._vram.begin)(device)
-        start_ns = time.perf_counter_ns()
-        with self._tracer.start_as_current_span(semconv.MODEL_LOAD, attributes=attributes) as span:
-            result = call.run()
-            seconds = (time.perf_counter_ns() - start_ns) / 1e9
-            self._loaded(span, seconds, model, device)
-            return result
+        # Loading beside a running request uses the same memory counters, so it counts as one more request.
+        with nullcontext() if inside_request() else self._vram.request(device):
+            never_raises(self._vram.begin)(device)
+            start_ns = time.perf_counter_ns()
+            with self._tracer.start_as_current_span(semconv.MODEL_LOAD, attributes=attributes) as span:
+                result = call.run()
+                seconds = (time.perf_counter_ns() - start_ns) / 1e9
+                self._loaded(span, seconds, model, device)
+                return result
+
+    def finish(self, timeout: float) -> None:
+        """End every request that is still running, marked as truncated, and emit what waits for the device.
+
+        Args:
+            timeout: seconds to wait for the device.
+        """
+        for request in list(self._running.values()):
+            request.root.attributes[semconv.TRUNCATED] = True
+            self._finish(request, None)
+        self._deferral.drain(timeout)
 
     @never_raises
     def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:
@@ -226,41 +237,70 @@ class TracingLayer:
         if (peak := self._vram.end(device)) is not None:
             span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
             span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
+            span.set_attribute(semconv.VRAM_SHARED, peak.shared)
             for kind, value in (("allocated", peak.allocated), ("reserved", peak.reserved)):
                 self._instruments.record(semconv.VRAM_PEAK, value, {**attributes, semconv.VRAM_KIND: kind})
 
     def _common(self) -> dict[str, AttributeValue]:
-        return {semconv.RUN_ID: self._run_id, **(_annotations.get() or {})}
+        return {semconv.RUN_ID: self._run_id, **current_annotations()}
 
     @never_raises
-    def _start(self, name: str, start: RequestStart) -> tuple[RequestRecording, Span]:
-        recording = RequestRecording(
-            name,
-            clock=self._clocks.for_device(start.device),
-            device=start.device,
-            detail=self.settings.detail,
-            vram=self._vram,
-        )
-        recording.root.attributes.update(start.attributes)
-        span = self._tracer.start_span(
-            name, start_time=time.time_ns(), attributes={**self._common(), **start.attributes}
-        )
-        return recording, span
+    def _start(self, name: str, start: RequestStart) -> _Request:
+        common = self._common()
+        span = self._tracer.start_span(name, start_time=time.time_ns(), attributes={**common, **start.attributes})
+        recording = None
+        if span.is_recording():
+            recording = RequestRecording(
+                name,
+                clock=self._clocks.for_device(start.device),
+                device=start.device,
+                detail=self.settings.detail,
+                vram=self._vram,
+            )
+        root = Stage(name, host_mark(), device_clock=False) if recording is None else recording.root
+        root.attributes.update(start.attributes)
+        request = _Request(root, span, recording, Scrubber(start.user_texts), common)
+        self._running[id(request)] = request
+        self._count_active(request, 1)
+        return request
 
     @never_raises
-    def _finish(
-        self, recording: RequestRecording, span: Span, error: BaseException | None, user_texts: tuple[str, ...]
-    ) -> None:
+    def _finish(self, request: _Request, error: BaseException | None) -> None:
+        # Whoever takes it out finishes it: its own thread, or shutdown.
+        if self._running.pop(id(request), None) is None:
+            return
+        self._count_active(request, -1)
+        recording = request.recording
+        if recording is None:
+            self._finish_unrecorded(request, error)
+            return
         recording.end(recording.root, error)
-        self._emitter.emit(recording, span, Scrubber(user_texts), self._common())
+        emit = partial(self._emitter.emit, recording, request.span, request.scrub, request.common)
+        if recording.reached:
+            emit()
+        else:
+            recording.outlasted = True
+            self._deferral.add(lambda: recording.reached, emit)
+
+    def _finish_unrecorded(self, request: _Request, error: BaseException | None) -> None:
+        root = request.root
+        root.error = error
+        self._emitter.count(root, (time.perf_counter_ns() - root.start.host_ns) / 1e9, request.span)
+        if is_out_of_memory(error):
+            attributes = metric_attributes(root, "") | {semconv.STAGE: getattr(error, "stage", root.name)}
+            self._instruments.record(semconv.OUT_OF_MEMORY, 1, attributes)
+        request.span.end()
+
+    def _count_active(self, request: _Request, change: int) -> None:
+        self._instruments.record(semconv.REQUESTS_ACTIVE, change, metric_attributes(request.root, ""))
 
     @never_raises
     def _begin(self, recording: RequestRecording, name: str, device_clock: bool, tracks_memory: bool) -> Stage:
         return recording.begin(name, device_clock=device_clock, tracks_memory=tracks_memory)
 
     @never_raises
-    def _end(self, recording: RequestRecording, stage: Stage, error: BaseException | None, tracks_memory: bool) -> None:
-        recording.end(stage, error, tracks_memory=tracks_memory)
+    def _end(self, recording: RequestRecording, stage: Stage, error: BaseException | None) -> None:
+        recording.end(stage, error)
 
     @never_raises
     def _describe(self, stage: Stage, attributes: Callable[[], Attributes]) -> None:

@@ -7,12 +7,12 @@ from typing import Any, Final
 from torch.profiler import record_function
 
 from acestep_otel import semconv
-from acestep_otel.recording.layer import Call
+from acestep_otel.recording.call import Call
 from acestep_otel.settings import Settings
 
 
 class ProfilerRanges:
-    """Stands in for the tracing layer at the seams (``acestep_otel.recording.layer.StageRecorder``).
+    """Stands in for the tracing layer at the seams (``acestep_otel.recording.recorder.StageRecorder``).
 
     Attributes:
         settings: the defaults, which capture no content.

@@ -42,6 +42,7 @@ class Stage:
         error: the exception that ended it.
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
+        tracks_memory: whether its memory peak is taken when it ends.
     """
 
     name: str
@@ -53,12 +54,20 @@ class Stage:
     error: BaseException | None = None
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
+    tracks_memory: bool = False
 
 
 class RequestRecording:
     """The tree of one request, and the stack of its open stages.
 
     A request is run by one thread at a time, so the stack needs no lock.
+
+    Attributes:
+        clock: takes the marks of stages on the device.
+        device: that the request runs on.
+        detail: how deep the tree goes.
+        root: the outermost stage.
+        outlasted: whether the device was still at work when the request returned.
     """
 
     def __init__(self, root: str, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
@@ -68,6 +77,8 @@ class RequestRecording:
         self._vram = vram
         self.root = Stage(root, host_mark(), device_clock=False)
         self._open = [self.root]
+        self.outlasted = False
+        self._latest: Mark | None = None
 
     @property
     def innermost(self) -> Stage:
@@ -78,33 +89,62 @@ class RequestRecording:
         """Open a stage inside the innermost one."""
         if tracks_memory:
             self._vram.begin(self.device)
-        stage = Stage(name, self.clock.mark() if device_clock else host_mark(), device_clock)
+        start = self._device_mark() if device_clock else host_mark()
+        stage = Stage(name, start, device_clock, tracks_memory=tracks_memory)
         self._open[-1].children.append(stage)
         self._open.append(stage)
         return stage
 
-    def end(self, stage: Stage, error: BaseException | None = None, *, tracks_memory: bool = False) -> None:
-        """Close a stage, and any that was left open inside it."""
-        stage.error = error
-        # The host's time stands when the device's clock fails: a stage without an end would cost the whole trace.
-        stage.end = host_mark()
-        while self._open and self._open.pop() is not stage:
-            pass
-        if stage.device_clock:
-            stage.end = self.clock.mark()
-        if tracks_memory:
-            stage.peak = self._vram.end(self.device)
+    def end(self, stage: Stage, error: BaseException | None = None) -> None:
+        """Close a stage, and any that was left open inside it; one that is closed already stays as it is."""
+        if stage not in self._open:
+            return
+        position = self._open.index(stage)
+        closing, self._open[position:] = self._open[position:], []
+        for inner in closing:
+            # The host's time stands when the device's clock fails: a stage without an end would cost the whole trace.
+            inner.error, inner.end = error, host_mark()
+        for inner in reversed(closing):
+            if inner.device_clock:
+                inner.end = self._device_mark()
+            if inner.tracks_memory:
+                inner.peak = self._vram.end(self.device)
+
+    def running(self, name: str) -> Stage | None:
+        """The innermost open stage of a name; ``None`` when there is none."""
+        return next((stage for stage in reversed(self._open) if stage.name == name), None)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the device has done everything that was marked."""
+        return self._latest is None or self.clock.reached(self._latest)
+
+    def _device_mark(self) -> Mark:
+        self._latest = self.clock.mark()
+        return self._latest
 
 
-_current: ContextVar[RequestRecording | None] = ContextVar("acestep_otel_recording", default=None)
+class Unrecorded:
+    """Stands in for the recording of a request that was sampled out."""
+
+
+UNRECORDED: Final = Unrecorded()
+
+_current: ContextVar[RequestRecording | Unrecorded | None] = ContextVar("acestep_otel_recording", default=None)
 
 set_current: Final = _current.set
 reset_current: Final = _current.reset
 
 
+def inside_request() -> bool:
+    """Whether this context is running a request, recorded or not."""
+    return _current.get() is not None
+
+
 def current_recording() -> RequestRecording | None:
     """The recording of the request that this context is running; ``None`` when there is none."""
-    return _current.get()
+    current = _current.get()
+    return current if isinstance(current, RequestRecording) else None
 
 
 def never_raises(

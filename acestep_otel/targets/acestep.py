@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
-from acestep_otel.recording.layer import Attributes, Call, RequestStart, StageRecorder
+from acestep_otel.recording.call import Attributes, Call, RequestStart
+from acestep_otel.recording.recorder import StageRecorder
 from acestep_otel.recording.stages import AttributeValue, Stage, never_raises
 from acestep_otel.settings import Detail
 from acestep_otel.targets import planner, songwriting

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
 from acestep_otel.recording.calibration import CALIBRATION
+from acestep_otel.recording.call import Attributes, Call
 from acestep_otel.recording.clock import Mark
-from acestep_otel.recording.layer import Attributes, Call, StageRecorder
 from acestep_otel.recording.phase import PhaseRecord
+from acestep_otel.recording.recorder import StageRecorder
 from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage, current_recording, never_raises
 from acestep_otel.targets.seam import Seam, Wrapper
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
-from acestep_otel.recording.layer import Attributes, Call, RequestStart, StageRecorder
+from acestep_otel.recording.call import Attributes, Call, RequestStart
+from acestep_otel.recording.recorder import StageRecorder
 from acestep_otel.recording.stages import AttributeValue, never_raises
 from acestep_otel.targets.seam import Seam, Wrapper
 
