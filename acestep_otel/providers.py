@@ -12,12 +12,10 @@ import os
 import platform
 import sys
 import threading
-import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.json.file import FileSpanExporter
@@ -39,11 +37,7 @@ from acestep_otel import semconv
 from acestep_otel.files import replacing
 from acestep_otel.otlp import metric_exporter, otlp_target, span_exporter
 from acestep_otel.report.spans import FinishedSpan
-
-SHUTDOWN_SECONDS: Final = 5.0
-"""The longest that traces and metrics together may delay the exit of the process."""
-_ABORT_SECONDS: Final = 0.5
-"""Of these, how long an exporter may take to notice that it was shut down."""
+from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
 
 class SpanCollector(SpanProcessor):
@@ -174,33 +168,16 @@ class Telemetry:
             return
         self._shut_down = True
         self.collector.end_open_spans()
-        deadline = time.monotonic() + timeout
-        flush_seconds = max(0.0, timeout - _ABORT_SECONDS)
-        # The SDK's own shutdown waits for up to half a minute when nobody answers, so it runs aside.
-        deliveries = [
-            self._in_background(self.tracer_provider.shutdown),
-            self._in_background(lambda: self.meter_provider.shutdown(timeout_millis=flush_seconds * 1000)),
-        ]
-        _join(deliveries, deadline - _ABORT_SECONDS)
-        if any(delivery.is_alive() for delivery in deliveries):
-            self._log.report(f"telemetry was not delivered within {timeout:g} s and is dropped")
-            aborts = [
-                self._in_background(exporter.shutdown)
-                for exporter in (self._span_exporter, self._metric_exporter)
-                if exporter is not None
-            ]
-            _join([*aborts, *deliveries], deadline)
-
-    def _in_background(self, action: Callable[[], object]) -> threading.Thread:
-        def deliver() -> None:
-            try:
-                action()
-            except Exception as error:
-                self._log.report(f"telemetry could not be delivered: {error}")
-
-        thread = threading.Thread(target=deliver, daemon=True)
-        thread.start()
-        return thread
+        exporters = (self._span_exporter, self._metric_exporter)
+        deliver_within(
+            timeout,
+            [
+                lambda _: self.tracer_provider.shutdown(),
+                lambda seconds: self.meter_provider.shutdown(timeout_millis=seconds * 1000),
+            ],
+            [exporter.shutdown for exporter in exporters if exporter is not None],
+            report=self._log.report,
+        )
 
 
 class DeliveryLog(logging.Handler):
@@ -250,8 +227,3 @@ def _version() -> str:
         return version("acestep-otel")
     except PackageNotFoundError:
         return "0+checkout"
-
-
-def _join(threads: list[threading.Thread], deadline: float) -> None:
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))

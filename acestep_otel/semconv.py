@@ -199,6 +199,7 @@ BENCHMARK_CELL = _attribute(
 BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
 )
+TRACE_FORCED = _attribute("acestep.trace.force", bool, "True on spans of a request that a caller's header had traced.")
 TRUNCATED = _attribute("acestep.truncated", bool, "True when shutdown closed the span before its work had ended.")
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
 HOST_DURATION = _attribute(

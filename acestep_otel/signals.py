@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,6 +24,13 @@ def exit_on_terminate() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def exit_on_terminate_from_now_on() -> None:
+    """The same for the rest of the process, where nobody else has decided what SIGTERM does."""
+    undecided = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if undecided and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit)
 
 
 def _exit(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -1,0 +1,58 @@
+"""The end of telemetry: delivered if that can be done in time, given up when it cannot.
+
+The SDK's own shutdown waits for up to half a minute, per signal, when nobody answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+SHUTDOWN_SECONDS: Final = 5.0
+"""The longest that all signals together may delay the exit of the process."""
+_ABORT_SECONDS: Final = 0.5
+"""Of these, how long an exporter may take to notice that it was shut down."""
+
+
+def deliver_within(
+    timeout: float,
+    deliveries: Sequence[Callable[[float], object]],
+    aborts: Sequence[Callable[[], object]] = (),
+    *,
+    report: Callable[[str], None],
+) -> None:
+    """Deliver side by side in threads that do not keep the process alive.
+
+    Args:
+        timeout: seconds for everything.
+        deliveries: shutdowns of providers; each is told how many seconds it has.
+        aborts: shutdowns of exporters, which make a delivery that hangs come back.
+        report: told, in one line, what could not be delivered.
+    """
+    deadline = time.monotonic() + timeout
+    seconds = max(0.0, timeout - _ABORT_SECONDS)
+    running = [_in_background(partial(deliver, seconds), report) for deliver in deliveries]
+    _join(running, deadline - _ABORT_SECONDS)
+    if any(thread.is_alive() for thread in running):
+        report(f"telemetry was not delivered within {timeout:g} s and is dropped")
+        _join([*(_in_background(abort, report) for abort in aborts), *running], deadline)
+
+
+def _in_background(action: Callable[[], object], report: Callable[[str], None]) -> threading.Thread:
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:
+            report(f"telemetry could not be delivered: {error}")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def _join(threads: Sequence[threading.Thread], deadline: float) -> None:
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

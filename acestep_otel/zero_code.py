@@ -1,0 +1,62 @@
+"""What ``opentelemetry-instrument`` does not do for a process that must not be held up: a bounded exit.
+
+Run by ``opentelemetry-instrument`` once everything is instrumented (entry point ``opentelemetry_post_instrument``).
+There the SDK belongs to the agent and not to the application, so its end may be arranged here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from functools import partial
+from multiprocessing import util as process_util
+from typing import Any
+
+from opentelemetry._logs import get_logger_provider
+from opentelemetry.metrics import get_meter_provider
+from opentelemetry.trace import get_tracer_provider
+
+from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
+from acestep_otel.signals import exit_on_terminate_from_now_on
+
+logger = logging.getLogger("acestep_otel")
+
+
+def bound_exit() -> None:
+    """Let the process exit within five seconds whatever the collector does, and flush on SIGTERM too.
+
+    Takes the place of the providers' own shutdown at exit. Processes forked by ``multiprocessing``, which skip the
+    exit handlers, deliver at their end as well.
+    """
+    if not AceStepInstrumentor().is_instrumented_by_opentelemetry:
+        return
+    ending = _Ending([get_tracer_provider(), get_meter_provider(), get_logger_provider()])
+    atexit.register(ending.deliver)
+    process_util.register_after_fork(ending, _deliver_at_the_end_of_a_child)
+    exit_on_terminate_from_now_on()
+
+
+class _Ending:
+    def __init__(self, providers: list[Any]) -> None:
+        self._shutdowns = [provider.shutdown for provider in providers if hasattr(provider, "shutdown")]
+        for shutdown in self._shutdowns:
+            atexit.unregister(shutdown)
+
+    def deliver(self) -> None:
+        start = time.monotonic()
+        AceStepInstrumentor().finish(timeout=1.0)
+        deliver_within(
+            SHUTDOWN_SECONDS - (time.monotonic() - start),
+            [partial(_without_timeout, shutdown) for shutdown in self._shutdowns],
+            report=logger.warning,
+        )
+
+
+def _without_timeout(shutdown: Any, _seconds: float) -> None:
+    shutdown()
+
+
+def _deliver_at_the_end_of_a_child(ending: _Ending) -> None:
+    process_util.Finalize(None, ending.deliver, exitpriority=0)
