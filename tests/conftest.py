@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
+from acestep_otel.instrumentor import AceStepInstrumentor
+from tests.tracing import Traced
 
 # Two threads on a busy two-core machine make tiny models fifty times slower.
 torch.set_num_threads(1)
@@ -13,3 +15,10 @@ torch.set_num_threads(1)
 def tiny_models():
     """The tiny models on the CPU, loaded once; nothing that uses them changes them."""
     return load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))
+
+
+@pytest.fixture
+def traced():
+    """An SDK in memory; the test instruments, and instrumentation is taken off after it."""
+    yield Traced()
+    AceStepInstrumentor().uninstrument()

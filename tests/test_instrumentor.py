@@ -9,11 +9,6 @@ import pytest
 import soundfile
 import torch
 from opentelemetry import trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
 from acestep import checkpoints, inference, songwriting
@@ -30,6 +25,7 @@ from acestep_otel.recording import calibrate_guidance, warmup
 from acestep_otel.recording.clock import HostClock
 from acestep_otel.recording.stages import RequestRecording
 from acestep_otel.recording.vram import VramTracker
+from tests.tracing import tree
 
 SONG = GenerationRequest(
     caption="a caption nobody may see",
@@ -48,55 +44,6 @@ VERBS = {
     "format_sample": lambda planner: format_sample(planner, SONG.caption, SONG.lyrics, settings=SETTINGS),
 }
 OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer)
-
-
-class Traced:
-    def __init__(self):
-        self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider()
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.reader = InMemoryMetricReader()
-        self.meter_provider = MeterProvider([self.reader])
-
-    def instrument(self, **kwargs):
-        AceStepInstrumentor().instrument(tracer_provider=self.provider, meter_provider=self.meter_provider, **kwargs)
-
-    @property
-    def spans(self):
-        return sorted(self.exporter.get_finished_spans(), key=lambda s: (s.start_time, -s.end_time))
-
-    def named(self, name):
-        return [span for span in self.spans if span.name == name]
-
-    def metric(self, definition):
-        data = self.reader.get_metrics_data()
-        for resource in data.resource_metrics:
-            for scope in resource.scope_metrics:
-                for metric in scope.metrics:
-                    if metric.name == definition.name:
-                        return list(metric.data.data_points)
-        return []
-
-
-@pytest.fixture
-def traced():
-    traced = Traced()
-    yield traced
-    AceStepInstrumentor().uninstrument()
-
-
-def tree(spans):
-    """Names as nested lists: a span's children in the order they started."""
-    children = {}
-    for span in spans:
-        children.setdefault(span.parent.span_id if span.parent else None, []).append(span)
-
-    def below(span_id):
-        return [
-            (s.name, below(s.context.span_id)) if children.get(s.context.span_id) else s.name for s in children[span_id]
-        ]
-
-    return below(None)
 
 
 def identities():
