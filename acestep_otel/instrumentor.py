@@ -37,7 +37,7 @@ from opentelemetry.trace import get_tracer
 from acestep_otel import __version__, semconv
 from acestep_otel.recording.layer import TracingLayer
 from acestep_otel.settings import Detail, Settings
-from acestep_otel.targets import acestep, diffusers
+from acestep_otel.targets import acestep, diffusers, upstream
 from acestep_otel.targets.seam import Patches
 
 logger = logging.getLogger("acestep_otel")
@@ -64,7 +64,9 @@ class AceStepInstrumentor(BaseInstrumentor):
             run_id=kwargs.get("run_id") or uuid.uuid4().hex,
         )
         self._patches = Patches()
-        self._patches.apply([*acestep.seams(layer), *diffusers.seams(layer)])
+        self._patches.apply(acestep.seams(layer), acestep.is_imported)
+        self._patches.apply(upstream.seams(layer), lambda: not acestep.is_imported())
+        self._patches.apply(diffusers.seams(layer))
         self._layer = layer
 
     def _uninstrument(self, **_kwargs: Any) -> None:

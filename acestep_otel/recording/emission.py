@@ -271,7 +271,7 @@ def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str,
     if phase.passes_ns:
         yield semconv.LM_TIME_TO_FIRST_TOKEN, (phase.passes_ns[0] - node.start_ns) / 1e9
     sampled = int(node.stage.attributes.get(semconv.LM_SAMPLED_TOKENS, 0))
-    if phase.decode > 0:
+    if phase.decode > 0 and sampled:
         yield semconv.LM_TOKENS_PER_SECOND, sampled * (1 - 1 / len(phase.passes_ns)) / phase.decode
     if (gaps := GapSummary.of(phase.gaps)) is not None:
         yield semconv.LM_TOKEN_GAP_P50, gaps.p50

@@ -6,7 +6,9 @@ layer's sake.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from acestep.checkpoints import Models
     from acestep.renderer.vae import TilePlan
     from acestep.types import GenerationRequest, GenerationResult
+
+
+def is_imported() -> bool:
+    """Whether the package ``acestep`` of this process is this engine; the released one has the same name."""
+    package = sys.modules.get("acestep")
+    return package is not None and PathFinder.find_spec("acestep.renderer", package.__path__) is not None
 
 
 def seams(layer: StageRecorder) -> list[Seam]:
@@ -57,8 +65,14 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
     return RequestStart(
         device=models.device,
         attributes=_request_attributes(models, request, capture_content),
-        user_texts=(request.caption, request.lyrics),
+        user_texts=(request.caption, request.lyrics, *_file_names(request)),
     )
+
+
+def _file_names(request: GenerationRequest) -> Iterator[str]:
+    for path in (request.src_audio, request.reference_audio):
+        if path is not None:
+            yield from (str(path), path.name)
 
 
 def _request_attributes(models: Models, request: GenerationRequest, capture_content: bool) -> dict[str, AttributeValue]:

@@ -17,11 +17,10 @@ from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.recording.layer import TracingLayer
 from acestep_otel.recording.stages import AttributeValue, never_raises
 from acestep_otel.settings import Detail
+from acestep_otel.targets.devices import device_named
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
-    import torch
-
     _Proxy = wrapt.ObjectProxy[Any]
 else:
     _Proxy = wrapt.ObjectProxy
@@ -71,20 +70,11 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(arguments["audio_duration"])
     if capture_content:
         attributes[semconv.CAPTION], attributes[semconv.LYRICS] = "\n".join(captions), "\n".join(lyrics)
-    return RequestStart(_indexed(pipeline._execution_device), attributes, (*captions, *lyrics))
+    return RequestStart(device_named(str(pipeline._execution_device)), attributes, (*captions, *lyrics))
 
 
 def _texts(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _indexed(device: torch.device) -> torch.device:
-    """The device with its number: ``cuda`` alone is whatever device is current."""
-    if str(device) != "cuda":
-        return device
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 class _Song:

@@ -25,11 +25,13 @@ class Seam:
         module: module that defines the function.
         path: name inside it, dotted for a method.
         wrapper: called in the function's place.
+        optional: whether some versions of the library are known to lack it.
     """
 
     module: str
     path: str
     wrapper: Wrapper
+    optional: bool = False
 
 
 class Patches:
@@ -40,17 +42,23 @@ class Patches:
     """
 
     def __init__(self) -> None:
-        self._wanted: dict[str, list[Seam]] = {}
+        self._wanted: dict[str, list[tuple[Seam, Callable[[], bool]]]] = {}
         self._hooked: set[str] = set()
         self._applied: list[tuple[Any, str, Any, bool]] = []
 
-    def apply(self, seams: Iterable[Seam]) -> None:
-        """Patch every seam whose module is loaded; the others follow their module."""
+    def apply(self, seams: Iterable[Seam], present: Callable[[], bool] = lambda: True) -> None:
+        """Patch every seam whose module is loaded; the others follow their module.
+
+        Args:
+            seams: where wrappers go.
+            present: asked when a module is there, whether it is the library that the seams are meant for.
+        """
+        seams = list(seams)
         for seam in seams:
-            self._wanted.setdefault(seam.module, []).append(seam)
-        for module in self._wanted:
+            self._wanted.setdefault(seam.module, []).append((seam, present))
+        for module in {seam.module: None for seam in seams}:
             if module in sys.modules:
-                self._patch(sys.modules[module])
+                self._patch_all(sys.modules[module], [seam for seam in seams if seam.module == module and present()])
             elif module not in self._hooked:
                 self._hooked.add(module)
                 wrapt.register_post_import_hook(self._patch, module)
@@ -66,7 +74,10 @@ class Patches:
                 delattr(owner, name)
 
     def _patch(self, module: ModuleType) -> None:
-        for seam in self._wanted.get(module.__name__, ()):
+        self._patch_all(module, [seam for seam, present in self._wanted.get(module.__name__, ()) if present()])
+
+    def _patch_all(self, module: ModuleType, seams: Iterable[Seam]) -> None:
+        for seam in seams:
             *owners, name = seam.path.split(".")
             owner: Any = module
             try:
@@ -75,7 +86,8 @@ class Patches:
                 original = getattr(owner, name)
             except AttributeError:
                 # A name that this version of the library lacks turns off one span, not the layer.
-                logger.warning("no %s.%s in this version: it will not be traced", seam.module, seam.path)
+                level = logging.DEBUG if seam.optional else logging.WARNING
+                logger.log(level, "no %s.%s in this version: it will not be traced", seam.module, seam.path)
                 continue
             own = name in vars(owner)
             self._applied.append((owner, name, vars(owner).get(name, original), own))
