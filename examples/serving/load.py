@@ -1,0 +1,136 @@
+"""Load for the service: ``python -m examples.serving.load --clients 8 --seconds 60``.
+
+Clients in a closed loop: each asks for a song, follows its progress to the end, and asks for the next. With more
+clients than places in the queue the service turns some away, who come again after the time that it names.
+
+The mix, drawn from a seed:
+
+=====  ==================================  ==========================================
+share  song                                how it ends
+=====  ==================================  ==========================================
+50 %   10 s of audio, 4 steps              one in ten is cancelled while it is made
+30 %   20 s of audio, 8 steps              the same
+10 %   two songs of 10 s, 4 steps          the same
+10 %   10 s of audio, 4 steps, thinking    the same
+=====  ==================================  ==========================================
+
+Every request carries a ``traceparent``; one in twenty asks for its trace with ``X-Force-Trace``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+
+MIX: Final[tuple[tuple[float, dict[str, Any]], ...]] = (
+    (0.5, {"duration": 10, "inference_steps": 4}),
+    (0.3, {"duration": 20, "inference_steps": 8}),
+    (0.1, {"duration": 10, "inference_steps": 4, "songs": 2}),
+    (0.1, {"duration": 10, "inference_steps": 4, "thinking": True}),
+)
+CANCELLED_SHARE: Final = 0.1
+FORCED_SHARE: Final = 0.05
+CAPTION: Final = "A driving synth-pop track with a warm analogue bass and gated drums"
+
+
+@dataclass
+class Report:
+    """What the clients saw.
+
+    Attributes:
+        ended: accepted requests by the state they ended in.
+        turned_away: answers 429.
+        latencies: seconds from the accepted request to the finished song.
+        traces: trace id of each accepted request.
+    """
+
+    ended: Counter[str] = field(default_factory=Counter)
+    turned_away: int = 0
+    latencies: list[float] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> int:
+        """Requests that got a place in the queue."""
+        return len(self.traces)
+
+    def latency(self, share: float) -> float:
+        """The latency that a share of the finished songs did not exceed; zero without any."""
+        ranked = sorted(self.latencies)
+        return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else 0.0
+
+
+async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> Report:
+    """Keep clients busy for some time, and let the songs that were begun then come to their end.
+
+    Args:
+        url: of the service.
+        clients: that ask at the same time.
+        seconds: after which no client asks again.
+        seed: of the mix.
+    """
+    report = Report()
+    deadline = time.monotonic() + seconds
+    async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(30, read=None)) as http:
+        await asyncio.gather(*(_client(http, report, deadline, random.Random(seed + i)) for i in range(clients)))
+    return report
+
+
+async def _client(http: httpx.AsyncClient, report: Report, deadline: float, draw: random.Random) -> None:
+    while time.monotonic() < deadline:
+        song = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
+        trace_id = f"{draw.getrandbits(128):032x}"
+        headers = {"traceparent": f"00-{trace_id}-{draw.getrandbits(64):016x}-01"}
+        if draw.random() < FORCED_SHARE:
+            headers["X-Force-Trace"] = "true"
+        start = time.monotonic()
+        answer = await http.post("/songs", json={"caption": CAPTION, **song}, headers=headers)
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            report.turned_away += 1
+            await asyncio.sleep(float(answer.headers["Retry-After"]))
+            continue
+        answer.raise_for_status()
+        report.traces.append(trace_id)
+        state = await _follow(http, answer.headers["Location"], cancel=draw.random() < CANCELLED_SHARE)
+        report.ended[state] += 1
+        if state == "done":
+            report.latencies.append(time.monotonic() - start)
+
+
+async def _follow(http: httpx.AsyncClient, song: str, *, cancel: bool) -> str:
+    state = "lost"
+    async with http.stream("GET", f"{song}/events") as events:
+        async for line in events.aiter_lines():
+            if not line.startswith("data: "):
+                continue
+            state = json.loads(line.removeprefix("data: "))["state"]
+            if cancel and state == "running":
+                cancel = False
+                await http.delete(song)
+    return state
+
+
+def main() -> None:
+    """Load a service, and print what its clients saw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    report = asyncio.run(run_load(options.url, clients=options.clients, seconds=options.seconds, seed=options.seed))
+    print(f"accepted {report.accepted}, turned away {report.turned_away}")
+    print("ended: " + ", ".join(f"{state} {count}" for state, count in sorted(report.ended.items())))
+    print(f"latency of finished songs: p50 {report.latency(0.5):.2f} s, p99 {report.latency(0.99):.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The serving example: its interface, and each request's trace from the caller through queue and thread."""
+
+import json
+import threading
+import time
+
+import pytest
+from fastapi.testclient import TestClient
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+from acestep.errors import OutOfMemory
+from acestep_otel import semconv
+from examples.serving import worker
+from examples.serving.app import create_app
+from tests.tracing import tree
+
+SONG = {"caption": "a caption nobody may see", "duration": 10, "inference_steps": 2, "seed": 1}
+CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+STAGES = [
+    "acestep.condition",
+    ("acestep.dit", ["acestep.dit.step"] * 2),
+    ("acestep.vae.decode", ["acestep.vae.tile"]),
+    "acestep.audio.save",
+]
+
+
+class InMemory:
+    """The service's telemetry, on the test's providers."""
+
+    def __init__(self, traced):
+        self.tracer_provider, self.meter_provider = traced.provider, traced.meter_provider
+
+    def instrument(self, app):
+        FastAPIInstrumentor.instrument_app(
+            app, tracer_provider=self.tracer_provider, excluded_urls="healthz,metrics,events", exclude_spans=["send"]
+        )
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def service(traced, tiny_models):
+    traced.instrument()
+    app = create_app(tiny_models, capacity=2, kept=3, telemetry=InMemory(traced))
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Holds songs back until it is set."""
+    release = threading.Event()
+    original = worker.generate_music
+
+    def wait(*args, **kwargs):
+        assert release.wait(30)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(worker, "generate_music", wait)
+    yield release
+    release.set()
+
+
+def ask(service, headers=None, **changes):
+    return service.post("/songs", json={**SONG, **changes}, headers=headers)
+
+
+def follow(service, song):
+    with service.stream("GET", f"/songs/{song}/events") as events:
+        return [json.loads(line.removeprefix("data: ")) for line in events.iter_lines() if line]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_song_is_made_told_about_and_handed_out(service):
+    answer = ask(service)
+    assert answer.status_code == 202
+    song = answer.json()["id"]
+    events = follow(service, song)
+    assert [events[0]["state"], events[-1]["state"]] == ["waiting", "done"]
+    assert {"state": "running", "stage": "dit", "done": 2, "total": 2} in events
+    audio = service.get(f"{answer.headers['Location']}/audio/1")
+    assert audio.content.startswith(b"fLaC")
+    assert service.get(f"/songs/{song}").json() == {"id": song, "state": "done", "error": None, "songs": 1}
+
+
+def test_the_caller_s_trace_goes_through_the_queue_and_the_thread(service, traced):
+    song = ask(service, headers={"traceparent": CALLER}).json()["id"]
+    follow(service, song)
+    wait_until(lambda: traced.named("generate_music"))
+    posts = [span for span in traced.spans if f"{span.context.trace_id:032x}" in CALLER]
+    assert tree(posts) == [
+        ("POST /songs", ["POST /songs http receive", semconv.QUEUE_WAIT, ("generate_music", STAGES)])
+    ]
+    (root,) = [span for span in posts if span.name == "POST /songs"]
+    assert f"{root.parent.span_id:016x}" in CALLER
+    (waited,) = traced.named(semconv.QUEUE_WAIT)
+    (point,) = traced.metric(semconv.QUEUE_WAIT_DURATION)
+    assert (point.count, dict(point.attributes)) == (1, {semconv.OUTCOME: "ok"})
+    assert point.exemplars[0].span_id == waited.context.span_id
+    assert "nobody may see" not in "".join(span.to_json() for span in traced.spans)
+
+
+def test_callers_that_come_at_once_keep_their_traces_apart(service, traced, held):
+    callers = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2, 3)]
+    songs = [ask(service, headers={"traceparent": callers[0]}).json()["id"]]
+    wait_until(lambda: service.get("/healthz").json()["waiting"] == 0)
+    songs += [ask(service, headers={"traceparent": caller}).json()["id"] for caller in callers[1:]]
+    held.set()
+    for song in songs:
+        assert follow(service, song)[-1]["state"] == "done"
+    wait_until(lambda: len(traced.named("generate_music")) == 3)
+    for number in (1, 2, 3):
+        names = [span.name for span in traced.spans if span.context.trace_id == number]
+        assert names.count("generate_music") == names.count(semconv.QUEUE_WAIT) == 1
+        assert names.count("acestep.dit.step") == 2
+
+
+def test_a_full_queue_turns_callers_away_and_counts_them(service, traced, held):
+    running = ask(service).json()["id"]
+    wait_until(lambda: service.get(f"/songs/{running}").json()["state"] == "running")
+    assert [ask(service).status_code for _ in range(3)] == [202, 202, 429]
+    assert ask(service).headers["Retry-After"] == "2"
+    assert traced.metric(semconv.QUEUE_REJECTED)[0].value == 2
+    assert traced.metric(semconv.QUEUE_LENGTH)[0].value == service.get("/healthz").json()["waiting"] == 2
+    assert traced.metric(semconv.QUEUE_CAPACITY)[0].value == 2
+
+
+def test_a_song_can_be_cancelled_in_the_queue_and_at_work(service, traced, held):
+    running, waiting = (ask(service).json()["id"] for _ in range(2))
+    wait_until(lambda: service.get(f"/songs/{running}").json()["state"] == "running")
+    assert service.delete(f"/songs/{waiting}").json()["state"] == "cancelled"
+    assert service.delete(f"/songs/{running}").status_code == 202
+    held.set()
+    for song in (running, waiting):
+        assert follow(service, song)[-1]["state"] == "cancelled"
+    wait_until(lambda: traced.named("generate_music"))
+    (root,) = traced.named("generate_music")
+    assert root.attributes[semconv.ERROR_TYPE] == "Cancelled"
+    outcomes = {point.attributes[semconv.OUTCOME]: point.count for point in traced.metric(semconv.QUEUE_WAIT_DURATION)}
+    assert outcomes == {"ok": 1, "Cancelled": 1}
+    assert traced.metric(semconv.QUEUE_LENGTH)[0].value == 0
+
+
+def test_a_song_that_runs_out_of_memory_fails_alone(service, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OutOfMemory("out of memory in stage 'dit'", stage="dit")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(worker, "generate_music", fail)
+        failed = follow(service, ask(service).json()["id"])[-1]
+    assert failed == {"state": "failed", "error": "OutOfMemory", "stage": "dit"}
+    assert follow(service, ask(service).json()["id"])[-1]["state"] == "done"
+    assert service.get("/healthz").json() == {"alive": True, "waiting": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"duration": 5}, "10"), ({"seed": -1}, "seed"), ({"lyrics": 3}, "string")]
+)
+def test_what_cannot_be_made_is_refused_at_once(service, changes, said):
+    answer = ask(service, **changes)
+    assert answer.status_code == 422
+    assert said in answer.text
+
+
+def test_songs_nobody_knows_are_404(service):
+    assert service.get("/songs/unknown").status_code == 404
+    assert service.get("/songs/unknown/audio/1").status_code == 404
+
+
+def test_only_the_last_songs_are_kept(service):
+    songs = []
+    for _ in range(5):
+        songs.append(ask(service).json()["id"])
+        follow(service, songs[-1])
+    assert [service.get(f"/songs/{song}").status_code for song in songs] == [404, 404, 200, 200, 200]
+
+
+def test_shutdown_cancels_what_is_left_and_leaves_no_thread(traced, tiny_models, held):
+    traced.instrument()
+    app = create_app(tiny_models, telemetry=InMemory(traced))
+    with TestClient(app) as client:
+        songs = [ask(client).json()["id"] for _ in range(3)]
+        jobs = [app.state.worker.find(song) for song in songs]
+        threading.Timer(0.2, held.set).start()
+    assert [job.state for job in jobs] == ["cancelled"] * 3
+    assert "worker" not in {thread.name for thread in threading.enumerate()}
+    assert traced.metric(semconv.QUEUE_LENGTH)[0].value == 0
+
+
+def test_health_and_metrics_are_for_machines(service):
+    assert service.get("/healthz").status_code == 200
+    assert "# TYPE" in service.get("/metrics").text
