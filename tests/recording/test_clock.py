@@ -106,3 +106,22 @@ def test_only_cuda_has_a_device_clock(device):
 def test_every_request_gets_a_clock_of_its_own():
     clocks = Clocks()
     assert clocks.for_device(torch.device("cpu")) is not clocks.for_device(torch.device("cpu"))
+
+
+def test_requests_that_interleave_on_one_stream_keep_their_own_times():
+    device = FakeEvents()
+    clocks = [CudaEventClock(device), CudaEventClock(device)]
+    marks: list[list[Mark]] = [[], []]
+    for device.now_ms, request in ((0.0, 0), (1.0, 1), (4.0, 0), (9.0, 1)):
+        marks[request].append(clocks[request].mark())
+    device.now_ms = 20.0
+    durations = [end - start for start, end in (clock.resolve(own) for clock, own in zip(clocks, marks, strict=True))]
+    assert durations == [4_000_000, 8_000_000]
+    assert len({id(event) for event in device.returned}) == len(device.returned) == 6
+
+
+def test_a_mark_is_reached_when_its_event_is():
+    device = FakeEvents(anchor_completes=False)
+    clock = CudaEventClock(device)
+    pending = Mark(0, device.take())
+    assert [clock.reached(mark) for mark in (host_mark(), clock.mark(), pending)] == [True, True, False]

@@ -1,0 +1,99 @@
+"""A device that is still at work when the request returns is waited for elsewhere."""
+
+import threading
+
+import pytest
+import torch
+from opentelemetry.metrics import NoOpMeter
+
+from acestep_otel import semconv
+from acestep_otel.recording.call import Call, RequestStart
+from acestep_otel.recording.clock import HostClock
+from acestep_otel.recording.deferral import Deferral
+from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.settings import Settings
+from tests.tracing import Traced, tree
+
+CPU = torch.device("cpu")
+
+
+class SlowDevice(HostClock):
+    """A device whose work takes a tenth of a second longer than the host's, and is done when the test says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = threading.Event()
+
+    def reached(self, mark):
+        return self.done.is_set()
+
+    def resolve(self, marks):
+        return [time + 100_000_000 * (index > 1) for index, time in enumerate(super().resolve(marks))]
+
+
+@pytest.fixture
+def device():
+    return SlowDevice()
+
+
+@pytest.fixture
+def layer(device):
+    traced = Traced()
+    layer = TracingLayer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
+    layer._clocks.for_device = lambda _: device
+    layer.traced = traced
+    return layer
+
+
+def run(layer, work=lambda: "audio"):
+    def song():
+        return layer.stage(semconv.VAE_DECODE, Call(work, None, (), {}))
+
+    start = RequestStart(CPU, {semconv.REQUEST_MODEL: "model"}, ())
+    return layer.request(semconv.GENERATE_MUSIC, Call(song, None, (), {}), start, lambda _: {})
+
+
+def test_the_request_returns_before_the_device_and_its_spans_come_later(layer, device):
+    assert run(layer) == "audio"
+    assert layer.traced.spans == []
+    device.done.set()
+    layer.finish(timeout=5)
+    assert tree(layer.traced.spans) == [("generate_music", ["acestep.vae.decode"])]
+
+
+def test_the_root_lasts_until_the_device_was_done(layer, device):
+    run(layer)
+    device.done.set()
+    layer.finish(timeout=5)
+    root, decode = layer.traced.spans
+    assert root.end_time == decode.end_time
+    assert root.end_time - root.start_time >= 100_000_000
+
+
+def test_a_request_that_is_still_running_is_ended_and_marked_once(layer, device):
+    device.done.set()
+    at_work, go_on = threading.Event(), threading.Event()
+    thread = threading.Thread(target=run, args=(layer, lambda: (at_work.set(), go_on.wait(10))))
+    thread.start()
+    assert at_work.wait(10)
+    layer.finish(timeout=1)
+    go_on.set()
+    thread.join()
+    assert tree(layer.traced.spans) == [("generate_music", ["acestep.vae.decode"])]
+    assert layer.traced.named("generate_music")[0].attributes[semconv.TRUNCATED] is True
+
+
+def test_actions_run_in_order_and_one_that_fails_stops_none():
+    deferral, done = Deferral(), []
+    deferral.add(lambda: True, lambda: 1 / 0)
+    for number in range(3):
+        deferral.add(lambda: True, lambda number=number: done.append(number))
+    deferral.drain(5)
+    assert done == [0, 1, 2]
+
+
+def test_without_work_there_is_no_thread():
+    deferral = Deferral()
+    deferral.add(lambda: True, lambda: None)
+    deferral.drain(5)
+    assert "acestep-otel-deferral" not in {thread.name for thread in threading.enumerate()}
