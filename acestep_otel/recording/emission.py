@@ -225,9 +225,9 @@ def _resolve(recording: RequestRecording) -> _Resolved:
     marks = [mark for stage in _walk(recording.root) for mark in _marks_of(stage)]
     times = iter(recording.clock.resolve(marks))
     taken = {id(stage): [next(times) for _ in _marks_of(stage)] for stage in _walk(recording.root)}
-    start_ns, end_ns, *_ = taken[id(recording.root)]
     if recording.outlasted:
-        end_ns = max(end_ns, *chain.from_iterable(taken.values()))
+        taken[id(recording.root)][1] = max(chain.from_iterable(taken.values()))
+    start_ns, end_ns, *_ = taken[id(recording.root)]
     return _nest(recording.root, taken, start_ns, max(start_ns, end_ns))
 
 
