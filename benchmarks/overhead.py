@@ -1,149 +1,179 @@
-"""What does tracing cost? The same song at detail `step` and not instrumented, in one process, taking turns.
+"""What does tracing cost a song? Off, sampled out, stage, step and token, against no, a live and a dead collector.
 
-    python -m benchmarks.overhead                                                        # tiny models, CPU
-    python -m benchmarks.overhead --device cuda --weights synthetic --duration 240       # true size, GPU
+    python -m benchmarks.overhead                                                              # tiny models, CPU
+    python -m benchmarks.overhead --device cuda --weights synthetic --compile --duration 240   # true size, GPU
 
-Spans go to a batch processor with an exporter that throws them away: the cost of making them is in, the network is
-not. Two figures are given. The first compares wall time of pairs of songs; its interval is a bootstrap of the median
-over pairs, wide where the host is shared. The second adds up the time that the calling thread spends in the layer's
-own functions during further songs: it leaves out the bare wrappers (half a microsecond per wrapped call), and is
-precise on any host.
+All cases take turns in one process, in another order each round, and each song is compared with the untraced song of
+its own round. Four figures, per song:
+
+* added: wall time beyond the untraced song, median and 99th percentile over the rounds. On a host that does other
+  work it scatters by more than tracing costs.
+* in layer: processor time that the calling thread spends in the layer's own functions, in songs of their own.
+  Precise on any host; without the bare wrappers, half a microsecond a call.
+* CPU: processor time of the whole process, the exporter's thread included, beyond the untraced song; median.
+* blocks: memory blocks that a song leaves behind until its telemetry is exported.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import random
 import statistics
+import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
-import wrapt
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 from acestep.inference import generate_music
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.recording.clock import CudaEventClock, HostClock
-from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.shutdown import deliver_within
+from benchmarks.accounting import accounted
+from benchmarks.collectors import dead_collector, live_collector
 from benchmarks.environment import add_model_options, environment, write_result
 from benchmarks.workload import load, request
 
-LAYER = (
-    *((TracingLayer, name) for name in ("_start", "_finish", "_begin", "_end", "_describe")),
-    (HostClock, "mark"),
-    (CudaEventClock, "mark"),
-)
-"""Everything that the layer does on the calling thread, but for the wrappers themselves."""
-ACCOUNTED_SONGS = 5
+DETAILS: Final = ("off", "sampled out", "stage", "step", "token")
+COLLECTORS: Final = ("none", "live", "dead")
 
 
-class Discard(SpanExporter):
-    """Throws spans away."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One song: wall seconds, processor seconds of the process, blocks left behind, seconds in the layer."""
 
-    def export(self, _spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Report success."""
-        return SpanExportResult.SUCCESS
+    wall: float
+    cpu: float
+    blocks: int
+    in_layer: float
+
+
+class Case:
+    """A detail level and a collector, with providers of their own that live as long as the benchmark."""
+
+    def __init__(self, detail: str, collector: str, endpoint: str | None) -> None:
+        self.detail = detail
+        self.collector = collector
+        self._provider = TracerProvider(
+            sampler=ALWAYS_OFF if detail == "sampled out" else ALWAYS_ON, shutdown_on_exit=False
+        )
+        self._exporter = None if endpoint is None else OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=2)
+        if self._exporter is not None:
+            self._provider.add_span_processor(BatchSpanProcessor(self._exporter, schedule_delay_millis=200))
+        self._meter_provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+
+    @contextmanager
+    def instrumented(self) -> Iterator[None]:
+        """The case switched on."""
+        detail = {"sampled out": "step"}.get(self.detail, self.detail)
+        AceStepInstrumentor().instrument(
+            tracer_provider=self._provider, meter_provider=self._meter_provider, detail=detail
+        )
+        try:
+            yield
+        finally:
+            AceStepInstrumentor().uninstrument()
+
+    def close(self) -> None:
+        """End the case's threads."""
+        exporters = [] if self._exporter is None else [self._exporter.shutdown]
+        deliver_within(1, [lambda _: self._provider.shutdown()], exporters, report=lambda _: None)
+
+
+def measured(models: Any, song: Any) -> Sample:
+    """Make a song twice: the first pays for caches that a service pays for once, the second is measured."""
+    generate_music(models, song)
+    gc.collect()
+    gc.disable()
+    try:
+        blocks, cpu, start = sys.getallocatedblocks(), time.process_time(), time.perf_counter()
+        result = generate_music(models, song)
+        wall, cpu, blocks = time.perf_counter() - start, time.process_time() - cpu, sys.getallocatedblocks() - blocks
+        del result
+    finally:
+        gc.enable()
+    with accounted() as spent:
+        generate_music(models, song)
+    return Sample(wall, cpu, blocks, sum(spent.values()))
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that a share of the values does not exceed (nearest rank)."""
+    ranked = sorted(values)
+    return ranked[max(0, -(-int(share * 100) * len(ranked) // 100) - 1)]
+
+
+def summary(case: Case, samples: list[Sample], plain: list[Sample]) -> dict[str, Any]:
+    """One row."""
+    added = [(sample.wall - other.wall) * 1e3 for sample, other in zip(samples, plain, strict=True)]
+    in_layer = [sample.in_layer * 1e3 for sample in samples]
+    return {
+        "detail": case.detail,
+        "collector": case.collector,
+        "song_median_seconds": statistics.median(sample.wall for sample in samples),
+        "added_ms": {"p50": statistics.median(added), "p99": percentile(added, 0.99)},
+        "in_layer_ms": {"p50": statistics.median(in_layer), "p99": percentile(in_layer, 0.99)},
+        "added_cpu_ms": statistics.median((a.cpu - b.cpu) * 1e3 for a, b in zip(samples, plain, strict=True)),
+        "added_blocks": statistics.median(a.blocks - b.blocks for a, b in zip(samples, plain, strict=True)),
+    }
 
 
 def main() -> None:
-    """Alternate, then print both medians and the ratio of each pair."""
+    """Take turns, then print a row per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
-    parser.add_argument("--pairs", type=int, default=15, help="pairs of runs")
-    parser.add_argument("--detail", default="step", choices=["stage", "step", "token"])
+    parser.add_argument("--rounds", type=int, default=15, help="songs of each case that are compared")
     options = parser.parse_args()
+    # The dead collector is meant to be dead.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     if options.device == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(1)
 
-    provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(Discard()))
-    meter_provider = MeterProvider([InMemoryMetricReader()])
-    models, song = load(options), request(options)
-
-    def run(instrumented: bool) -> float:
-        instrumentor = AceStepInstrumentor()
-        if instrumented:
-            instrumentor.instrument(tracer_provider=provider, meter_provider=meter_provider, detail=options.detail)
-        try:
-            # The first run after a switch pays for caches that a service pays for once.
-            generate_music(models, song)
-            gc.collect()
-            start = time.perf_counter()
-            generate_music(models, song)
-            return time.perf_counter() - start
-        finally:
-            if instrumented:
-                instrumentor.uninstrument()
-
-    shuffle = random.Random(0)
-    pairs: list[tuple[float, float]] = []
-    for _ in range(options.pairs):
-        seconds = {instrumented: run(instrumented) for instrumented in shuffle.sample([False, True], 2)}
-        pairs.append((seconds[False], seconds[True]))
-    with accounted() as spent:
-        for _ in range(ACCOUNTED_SONGS):
-            run(True)
-    result = {"detail": options.detail, "pairs": options.pairs, "wall": summary(pairs)}
-    result["in_layer_ms_by_function"] = {name: spent[name] / (2 * ACCOUNTED_SONGS) * 1e3 for name in sorted(spent)}
-    result["in_layer_ms"] = sum(result["in_layer_ms_by_function"].values())
-    result["in_layer_share"] = result["in_layer_ms"] / 1e3 / result["wall"]["plain_median_seconds"]
-    row = result["wall"]
-    low, high = row["ratio_interval_95"]
-    print(f"not instrumented, median    {row['plain_median_seconds']:.4f} s")
-    print(f"detail {options.detail}, median         {row['traced_median_seconds']:.4f} s")
-    print(f"ratio of pairs, median      {row['ratio_median']:.4f}   (95 % interval {low:.4f} ... {high:.4f})")
-    for name, milliseconds in result["in_layer_ms_by_function"].items():
-        print(f"    {name:24}{milliseconds:.3f} ms")
-    print(f"time in the layer per song  {result['in_layer_ms']:.3f} ms  ({result['in_layer_share']:.3%} of the song)")
+    with ExitStack() as stack:
+        endpoints = {
+            "none": None,
+            "live": stack.enter_context(live_collector()),
+            "dead": stack.enter_context(dead_collector()),
+        }
+        cases = [Case(detail, name, endpoints[name]) for detail in DETAILS for name in COLLECTORS]
+        for case in cases:
+            stack.callback(case.close)
+        models, song = load(options), request(options)
+        generate_music(models, song)
+        order = random.Random(0)
+        plain: list[Sample] = []
+        samples: dict[Case, list[Sample]] = {case: [] for case in cases}
+        for _ in range(options.rounds):
+            plain.append(measured(models, song))
+            for case in order.sample(cases, len(cases)):
+                with case.instrumented():
+                    samples[case].append(measured(models, song))
+        rows = [summary(case, samples[case], plain) for case in cases]
+    song_seconds = statistics.median(sample.wall for sample in plain)
+    print(f"song without tracing: {song_seconds:.3f} s, {options.rounds} rounds; milliseconds per song")
+    titles = ("added p50", "added p99", "in layer p50", "in layer p99", "share", "CPU", "blocks")
+    print(f"{'detail':12} {'collector':10}" + "".join(f"{title:>14}" for title in titles))
+    for row in rows:
+        share = row["in_layer_ms"]["p50"] / 1e3 / song_seconds
+        figures = (
+            *(f"{row[figure][rank]:.2f}" for figure in ("added_ms", "in_layer_ms") for rank in ("p50", "p99")),
+            f"{share:.3%}",
+            f"{row['added_cpu_ms']:.2f}",
+            f"{row['added_blocks']:.0f}",
+        )
+        print(f"{row['detail']:12} {row['collector']:10}" + "".join(f"{figure:>14}" for figure in figures))
+    result = {"rounds": options.rounds, "song_median_seconds": song_seconds, "rows": rows}
     write_result(options.output, {"environment": environment(), **result})
-
-
-@contextmanager
-def accounted() -> Iterator[Mapping[str, float]]:
-    """Add up the seconds that the calling thread spends in the layer's functions, each moment once."""
-    spent: dict[str, float] = defaultdict(float)
-    depth = [0]
-
-    def timed(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
-        depth[0] += 1
-        start = time.perf_counter()
-        try:
-            return wrapped(*args, **kwargs)
-        finally:
-            depth[0] -= 1
-            if depth[0] == 0:
-                spent[wrapped.__name__] += time.perf_counter() - start
-
-    originals = {(owner, name): vars(owner)[name] for owner, name in LAYER}
-    for (owner, name), original in originals.items():
-        setattr(owner, name, wrapt.FunctionWrapper(original, timed))
-    try:
-        yield spent
-    finally:
-        for (owner, name), original in originals.items():
-            setattr(owner, name, original)
-
-
-def summary(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Medians over pairs of (plain, traced), with a bootstrap interval of the ratio's median."""
-    ratios = [traced / plain for plain, traced in pairs]
-    draw = random.Random(1)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2_000))
-    return {
-        "plain_median_seconds": statistics.median(plain for plain, _ in pairs),
-        "traced_median_seconds": statistics.median(traced for _, traced in pairs),
-        "added_median_ms": statistics.median(traced - plain for plain, traced in pairs) * 1e3,
-        "ratio_median": statistics.median(ratios),
-        "ratio_interval_95": [medians[49], medians[1949]],
-    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
+from acestep.placement import Placement
 from acestep.types import GenerationRequest, SongMetadata
 
 CAPTION = "A driving synth-pop track with a warm analogue bass, gated drums and an airy female lead vocal."
@@ -21,6 +22,7 @@ def load(options: argparse.Namespace) -> Models:
             lm=lm if options.thinking else None,
             weights="synthetic",
             device=options.device,
+            placement=Placement(compile=options.compile),
         )
     )
 

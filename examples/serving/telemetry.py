@@ -23,8 +23,8 @@ from acestep_otel.sampling import forcible_traceidratio
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
 logger = logging.getLogger("examples.serving")
-UNTRACED = "healthz,metrics"
-"""Paths that are asked every few seconds and say nothing about songs."""
+UNTRACED = "healthz,metrics,events"
+"""Paths that are asked all the time, or for as long as a song takes, and say nothing about it."""
 
 
 def set_up() -> Telemetry | None:
@@ -64,7 +64,7 @@ class Telemetry:
 
     def instrument(self, app: FastAPI) -> None:
         """Trace the HTTP interface as well."""
-        FastAPIInstrumentor.instrument_app(app, excluded_urls=UNTRACED)
+        FastAPIInstrumentor.instrument_app(app, excluded_urls=UNTRACED, exclude_spans=["receive", "send"])
 
     def close(self) -> None:
         """Deliver what is queued, within five seconds."""
