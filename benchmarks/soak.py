@@ -121,11 +121,7 @@ def soak(store: TraceStore, *, seconds: float, clients: int, queue: int) -> dict
     """Load a service of its own, end it, and look at what it left."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    settings = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint,
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
-        "OMP_NUM_THREADS": "1",
-    }
+    export = {"OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
     command = [sys.executable, "-m", "examples.serving", "--tiny", "--port", str(port), "--queue", str(queue)]
     process = subprocess.Popen(command, env={**os.environ, **export})
     try:
