@@ -106,7 +106,8 @@ class CacheWindow:
         capacity = self.cache.capacity
         seen = []
         for buffer, new in ((self.cache.keys, keys), (self.cache.values, values)):
-            rows = buffer[layer, : count * self.stride * capacity].unflatten(0, (-1, capacity))[:: self.stride]
+            slots = buffer[layer, : count * self.stride * capacity]
+            rows = slots.view(-1, capacity, *slots.shape[1:])[:: self.stride]
             rows[row, self.places] = new.transpose(1, 2)
             seen.append(rows[:, : self.length].transpose(1, 2))
         return seen[0], seen[1]

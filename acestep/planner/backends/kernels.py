@@ -2,52 +2,31 @@
 
 A *lane* is one token of a pass: one per row while codes are written, several of one row when a chunk of forced text
 goes in. All lanes share every pass over the weights. Five launches make a layer: projection to queries, keys and
-values; attention; output projection; gate and up projection; down projection. Norms, rotary embedding, the write to the
-cache, activation and residual ride along. Lengths are read on the device, so one recorded launch serves all of them, and
-no result of a lane depends on how many others there are.
+values; attention; output projection; gate and up projection; down projection. Norms, rotary embedding, the write to
+the cache, activation and residual ride along. Lengths are read on the device, so one recorded launch serves all of
+them, and no result of a lane depends on how many others there are.
 
 Needs Triton, which comes with PyTorch's CUDA builds for Linux.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-import torch
 import triton
 import triton.language as tl
 
-from acestep.planner.backends.fused import LANE_LIMIT
-from acestep.planner.models import LanguageModel
-
+LANE_LIMIT: Final = 16
+"""Lanes of one pass: the height of the smallest matrix that tensor cores multiply."""
 SPLITS: Final = 8
 """Programs that share the keys of one lane and head; fixed, so that sums do not depend on the number of lanes."""
 _LANES = tl.constexpr(LANE_LIMIT)
-_KEY_BLOCK: Final = 64
+KEY_BLOCK: Final = 64
+"""Keys that a program looks at together."""
 
 
 @triton.jit
-def _normed_product(
-    x_ptr, norm_ptr, w_ptr, column, lanes, K: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr
-):
-    """Columns of ``(x * norm) @ w.T``, and the sum of squares of each lane's ``x``."""
-    lane = tl.arange(0, _LANES)
-    k = tl.arange(0, K_BLOCK)
-    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
-    w_ptrs = w_ptr + (column + tl.arange(0, N_BLOCK))[:, None].to(tl.int64) * K + k[None, :]
-    squares = tl.zeros((_LANES,), tl.float32)
-    product = tl.zeros((_LANES, N_BLOCK), tl.float32)
-    for start in range(0, K, K_BLOCK):
-        w = tl.load(w_ptrs + start)
-        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0).to(tl.float32)
-        squares += tl.sum(x * x, axis=1)
-        x *= tl.load(norm_ptr + start + k)[None, :].to(tl.float32)
-        product = tl.dot(x.to(w.dtype), tl.trans(w), product, input_precision="ieee")
-    return product, squares
-
-
-@triton.jit
-def _project_inputs(
+def project_inputs(
     x_ptr,
     norm_ptr,
     q_ptr,
@@ -72,15 +51,27 @@ def _project_inputs(
     elif first >= Q:
         w_ptr = k_ptr
         column = first - Q
-    product, squares = _normed_product(x_ptr, norm_ptr, w_ptr, column, lanes, K, N_BLOCK, K_BLOCK)
+    lane = tl.arange(0, _LANES)
+    k = tl.arange(0, K_BLOCK)
+    n = tl.arange(0, N_BLOCK)
+    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
+    w_ptrs = w_ptr + (column + n)[:, None].to(tl.int64) * K + k[None, :]
+    # The norm's scale is one number per lane: it can wait until after the product.
+    squares = tl.zeros((_LANES,), tl.float32)
+    product = tl.zeros((_LANES, N_BLOCK), tl.float32)
+    for start in range(0, K, K_BLOCK):
+        w = tl.load(w_ptrs + start)
+        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0).to(tl.float32)
+        squares += tl.sum(x * x, axis=1)
+        x *= tl.load(norm_ptr + start + k)[None, :].to(tl.float32)
+        product = tl.dot(x.to(w.dtype), tl.trans(w), product, input_precision="ieee")
     product *= tl.rsqrt(squares / K + eps)[:, None]
-    lane = tl.arange(0, _LANES)[:, None]
-    out = out_ptr + lane * (Q + 2 * KV) + first + tl.arange(0, N_BLOCK)[None, :]
-    tl.store(out, product, mask=lane < lanes)
+    out = out_ptr + lane[:, None] * (Q + 2 * KV) + (first + n)[None, :]
+    tl.store(out, product, mask=lane[:, None] < lanes)
 
 
 @triton.jit
-def _gate(
+def gate(
     x_ptr,
     norm_ptr,
     gate_ptr,
@@ -119,7 +110,7 @@ def _gate(
 
 
 @triton.jit
-def _project_onto(
+def project_onto(
     x_ptr, w_ptr, residual_ptr, lanes, K: tl.constexpr, N: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr
 ):
     """Add ``x @ w.T`` to the residual, in place."""
@@ -151,7 +142,7 @@ def _rotated(low, high, norm_ptr, frequencies, place, eps, HALF: tl.constexpr):
 
 
 @triton.jit
-def _attend(
+def attend(
     qkv_ptr,
     q_norm_ptr,
     k_norm_ptr,
@@ -159,12 +150,12 @@ def _attend(
     places_ptr,
     keys_ptr,
     values_ptr,
+    row_slots_ptr,
     partial_ptr,
     maxima_ptr,
     sums_ptr,
     arrivals_ptr,
     out_ptr,
-    row_slots_ptr,
     eps,
     scale,
     TOKENS: tl.constexpr,
@@ -282,128 +273,3 @@ def _attend(
             mixed += weight[:, None] * tl.load(parts, mask=real, other=0.0, cache_modifier=".cg")
         mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
         tl.store(out_ptr + head[:, None] * D + d[None, :], mixed, mask=real)
-
-
-class Scratch:
-    """Memory for attention's shares of one lane after another; used by one pass at a time.
-
-    Args:
-        heads: query heads.
-        kv_heads: key-value heads.
-        head_dim: width of a head.
-        device: where it lives.
-    """
-
-    def __init__(self, heads: int, kv_heads: int, head_dim: int, device: torch.device) -> None:
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        shares = (LANE_LIMIT, heads, SPLITS)
-        self.mixed = torch.empty(*shares, head_dim, device=device)
-        self.maxima = torch.empty(shares, device=device)
-        self.sums = torch.empty(shares, device=device)
-        # Back at zero after every launch.
-        self.arrivals = torch.zeros(LANE_LIMIT, kv_heads, dtype=torch.int32, device=device)
-
-    @classmethod
-    def of(cls, model: LanguageModel) -> Scratch:
-        """For one architecture."""
-        config: Any = model.body.config
-        return cls(config.num_attention_heads, config.num_key_value_heads, config.head_dim, model.device)
-
-
-def run_layer(
-    layer: Any,
-    hidden: torch.Tensor,
-    places: torch.Tensor,
-    frequencies: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    row_slots: torch.Tensor,
-    scratch: Scratch,
-    tokens: int,
-) -> None:
-    """One decoder layer, in place.
-
-    Args:
-        layer: ``Qwen3DecoderLayer``.
-        hidden: the residual stream, shape ``[lanes, hidden]``, contiguous; updated.
-        places: of the lanes in their rows, shape ``[lanes]``; -1 leaves a lane out.
-        frequencies: of the rotary embedding, float32, shape ``[head_dim / 2]``.
-        keys: of this layer, shape ``[slots, kv_heads, head_dim]``; updated.
-        values: the same.
-        row_slots: int64 scalar, slots of each row.
-        scratch: memory for attention.
-        tokens: lanes per row.
-    """
-    lanes, width = hidden.shape
-    attention, mlp = layer.self_attn, layer.mlp
-    q_size, kv_size = scratch.heads * scratch.head_dim, scratch.kv_heads * scratch.head_dim
-    inner = mlp.gate_proj.weight.shape[0]
-    eps = layer.input_layernorm.variance_epsilon
-
-    qkv = hidden.new_empty(lanes, q_size + 2 * kv_size)
-    tile = _tile(kv_size, width)
-    _project_inputs[(qkv.shape[1] // tile["N_BLOCK"],)](
-        hidden,
-        layer.input_layernorm.weight,
-        attention.q_proj.weight,
-        attention.k_proj.weight,
-        attention.v_proj.weight,
-        qkv,
-        lanes,
-        eps,
-        K=width,
-        Q=q_size,
-        KV=kv_size,
-        **tile,
-    )
-    attended = hidden.new_empty(lanes, q_size)
-    _attend[(lanes, scratch.kv_heads, SPLITS)](
-        qkv,
-        attention.q_norm.weight,
-        attention.k_norm.weight,
-        frequencies,
-        places,
-        keys,
-        values,
-        scratch.mixed,
-        scratch.maxima,
-        scratch.sums,
-        scratch.arrivals,
-        attended,
-        row_slots,
-        eps,
-        scratch.head_dim**-0.5,
-        TOKENS=tokens,
-        HEADS=scratch.heads,
-        KV_HEADS=scratch.kv_heads,
-        HALF=scratch.head_dim // 2,
-        KEY_BLOCK=_KEY_BLOCK,
-        SPLITS=SPLITS,
-        num_warps=4,
-        num_stages=3,
-    )
-    tile = _tile(width, q_size)
-    _project_onto[(width // tile["N_BLOCK"],)](
-        attended, attention.o_proj.weight, hidden, lanes, K=q_size, N=width, **tile
-    )
-    activated = hidden.new_empty(lanes, inner)
-    tile = _tile(inner, width)
-    _gate[(inner // tile["N_BLOCK"],)](
-        hidden,
-        layer.post_attention_layernorm.weight,
-        mlp.gate_proj.weight,
-        mlp.up_proj.weight,
-        activated,
-        lanes,
-        eps,
-        K=width,
-        N=inner,
-        **tile,
-    )
-    tile = _tile(width, inner)
-    _project_onto[(width // tile["N_BLOCK"],)](activated, mlp.down_proj.weight, hidden, lanes, K=inner, N=width, **tile)
-
-
-def _tile(n: int, k: int) -> dict[str, int]:
-    """Block sizes for weights of shape ``[n, k]``: narrow enough to give every multiprocessor a block."""
-    return {"N_BLOCK": min(16, n & -n), "K_BLOCK": min(256, k & -k), "num_warps": 4, "num_stages": 4}
