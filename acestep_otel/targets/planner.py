@@ -55,7 +55,7 @@ def _planning(layer: StageRecorder) -> Wrapper:
             call,
             device_clock=False,
             known=known,
-            found=lambda _, written: _summed_tokens(written.phases) | _decode_path(instance.backend),
+            found=lambda _, written: {**_summed_tokens(written.phases), **_decode_path(instance.backend)},
         )
 
     return wrapper
