@@ -1,144 +1,181 @@
-"""Do the spans say what the GPU did? Compares them with torch.profiler's kernel timeline, per stage and per step.
-
-Both look at the same run. The profiler's side is Kineto's GPU ranges: from the first to the last kernel launched
-inside a range that this script opens around the same calls. The spans' side is what the tracing layer exported.
+"""Do the spans say what the GPU did? Compares every one of them with torch.profiler's kernel timeline.
 
     python -m benchmarks.device_clock --device cuda --weights synthetic --thinking --duration 30
+    python -m benchmarks.device_clock --device cuda --weights synthetic --thinking --duration 30 --compile
+    python -m benchmarks.device_clock --device cuda --weights synthetic --duration 30 --captured
+    python -m benchmarks.device_clock --device cuda --weights synthetic --duration 30 --streams 2
+
+Both look at the same run. The spans' side is what the tracing layer exported. The profiler's side is CUPTI's: from the
+first to the last piece of GPU work that was launched inside a range around the same call, whatever stream it ran on and
+whether it was launched alone or in a replayed graph. With two streams, two songs are made at once, each in a thread
+with a stream of its own. `--captured` replays the diffusion transformer as a CUDA graph.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 import tempfile
+import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-import wrapt
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.metrics import NoOpMeter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from acestep.inference import generate_music
-from acestep.planner.backends.pt import PtBackend
-from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
-from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.recording.call import Call
+from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.recording.stages import RequestRecording, Stage, current_recording
+from acestep_otel.settings import Settings
+from acestep_otel.targets import acestep
+from acestep_otel.targets.seam import Patches
+from benchmarks.captured import captured
 from benchmarks.environment import add_model_options, environment, write_result
+from benchmarks.gpu_timeline import Interval, device_intervals, load_events
 from benchmarks.workload import load, request
 
-STAGES = {
-    (Renderer, "condition"): semconv.CONDITION,
-    (Renderer, "denoise_step"): semconv.DIT_STEP,
-    (Renderer, "decode_tile"): semconv.VAE_TILE,
-}
-"""Methods, and the spans around them."""
-PASSES = ((PtBackend, "prefill"), (PtBackend, "decode"))
-"""Methods that together make up `acestep.lm`."""
-
-Interval = tuple[float, float]
-"""Start and end in seconds."""
-
-
-@contextmanager
-def profiler_ranges() -> Iterator[None]:
-    """Open a profiler range around each of these methods, inside whatever else wraps it."""
-    originals = {(owner, name): vars(owner)[name] for owner, name in (*STAGES, *PASSES)}
-
-    def ranged(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        with record_function(f"stage::{type(instance).__name__}.{wrapped.__name__}"):
-            return wrapped(*args, **kwargs)
-
-    for (owner, name), original in originals.items():
-        setattr(owner, name, wrapt.FunctionWrapper(original, ranged))
-    try:
-        yield
-    finally:
-        for (owner, name), original in originals.items():
-            setattr(owner, name, original)
+RANGE: Final = "acestep-range-"
+NUMBER: Final = "benchmark.range"
+"""Attribute that holds the number of the span's range."""
+COMPARED: Final = (
+    semconv.LM_COT,
+    semconv.LM_CODES,
+    semconv.CONDITION,
+    semconv.DIT,
+    semconv.DIT_STEP,
+    semconv.VAE_TILE,
+)
+ALLOWED_SHARE: Final = 0.02
+ALLOWED_SECONDS: Final = 50e-6
 
 
-def gpu_ranges(trace: Path) -> dict[str, list[Interval]]:
-    """Every GPU-side range, by class and method name, in time order."""
-    events = json.loads(trace.read_text())["traceEvents"]
-    found = defaultdict(list)
-    for event in sorted((e for e in events if e.get("cat") == "gpu_user_annotation"), key=lambda e: e["ts"]):
-        if event["name"].startswith("stage::"):
-            start = event["ts"] / 1e6
-            found[event["name"].removeprefix("stage::")].append((start, start + event["dur"] / 1e6))
-    return found
+class RangedLayer(TracingLayer):
+    """The tracing layer with a profiler range around each call, inside the span's marks."""
+
+    _numbers = itertools.count()
+
+    def stage(self, name: str, call: Call, **details: Any) -> Any:
+        """Run a call as a stage, in a range that the stage's number names."""
+        return super().stage(name, Call(partial(self._ranged, call), None, (), {}), **details)
+
+    def _begin(self, recording: RequestRecording, name: str, device_clock: bool, tracks_memory: bool) -> Any:
+        stage = super()._begin(recording, name, device_clock, tracks_memory)
+        if isinstance(stage, Stage):
+            stage.attributes[NUMBER] = next(self._numbers)
+        return stage
+
+    def _ranged(self, call: Call) -> Any:
+        recording = current_recording()
+        if recording is None or NUMBER not in recording.innermost.attributes:
+            return call.run()
+        with record_function(f"{RANGE}{recording.innermost.attributes[NUMBER]}"):
+            return call.run()
 
 
-def compared(name: str, spans: list[Interval], kernels: list[Interval]) -> dict[str, Any]:
-    """One row of the result."""
-    if len(spans) != len(kernels):
-        raise SystemExit(f"{name}: {len(spans)} spans but {len(kernels)} profiler ranges")
-    mine, theirs = ([end - start for start, end in intervals] for intervals in (spans, kernels))
-    differences = [a - b for a, b in zip(mine, theirs, strict=True)]
+def rows_of(spans: list[ReadableSpan], kernels: dict[str, Interval]) -> list[dict[str, Any]]:
+    """One row per kind of span: how far its spans are from their own kernels."""
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for span in spans:
+        interval = kernels.get(str((span.attributes or {}).get(NUMBER)))
+        if interval is not None and span.name in COMPARED:
+            pairs[span.name].append((((span.end_time or 0) - (span.start_time or 0)) / 1e9, interval[1] - interval[0]))
+    return [compared(name, pairs[name]) for name in COMPARED if name in pairs]
+
+
+def compared(name: str, pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """A row, from pairs of the span's and the profiler's seconds."""
+    differences = [mine - theirs for mine, theirs in pairs]
+    close = [abs(mine - theirs) <= max(ALLOWED_SHARE * theirs, ALLOWED_SECONDS) for mine, theirs in pairs]
     return {
         "span": name,
-        "count": len(spans),
-        "span_seconds": sum(mine),
-        "profiler_seconds": sum(theirs),
-        "ratio": sum(mine) / sum(theirs),
+        "count": len(pairs),
+        "span_seconds": sum(mine for mine, _ in pairs),
+        "profiler_seconds": sum(theirs for _, theirs in pairs),
+        "ratio": sum(mine for mine, _ in pairs) / sum(theirs for _, theirs in pairs),
         "median_difference_ms": statistics.median(differences) * 1e3,
         "largest_difference_ms": max(map(abs, differences)) * 1e3,
+        "within_2_percent_or_50_us": sum(close),
     }
 
 
-def envelope(intervals: list[Interval]) -> list[Interval]:
-    """From the first start to the last end."""
-    return [(min(start for start, _ in intervals), max(end for _, end in intervals))]
+def make_songs(models: Any, song: Any, streams: int) -> None:
+    """One song on the current stream, or several at once on streams of their own."""
+    if streams == 1:
+        generate_music(models, song)
+        return
+
+    def one() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            generate_music(models, song)
+
+    threads = [threading.Thread(target=one) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def main() -> None:
-    """Run once under both, print a row per stage."""
+    """Run under both, print a row per kind of span."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
+    parser.add_argument("--captured", action="store_true", help="replay the diffusion transformer as a CUDA graph")
+    parser.add_argument("--streams", type=int, default=1, help="songs made at once, each on a stream of its own")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this comparison needs a CUDA device")
+    if options.captured and options.streams > 1:
+        parser.error("a recorded graph has one set of buffers: leave out --captured or --streams")
 
-    exporter = InMemorySpanExporter()
+    exporter, patches = InMemorySpanExporter(), Patches()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    layer = RangedLayer(provider.get_tracer("benchmark"), NoOpMeter("benchmark"), Settings(), run_id="benchmark")
     models, song = load(options), request(options)
-    with profiler_ranges(), tempfile.TemporaryDirectory() as folder:
-        instrumentor = AceStepInstrumentor()
-        instrumentor.instrument(tracer_provider=provider)
-        generate_music(models, song)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if options.captured:
+            stack.enter_context(captured(models.renderer.models.transformer))
+        # As many songs before the measured ones as there are shapes to compile and graphs to record.
+        for _ in range(2):
+            make_songs(models, song, options.streams)
+        patches.apply(acestep.seams(layer))
+        stack.callback(patches.remove)
+        make_songs(models, song, options.streams)
         exporter.clear()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            generate_music(models, song)
-        instrumentor.uninstrument()
-        profiler.export_chrome_trace(str(Path(folder) / "trace.json"))
-        kernels = gpu_ranges(Path(folder) / "trace.json")
+        with profile(
+            activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
+            experimental_config=_ExperimentalConfig(profile_all_threads=True),
+        ) as profiler:
+            make_songs(models, song, options.streams)
+        profiler.export_chrome_trace(str(folder / "trace.json"))
+        kernels = device_intervals(load_events(folder / "trace.json"), RANGE)
 
-    spans = defaultdict(list)
-    for span in sorted(exporter.get_finished_spans(), key=lambda span: span.start_time or 0):
-        spans[span.name].append(((span.start_time or 0) / 1e9, (span.end_time or 0) / 1e9))
-    rows = [
-        compared(name, spans[name], kernels[f"{owner.__name__}.{method}"]) for (owner, method), name in STAGES.items()
-    ]
-    # Ranges of the profiler do not nest on the GPU's side, so a stage is what its parts span.
-    rows.insert(1, compared(semconv.DIT, spans[semconv.DIT], envelope(kernels["Renderer.denoise_step"])))
-    if options.thinking:
-        passes = [interval for owner, method in PASSES for interval in kernels[f"{owner.__name__}.{method}"]]
-        rows.insert(0, compared(semconv.LM, spans[semconv.LM], envelope(passes)))
-
-    titles = ("count", "span s", "profiler s", "ratio", "median diff ms", "max diff ms")
-    print(f"{'span':24} {titles[0]:>5} {titles[1]:>9} {titles[2]:>10} {titles[3]:>7} {titles[4]:>14} {titles[5]:>12}")
+    rows = rows_of(list(exporter.get_finished_spans()), kernels)
+    titles = ("count", "span s", "profiler s", "ratio", "median diff ms", "max diff ms", "2 % or 50 us")
+    print(f"{'span':20}" + "".join(f"{title:>15}" for title in titles))
     for row in rows:
-        print(
-            f"{row['span']:24} {row['count']:>5} {row['span_seconds']:>9.4f} {row['profiler_seconds']:>10.4f} "
-            f"{row['ratio']:>7.4f} {row['median_difference_ms']:>14.3f} {row['largest_difference_ms']:>12.3f}"
+        figures = (
+            row["count"],
+            f"{row['span_seconds']:.4f}",
+            f"{row['profiler_seconds']:.4f}",
+            f"{row['ratio']:.4f}",
+            f"{row['median_difference_ms']:.3f}",
+            f"{row['largest_difference_ms']:.3f}",
+            f"{row['within_2_percent_or_50_us']} of {row['count']}",
         )
+        print(f"{row['span']:20}" + "".join(f"{figure:>15}" for figure in figures))
     write_result(options.output, {"environment": environment(), "rows": rows})
 
 
