@@ -10,8 +10,10 @@ Zero code, with the package ``opentelemetry-distro``: ``opentelemetry-instrument
     ...
     AceStepInstrumentor().uninstrument()
 
-The engine is wrapped from outside, at named functions; it does not know about this package. Not instrumented means
-not patched. Times on a CUDA device come from events on the stream; nothing here synchronises.
+Traced are this engine (``acestep``), ``diffusers.AceStepPipeline`` used directly, and the released package
+``ace-step``, whichever of them is imported. They are wrapped from outside and do not know about this package. Not
+instrumented means not patched. Times on a CUDA device come from events on the stream; nothing here synchronises. A
+request that is sampled out is counted and not recorded.
 
 Configuration
 -------------

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from tests.receivers import http_receiver
-from tests.services import INSTRUMENT, ROOT, variables
+from tests.receivers import grpc_receiver, http_receiver
+from tests.services import INSTRUMENT, ROOT, service, variables
 
 SERVICE = """
 import torch
@@ -55,3 +55,30 @@ def test_the_entry_points_lead_somewhere():
         found = [e for e in entry_points(group=f"opentelemetry_{group}") if e.name.startswith("acestep")]
         assert found, group
         assert all(callable(entry.load()) for entry in found)
+
+
+def test_a_header_forces_a_trace_that_the_sampler_would_have_left_out(tmp_path):
+    program = (
+        "from opentelemetry import context, propagate\n"
+        "song()\n"
+        "context.attach(propagate.extract({'x-force-trace': 'true'}))\n"
+        "song()\n"
+    )
+    sampling = {
+        "OTEL_TRACES_SAMPLER": "acestep_forcible_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0",
+        "OTEL_PROPAGATORS": "tracecontext,baggage,acestep_force",
+    }
+    with grpc_receiver() as received, service(tmp_path, program, received.endpoint, **sampling) as running:
+        code, _ = running.end()
+        assert code == 0, running.errors()
+        assert received.span_names().count("generate_music") == 1
+        assert received.span_names().count("acestep.dit.step") == 4
+
+
+def test_it_can_be_switched_off_by_name(tmp_path):
+    off = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "acestep"}
+    with grpc_receiver() as received, service(tmp_path, "song()", received.endpoint, **off) as running:
+        code, _ = running.end()
+        assert code == 0, running.errors()
+        assert received.span_names() == []
