@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
 
-MetricKind = Literal["histogram", "counter", "updowncounter", "gauge"]
+MetricKind = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,12 +360,12 @@ VRAM_PEAK = _metric(
     (STAGE, VRAM_KIND, REQUEST_MODEL),
 )  # fmt: skip
 REQUESTS_ACTIVE = _metric(
-    "acestep.requests.active", "updowncounter", "{request}", "Requests that are running now.", (REQUEST_MODEL, STAGE)
+    "acestep.requests.active", "up_down_counter", "{request}", "Requests that are running now.", (REQUEST_MODEL, STAGE)
 )
 QUEUE_WAIT_DURATION = _metric(
     "acestep.queue.wait.duration", "histogram", "s", "Duration of acestep.queue.wait.", (OUTCOME,), _DURATION_BUCKETS
 )
-QUEUE_LENGTH = _metric("acestep.queue.length", "updowncounter", "{request}", "Requests waiting for a worker.", ())
+QUEUE_LENGTH = _metric("acestep.queue.length", "up_down_counter", "{request}", "Requests waiting for a worker.", ())
 QUEUE_CAPACITY = _metric("acestep.queue.capacity", "gauge", "{request}", "Requests that may wait at most.", ())
 QUEUE_REJECTED = _metric(
     "acestep.queue.rejected", "counter", "{request}", "Requests turned away because the queue was full.", ()
