@@ -137,6 +137,12 @@ VAE_DECODE = _span(
 )
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
+TIER_TEST = _span("acestep.tier_test", "All cards and variants of one tier test. Host clock.")
+TIER_PROCESS = _span(
+    "acestep.tier_test.process",
+    "One child process: from its start to its end. Its model loads and requests lie below it. Host clock.",
+    TIER_TEST,
+)
 
 
 def stage_of(span_name: str) -> str:
@@ -194,7 +200,18 @@ BENCHMARK_CELL = _attribute(
 BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
 )
-TRUNCATED = _attribute("acestep.truncated", bool, "True when shutdown closed the span before its work had ended.")
+TIER_NAME = _attribute("acestep.tier.name", str, "Tier of the simulated card: tier1 ... unlimited.")
+TIER_MEMORY = _attribute("acestep.tier.memory", int, "Memory of the simulated card.", "GiBy")
+TIER_VARIANT = _attribute(
+    "acestep.tier.variant", str, "default, no-quant, no-offload, batch-noLM-N or batch-LM-N: settings of the trial."
+)
+TIER_LM = _attribute("acestep.tier.lm", str, "Size of the trial's language model, or none.")
+TIER_EXIT_CODE = _attribute(
+    "acestep.tier_test.exit_code", int, "Exit code of a child process; negative when a signal ended it."
+)
+TRUNCATED = _attribute(
+    "acestep.truncated", bool, "True when shutdown, or the end of a child process, closed the span before its work had ended."
+)
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
 HOST_DURATION = _attribute(
     "acestep.host.duration",
@@ -297,7 +314,7 @@ VRAM_PEAK_RESERVED = _attribute(
 VRAM_SHARED = _attribute(
     "acestep.vram.shared", bool, "True when another request ran on the device during the stage, so the peak is both's."
 )
-VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated or reserved.")
+VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated, reserved or process (all that the driver holds for it).")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
 
 # --- Metrics ------------------------------------------------------------------------------------------------------
@@ -360,3 +377,11 @@ BENCHMARK_VAE = _metric("acestep.benchmark.vae", "gauge", "s", "The same of the 
 BENCHMARK_CELLS = _metric(
     "acestep.benchmark.cells", "counter", "{cell}", "Finished cells of benchmarks by outcome.", (REQUEST_MODEL, OUTCOME)
 )
+_TRIAL = (TIER_NAME, TIER_MEMORY, TIER_VARIANT, TIER_LM, BATCH_SIZE)
+TIER_PEAK = _metric(
+    "acestep.tier.peak", "gauge", "By", "Highest memory of a tier test's row, by kind; absent off CUDA.",
+    (*_TRIAL, VRAM_KIND),
+)  # fmt: skip
+TIER_LIMIT = _metric("acestep.tier.limit", "gauge", "By", "Memory of the card that a row simulates.", _TRIAL)
+TIER_STATUS = _metric("acestep.tier.status", "gauge", "1", "1 for a row that passed, 0 for one that did not.", _TRIAL)
+TIER_WALL = _metric("acestep.tier.wall", "gauge", "s", "Wall time of a row's generation, compilation included.", _TRIAL)

@@ -6,7 +6,6 @@ go on; the result file is written again after each one, so an interrupted benchm
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import torch
 
 from acestep.checkpoints import Models, load_models, load_planner, require_language_model
 from acestep.devices import resolve_device
@@ -29,7 +27,7 @@ from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.files import require_writable
 from acestep_otel.modes.example import load_example
 from acestep_otel.modes.matrix import Matrix, cell_options
-from acestep_otel.modes.measurement import limit_threads, setup_errors
+from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
@@ -139,7 +137,7 @@ class _Benchmark:
                 # A defect: its traceback is what helps, and the result file has no place for it.
                 click.echo("".join(traceback.format_exception(error)), err=True)
         if failure is not None:
-            _release_memory()
+            release_memory()
         result = CellResult(cell, tuple(figures), failure, tuple(entries))
         self.results[cell] = result
         self.record(result, models)
@@ -247,10 +245,3 @@ def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:
     """Run a request; its songs are saved, because saving is part of the wall time, and then dropped."""
     with TemporaryDirectory() as folder:
         return generate_music(models, request, save_dir=Path(folder)).effective
-
-
-def _release_memory() -> None:
-    """Give back what a failed run left, so that the next cell starts with what the first one had."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

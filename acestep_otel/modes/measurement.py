@@ -5,6 +5,7 @@ Everything reported is computed from the spans of the measured run, also when it
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -122,6 +123,13 @@ def limit_threads(options: Options) -> None:
     """Run tiny models on one thread: handing such small tensors to a second one takes longer than computing them."""
     if options.tiny:
         torch.set_num_threads(1)
+
+
+def release_memory() -> None:
+    """Give back what an earlier run left, so that the next one starts with what the first one had."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _report(
