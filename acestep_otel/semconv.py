@@ -136,6 +136,17 @@ VAE_DECODE = _span(
     GENERATE_MUSIC,
 )
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
+OFFLOAD_MOVE = _span(
+    "acestep.offload.move",
+    "One model's weights to the device, or off it. Around the stage that needs the model, so no stage's own time; the "
+    "models of the conditioning and a decode that leaves the device move inside their stage. Device clock.",
+    GENERATE_MUSIC,
+    UNDERSTAND_MUSIC,
+    CREATE_SAMPLE,
+    FORMAT_SAMPLE,
+    CONDITION,
+    VAE_DECODE,
+)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
 TIER_TEST = _span("acestep.tier_test", "All cards and variants of one tier test. Host clock.")
 TIER_PROCESS = _span(
@@ -295,11 +306,24 @@ DIT_STEP_TIMESTEP = _attribute("acestep.dit.step.timestep", float, "Flow time t 
 DIT_STEP_GUIDED = _attribute("acestep.dit.step.guided", bool, "Whether this step ran guidance (twice the batch).")
 LATENT_FRAMES = _attribute("acestep.latent.frames", int, "Latent frames of each song (25 per second).", "{frame}")
 VAE_RUNG = _attribute("acestep.vae.rung", str, "Where decoding ran: gpu, gpu+cpu buffer or cpu.")
+VAE_ATTEMPTS = _attribute(
+    "acestep.vae.attempts", int, "Ways to decode that were tried; all but the last ran out of memory.", "{attempt}"
+)
 VAE_TILE_LENGTH = _attribute("acestep.vae.tile_length", int, "Longest tile, with its overlap.", "{frame}")
 VAE_OVERLAP = _attribute("acestep.vae.overlap", int, "Frames that a tile reads beyond its own on each side.", "{frame}")
 VAE_TILES = _attribute("acestep.vae.tiles", int, "Tiles decoded or encoded.", "{tile}")
 VAE_TILE_INDEX = _attribute("acestep.vae.tile.index", int, "Zero-based index of the tile.")
 VAE_TILE_FRAMES = _attribute("acestep.vae.tile.frames", int, "Frames given to the decoder.", "{frame}")
+OFFLOAD_MODEL = _attribute(
+    "acestep.offload.model", str, "Model that moved: language_model, text_encoder, transformer, vae, ..."
+)
+OFFLOAD_DIRECTION = _attribute("acestep.offload.direction", str, "to_device or to_host.")
+OFFLOAD_BYTES = _attribute(
+    "acestep.offload.bytes",
+    int,
+    "Bytes of the model's weights. Leaving frees them; the host still has its copy, so nothing is copied.",
+    "By",
+)
 AUDIO_FORMAT = _attribute("acestep.audio.format", str, "flac, wav, wav32, mp3, ogg or opus.")
 AUDIO_FILES = _attribute("acestep.audio.files", int, "Files written.", "{file}")
 AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
