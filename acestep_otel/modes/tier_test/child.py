@@ -35,7 +35,7 @@ from acestep_otel.modes.tier_test.forwarding import SpanForwarder
 from acestep_otel.modes.tier_test.journal import StageJournal
 from acestep_otel.modes.tier_test.memory import memory_use
 from acestep_otel.modes.tier_test.plan import Job
-from acestep_otel.modes.tier_test.protocol import Event, Finished, Refused, Started, decode_job, encode
+from acestep_otel.modes.tier_test.protocol import TRACE_PARENT, Event, Finished, Refused, Started, decode_job, encode
 from acestep_otel.modes.tier_test.request import trial_attributes, trial_request, trial_selection
 from acestep_otel.modes.tier_test.verdict import asked_placement, config_facts
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -50,8 +50,6 @@ from acestep_otel.report.tiers import AudioFacts, Observation, Trial
 from acestep_otel.targets.acestep import seams
 from acestep_otel.targets.seam import Patches
 
-TRACE_PARENT: Final = "TRACEPARENT"
-"""Environment variable: the parent's span in W3C form, so that every child's spans are in the parent's trace."""
 _OUT_OF_MEMORY_WORDS: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 

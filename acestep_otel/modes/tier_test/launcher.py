@@ -19,10 +19,8 @@ from typing import IO, Final
 import acestep_otel
 from acestep.gpu_config import CUDA_MEMORY_VARIABLE
 from acestep_otel.modes.tier_test.plan import Job
-from acestep_otel.modes.tier_test.protocol import Event, Finished, decode, encode_job
+from acestep_otel.modes.tier_test.protocol import TRACE_PARENT, Event, Finished, decode, encode_job
 
-TRACE_PARENT: Final = "TRACEPARENT"
-"""Environment variable: the parent's span in W3C form, so that every child's spans are in the parent's trace."""
 ALLOCATOR_VARIABLES: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables: settings of PyTorch's allocator, by its new and its old name."""
 ALLOCATOR: Final = "expandable_segments:True"
@@ -133,7 +131,8 @@ def run_child(
         with suppress(BrokenPipeError):
             process.stdin.close()
         for reader in readers:
-            reader.join()
+            # Not for ever: a process that left the group could still hold the pipe.
+            reader.join(_EXIT_SECONDS)
         process.stdout.close()
         process.stderr.close()
     return Ending(process.returncode, timed_out, timeout, tuple(errors))

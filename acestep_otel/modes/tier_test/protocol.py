@@ -18,6 +18,9 @@ from acestep_otel.report.cells import Failure
 from acestep_otel.report.environment import Accelerator, Environment
 from acestep_otel.report.tiers import Observation, Trial
 
+TRACE_PARENT: Final = "TRACEPARENT"
+"""Environment variable: the parent's span in W3C form, so that every child's spans are in the parent's trace."""
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
