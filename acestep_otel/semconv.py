@@ -197,6 +197,15 @@ LYRICS_COMPLETE = _attribute(
 DEVICE = _attribute("acestep.device", str, "Device that the models run on, for example cuda:0.")
 DTYPE = _attribute("acestep.dtype", str, "Type of the weights, for example bfloat16.")
 WEIGHTS = _attribute("acestep.weights", str, "synthetic or checkpoint.")
+OFFLOAD = _attribute("acestep.offload", bool, "Whether models wait in host memory while they are not in use.")
+OFFLOAD_DIT = _attribute("acestep.offload.dit", bool, "Whether the diffusion transformer does too.")
+OFFLOAD_AUTOMATIC = _attribute(
+    "acestep.offload.automatic", bool, "Whether that was chosen for the size of the GPU, and not asked for."
+)
+QUANTIZATION = _attribute(
+    "acestep.quantization", str, "Form of the DiT's weights: none, int8_weight_only, fp8_weight_only or w8a8_dynamic."
+)
+COMPILED = _attribute("acestep.compiled", bool, "Whether the DiT's blocks and the VAE's decoder are compiled.")
 RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
 WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
 BENCHMARK_CELL = _attribute(

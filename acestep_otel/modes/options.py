@@ -87,7 +87,6 @@ class Options:
 DEFAULTS: Final = Options()
 
 _NOT_BUILT: Final = (
-    "offload_to_cpu", "offload_dit_to_cpu", "quantization",
     "tiers", "tier_with_lm", "tier_skip_compile", "tier_boundary", "tier_batch_boundary",
 )  # fmt: skip
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
@@ -102,6 +101,8 @@ _MODES_OF: Final = {
     "audio_cover_strength": ("profile",),
     "track": ("profile",),
     "reference_audio": ("profile", "benchmark"),
+    "offload_dit_to_cpu": ("profile", "benchmark"),
+    "quantization": ("profile", "benchmark"),
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),
