@@ -114,13 +114,16 @@ def load_planner(selection: ModelSelection) -> Planner:
     Raises:
         ValueError: the selection names no language model.
         DeviceUnavailable: the device does not exist here.
-        PlacementUnavailable: the device cannot run the placement; nothing was loaded.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
         OutOfMemory: the model does not fit.
     """
     device = resolve_device(selection.device)
-    residence = Residence(device, selection.placement.on(device))
+    # The rest of a placement is about the renderer.
+    waits = Placement(
+        offload_to_cpu=selection.placement.offload_to_cpu, automatic_offload=selection.placement.automatic_offload
+    )
+    residence = Residence(device, waits.on(device))
     _require_backend(selection.lm_backend)
     with stage_errors("model.load"):
         language_model = load_language_model(selection, device, default_dtype(device))

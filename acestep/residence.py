@@ -1,4 +1,4 @@
-"""Which models lie in the device's memory just now: those that wait on the host are brought per use, and leave after it.
+"""Which models lie in the device's memory just now: those that wait on the host come per use, and leave after it.
 
 Weights are only read, so the host's copy stays while a model is on the device: leaving frees memory and copies nothing.
 Coming is a copy from pinned memory, in order with the device's other work; nothing waits for it.
@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -132,20 +132,25 @@ def stored_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for _, _, whole in _tensors(model) for tensor in _parts(whole))
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]]:
+def _tensors(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
     """Every parameter and buffer once, with the table that it is entered in."""
     seen: set[int] = set()
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for key, tensor in list(table.items()):
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield table, key, tensor
 
 
-def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A quantised tensor is made of several plain ones."""
-    if not is_traceable_wrapper_subclass(tensor):
+def _is_composite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is made of several plain ones, as a quantised one is."""
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def _parts(tensor: Any) -> Iterator[torch.Tensor]:
+    if not _is_composite(tensor):
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:
@@ -166,17 +171,18 @@ def _replace_tensors(model: nn.Module, new: Callable[[torch.Tensor], torch.Tenso
     # Weights made in inference mode could never be assigned outside of it.
     with torch.inference_mode(False), torch.no_grad():
         for table, key, tensor in _tensors(model):
-            if is_traceable_wrapper_subclass(tensor):
+            if _is_composite(tensor):
                 table[key] = nn.Parameter(_rebuilt(tensor, exchanged), requires_grad=False)
             else:
                 tensor.data = exchanged(tensor.data)
     return left
 
 
-def _rebuilt(tensor: torch.Tensor, new: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """A quantised tensor of the same kind over other parts."""
-    if not is_traceable_wrapper_subclass(tensor):
+def _rebuilt(tensor: Any, new: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A composite tensor of the same kind over other parts."""
+    if not _is_composite(tensor):
         return new(tensor)
     names, context = tensor.__tensor_flatten__()
     parts = {name: _rebuilt(getattr(tensor, name), new) for name in names}
-    return type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+    rebuilt: torch.Tensor = type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+    return rebuilt

@@ -203,6 +203,15 @@ LYRICS_COMPLETE = _attribute(
 DEVICE = _attribute("acestep.device", str, "Device that the models run on, for example cuda:0.")
 DTYPE = _attribute("acestep.dtype", str, "Type of the weights, for example bfloat16.")
 WEIGHTS = _attribute("acestep.weights", str, "synthetic or checkpoint.")
+OFFLOAD = _attribute("acestep.offload", bool, "Whether models wait in host memory while they are not in use.")
+OFFLOAD_DIT = _attribute("acestep.offload.dit", bool, "Whether the diffusion transformer does too.")
+OFFLOAD_AUTOMATIC = _attribute(
+    "acestep.offload.automatic", bool, "Whether that was chosen for the size of the GPU, and not asked for."
+)
+QUANTIZATION = _attribute(
+    "acestep.quantization", str, "Form of the DiT's weights: none, int8_weight_only, fp8_weight_only or w8a8_dynamic."
+)
+COMPILED = _attribute("acestep.compiled", bool, "Whether the DiT's blocks and the VAE's decoder are compiled.")
 RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
 WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
 BENCHMARK_CELL = _attribute(
@@ -221,7 +230,9 @@ TIER_EXIT_CODE = _attribute(
     "acestep.tier_test.exit_code", int, "Exit code of a child process; negative when a signal ended it."
 )
 TRUNCATED = _attribute(
-    "acestep.truncated", bool, "True when shutdown, or the end of a child process, closed the span before its work had ended."
+    "acestep.truncated",
+    bool,
+    "True when shutdown, or the end of a child process, closed the span before its work had ended.",
 )
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
 HOST_DURATION = _attribute(

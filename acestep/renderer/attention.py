@@ -46,7 +46,9 @@ class NativeAttention:
                 for heads in (query, key)
             )
         mixed = torch.nn.functional.scaled_dot_product_attention(
-            *(heads.transpose(1, 2) for heads in (query, key, value)),
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
             attn_mask=attention_mask,
             scale=attn.scaling,
             enable_gqa=attn.heads != attn.kv_heads,

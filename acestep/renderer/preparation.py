@@ -41,7 +41,7 @@ def prepare(models: RendererModels, residence: Residence) -> None:
 
 
 def fold_weight_norm(vae: Any) -> None:
-    """Compute the VAE's normalised kernels once: otherwise every tile computes them again, and both forms take memory."""
+    """Compute the VAE's normalised kernels once: every tile would compute them again, and both forms take memory."""
     for module in vae.modules():
         if "weight_g" in getattr(module, "_parameters", {}):
             with warnings.catch_warnings():

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
+from torchao.quantization import (
+    Float8WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    quantize_,
+)
 
 from acestep.placement import Quantization
+
+_CONFIGS: Final = {
+    "int8_weight_only": Int8WeightOnlyConfig,
+    "fp8_weight_only": Float8WeightOnlyConfig,
+    "w8a8_dynamic": Int8DynamicActivationInt8WeightConfig,
+}
 
 
 def quantize(transformer: Any, form: Quantization, device: torch.device) -> None:
@@ -24,41 +33,8 @@ def quantize(transformer: Any, form: Quantization, device: torch.device) -> None
         form: of the weights (and of the activations, for ``w8a8_dynamic``).
         device: where the models run.
     """
-    with _quiet():
-        from torchao.quantization import quantize_
-
-        config = _config(form)
-        for block in transformer.layers:
-            home = next(block.parameters()).device
-            quantize_(nn.Module.to(block, device), config)
-            nn.Module.to(block, home)
-
-
-def _config(form: Quantization) -> Any:
-    from torchao.quantization import (
-        Float8WeightOnlyConfig,
-        Int8DynamicActivationInt8WeightConfig,
-        Int8WeightOnlyConfig,
-    )
-
-    match form:
-        case "int8_weight_only":
-            return Int8WeightOnlyConfig()
-        case "fp8_weight_only":
-            return Float8WeightOnlyConfig()
-        case "w8a8_dynamic":
-            return Int8DynamicActivationInt8WeightConfig()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torchao's import has to say about kernels for other machines and about deprecations in PyTorch."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    config = _CONFIGS[form]()
+    for block in transformer.layers:
+        home = next(block.parameters()).device
+        quantize_(nn.Module.to(block, device), config)
+        nn.Module.to(block, home)

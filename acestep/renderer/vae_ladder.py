@@ -14,6 +14,7 @@ from typing import Final, Self
 
 import torch
 
+from acestep.environment import says_yes
 from acestep.errors import InvalidRequest
 from acestep.renderer.vae import DEFAULT_TILE_LENGTH, TilePlan, plan_tiles
 from acestep.types import SAMPLES_PER_FRAME, VaeRung
@@ -30,8 +31,6 @@ _LIVE_ACTIVATIONS: Final = 6
 """Tensors of the decoder's widest kind (its base width at the audio's rate) that are alive at its peak."""
 _SHARE: Final = 0.5
 """Of the free memory, for a tile: the estimate is a rough one, and others allocate too."""
-_TRUE: Final = frozenset({"1", "true", "yes", "y", "on"})
-_FALSE: Final = frozenset({"", "0", "false", "no", "n", "off"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class DecodeSettings:
         """
         environment = os.environ if environment is None else environment
         return cls(
-            on_cpu=truth(environment, ON_CPU_VARIABLE),
+            on_cpu=says_yes(environment, ON_CPU_VARIABLE),
             tile_length=_tile_length(environment.get(TILE_LENGTH_VARIABLE, "").strip()),
         )
 
@@ -118,18 +117,6 @@ def decode_bytes_per_frame(base_width: int, dtype: torch.dtype) -> int:
     They peak at the audio's rate, where the decoder is ``base_width`` channels wide.
     """
     return _LIVE_ACTIVATIONS * base_width * SAMPLES_PER_FRAME * dtype.itemsize
-
-
-def truth(environment: Mapping[str, str], variable: str) -> bool:
-    """Whether a variable says yes; not set means no.
-
-    Raises:
-        InvalidRequest: it says neither yes nor no.
-    """
-    word = environment.get(variable, "").strip().lower()
-    if word not in _TRUE | _FALSE:
-        raise InvalidRequest(f"{variable}={word!r} is neither yes nor no: give 1 or 0")
-    return word in _TRUE
 
 
 def _tile_length(word: str) -> int | None:

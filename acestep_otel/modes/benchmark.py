@@ -20,6 +20,7 @@ from acestep.devices import resolve_device
 from acestep.errors import AceStepError
 from acestep.gpu_config import GPUConfig, detect_gpu_memory, gpu_config
 from acestep.inference import generate_music
+from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectiveSettings, GenerationRequest
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
@@ -29,6 +30,7 @@ from acestep_otel.modes.example import load_example
 from acestep_otel.modes.matrix import Matrix, cell_options
 from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.placement import describe_placement
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -65,7 +67,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         raise SetupError(f"--repeat {options.repeat}: a cell is run once or more")
     limit_threads(options)
     with setup_errors():
-        memory = detect_gpu_memory(resolve_device(options.device))
+        device = resolve_device(options.device)
+        enforce_memory_cap(device)
+        memory = detect_gpu_memory(device)
         config = gpu_config(memory)
         matrix = Matrix.of(options, config)
         requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}
@@ -107,6 +111,8 @@ class _Benchmark:
             if any(request.needs_language_model for request in self.requests.values()):
                 require_language_model(select_models(self.options, with_language_model=True))
             models = load_models(select_models(self.options, with_language_model=False))
+        for line in describe_placement(models.placement, self.options):
+            click.echo(line)
         with CellBar(self.matrix.cells, enabled=not self.options.no_progress) as bar:
             for cell in sorted(self.matrix.cells, key=lambda cell: self.requests[cell].needs_language_model):
                 bar.start(cell)

@@ -15,7 +15,16 @@ from typing import Protocol, TypeVar
 import click
 import torch
 
-from acestep.errors import AudioWriteError, BackendUnavailable, CheckpointNotFound, DeviceUnavailable, InvalidRequest
+from acestep.devices import resolve_device
+from acestep.errors import (
+    AudioWriteError,
+    BackendUnavailable,
+    CheckpointNotFound,
+    DeviceUnavailable,
+    InvalidRequest,
+    PlacementUnavailable,
+)
+from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
@@ -90,6 +99,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
     limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
+            enforce_memory_cap(resolve_device(options.device))
             models = job.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
@@ -115,7 +125,14 @@ def setup_errors() -> Iterator[None]:
     """Before the run, what the engine refuses is a matter of set-up."""
     try:
         yield
-    except (InvalidRequest, AudioWriteError, CheckpointNotFound, DeviceUnavailable, BackendUnavailable) as error:
+    except (
+        InvalidRequest,
+        AudioWriteError,
+        CheckpointNotFound,
+        DeviceUnavailable,
+        PlacementUnavailable,
+        BackendUnavailable,
+    ) as error:
         raise SetupError(str(error)) from error
 
 

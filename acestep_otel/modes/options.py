@@ -87,9 +87,6 @@ class Options:
 
 DEFAULTS: Final = Options()
 
-_NOT_BUILT: Final = (
-    "offload_to_cpu", "offload_dit_to_cpu", "quantization",
-)  # fmt: skip
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
 _BUILT_BACKENDS: Final = ("auto", "pt")
 _MODES_OF: Final = {
@@ -101,6 +98,8 @@ _MODES_OF: Final = {
     "audio_cover_strength": ("profile",),
     "track": ("profile",),
     "reference_audio": ("profile", "benchmark"),
+    "offload_dit_to_cpu": ("profile", "benchmark"),
+    "quantization": ("profile", "benchmark"),
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),
@@ -136,8 +135,6 @@ def require_available(options: Options) -> None:
     if options.lm_backend not in _BUILT_BACKENDS:
         raise SetupError(f"--lm-backend {options.lm_backend} is not available yet: use pt or auto")
     for field in fields(options):
-        if field.name in _NOT_BUILT and getattr(options, field.name) != field.default:
-            raise SetupError(f"--{field.name.replace('_', '-')} is not available yet")
         instead = _TIER_DECIDES.get(field.name) if options.mode == "tier-test" else None
         if instead is not None and getattr(options, field.name) != field.default:
             raise SetupError(f"--{field.name.replace('_', '-')} is settled by the tier in --mode tier-test: {instead}")

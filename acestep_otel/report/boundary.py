@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -162,7 +162,7 @@ class BatchBoundary:
 
 
 def batch_boundary(
-    results: Sequence[TierResult], configured: dict[str, tuple[int, int]]
+    results: Sequence[TierResult], configured: Mapping[str, tuple[int, int]]
 ) -> tuple[BatchBoundary, ...]:
     """The largest batches of every card that was tried with several songs, in the order given.
 

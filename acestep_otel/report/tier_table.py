@@ -14,6 +14,8 @@ _TITLE_RULE: Final = "=" * 100
 _RULE: Final = "  " + "─" * 78
 _ABSENT: Final = "—"
 _WIDTHS: Final = (8, 11, 8, 11, 10, 13)
+_BATCH_WIDTHS: Final = (8, 12, 21, 13, 23)
+_LIMIT_WIDTHS: Final = (8, 12, 17, 17, 14, 14)
 _STATUSES: Final[dict[Status, str]] = {
     "ok": "✅ OK",
     "failed": "❌ FAIL",
@@ -84,32 +86,31 @@ def _capability_lines(capability: Capability) -> Iterator[str]:
 
 def render_batch_boundary(cards: Sequence[BatchBoundary]) -> str:
     """The largest batch of every card, and what its tier allows."""
-    widths = (8, 12, 21, 13, 23)
     lines = [
         "BATCH BOUNDARY ANALYSIS",
         _TITLE_RULE,
         "  Batch Boundary Summary",
         _RULE,
-        _line(("VRAM", "Tier", "Max Batch (no LM)", "Peak VRAM", "Max Batch (with LM)", "Peak VRAM"), widths),
+        _line(("VRAM", "Tier", "Max Batch (no LM)", "Peak VRAM", "Max Batch (with LM)", "Peak VRAM"), _BATCH_WIDTHS),
     ]
     for card in cards:
         figures = (text for largest in (card.without_lm, card.with_lm) for text in _largest(largest))
-        lines.append(_line((f"{card.memory}GB", card.tier, *figures), widths))
+        lines.append(_line((f"{card.memory}GB", card.tier, *figures), _BATCH_WIDTHS))
     lines += [f"  {line}" for card in cards for line in _not_monotone(card)]
-    widths = (8, 12, 17, 17, 14, 14)
     lines += [
         "",
         "  Comparison with the configured limits",
         _RULE,
         _line(
-            ("VRAM", "Tier", "Config (no LM)", "Tested (no LM)", "Config (LM)", "Tested (LM)", "Recommendation"), widths
+            ("VRAM", "Tier", "Config (no LM)", "Tested (no LM)", "Config (LM)", "Tested (LM)", "Recommendation"),
+            _LIMIT_WIDTHS,
         ),
     ]
     for card in cards:
         tested = (
             text for part in (card.without_lm, card.with_lm) for text in (str(part.configured), _largest(part)[0])
         )
-        lines.append(_line((f"{card.memory}GB", card.tier, *tested, card.recommendation), widths))
+        lines.append(_line((f"{card.memory}GB", card.tier, *tested, card.recommendation), _LIMIT_WIDTHS))
     return "\n".join(lines)
 
 
@@ -143,7 +144,5 @@ def _shortened(message: str) -> str:
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     # By columns of the terminal: the status signs take two each.
-    padded = (
-        text + " " * max(1, width - cell_len(text)) for text, width in zip(cells, (*widths, 0), strict=True)
-    )
+    padded = (text + " " * max(1, width - cell_len(text)) for text, width in zip(cells, (*widths, 0), strict=True))
     return ("  " + "".join(padded)).rstrip()

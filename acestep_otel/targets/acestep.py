@@ -78,6 +78,11 @@ def _request_attributes(models: Models, request: GenerationRequest, capture_cont
         semconv.DEVICE: str(models.device),
         semconv.DTYPE: str(renderer.dtype).removeprefix("torch."),
         semconv.WEIGHTS: renderer.weights,
+        semconv.OFFLOAD: models.placement.offload_to_cpu,
+        semconv.OFFLOAD_DIT: models.placement.offload_dit_to_cpu,
+        semconv.OFFLOAD_AUTOMATIC: models.placement.automatic_offload,
+        semconv.QUANTIZATION: models.placement.quantization or "none",
+        semconv.COMPILED: models.placement.compile,
     }
     if request.duration is not None:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(request.duration)

@@ -54,9 +54,7 @@ class Ending:
         return next((line.strip() for line in reversed(self.errors) if line.strip()), "")
 
 
-def child_environment(
-    inherited: Mapping[str, str], job: Job, *, trace_parent: str | None = None
-) -> dict[str, str]:
+def child_environment(inherited: Mapping[str, str], job: Job, *, trace_parent: str | None = None) -> dict[str, str]:
     """The environment of a child: set before it imports PyTorch, which reads most of this once.
 
     Args:
@@ -87,9 +85,7 @@ def child_environment(
     return environment
 
 
-def run_child(
-    job: Job, environment: Mapping[str, str], timeout: float, receive: Callable[[Event], None]
-) -> Ending:
+def run_child(job: Job, environment: Mapping[str, str], timeout: float, receive: Callable[[Event], None]) -> Ending:
     """Run a job in a process of its own and wait for its end.
 
     Whatever happens here, an interrupt included, the process and everything that it started is gone afterwards.

@@ -52,9 +52,7 @@ def memory_use(
     )
 
 
-def _stages(
-    spans: Sequence[FinishedSpan], intervals: Sequence[Interval], watch: MemoryWatch
-) -> Iterator[StageMemory]:
+def _stages(spans: Sequence[FinishedSpan], intervals: Sequence[Interval], watch: MemoryWatch) -> Iterator[StageMemory]:
     """Every kind of stage once, in the order that they first ended."""
     for stage in dict.fromkeys(interval.stage for interval in intervals):
         peaks = [span.attributes for span in spans if semconv.stage_of(span.name) == stage]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -43,7 +44,7 @@ from acestep_otel.report.tier_table import render_batch_boundary, render_boundar
 from acestep_otel.report.tiers import TierResult, Trial
 from acestep_otel.settings import Detail
 
-CONFIGURED_BATCHES: Final = {
+CONFIGURED_BATCHES: Final[Mapping[str, tuple[int, int]]] = {
     config.tier: (config.without_lm.batch_size, config.with_lm.batch_size) for config in GPU_CONFIGS
 }
 """The tiers' own limits, without and with a language model."""
@@ -152,7 +153,11 @@ class _TierTest:
 
     def pointless(self, job: Job) -> str | None:
         """Why a job would only repeat what its tier's default has shown; known once there was a child."""
-        if self.device is None or self.device.startswith("cuda") or job.trials[0].kind not in ("no-quant", "no-offload"):
+        if (
+            self.device is None
+            or self.device.startswith("cuda")
+            or job.trials[0].kind not in ("no-quant", "no-offload")
+        ):
             return None
         return f"on {self.device} nothing is quantised or offloaded: the default says the same"
 

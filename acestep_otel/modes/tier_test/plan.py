@@ -126,9 +126,7 @@ class _Card:
 
     def _boundary(self, default: Trial) -> Iterator[Planned]:
         bare = Placement(compile=not self.options.tier_skip_compile)
-        not_quantised = replace(
-            bare, offload_to_cpu=default.placement.offload_to_cpu, offload_dit_to_cpu=default.placement.offload_dit_to_cpu
-        )
+        not_quantised = replace(default.placement, quantization=None, compile=bare.compile)
         same = default.placement == not_quantised
         yield Planned(
             replace(default, kind="no-quant", placement=not_quantised),

@@ -12,7 +12,7 @@ from acestep.placement import Placement
 from acestep_otel.modes.tier_test.launcher import Ending
 from acestep_otel.modes.tier_test.protocol import Finished
 from acestep_otel.report.cells import Failure
-from acestep_otel.report.tiers import GIB, Observation, TierResult, Trial
+from acestep_otel.report.tiers import GIB, Observation, Status, TierResult, Trial
 
 SILENCE: Final = 1e-4
 """Peak level below which a song is silent: -80 dBFS."""
@@ -42,7 +42,7 @@ def judge(trial: Trial, detected: dict[str, Any], finished: Finished) -> TierRes
     seen = finished.observation
     notes = tuple(_notes(trial, seen))
     if finished.failure is not None:
-        status = "out_of_memory" if finished.out_of_memory else "failed"
+        status: Status = "out_of_memory" if finished.out_of_memory else "failed"
         return TierResult(trial, status, finished.failure, seen, notes=notes)
     fault = next(_faults(trial, detected, seen), None)
     if fault is not None:
