@@ -26,10 +26,10 @@ from acestep.errors import AceStepError, BudgetExceeded, OutOfMemory
 from acestep.gpu_config import detect_gpu_memory, gpu_config
 from acestep.inference import generate_music
 from acestep.memory_cap import MemoryCap, enforce_memory_cap
-from acestep.placement import Placement
 from acestep.types import SAMPLE_RATE, GenerationRequest, GenerationResult
+from acestep_otel.errors import SetupError
 from acestep_otel.modes.example import load_example
-from acestep_otel.modes.measurement import limit_threads, release_memory
+from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.tier_test.driver_memory import DriverView, MemoryWatch, UseBefore
 from acestep_otel.modes.tier_test.forwarding import SpanForwarder
 from acestep_otel.modes.tier_test.journal import StageJournal
@@ -69,7 +69,6 @@ def main() -> None:
             device = resolve_device(job.options.device)
             cap = enforce_memory_cap(device)
             config = gpu_config(detect_gpu_memory(device))
-            placement = asked_placement(str(device), job.trials[0]).on(device)
         except AceStepError as error:
             send(Refused(Failure.of(error)))
             return
@@ -82,7 +81,7 @@ def main() -> None:
             journal = StageJournal(send, watch)
             # Around the tracing layer: a request's spans are handed over before the journal says that it ended.
             Patches().apply(seams(journal))
-            _Work(job, send, device, cap, placement, view, watch, journal, telemetry.collector).run()
+            _Work(job, send, device, cap, view, watch, journal, telemetry.collector).run()
 
 
 def _take_over_output() -> Callable[[Event], None]:
@@ -102,7 +101,9 @@ def _take_over_output() -> Callable[[Event], None]:
 
 def _end_with_parent() -> None:
     """The parent holds the pipe open for as long as it lives; without it nobody would stop this process."""
-    sys.stdin.read()
+    # Past Python's own buffer, whose lock a thread must not hold while the interpreter shuts down.
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 
@@ -114,7 +115,6 @@ class _Work:
     send: Callable[[Event], None]
     device: torch.device
     cap: MemoryCap | None
-    placement: Placement
     view: DriverView | None
     watch: MemoryWatch
     journal: StageJournal
@@ -126,12 +126,12 @@ class _Work:
         example = load_example(self.job.options.example)
         for index, trial in enumerate(self.job.trials):
             self.journal.trial = index
-            finished = self.attempt(index, trial, trial_request(example, self.job.options, trial))
-            self.send(finished)
-            if finished.out_of_memory or self.models is None:
+            event = self.attempt(index, trial, trial_request(example, self.job.options, trial))
+            self.send(event)
+            if isinstance(event, Refused) or event.out_of_memory or self.models is None:
                 return
 
-    def attempt(self, index: int, trial: Trial, request: GenerationRequest) -> Finished:
+    def attempt(self, index: int, trial: Trial, request: GenerationRequest) -> Finished | Refused:
         """Load the models, if they are not loaded yet, and generate once."""
         self.journal.intervals.clear()
         position = len(self.collector.readable_spans)
@@ -141,8 +141,13 @@ class _Work:
         try:
             with annotated(trial_attributes(trial)), TemporaryDirectory() as folder:
                 if self.models is None:
-                    self.models = load_models(trial_selection(self.job.options, trial, self.placement))
+                    with setup_errors():
+                        self.models = load_models(
+                            trial_selection(self.job.options, trial, asked_placement(str(self.device), trial))
+                        )
                 result = generate_music(self.models, request, save_dir=Path(folder))
+        except SetupError as refused:
+            return Refused(Failure.of(refused.__cause__ or refused))
         except Exception as raised:
             error = raised
             if not isinstance(error, AceStepError):
