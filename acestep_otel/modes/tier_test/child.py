@@ -61,8 +61,19 @@ def main() -> None:
     job = decode_job(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_threads(job.options)
-    carrier = {"traceparent": os.environ.get(TRACE_PARENT, "")}
-    otel_context.attach(TraceContextTextMapPropagator().extract(carrier))
+    otel_context.attach(TraceContextTextMapPropagator().extract({"traceparent": os.environ.get(TRACE_PARENT, "")}))
+    serve(job, send, before)
+
+
+def serve(job: Job, send: Callable[[Event], None], before: UseBefore) -> None:
+    """Do a job in this process.
+
+    Args:
+        job: what to do.
+        send: takes every event.
+        before: what others held of the devices before this process used any.
+    """
+    patches = Patches()
     with Telemetry() as telemetry, instrumented(telemetry, detail_level(job.options.detail)):
         telemetry.tracer_provider.add_span_processor(SpanForwarder(send))
         try:
@@ -80,8 +91,11 @@ def main() -> None:
         with MemoryWatch(view) as watch:
             journal = StageJournal(send, watch)
             # Around the tracing layer: a request's spans are handed over before the journal says that it ended.
-            Patches().apply(seams(journal))
-            _Work(job, send, device, cap, view, watch, journal, telemetry.collector).run()
+            patches.apply(seams(journal))
+            try:
+                _Work(job, send, device, cap, view, watch, journal, telemetry.collector).run()
+            finally:
+                patches.remove()
 
 
 def _take_over_output() -> Callable[[Event], None]:
