@@ -54,8 +54,10 @@ def effective(of: Trial, **fields: Any) -> dict[str, Any]:
     decoding = {"rung": "gpu", "tile_length": 750, "overlap": 9, "tiles": of.batch_size, "attempts": 1}
     backend = None if of.lm_model is None else "pt"
     return {
-        "lm_model": of.lm_model, "lm_backend": backend, "steps": of.inference_steps, "placement": placement,
-        "vae_decode": decoding, **fields,
+        "device": "cuda:0", "dtype": "bfloat16", "dit_model": "acestep-v15-turbo", "lm_model": of.lm_model,
+        "lm_backend": backend, "steps": of.inference_steps, "shift": 3.0, "guidance_scale": 1.0,
+        "batch_size": of.batch_size, "duration": of.duration, "seeds": [42], "weights": "synthetic",
+        "placement": placement, "vae_decode": decoding, **fields,
     }  # fmt: skip
 
 

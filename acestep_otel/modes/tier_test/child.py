@@ -22,7 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from acestep.checkpoints import Models, load_models
 from acestep.devices import resolve_device
-from acestep.errors import AceStepError, BudgetExceeded, OutOfMemory
+from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, OutOfMemory
 from acestep.gpu_config import detect_gpu_memory, gpu_config
 from acestep.inference import generate_music
 from acestep.memory_cap import MemoryCap, enforce_memory_cap
@@ -169,6 +169,9 @@ class _Work:
                 traceback.print_exception(error)
         spans = self.collector.finished_since(position)
         run = next(iter(measured_runs(spans)), None)
+        # A device that failed answers no questions.
+        broken = isinstance(error, BackendFailed)
+        memory = None if broken else memory_use(self.device, self.view, self.watch, spans, self.journal.intervals)
         return Finished(
             trial=index,
             failure=None if error is None else Failure.of(error),
@@ -178,7 +181,7 @@ class _Work:
                 cap=self.cap,
                 initialised=self.models is not None,
                 figures=None if run is None or error is not None else Figures.of(Breakdown.of(run)),
-                memory=memory_use(self.device, self.view, self.watch, spans, self.journal.intervals),
+                memory=memory,
                 audio=None if result is None else audio_facts(result),
                 run=RunResult(run, None if result is None else result.effective, error).to_json(),
             ),
