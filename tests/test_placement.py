@@ -1,4 +1,4 @@
-"""A placement as it comes into effect on a device, and what is refused before anything is loaded (R99 ... R101, R143)."""
+"""A placement as it comes into effect on a device, and what is refused before anything is loaded (R143)."""
 
 from __future__ import annotations
 
