@@ -423,6 +423,13 @@ def test_flags_of_a_tier_test_belong_to_it(flag: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == f"error: {flag} belongs to --mode tier-test\n"
 
 
+def test_rows_of_a_tier_test_are_not_compared(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.on(4, passes(4, 3.0))
+    assert tier_test("--tiers", "4", *OUTPUTS) == 0
+    assert main(["compare", "result.json", "result.json"]) == 2
+    assert "result.json is a tier test" in capsys.readouterr().err
+
+
 REFUSED = {"type": "CheckpointNotFound", "message": "no weights for 'it'", "stage": "model.load"}
 
 
