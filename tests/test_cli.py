@@ -143,8 +143,6 @@ def test_repeating_a_flag_keeps_every_value_and_gives_each_a_flag(arguments: lis
         (["--mode", "tier-test", "--tiers", "6", "8"], "--mode tier-test is not available yet"),
         (["--tiers", "6"], "--tiers is not available yet"),
         (["--tier-with-lm"], "--tier-with-lm is not available yet"),
-        (["--offload-to-cpu"], "--offload-to-cpu is not available yet"),
-        (["--quantization", "int8_weight_only"], "--quantization is not available yet"),
         (["--lm-backend", "vllm"], "--lm-backend vllm is not available yet: use pt or auto"),
     ],
 )
@@ -175,6 +173,14 @@ def test_what_is_not_built_yet_says_so(arguments: list[str], message: str, capsy
         (["--output-dir", "/dev/null/songs"], "output directory /dev/null/songs cannot be written to"),
         (["--lm-cfg-scale", "0.5"], "LM guidance scale 0.5 is out of range"),
         (["--sample-query", "rain"], "--sample-query belongs to --mode create_sample"),
+        (
+            ["--mode", "understand", "--quantization", "int8_weight_only"],
+            "--quantization belongs to --mode profile, benchmark",
+        ),
+        (
+            ["--mode", "create_sample", "--offload-dit-to-cpu"],
+            "--offload-dit-to-cpu belongs to --mode profile, benchmark",
+        ),
         (["--instrumental"], "--instrumental belongs to --mode create_sample"),
         (["--audio-codes", "1"], "--audio-codes belongs to --mode understand"),
         (["--mode", "understand", "--audio-codes", "1,x"], "'x' is no audio code: write"),
