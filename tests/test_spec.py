@@ -11,14 +11,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from acestep import inference
+from acestep import checkpoints, inference
+from acestep.renderer import preparation
+from acestep.renderer.compilation import compile_models
 from acestep.renderer.renderer import Renderer
 from acestep_otel.cli import command, main
+from acestep_otel.modes import benchmark, measurement
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--tiny", "--duration", "10", "--inference-steps", "3", "--audio-format", "wav")
@@ -209,6 +213,73 @@ def test_r35_inference_steps_changes_what_is_executed(table, monkeypatch):
     monkeypatch.setattr(Renderer, "denoise_step", count)
     table("--no-warmup", "--inference-steps", "5")
     assert executed == [0, 1, 2, 3, 4]
+
+
+def test_r99_r100_r101_nothing_is_offloaded_or_quantised_unless_asked_for(table):
+    table("--no-warmup", "--benchmark-output", "result.json")
+    (result,) = json.loads(Path("result.json").read_text(encoding="utf-8"))["results"]
+    assert result["effective_settings"]["placement"] == {
+        "offload_to_cpu": False,
+        "offload_dit_to_cpu": False,
+        "quantization": None,
+        "compile": False,
+        "automatic_offload": False,
+    }
+
+
+@pytest.mark.parametrize("form", ["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"])
+def test_r101_r143_offload_and_every_quantisation_run_without_further_variables(capsys, monkeypatch, form):
+    # PyTorch's own compiler takes a minute here; that its graphs are those that run is tested with the renderer.
+    monkeypatch.setattr(preparation, "compile_models", partial(compile_models, backend="eager"))
+    flags = ("--offload-to-cpu", "--quantization", form, "--thinking")
+    assert main([*SMALL, *flags, "--benchmark-output", "result.json"]) == 0
+    shown = capsys.readouterr()
+    assert f"DiT quantised: {form}; compiled" in shown.out
+    assert shown.err == ""
+    (result,) = json.loads(Path("result.json").read_text(encoding="utf-8"))["results"]
+    assert result["effective_settings"]["placement"]["quantization"] == form
+    assert result["effective_settings"]["placement"]["compile"] is True
+
+
+def test_r101_another_quantisation_is_refused(capsys):
+    assert "int4" in refusal(capsys, "--quantization", "int4")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--offload-to-cpu",), "--offload-to-cpu has no effect: this device has no memory of its own"),
+        (("--offload-dit-to-cpu",), "--offload-dit-to-cpu has no effect without --offload-to-cpu"),
+    ],
+)
+def test_r133_r134_a_flag_without_effect_says_so(capsys, flags, line):
+    assert main([*SMALL, *flags]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [("profile",), ("understand",), ("create_sample",), ("format_sample",), ("benchmark", "--batch-size", "1")],
+    ids=lambda mode: mode[0],
+)
+def test_r165_in_every_mode_the_memory_cap_is_set_before_anything_is_loaded(monkeypatch, mode):
+    order: list[str] = []
+    for module in (measurement, benchmark):
+        monkeypatch.setattr(module, "enforce_memory_cap", lambda device: order.append(f"cap on {device}"))
+    for name in ("load_renderer_models", "load_language_model"):
+        original = getattr(checkpoints, name)
+        monkeypatch.setattr(
+            checkpoints, name, lambda *args, original=original, name=name: (order.append(name), original(*args))[1]
+        )
+    main([*SMALL, "--no-warmup", "--lyrics-token-limit", "8", "--mode", *mode])
+    assert order[0] == "cap on cpu"
+    assert order.count("cap on cpu") == 1
+    assert len(order) > 1
+
+
+def test_r165_a_size_that_is_none_is_refused_by_name(capsys, monkeypatch):
+    monkeypatch.setenv("MAX_CUDA_VRAM", "8GB")
+    assert "MAX_CUDA_VRAM='8GB'" in refusal(capsys)
 
 
 def test_r142_chain_of_thought_flags_run_together(table):
