@@ -253,6 +253,18 @@ def test_batches_stop_at_the_first_lack_of_memory(script: Script, capsys: pytest
     assert "not tried after batch-noLM-4: OutOfMemory" in shown
 
 
+def test_a_process_that_crashes_on_its_way_out_does_not_change_what_it_said(script: Script) -> None:
+    script.on(6, passes(6, 4.0, 0, "batch-noLM", batch_size=1), runs_out(6, index=1), ["die", signal.SIGSEGV])
+    assert tier_test("--tiers", "6", "--tier-batch-boundary", *OUTPUTS) == 0
+    assert [status for _, status in rows()] == ["ok", "out_of_memory", "skipped", "skipped", "skipped"]
+
+
+def test_a_process_that_dies_between_two_batches_is_the_row_of_the_next_one(script: Script) -> None:
+    script.on(6, passes(6, 4.0, 0, "batch-noLM", batch_size=1), ["die", signal.SIGKILL])
+    assert tier_test("--tiers", "6", "--tier-batch-boundary", *OUTPUTS) == 0
+    assert [status for _, status in rows()] == ["ok", "killed", "skipped", "skipped", "skipped"]
+
+
 def test_a_first_song_that_does_not_fit_fails_the_command(script: Script) -> None:
     script.on(6, runs_out(6))
     assert tier_test("--tiers", "6", "--tier-batch-boundary", *OUTPUTS) == 1

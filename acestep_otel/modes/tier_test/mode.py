@@ -145,7 +145,7 @@ class _TierTest:
                 raise SetupError(child.refusal.message)
             culprit = TierResult(left.pop(0), "failed", child.refusal)
             self.note(culprit)
-        elif done and done[-1].failure is not None and ending.exit_code == 0:
+        elif done and _ends_its_process(done[-1]):
             culprit = done[-1]
         else:
             culprit = ended(left.pop(0), ending, child.stages.last)
@@ -298,6 +298,12 @@ class _Child:
                 self._test.telemetry.adopt(FinishedSpan.from_otlp_json([event.otlp]))
             case Finished():
                 self._test.note(judge(self._job.trials[event.trial], self._config, event))
+
+
+def _ends_its_process(result: TierResult) -> bool:
+    """Whether a child stops after such a row by itself: memory ran out, or there are no models."""
+    seen = result.observation
+    return result.status == "out_of_memory" or (seen is not None and not seen.initialised)
 
 
 def _describe(span: Span, ending: Ending) -> None:
