@@ -44,11 +44,6 @@ from acestep_otel.report.tier_table import render_batch_boundary, render_boundar
 from acestep_otel.report.tiers import TierResult, Trial
 from acestep_otel.settings import Detail
 
-CONFIGURED_BATCHES: Final[Mapping[str, tuple[int, int]]] = {
-    config.tier: (config.without_lm.batch_size, config.with_lm.batch_size) for config in GPU_CONFIGS
-}
-"""The tiers' own limits, without and with a language model."""
-
 
 def tier_test(options: Options, telemetry: Telemetry) -> None:
     """Run the mode: the tables go to standard output, files go where the options say.
@@ -76,8 +71,8 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
         # Of work that was refused there is nothing to report.
         if any(result.tried for result in test.rows):
             test.report()
-    if test.failure is not None:
-        raise RunFailed(test.failure)
+    if (failure := decisive_failure(test.rows)) is not None:
+        raise RunFailed(failure)
 
 
 @dataclass
@@ -92,6 +87,7 @@ class _TierTest:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        self.outputs = Outputs(self.options, self.plan)
         self.instruments = Instruments(self.telemetry.meter_provider.get_meter("acestep_otel", __version__))
         self.tracer = self.telemetry.tracer_provider.get_tracer(
             "acestep_otel", __version__, schema_url=semconv.SCHEMA_URL
@@ -171,74 +167,27 @@ class _TierTest:
     def note(self, result: TierResult) -> None:
         """Take in a row: it is measured, whatever comes after it."""
         self.results[result.trial] = result
-        self.record(result)
+        record_row(self.instruments, result)
         # A full disk now may have room again at the end; the rows are kept either way.
         with suppress(OSError):
             self.write()
-
-    def record(self, result: TierResult) -> None:
-        """Record the row's metrics."""
-        if not result.tried:
-            return
-        trial, seen = result.trial, result.observation
-        attributes = {**trial_attributes(trial), semconv.BATCH_SIZE: trial.batch_size}
-        self.instruments.record(semconv.TIER_STATUS, int(result.passed), attributes)
-        self.instruments.record(semconv.TIER_LIMIT, trial.limit, attributes)
-        if seen is not None and seen.figures is not None:
-            self.instruments.record(semconv.TIER_WALL, seen.figures.wall_time, attributes)
-        if seen is not None and (memory := seen.memory) is not None:
-            kinds = (("allocated", memory.allocated), ("reserved", memory.reserved), ("process", memory.peak))
-            for kind, peak in kinds:
-                self.instruments.record(semconv.TIER_PEAK, peak, {**attributes, semconv.VRAM_KIND: kind})
 
     @property
     def rows(self) -> list[TierResult]:
         """The rows so far, in the plan's order."""
         return [self.results[row.trial] for row in self.plan.rows if row.trial in self.results]
 
-    @property
-    def failure(self) -> str | None:
-        """How many tiers do not run by their own settings, as a line; ``None`` when all do."""
-        decisive = [result for result in self.rows if result.trial.decides and result.tried]
-        failed = sum(not result.passed for result in decisive)
-        return f"{failed} of {len(decisive)} runs by a tier's own settings failed" if failed else None
-
     def write(self) -> None:
         """Write the result file, if one was asked for."""
-        if self.options.benchmark_output is None:
-            return
-        capabilities = boundary(self.rows) if self.options.tier_boundary else None
-        batches = batch_boundary(self.rows, CONFIGURED_BATCHES) if self.options.tier_batch_boundary else None
-        document = result_document(
-            mode=self.options.mode,
-            environment=self.environment,
-            arguments=asdict(self.options),
-            results=self.rows,
-            tier_test={
-                "rows": len(self.plan.rows),
-                "boundary": None if capabilities is None else [capability.to_json() for capability in capabilities],
-                "batch_boundary": None if batches is None else [card.to_json() for card in batches],
-            },
-        )
-        write_result(self.options.benchmark_output, document)
+        self.outputs.write_result(self.rows, self.environment)
 
     def report(self) -> None:
         """Print the tables, and write the files."""
-        rows = self.rows
-        click.echo(f"\n{render_tiers(rows)}\n")
-        if self.options.tier_boundary:
-            click.echo(f"{render_boundary(boundary(rows))}\n")
-        if self.options.tier_batch_boundary:
-            click.echo(f"{render_batch_boundary(batch_boundary(rows, CONFIGURED_BATCHES))}\n")
-        for result in rows:
-            if result.tried and result.failure is not None:
-                where = f" in {semconv.stage_of(result.failure.stage)}" if result.failure.stage else ""
-                click.echo(f"{result.trial}: {result.failure.type}{where}: {result.failure.message}")
-        if len(rows) < len(self.plan.rows):
-            click.echo(f"Stopped after {len(rows)} of {len(self.plan.rows)} rows.")
+        for line in self.outputs.lines(self.rows):
+            click.echo(line)
         files = (
             ("Result", self.options.benchmark_output, self.write),
-            ("Report", self.options.report, self.write_page),
+            ("Report", self.options.report, lambda: self.outputs.write_page(self.rows, self.environment)),
             ("Trace", self.options.trace_output, self.telemetry.write_trace_file),
         )
         failures = []
@@ -252,18 +201,6 @@ class _TierTest:
                 failures.append(error)
         if failures:
             raise failures[0]
-
-    def write_page(self) -> None:
-        """Write the HTML page."""
-        assert self.options.report is not None
-        report = Report(
-            mode=self.options.mode,
-            environment=self.environment,
-            arguments=asdict(self.options),
-            tiers=self.rows,
-            failure=self.failure,
-        )
-        write_report(self.options.report, report)
 
 
 class _Child:
