@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any
 
 import click
 from opentelemetry.trace import Span, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from acestep.gpu_config import GPU_CONFIGS
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import RunFailed, SetupError
@@ -34,13 +32,9 @@ from acestep_otel.modes.tier_test.verdict import ended, judge, skipped
 from acestep_otel.modes.tracing import detail_level
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.report.boundary import batch_boundary, boundary
 from acestep_otel.report.cells import Failure
 from acestep_otel.report.environment import Environment
-from acestep_otel.report.html import Report, write_report
-from acestep_otel.report.results import result_document, write_result
 from acestep_otel.report.spans import FinishedSpan
-from acestep_otel.report.tier_table import render_batch_boundary, render_boundary, render_tiers
 from acestep_otel.report.tiers import TierResult, Trial
 from acestep_otel.settings import Detail
 
