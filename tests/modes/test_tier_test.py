@@ -150,7 +150,7 @@ def test_a_killed_child_is_a_row_and_its_stages_are_in_the_trace(
     assert shown.err == "error: 1 of 1 runs by a tier's own settings failed\n"
     assert "4GB default: Killed in vae.decode: killed by SIGKILL: the host ran out of memory" in shown.out
     (killed,) = document()["results"]
-    assert (killed["status"], killed["exit_code"], killed["error"]["stage"]) == ("killed", -9, "acestep.vae.decode")
+    assert (killed["status"], killed["exit_code"], killed["error"]["stage"]) == ("killed", -9, "vae.decode")
     spans = traced()
     (process,) = named(spans, semconv.TIER_PROCESS)
     assert (process.status, process.attributes[semconv.TIER_EXIT_CODE]) == ("error", -9)

@@ -89,5 +89,5 @@ def row(memory: int = 8, kind: Kind = "default", status: Status = "ok", peak: fl
     asked = trial(memory, kind, **fields)
     if status == "ok":
         return TierResult(asked, status, None, observation(asked, peak))
-    failure = Failure("OutOfMemory" if status == "out_of_memory" else "Failed", "no room for 3 GiB", "acestep.dit")
+    failure = Failure("OutOfMemory" if status == "out_of_memory" else "Failed", "no room for 3 GiB", "dit")
     return TierResult(asked, status, failure)

@@ -139,7 +139,8 @@ class _TierTest:
         elif done and _ends_its_process(done[-1]):
             culprit = done[-1]
         else:
-            culprit = ended(left.pop(0), ending, child.stages.innermost)
+            running = child.stages.innermost
+            culprit = ended(left.pop(0), ending, None if running is None else semconv.stage_of(running))
             self.note(culprit)
         assert culprit.failure is not None
         self.skip(left, f"not tried after {culprit.trial.variant}: {culprit.failure.type}")

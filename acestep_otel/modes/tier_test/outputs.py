@@ -53,7 +53,7 @@ class Outputs:
             yield f"{render_batch_boundary(cards)}\n"
         for result in rows:
             if result.tried and result.failure is not None:
-                where = f" in {semconv.stage_of(result.failure.stage)}" if result.failure.stage else ""
+                where = f" in {result.failure.stage}" if result.failure.stage else ""
                 yield f"{result.trial}: {result.failure.type}{where}: {result.failure.message}"
         if len(rows) < len(self.plan.rows):
             yield f"Stopped after {len(rows)} of {len(self.plan.rows)} rows."

@@ -174,12 +174,12 @@ def test_notes_say_what_happened(memory: int, lm: str | None, change: dict[str, 
     ],
 )
 def test_how_a_process_ended_is_the_row(ending: Ending, status: str, error: str, message: str) -> None:
-    result = ended(trial(8), ending, "acestep.dit")
+    result = ended(trial(8), ending, "dit")
     assert (result.status, result.exit_code) == (status, ending.exit_code)
     assert error_of(result)[0] == error
     assert message in error_of(result)[1]
     assert result.failure is not None
-    assert result.failure.stage == "acestep.dit"
+    assert result.failure.stage == "dit"
 
 
 def test_a_skipped_row_has_its_reason() -> None:
