@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
 
-MetricKind = Literal["histogram", "counter", "gauge"]
+MetricKind = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,8 @@ VAE_DECODE = _span(
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
 
+DOCTOR = _span("acestep.doctor", "Nothing: sent by the subcommand doctor to see whether a span arrives. Host clock.")
+
 
 def stage_of(span_name: str) -> str:
     """The value of ``acestep.stage`` for a span: its name without the namespace."""
@@ -193,6 +195,9 @@ BENCHMARK_CELL = _attribute(
 )
 BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
+)
+TRACE_FORCE = _attribute(
+    "acestep.trace.force", bool, "Set by an application on any span of a trace that tail sampling must keep."
 )
 TRUNCATED = _attribute("acestep.truncated", bool, "True when shutdown closed the span before its work had ended.")
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
@@ -299,6 +304,7 @@ VRAM_SHARED = _attribute(
 )
 VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated or reserved.")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
+PROFILE_ROW = _attribute("acestep.profile.row", str, "Row of the time breakdown: planner, diffusion, wall, ...")
 
 # --- Metrics ------------------------------------------------------------------------------------------------------
 _DURATION_BUCKETS = (
@@ -311,6 +317,9 @@ _FIRST_TOKEN_BUCKETS = (
 _PER_TOKEN_BUCKETS = (
     0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.0035, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
     0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+_COMPUTE_BUCKETS = (
+    0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 
 REQUEST_DURATION = _metric(
@@ -342,13 +351,38 @@ LM_TOKENS_COUNT = _metric(
 REQUESTS = _metric(
     "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )
+REQUESTS_ACTIVE = _metric(
+    "acestep.requests.active", "up_down_counter", "{request}", "Requests that are being worked on.",
+    (REQUEST_MODEL, STAGE),
+)  # fmt: skip
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(
     "acestep.audio.generated", "counter", "s", "Seconds of audio made, over all songs.", (REQUEST_MODEL,)
 )
+AUDIO_COMPUTE_DURATION = _metric(
+    "acestep.audio.compute.duration", "histogram", "s",
+    "Wall time of a request over the seconds of audio that it made, over all songs: below 1 is faster than real time.",
+    (REQUEST_MODEL,), _COMPUTE_BUCKETS,
+)  # fmt: skip
 VRAM_PEAK = _metric(
     "acestep.vram.peak", "gauge", "By", "Peak of the last run of each stage; absent off CUDA.",
     (STAGE, VRAM_KIND, REQUEST_MODEL),
+)  # fmt: skip
+VRAM_LIMIT = _metric(
+    "acestep.vram.limit", "gauge", "By",
+    "What the process may take of its device's memory: all of it, or the fraction it was held to; absent off CUDA.", (),
+)  # fmt: skip
+PROFILE_DURATION = _metric(
+    "acestep.profile.duration", "gauge", "s", "A row of the last measured run's time breakdown.",
+    (REQUEST_MODEL, STAGE, PROFILE_ROW),
+)  # fmt: skip
+PROFILE_STEPS = _metric(
+    "acestep.profile.steps", "gauge", "{step}", "Denoising steps of the last measured run.", (REQUEST_MODEL, STAGE)
+)
+PROFILE_TOKEN_DURATION = _metric(
+    "acestep.profile.token.duration", "gauge", "s",
+    "Duration of each planner phase of the last measured run over the tokens it wrote, forced ones included.",
+    (REQUEST_MODEL, STAGE),
 )  # fmt: skip
 _CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
 BENCHMARK_WALL = _metric(
@@ -360,3 +394,7 @@ BENCHMARK_VAE = _metric("acestep.benchmark.vae", "gauge", "s", "The same of the 
 BENCHMARK_CELLS = _metric(
     "acestep.benchmark.cells", "counter", "{cell}", "Finished cells of benchmarks by outcome.", (REQUEST_MODEL, OUTCOME)
 )
+BENCHMARK_STATUS = _metric(
+    "acestep.benchmark.status", "gauge", "{cell}", "1 for a benchmark's cell that ran, 0 for one that failed.", _CELL
+)
+DOCTOR_TIME = _metric("acestep.doctor.time", "gauge", "s", "Unix time at which the subcommand doctor sent it.", ())
