@@ -19,7 +19,10 @@ from acestep.placement import Placement
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.renderer.models import RendererModels
+from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
+from acestep.renderer.vae_ladder import DecodeSettings
+from acestep.residence import LANGUAGE_MODEL, Residence, loading_device
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
 
@@ -74,26 +77,35 @@ class Models:
     planner: Planner | None
     device: torch.device
 
+    @property
+    def placement(self) -> Placement:
+        """How the models are placed, as it came into effect."""
+        return self.renderer.residence.placement
+
 
 def load_models(selection: ModelSelection) -> Models:
     """Load what the selection names.
 
     Raises:
         DeviceUnavailable: the device does not exist here.
+        PlacementUnavailable: the device cannot run the placement; nothing was loaded.
+        InvalidRequest: a variable about the VAE's decode means nothing.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under a name.
         OutOfMemory: the models do not fit.
     """
     device = resolve_device(selection.device)
+    residence = Residence(device, selection.placement.on(device))
+    decoding = DecodeSettings.from_environment()
     dtype = default_dtype(device)
     if selection.lm is not None:
         _require_backend(selection.lm_backend)
     with stage_errors("model.load"):
-        renderer = Renderer(load_renderer_models(selection, device, dtype))
+        renderer = Renderer(load_renderer_models(selection, device, dtype), residence, decoding)
         if selection.lm is None:
             return Models(renderer, None, device)
         language_model = load_language_model(selection, device, dtype)
-    return Models(renderer, Planner.from_language_model(language_model), device)
+    return Models(renderer, Planner.from_language_model(language_model, residence=residence), device)
 
 
 def load_planner(selection: ModelSelection) -> Planner:
@@ -107,9 +119,15 @@ def load_planner(selection: ModelSelection) -> Planner:
         OutOfMemory: the model does not fit.
     """
     device = resolve_device(selection.device)
+    # The rest of a placement is about the renderer.
+    waits = Placement(
+        offload_to_cpu=selection.placement.offload_to_cpu, automatic_offload=selection.placement.automatic_offload
+    )
+    residence = Residence(device, waits.on(device))
     _require_backend(selection.lm_backend)
     with stage_errors("model.load"):
-        return Planner.from_language_model(load_language_model(selection, device, default_dtype(device)))
+        language_model = load_language_model(selection, device, default_dtype(device))
+    return Planner.from_language_model(language_model, residence=residence)
 
 
 def require_language_model(selection: ModelSelection) -> None:
@@ -134,7 +152,16 @@ def _require_backend(name: str) -> None:
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
     """Diffusion transformer, condition encoders and VAE under ``selection.dit``."""
     require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
-    return build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    residence = Residence(device, selection.placement.on(device))
+    models = build_renderer_models(
+        selection.dit,
+        device=device,
+        dtype=dtype,
+        seed=selection.seed,
+        storage=loading_device(device, residence.placement),
+    )
+    prepare(models, residence)
+    return models
 
 
 def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -146,7 +173,16 @@ def load_language_model(selection: ModelSelection, device: torch.device, dtype: 
     if selection.lm is None:
         raise ValueError("the selection names no language model")
     require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
-    return build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed)
+    residence = Residence(device, selection.placement.on(device))
+    model = build_language_model(
+        selection.lm,
+        device=device,
+        dtype=dtype,
+        seed=selection.seed,
+        storage=residence.home(LANGUAGE_MODEL),
+    )
+    residence.settle(LANGUAGE_MODEL, model.body)
+    return model
 
 
 def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> None:

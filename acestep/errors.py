@@ -68,6 +68,13 @@ class BackendUnavailable(AceStepError):
         super().__init__(message, stage="model.load")
 
 
+class PlacementUnavailable(AceStepError):
+    """The device cannot hold the weights in the form asked for, or cannot compile; nothing was loaded."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
 class OutOfMemory(AceStepError):
     """The device (or the host) ran out of memory in a stage; the allocator's own message is the cause."""
 

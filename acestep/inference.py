@@ -132,6 +132,8 @@ def _generate(
             duration=songs[0].audio.shape[-1] / SAMPLE_RATE,
             seeds=seeds,
             weights=models.renderer.models.weights,
+            placement=models.placement,
+            vae_decode=rendered.vae_decode,
         ),
     )
 
@@ -188,7 +190,8 @@ def _plan(
     if source is not None:
         # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
         request = replace(request, duration=max(source.duration, DURATION_RANGE[0]))
-    return models.planner.plan(request, seeds, progress)
+    with models.planner.present():
+        return models.planner.plan(request, seeds, progress)
 
 
 def _duration(

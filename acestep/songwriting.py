@@ -163,18 +163,17 @@ def _write(
 ) -> SongBlueprint:
     validate_songwriting(settings)
     seed = secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed
-    draft = Songwriter(planner).write(
-        SongwritingRequest(
-            prompt=prompt,
-            given=planner.given(metadata, metadata.duration),
-            # Guidance ends captions early: it is for audio codes.
-            sampling=replace(settings.sampling, guidance_scale=1.0),
-            seed=seed,
-            use_constrained_decoding=settings.use_constrained_decoding,
-            lyrics_token_limit=settings.lyrics_token_limit,
-        ),
-        progress,
+    asked = SongwritingRequest(
+        prompt=prompt,
+        given=planner.given(metadata, metadata.duration),
+        # Guidance ends captions early: it is for audio codes.
+        sampling=replace(settings.sampling, guidance_scale=1.0),
+        seed=seed,
+        use_constrained_decoding=settings.use_constrained_decoding,
+        lyrics_token_limit=settings.lyrics_token_limit,
     )
+    with planner.present():
+        draft = Songwriter(planner).write(asked, progress)
     return _blueprint(planner, draft, seed)
 
 
@@ -190,5 +189,6 @@ def _blueprint(planner: Planner, draft: Draft, seed: int) -> SongBlueprint:
             lm_backend=planner.backend.name,
             seeds=(seed,),
             weights=planner.weights,
+            placement=planner.residence.placement,
         ),
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from acestep.placement import Placement
+
 if TYPE_CHECKING:
     import torch
 
@@ -165,6 +167,29 @@ class GenerationRequest:
         return self.thinking and not self.audio_codes and self.task_type == "text2music"
 
 
+VaeRung = Literal["gpu", "gpu+cpu buffer", "cpu"]
+"""Where the VAE decodes: on the device; there, with the audio collected on the host; on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class VaeDecoding:
+    """How the latents were really decoded.
+
+    Attributes:
+        rung: where.
+        tile_length: latent frames of the longest tile.
+        overlap: frames of context on each side that faces another tile.
+        tiles: tiles of all songs.
+        attempts: rungs tried: 1 when the first one had enough memory.
+    """
+
+    rung: VaeRung
+    tile_length: int
+    overlap: int
+    tiles: int
+    attempts: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
     """What was really run, beside what was asked for.
@@ -182,6 +207,8 @@ class EffectiveSettings:
         duration: seconds of audio of each song.
         seeds: one per song.
         weights: ``synthetic`` or ``checkpoint``.
+        placement: where the models lived between uses, in which form, compiled or not.
+        vae_decode: how the latents were decoded.
     """
 
     device: str
@@ -196,6 +223,8 @@ class EffectiveSettings:
     duration: float
     seeds: tuple[int, ...]
     weights: str
+    placement: Placement
+    vae_decode: VaeDecoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +289,7 @@ class EffectivePlannerSettings:
         lm_backend: backend that ran it.
         seeds: the one seed.
         weights: ``synthetic`` or ``checkpoint``.
+        placement: where the model lived between uses.
     """
 
     device: str
@@ -268,6 +298,7 @@ class EffectivePlannerSettings:
     lm_backend: str
     seeds: tuple[int, ...]
     weights: str
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,13 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
 @option_group(
     "Measurement",
     option("--repeat", type=int, default=DEFAULTS.repeat, help="Runs of each benchmark cell: median, minimum, spread."),
+    option(
+        "--tier-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=DEFAULTS.tier_timeout,
+        metavar="SECONDS",
+        help="Longest that a run of a tier test may take, loading included; then its process is killed.",
+    ),
     option("--torch-profile", is_flag=True, help="One more run under torch.profiler: a Chrome/Perfetto trace."),
 )
 @option_group(

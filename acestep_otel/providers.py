@@ -14,7 +14,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -35,8 +35,9 @@ from opentelemetry.sdk.resources import (
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from acestep_otel import semconv
+from acestep_otel import __version__, semconv
 from acestep_otel.files import replacing
 from acestep_otel.otlp import metric_exporter, otlp_target, span_exporter
 from acestep_otel.report.spans import FinishedSpan
@@ -142,8 +143,10 @@ class Telemetry:
         self._span_exporter = None if traces is None else span_exporter(traces)
         self._metric_exporter = None if metrics is None else metric_exporter(metrics)
         self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
+        self._processors: list[SpanProcessor] = [self.collector]
         if self._span_exporter is not None:
-            self.tracer_provider.add_span_processor(BatchSpanProcessor(self._span_exporter))
+            self._processors.append(BatchSpanProcessor(self._span_exporter))
+            self.tracer_provider.add_span_processor(self._processors[-1])
         readers: list[MetricReader] = []
         if self._metric_exporter is not None:
             readers.append(PeriodicExportingMetricReader(self._metric_exporter))
@@ -165,6 +168,14 @@ class Telemetry:
                 self.write_trace_file()
         finally:
             self._log.detach()
+
+    def adopt(self, spans: Iterable[FinishedSpan]) -> None:
+        """Take in spans that another process of this run made: they are collected and sent like this process's own."""
+        scope = InstrumentationScope("acestep_otel", __version__, semconv.SCHEMA_URL)
+        for span in spans:
+            readable = span.to_readable_span(self.tracer_provider.resource, scope)
+            for processor in self._processors:
+                processor.on_end(readable)
 
     def write_trace_file(self) -> None:
         """Write every finished span to the trace file, if one was asked for.

@@ -18,7 +18,7 @@ from acestep.renderer.models import RendererModels
 from acestep.synthetic.language_model import TINY_LAYOUT
 from acestep.synthetic.qwen3 import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
-from acestep.synthetic.weights import materialise, tensor_seed
+from acestep.synthetic.weights import draw_normal, materialise, tensor_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +142,17 @@ RENDERER_CONFIGS: Final[Mapping[str, RendererConfig]] = {
 """Every renderer that can be built with random weights, by name."""
 
 
-def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> RendererModels:
+def build_renderer_models(
+    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0, storage: torch.device | None = None
+) -> RendererModels:
     """Build a renderer's models with random weights.
 
     Args:
         name: a key of ``RENDERER_CONFIGS``.
-        device: where the weights live.
+        device: where the models run, and where the weights are drawn.
         dtype: of the weights.
         seed: the models' seed; equal seeds give equal weights on the CPU.
+        storage: where the weights are kept; ``device`` when not given.
 
     Raises:
         KeyError: the name is not in the table.
@@ -157,9 +160,9 @@ def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype
     config = RENDERER_CONFIGS[name]
     modules = diffusers_modules(config)
     for role, module in modules.items():
-        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype)
+        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype, storage=storage)
         _balance_transposed_convolutions(module)
-    _set_silence(modules["condition_encoder"], seed)
+    _set_silence(modules["condition_encoder"], seed, device)
     _set_vae_gains(modules["vae"])
     _restore_quantizer(modules["audio_tokenizer"].quantizer)
     return RendererModels(
@@ -169,7 +172,11 @@ def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype
         default_shift=config.default_shift,
         **modules,
         text_encoder=build_qwen3(
-            text_encoder_config(config), seed=tensor_seed(seed, "text_encoder"), device=device, dtype=dtype
+            text_encoder_config(config),
+            seed=tensor_seed(seed, "text_encoder"),
+            device=device,
+            dtype=dtype,
+            storage=storage,
         ),
         text_tokenizer=build_tokenizer(config.text_layout),
         device=device,
@@ -244,12 +251,11 @@ def _set_vae_gains(vae: Any) -> None:
 
 
 @torch.no_grad()
-def _set_silence(condition_encoder: Any, seed: int) -> None:
+def _set_silence(condition_encoder: Any, seed: int, device: torch.device) -> None:
     """Give "silence" and "no condition" the scale of latents and hidden states; no silence was ever encoded here."""
     for name in ("silence_latent", "null_condition_emb"):
-        tensor = getattr(condition_encoder, name)
-        generator = torch.Generator(device=tensor.device).manual_seed(tensor_seed(seed, name))
-        tensor.normal_(generator=generator)
+        generator = torch.Generator(device=device).manual_seed(tensor_seed(seed, name))
+        draw_normal(getattr(condition_encoder, name), 1.0, generator)
 
 
 def _restore_quantizer(quantizer: Any) -> None:

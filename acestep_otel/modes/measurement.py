@@ -5,6 +5,7 @@ Everything reported is computed from the spans of the measured run, also when it
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +15,16 @@ from typing import Protocol, TypeVar
 import click
 import torch
 
-from acestep.errors import AudioWriteError, BackendUnavailable, CheckpointNotFound, DeviceUnavailable, InvalidRequest
+from acestep.devices import resolve_device
+from acestep.errors import (
+    AudioWriteError,
+    BackendUnavailable,
+    CheckpointNotFound,
+    DeviceUnavailable,
+    InvalidRequest,
+    PlacementUnavailable,
+)
+from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
@@ -90,6 +100,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
     limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
+            enforce_memory_cap(resolve_device(options.device))
             models = job.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
@@ -115,7 +126,14 @@ def setup_errors() -> Iterator[None]:
     """Before the run, what the engine refuses is a matter of set-up."""
     try:
         yield
-    except (InvalidRequest, AudioWriteError, CheckpointNotFound, DeviceUnavailable, BackendUnavailable) as error:
+    except (
+        InvalidRequest,
+        AudioWriteError,
+        CheckpointNotFound,
+        DeviceUnavailable,
+        PlacementUnavailable,
+        BackendUnavailable,
+    ) as error:
         raise SetupError(str(error)) from error
 
 
@@ -123,6 +141,13 @@ def limit_threads(options: Options) -> None:
     """Run tiny models on one thread: handing such small tensors to a second one takes longer than computing them."""
     if options.tiny:
         torch.set_num_threads(1)
+
+
+def release_memory() -> None:
+    """Give back what an earlier run left, so that the next one starts with what the first one had."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _report(

@@ -11,6 +11,7 @@ from acestep.planner.planner import Planner
 from acestep.types import TEXT_SAMPLING, ProgressCallback, SongBlueprint, SongwritingSettings
 from acestep_otel.modes.measurement import Outcome
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.placement import describe_placement
 from acestep_otel.modes.request import select_models
 
 _TITLE_RULE: Final = "=" * 100
@@ -52,7 +53,9 @@ class Songwriting:
     def run(self, models: Planner, progress: ProgressCallback) -> Outcome:
         """The call."""
         blueprint = self.verb(models, progress)
-        return Outcome(effective=blueprint.effective, summary=tuple(render_blueprint(blueprint)), blueprint=blueprint)
+        return Outcome(
+            effective=blueprint.effective, summary=tuple(render_blueprint(blueprint, self.options)), blueprint=blueprint
+        )
 
 
 def songwriting_settings(options: Options, *, default_seed: int) -> SongwritingSettings:
@@ -66,11 +69,12 @@ def songwriting_settings(options: Options, *, default_seed: int) -> SongwritingS
     )
 
 
-def render_blueprint(blueprint: SongBlueprint) -> Iterator[str]:
+def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str]:
     """Lines for the terminal: what ran, then the metadata and the words."""
     done, metadata = blueprint.effective, blueprint.metadata
     yield f"{done.lm_model} ({done.lm_backend}) on {done.device}, {done.dtype}, weights: {done.weights}"
     yield f"seed {done.seeds[0]}"
+    yield from describe_placement(done.placement, options)
     yield ""
     yield "SONG BLUEPRINT"
     yield _TITLE_RULE

@@ -19,7 +19,7 @@ from acestep_otel.targets.seam import Seam, Wrapper
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
     from acestep.renderer.vae import TilePlan
-    from acestep.types import GenerationRequest, GenerationResult
+    from acestep.types import GenerationRequest, GenerationResult, VaeDecoding
 
 
 def seams(layer: StageRecorder) -> list[Seam]:
@@ -33,8 +33,9 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
-        Seam("acestep.renderer.renderer", "Renderer.decode", _vae_decode(layer)),
-        Seam("acestep.renderer.renderer", "Renderer.decode_tile", _vae_tile(layer)),
+        Seam("acestep.renderer.decoder", "VaeDecoder.decode", _vae_decode(layer)),
+        Seam("acestep.renderer.decoder", "VaeDecoder.decode_tile", _vae_tile(layer)),
+        Seam("acestep.residence", "Residence.move", _move(layer)),
         *planner.seams(layer),
         *songwriting.seams(layer),
     ]
@@ -77,6 +78,11 @@ def _request_attributes(models: Models, request: GenerationRequest, capture_cont
         semconv.DEVICE: str(models.device),
         semconv.DTYPE: str(renderer.dtype).removeprefix("torch."),
         semconv.WEIGHTS: renderer.weights,
+        semconv.OFFLOAD: models.placement.offload_to_cpu,
+        semconv.OFFLOAD_DIT: models.placement.offload_dit_to_cpu,
+        semconv.OFFLOAD_AUTOMATIC: models.placement.automatic_offload,
+        semconv.QUANTIZATION: models.placement.quantization or "none",
+        semconv.COMPILED: models.placement.compile,
     }
     if request.duration is not None:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(request.duration)
@@ -183,14 +189,38 @@ def _vae_decode(layer: StageRecorder) -> Wrapper:
         call = Call(wrapped, instance, args, kwargs)
 
         def known() -> Attributes:
-            plan, latents = call.arguments["plan"], call.arguments["latents"]
+            latents = call.arguments["latents"]
+            return {semconv.BATCH_SIZE: latents.shape[0], semconv.LATENT_FRAMES: latents.shape[1]}
+
+        def found(_: Stage, decoded: tuple[Any, VaeDecoding]) -> Attributes:
+            decoding = decoded[1]
             return {
-                **_tiling(plan, recordings=latents.shape[0]),
-                semconv.VAE_RUNG: "cpu" if instance.models.device.type == "cpu" else "gpu",
-                semconv.BATCH_SIZE: latents.shape[0],
+                semconv.VAE_RUNG: decoding.rung,
+                semconv.VAE_TILE_LENGTH: decoding.tile_length,
+                semconv.VAE_OVERLAP: decoding.overlap,
+                semconv.VAE_TILES: decoding.tiles,
+                semconv.VAE_ATTEMPTS: decoding.attempts,
             }
 
-        return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known)
+        return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known, found=found)
+
+    return wrapper
+
+
+def _move(layer: StageRecorder) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        return layer.stage(
+            semconv.OFFLOAD_MOVE,
+            call,
+            known=lambda: {
+                semconv.OFFLOAD_MODEL: call.arguments["name"],
+                semconv.OFFLOAD_DIRECTION: (
+                    "to_device" if call.arguments["destination"] == instance.device else "to_host"
+                ),
+            },
+            found=lambda _, moved: {semconv.OFFLOAD_BYTES: moved},
+        )
 
     return wrapper
 

@@ -8,7 +8,6 @@ forces is never sampled: it rides along with the next pass as a chunk.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -45,10 +44,11 @@ class PtBackend:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        layout = model.vocabulary.layout
-        self._code_candidates = Candidates.rows(model.head, layout.code_base, layout.code_count)
-        self._text_candidates = Candidates.rows(model.head, 0, layout.text_size)
         self._candidates: WeakKeyDictionary[AllowedTokens, Candidates] = WeakKeyDictionary()
+
+    def release(self) -> None:
+        """Forget everything that lies beside the weights in the device's memory, or points at them: they will move."""
+        self._candidates.clear()
 
     @torch.inference_mode()
     def generate_metadata(
@@ -64,7 +64,8 @@ class PtBackend:
         layout = self.model.vocabulary.layout
         guide: TextGuide
         if cursor is None:
-            guide = FreeText(self._text_candidates, frozenset({layout.think_close, layout.eos, layout.pad}))
+            text = Candidates.rows(self.model.head, 0, layout.text_size)
+            guide = FreeText(text, frozenset({layout.think_close, layout.eos, layout.pad}))
         else:
             guide = ConstrainedText(cursor, self.constrain, self.accept)
         return self._write_text(REASONING, prompt, guide, sampling, seed, token_limit, progress)
@@ -79,7 +80,7 @@ class PtBackend:
         progress: ProgressCallback | None = None,
     ) -> PhaseTokens:
         """Free text (see ``PlannerBackend.generate_lyrics``): one token is read back per pass, to see its end."""
-        guide = FreeText(self._lyrics_candidates, frozenset({self.model.vocabulary.layout.eos}))
+        guide = FreeText(self._lyrics_candidates(), frozenset({self.model.vocabulary.layout.eos}))
         return self._write_text(LYRICS, prompt, guide, sampling, seed, token_limit, progress)
 
     @torch.inference_mode()
@@ -94,13 +95,15 @@ class PtBackend:
     ) -> PhaseTokens:
         """Phase 2 (see ``PlannerBackend.generate_codes``): ids stay on the device, the end is known beforehand."""
         prompts = [conditional] if unconditional is None else [conditional, unconditional]
+        layout = self.model.vocabulary.layout
+        codes = Candidates.rows(self.model.head, layout.code_base, layout.code_count)
         keys = torch.stack([item_keys(seed, COMPOSING, count) for seed in seeds], dim=1).to(self.model.device)
         state = self.prefill(prompts, capacity=count)
         state.repeat(len(seeds))
         pending: torch.Tensor | None = None
         written: list[torch.Tensor] = []
         for step in range(count):
-            drawn = self.decode(state, pending, self._code_candidates, sampling, keys[step])
+            drawn = self.decode(state, pending, codes, sampling, keys[step])
             written.append(drawn)
             pending = drawn.repeat(len(prompts)).unsqueeze(1)
             if progress is not None and (len(written) % PROGRESS_INTERVAL == 0 or len(written) == count):
@@ -241,7 +244,6 @@ class PtBackend:
             forwards=state.forwards,
         )
 
-    @cached_property
     def _lyrics_candidates(self) -> Candidates:
         vocabulary = self.model.vocabulary
         ids = np.append(vocabulary.text_ids, vocabulary.layout.eos)
