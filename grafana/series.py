@@ -98,13 +98,16 @@ def _quantile(quantile: float, buckets: str, by: Iterable[str]) -> str:
 
 def named(expression: str, name: str, separator: str, *labels: str) -> str:
     """Join labels to a new one."""
-    return f'label_join({expression}, "{name}", "{separator}", {", ".join(f"{chr(34)}{item}{chr(34)}" for item in labels)})'
+    joined = ", ".join(f'"{item}"' for item in labels)
+    return f'label_join({expression}, "{name}", "{separator}", {joined})'
 
 
 def values_of(metric: MetricDefinition, name: str, *matchers: str) -> str:
     """Query of a template variable: the values of a metric's label."""
-    return f"label_values({series(metric)}{{{','.join(matchers)}}}, {name})" if matchers else (
-        f"label_values({series(metric)}, {name})"
+    return (
+        f"label_values({series(metric)}{{{','.join(matchers)}}}, {name})"
+        if matchers
+        else (f"label_values({series(metric)}, {name})")
     )
 
 

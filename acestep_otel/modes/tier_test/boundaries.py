@@ -21,7 +21,10 @@ def record_boundary(instruments: Instruments, capabilities: Sequence[Capability]
 def record_batch_boundary(instruments: Instruments, cards: Sequence[BatchBoundary]) -> None:
     """Record the largest batch of each card, with and without the language model."""
     for card in cards:
-        attributes = {semconv.TIER_NAME: card.tier, semconv.TIER_MEMORY: card.memory}
+        attributes: dict[str, str | bool | int | float] = {
+            semconv.TIER_NAME: card.tier,
+            semconv.TIER_MEMORY: card.memory,
+        }
         for with_lm, largest in ((False, card.without_lm), (True, card.with_lm)):
             if largest.batch_size is not None:
                 instruments.record(
