@@ -59,6 +59,12 @@ class PrometheusEndpoint:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Interface and port that are listened on."""
+        host, port = self._server.server_address[:2]
+        return str(host), int(port)
+
     def wait_for_last_scrape(self, seconds: float) -> None:
         """Wait until the page has been fetched once more, so that the last figures are seen.
 

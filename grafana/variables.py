@@ -35,7 +35,7 @@ def choice(name: str, title: str, query: str, *, several: bool = True) -> dashbo
 
 
 def board(uid: str, title: str, description: str, *, from_: str, refresh: str = "") -> dashboard.Dashboard:
-    """An empty board with the variables of its data sources.
+    """An empty board with the data source of its metrics.
 
     Args:
         uid: of the board; part of its address.
@@ -59,13 +59,24 @@ def board(uid: str, title: str, description: str, *, from_: str, refresh: str = 
             .as_dropdown(True)
         )
     )
-    for name, label, kind, uid_ in (
-        ("metrics", "Metrics", "prometheus", METRICS_UID),
-        ("traces", "Traces", "jaeger", TRACES_UID),
-    ):
-        option = models.VariableOption(selected=True, text=label, value=uid_)
-        found = found.with_variable(dashboard.DatasourceVariable(name).label(label).type(kind).current(option))
+    found = found.with_variable(_data_source("metrics", "Metrics", "prometheus", METRICS_UID))
     return found.refresh(refresh) if refresh else found
+
+
+def with_traces(found: dashboard.Dashboard, query: str) -> dashboard.Dashboard:
+    """Add what a panel of traces needs: their data source and one service.
+
+    Args:
+        found: the board.
+        query: of the services, from ``grafana.series.values_of``.
+    """
+    source = _data_source("traces", "Traces", "jaeger", TRACES_UID)
+    return found.with_variable(source).with_variable(choice("service", "Traces of", query, several=False))
+
+
+def _data_source(name: str, title: str, kind: str, uid: str) -> dashboard.DatasourceVariable:
+    chosen = models.VariableOption(selected=True, text=title, value=uid)
+    return dashboard.DatasourceVariable(name).label(title).type(kind).current(chosen)
 
 
 def assembled(

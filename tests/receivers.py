@@ -6,7 +6,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,10 +50,17 @@ class Received:
         return {pair.key: pair.value.string_value for pair in attributes}
 
     def wait_for_spans(self, count: int, seconds: float) -> list[str]:
-        deadline = time.monotonic() + seconds
-        while len(self.span_names()) < count and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return self.span_names()
+        return _wait_for(self.span_names, count, seconds)
+
+    def wait_for_metrics(self, count: int, seconds: float) -> list[str]:
+        return _wait_for(self.metric_names, count, seconds)
+
+
+def _wait_for(names: Callable[[], list[str]], count: int, seconds: float) -> list[str]:
+    deadline = time.monotonic() + seconds
+    while len(names()) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return names()
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def _split() -> barchart.Panel:
         if metric is not semconv.BENCHMARK_WALL
     )
     return stacked_bars(
-        Text("LM, DiT and VAE", "What each cell's time goes to: duration · batch · thinking · steps.", "s"),
+        Text("Split of the time", "LM, DiT and VAE of each cell: duration · batch · thinking · steps.", "s"),
         f"max by (cell, part) ({named(parts, 'cell', ' · ', *CELL)})",
         "cell",
         "part",

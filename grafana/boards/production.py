@@ -12,7 +12,7 @@ from grafana.panels import Query, Size, Text, heat_map, stats, time_series
 from grafana.series import MODEL, RATE, STAGE, label, quantile, rate, selected, values_of
 from grafana.tables import Column, Labels, data_table
 from grafana.traces import TraceSearch, traces
-from grafana.variables import assembled, board, choice
+from grafana.variables import assembled, board, choice, with_traces
 
 _OUTCOME: Final = label(semconv.OUTCOME)
 _FAILED: Final = f'{_OUTCOME}!="ok"'
@@ -34,11 +34,10 @@ def production() -> dashboard.Dashboard:
         )
         .with_variable(choice("job", "Service", values_of(requests, "job")))
         .with_variable(choice("instance", "Instance", values_of(requests, "instance", 'job=~"$job"')))
-        .with_variable(choice("service", "Traces of", values_of(requests, "job"), several=False))
         .with_variable(dashboard.TextBoxVariable("slower_than").label("longer than").default_value("1s"))
     )
     return assembled(
-        empty,
+        with_traces(empty, values_of(requests, "job")),
         {
             "Requests": (_now(), _requests(), _errors(), _durations(), _duration_map()),
             "Stages": (_stage_durations(), _use(), _stage_table()),

@@ -24,7 +24,7 @@ from grafana.series import (
 )
 from grafana.tables import Column, Labels, data_table
 from grafana.traces import TraceSearch, traces
-from grafana.variables import assembled, board, choice
+from grafana.variables import assembled, board, choice, with_traces
 
 _ROW: Final = label(semconv.PROFILE_ROW)
 _COMPONENT: Final = "component"
@@ -54,10 +54,9 @@ def profile() -> dashboard.Dashboard:
         .with_variable(choice("job", "Run", values_of(semconv.PROFILE_DURATION, "job")))
         .with_variable(choice("instance", "Machine", values_of(semconv.PROFILE_DURATION, "instance", 'job=~"$job"')))
         .with_variable(choice("request", "Request", values_of(semconv.PROFILE_DURATION, STAGE, RUN)))
-        .with_variable(choice("service", "Traces of", values_of(semconv.PROFILE_DURATION, "job"), several=False))
     )
     return assembled(
-        empty,
+        with_traces(empty, values_of(semconv.PROFILE_DURATION, "job")),
         {
             "Where the time went": (_key_metrics(), _tokens_per_second(), _breakdown(), _comparison(), _stages()),
             "Denoising steps and VAE tiles": (_step_quantiles(), _steps(), _tiles()),

@@ -30,7 +30,9 @@ class Stack:
             span.trace_id.hex()
             for request in self.received.traces
             for resource in request.resource_spans
-            if any(pair.key == "service.name" and pair.value.string_value == job for pair in resource.resource.attributes)
+            if any(
+                pair.key == "service.name" and pair.value.string_value == job for pair in resource.resource.attributes
+            )
             for scope in resource.scope_spans
             for span in scope.spans
         }
@@ -38,7 +40,7 @@ class Stack:
 
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory, tiny_models: checkpoints.Models) -> Iterator[Stack]:
-    """Everything was run: of what has ended nothing is left but what Prometheus remembers; a service is still scraped."""
+    """Everything was run: what has ended is in Prometheus's memory alone, a service is still scraped."""
     folder = tmp_path_factory.mktemp("stack")
     with grpc_receiver() as received, collector(received.endpoint) as (endpoint, _):
         page = Page(received)

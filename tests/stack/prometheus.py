@@ -71,20 +71,27 @@ def program(name: str) -> str:
 
 @contextmanager
 def running(folder: Path, targets: dict[str, tuple[str, str]]) -> Iterator[Prometheus]:
-    """Start a server.
+    """Start a server with the product's configuration.
 
     Args:
         folder: for its files.
         targets: host and port, and path, of each scrape job of the configuration.
     """
-    shutil.copytree(CONFIGURATION, folder / "configuration")
-    file = folder / "configuration" / "prometheus.yml"
-    configuration = yaml.safe_load(file.read_text("utf-8"))
+    configuration = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text("utf-8"))
     configuration["global"] = {"scrape_interval": f"{INTERVAL}s", "evaluation_interval": f"{INTERVAL}s"}
+    configuration["rule_files"] = [str(CONFIGURATION / name) for name in configuration["rule_files"]]
     assert {job["job_name"] for job in configuration["scrape_configs"]} == set(targets)
     for job in configuration["scrape_configs"]:
         address, job["metrics_path"] = targets[job["job_name"]]
         job["static_configs"] = [{"targets": [address]}]
+    with running_with(folder, configuration) as prometheus:
+        yield prometheus
+
+
+@contextmanager
+def running_with(folder: Path, configuration: dict[str, Any]) -> Iterator[Prometheus]:
+    """Start a server with a configuration of the test's own."""
+    file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(configuration), "utf-8")
     url = f"http://127.0.0.1:{free_port()}"
     with (folder / "prometheus.log").open("w") as log:

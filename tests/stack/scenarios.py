@@ -82,7 +82,12 @@ def service(endpoint: str, models: Models) -> Iterator[Telemetry]:
 def serve(telemetry: Telemetry, models: Models, songs: int) -> None:
     """Make songs, every third one without success, and send the metrics after each."""
     request = GenerationRequest(
-        caption="slow piano", lyrics="[Verse]\nhome", duration=10.0, inference_steps=2, thinking=True, use_cot_metas=True
+        caption="slow piano",
+        lyrics="[Verse]\nhome",
+        duration=10.0,
+        inference_steps=2,
+        thinking=True,
+        use_cot_metas=True,
     )
     for song in range(songs):
         with suppress(AceStepError), _failing() if song % 3 == 2 else _succeeding():
