@@ -6,6 +6,7 @@ from typing import Final
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, stat, table, timeseries
 from grafana_foundation_sdk.models import common as models
+from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 
 from acestep_otel import semconv
 from grafana.panels import Query, Size, Text, heat_map, stats, time_series
@@ -39,7 +40,7 @@ def production() -> dashboard.Dashboard:
     return assembled(
         with_traces(empty, values_of(requests, "job")),
         {
-            "Requests": (_now(), _requests(), _errors(), _durations(), _duration_map()),
+            "Requests": (_now(), _requests(), _errors(), _active(), _durations(), _duration_map()),
             "Stages": (_stage_durations(), _use(), _stage_table()),
             "Language model": (_first_token(), _tokens()),
             "Cost and memory": (_compute(), _audio(), _memory(), _out_of_memory()),
@@ -57,15 +58,22 @@ def _now() -> stat.Panel:
         Query(f"{failed} / ({per_second} > 0)", "failing"),
         Query(f"sum({selected(semconv.REQUESTS_ACTIVE)})", "in progress"),
         size=Size(24, 4),
-        decimals=3,
-    )
+    ).override_by_name("failing", [DynamicConfigValue(id_val="unit", value="percentunit")])
 
 
 def _requests() -> timeseries.Panel:
     return time_series(
         Text("Rate", "Finished requests per second, by kind.", "reqps"),
         Query(f"sum by ({STAGE}) ({rate(semconv.REQUESTS)})", f"{{{{{STAGE}}}}}"),
-        Query(f"sum({selected(semconv.REQUESTS_ACTIVE)})", "in progress (count)"),
+        size=Size(8),
+    )
+
+
+def _active() -> timeseries.Panel:
+    return time_series(
+        Text("In progress", "Requests that are being worked on, by instance.", "none"),
+        Query(f"sum by (instance) ({selected(semconv.REQUESTS_ACTIVE)})", "{{instance}}"),
+        size=Size(8),
     )
 
 
@@ -73,6 +81,7 @@ def _errors() -> timeseries.Panel:
     return time_series(
         Text("Errors", "Requests per second that failed, by the class of the error.", "reqps"),
         Query(f"sum by ({_OUTCOME}) ({rate(semconv.REQUESTS, _FAILED)})", f"{{{{{_OUTCOME}}}}}"),
+        size=Size(8),
     )
 
 
