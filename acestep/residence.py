@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from acestep.errors import stage_errors
 from acestep.placement import Placement
 
 LANGUAGE_MODEL: Final = "language_model"
@@ -53,7 +54,7 @@ class Residence:
     def settle(self, name: str, model: nn.Module) -> None:
         """Put a freshly loaded model where it will be between uses."""
         home, pins = self.home(name), self.device.type == "cuda" and self.waits_on_host(name)
-        _replace_tensors(model, lambda tensor: tensor.to(home).pin_memory() if pins else tensor.to(home))
+        _replace_parts(model, lambda parts: [part.to(home).pin_memory() if pins else part.to(home) for part in parts])
 
     @contextmanager
     def using(self, **models: nn.Module) -> Iterator[None]:
@@ -61,6 +62,9 @@ class Residence:
 
         Args:
             models: by name; one that never leaves the device is left alone.
+
+        Raises:
+            OutOfMemory: the device has no room for one of them; all of them are where they were.
         """
         with ExitStack() as stack:
             for name, model in models.items():
@@ -91,14 +95,12 @@ class Residence:
         Returns:
             Bytes of its weights.
         """
-        held = self._on_host.pop(name, None)
-        if destination == _HOST and held is not None:
-            originals = iter(held)
-            _replace_tensors(model, lambda _: next(originals))
-        else:
-            left = _replace_tensors(model, lambda tensor: tensor.to(destination, non_blocking=tensor.is_pinned()))
-            if self.waits_on_host(name):
-                self._on_host[name] = left
+        held = self._on_host.pop(name, None) if destination == _HOST else None
+        left = _replace_parts(
+            model, lambda parts: held or [part.to(destination, non_blocking=part.is_pinned()) for part in parts]
+        )
+        if destination != _HOST and self.waits_on_host(name):
+            self._on_host[name] = left
         return stored_bytes(model)
 
     def give_back(self) -> None:
@@ -110,7 +112,8 @@ class Residence:
     def _present(self, name: str, model: nn.Module) -> Iterator[None]:
         with self._lock:
             if self._users[name] == 0:
-                self.move(name, model, self.device)
+                with stage_errors("offload.move"):
+                    self.move(name, model, self.device)
             self._users[name] += 1
         try:
             yield
@@ -157,32 +160,30 @@ def _parts(tensor: Any) -> Iterator[torch.Tensor]:
         yield from _parts(getattr(tensor, name))
 
 
-def _replace_tensors(model: nn.Module, new: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-    """Replace every plain tensor in order, and return those that were there.
+def _replace_parts(
+    model: nn.Module, replaced: Callable[[list[torch.Tensor]], list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """Replace every plain tensor, and return those that were there; when memory runs out, nothing has changed.
 
     A plain parameter stays the object that it is, so whoever holds it sees the new place; a quantised one cannot.
     """
-    left: list[torch.Tensor] = []
-
-    def exchanged(tensor: torch.Tensor) -> torch.Tensor:
-        left.append(tensor)
-        return new(tensor)
-
     # Weights made in inference mode could never be assigned outside of it.
     with torch.inference_mode(False), torch.no_grad():
+        left = [part.data for _, _, tensor in _tensors(model) for part in _parts(tensor)]
+        arriving = iter(replaced(left))
         for table, key, tensor in _tensors(model):
             if _is_composite(tensor):
-                table[key] = nn.Parameter(_rebuilt(tensor, exchanged), requires_grad=False)
+                table[key] = nn.Parameter(_rebuilt(tensor, arriving), requires_grad=False)
             else:
-                tensor.data = exchanged(tensor.data)
+                tensor.data = next(arriving)
     return left
 
 
-def _rebuilt(tensor: Any, new: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _rebuilt(tensor: Any, arriving: Iterator[torch.Tensor]) -> torch.Tensor:
     """A composite tensor of the same kind over other parts."""
     if not _is_composite(tensor):
-        return new(tensor)
+        return next(arriving)
     names, context = tensor.__tensor_flatten__()
-    parts = {name: _rebuilt(getattr(tensor, name), new) for name in names}
+    parts = {name: _rebuilt(getattr(tensor, name), arriving) for name in names}
     rebuilt: torch.Tensor = type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
     return rebuilt

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
+
 from acestep.renderer.attention import NativeAttention
 from acestep.renderer.models import RendererModels
 
 BACKEND: Final = "inductor"
+GRAPHS_PER_BLOCK: Final = 64
+"""Most graphs of a block's code in one process: each form of weights, kind of layer, single song and batch has its own,
+and PyTorch's limit of eight would end a long benchmark with an error."""
 
 
 def compile_models(models: RendererModels, backend: str = BACKEND) -> None:
@@ -19,6 +24,7 @@ def compile_models(models: RendererModels, backend: str = BACKEND) -> None:
         models: compiled in place.
         backend: of ``torch.compile``.
     """
+    torch._dynamo.config.recompile_limit = max(GRAPHS_PER_BLOCK, torch._dynamo.config.recompile_limit)
     for block in models.transformer.layers:
         for attention in (block.self_attn, block.cross_attn):
             attention.set_processor(NativeAttention())

@@ -142,7 +142,10 @@ class BatchBoundary:
 
     @property
     def recommendation(self) -> str:
-        """What the tier table should say instead, or ``OK``."""
+        """What the tier table should say instead, or ``OK``; rows without a cap say nothing about a card."""
+        rows = (*self.without_lm.tried, *self.with_lm.tried)
+        if any(result.observation is not None and not result.capped for result in rows):
+            return "none: cap not enforced"
         changes = [
             f"{name}: {largest.configured}→{largest.batch_size}"
             for name, largest in (("no_lm", self.without_lm), ("lm", self.with_lm))

@@ -49,6 +49,8 @@ class ResultFile:
         version = document.get("schema_version") if isinstance(document, dict) else None
         if version != SCHEMA_VERSION:
             raise IncomparableResults(f"{path} is not a result file of version {SCHEMA_VERSION}")
+        if document.get("mode") == "tier-test":
+            raise IncomparableResults(f"{path} is a tier test: its rows are verdicts, only times can be compared")
         try:
             entries = _benchmark_cells if document["mode"] == "benchmark" else _profile_cells
             return cls(

@@ -237,6 +237,11 @@ class TierResult:
         return self.status != "skipped"
 
     @property
+    def capped(self) -> bool:
+        """Whether it is known that the allocator was kept below what the device has."""
+        return self.observation is not None and self.observation.cap_enforced
+
+    @property
     def peak(self) -> int | None:
         """Highest bytes that the process held; ``None`` where nobody looked."""
         memory = None if self.observation is None else self.observation.memory
@@ -267,7 +272,7 @@ class TierResult:
             "gen_success": seen is not None and seen.audio is not None,
             **(dict.fromkeys(_FIGURES) if figures is None else asdict(figures)),
             "peak_vram_gb": None if self.peak is None else round(self.peak / GIB, 3),
-            "cap_enforced": seen is not None and seen.cap_enforced,
+            "cap_enforced": self.capped,
             "cap": None if seen is None or seen.cap is None else asdict(seen.cap),
             "memory": None if seen is None or seen.memory is None else asdict(seen.memory),
             "audio": None if seen is None or seen.audio is None else asdict(seen.audio),

@@ -16,6 +16,7 @@ import torch
 
 from acestep.errors import OutOfMemory
 from acestep.planner.planner import Planner
+from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
 from acestep_otel.cli import main
@@ -160,7 +161,7 @@ def test_an_engine_error_needs_no_traceback_and_a_defect_has_one(
     def fail(*_arguments: Any, **_options: Any) -> Any:
         raise next(errors)
 
-    monkeypatch.setattr(Renderer, "decode_tile", fail)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", fail)
     assert benchmark("--no-warmup", "--inference-steps", "1") == 1
     shown = capsys.readouterr()
     assert "10 s x 1, not thinking, 1 steps: OutOfMemory: out of memory in stage 'vae.decode': no room" in shown.out
@@ -188,7 +189,7 @@ def test_a_warm_up_that_fails_is_a_failed_cell(monkeypatch: pytest.MonkeyPatch) 
 def test_a_signal_keeps_the_rows_so_far(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decode = Renderer.decode_tile
+    decode = VaeDecoder.decode_tile
     calls = []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -197,7 +198,7 @@ def test_a_signal_keeps_the_rows_so_far(
             os.kill(os.getpid(), number)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(Renderer, "decode_tile", interrupted)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", interrupted)
     try:
         ended: object = benchmark("--no-warmup")
     except SystemExit as error:
@@ -213,13 +214,13 @@ def test_a_signal_keeps_the_rows_so_far(
 
 def test_the_result_file_is_written_after_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
-    decode = Renderer.decode_tile
+    decode = VaeDecoder.decode_tile
 
     def look(*arguments: Any, **options: Any) -> Any:
         counts.append(len(document()["results"]) if Path("result.json").exists() else 0)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(Renderer, "decode_tile", look)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", look)
     assert benchmark("--no-warmup") == 0
     assert counts == [0, 1, 2, 3]
 

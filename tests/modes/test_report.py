@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from acestep.renderer.renderer import Renderer
+from acestep.renderer.decoder import VaeDecoder
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.report.environment import Environment
@@ -54,23 +54,23 @@ def test_a_failed_run_leaves_a_page_with_what_was_measured(monkeypatch: pytest.M
     def full(*_arguments: Any, **_options: Any) -> Callable[..., Any]:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(Renderer, "decode_tile", full)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", full)
     assert run() == 1
     assert "OutOfMemory: out of memory in stage &#39;vae.decode&#39;" in page()
     assert "dit.step × 3" in page()
 
 
 def test_a_benchmark_leaves_its_matrix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    decode = Renderer.decode_tile
+    decode = VaeDecoder.decode_tile
 
-    def fails_for_two(self: Renderer, latents: torch.Tensor, **options: Any) -> Any:
+    def fails_for_two(self: VaeDecoder, latents: torch.Tensor, **options: Any) -> Any:
         calls.append(1)
         if len(calls) > 1:
             raise torch.OutOfMemoryError("no room")
         return decode(self, latents, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr(Renderer, "decode_tile", fails_for_two)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", fails_for_two)
     assert main([*SHORT, *OUTPUTS, "--report", "report.html", "--mode", "benchmark"]) == 1
     assert "Report:  report.html\n" in capsys.readouterr().out
     source = Path("report.html").read_text("utf-8")

@@ -205,7 +205,7 @@ class TestSongs:
 
     def test_the_decoder_finds_the_sources_latents_outside_the_window(self, base, monkeypatch):
         source = Source.with_window(recording(), 2.0, 4.0)
-        decode = spy_on(monkeypatch, base, "decode")
+        decode = spy_on(monkeypatch, base.decoder, "decode")
         base.render(ask("repaint", source))
         ((latents, _, _), _) = decode.calls[0]
         heard = encoded(base, source.audio)
@@ -323,7 +323,7 @@ class TestDiffusersAgrees:
         request = ask(task, source, guidance_scale=7.0)
         window = {"repainting_start": 2.0, "repainting_end": 4.0}
         theirs = self.render(base, request, source, output_type="latent", **window)
-        decode = spy_on(monkeypatch, base, "decode")
+        decode = spy_on(monkeypatch, base.decoder, "decode")
         base.render(request)
         ((latents, _, _), _) = decode.calls[0]
         assert (latents - theirs)[:, 50:100].abs().max() < TOLERANCE

@@ -22,14 +22,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from acestep.checkpoints import Models, load_models
 from acestep.devices import resolve_device
-from acestep.errors import AceStepError, BudgetExceeded, OutOfMemory
+from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, OutOfMemory
 from acestep.gpu_config import detect_gpu_memory, gpu_config
 from acestep.inference import generate_music
 from acestep.memory_cap import MemoryCap, enforce_memory_cap
-from acestep.placement import Placement
 from acestep.types import SAMPLE_RATE, GenerationRequest, GenerationResult
+from acestep_otel.errors import SetupError
 from acestep_otel.modes.example import load_example
-from acestep_otel.modes.measurement import limit_threads, release_memory
+from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.tier_test.driver_memory import DriverView, MemoryWatch, UseBefore
 from acestep_otel.modes.tier_test.forwarding import SpanForwarder
 from acestep_otel.modes.tier_test.journal import StageJournal
@@ -61,15 +61,25 @@ def main() -> None:
     job = decode_job(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_threads(job.options)
-    carrier = {"traceparent": os.environ.get(TRACE_PARENT, "")}
-    otel_context.attach(TraceContextTextMapPropagator().extract(carrier))
+    otel_context.attach(TraceContextTextMapPropagator().extract({"traceparent": os.environ.get(TRACE_PARENT, "")}))
+    serve(job, send, before)
+
+
+def serve(job: Job, send: Callable[[Event], None], before: UseBefore) -> None:
+    """Do a job in this process.
+
+    Args:
+        job: what to do.
+        send: takes every event.
+        before: what others held of the devices before this process used any.
+    """
+    patches = Patches()
     with Telemetry() as telemetry, instrumented(telemetry, detail_level(job.options.detail)):
         telemetry.tracer_provider.add_span_processor(SpanForwarder(send))
         try:
             device = resolve_device(job.options.device)
             cap = enforce_memory_cap(device)
             config = gpu_config(detect_gpu_memory(device))
-            placement = asked_placement(str(device), job.trials[0]).on(device)
         except AceStepError as error:
             send(Refused(Failure.of(error)))
             return
@@ -81,8 +91,11 @@ def main() -> None:
         with MemoryWatch(view) as watch:
             journal = StageJournal(send, watch)
             # Around the tracing layer: a request's spans are handed over before the journal says that it ended.
-            Patches().apply(seams(journal))
-            _Work(job, send, device, cap, placement, view, watch, journal, telemetry.collector).run()
+            patches.apply(seams(journal))
+            try:
+                _Work(job, send, device, cap, view, watch, journal, telemetry.collector).run()
+            finally:
+                patches.remove()
 
 
 def _take_over_output() -> Callable[[Event], None]:
@@ -102,7 +115,9 @@ def _take_over_output() -> Callable[[Event], None]:
 
 def _end_with_parent() -> None:
     """The parent holds the pipe open for as long as it lives; without it nobody would stop this process."""
-    sys.stdin.read()
+    # Past Python's own buffer, whose lock a thread must not hold while the interpreter shuts down.
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 
@@ -114,7 +129,6 @@ class _Work:
     send: Callable[[Event], None]
     device: torch.device
     cap: MemoryCap | None
-    placement: Placement
     view: DriverView | None
     watch: MemoryWatch
     journal: StageJournal
@@ -126,12 +140,12 @@ class _Work:
         example = load_example(self.job.options.example)
         for index, trial in enumerate(self.job.trials):
             self.journal.trial = index
-            finished = self.attempt(index, trial, trial_request(example, self.job.options, trial))
-            self.send(finished)
-            if finished.out_of_memory or self.models is None:
+            event = self.attempt(index, trial, trial_request(example, self.job.options, trial))
+            self.send(event)
+            if isinstance(event, Refused) or event.out_of_memory or self.models is None:
                 return
 
-    def attempt(self, index: int, trial: Trial, request: GenerationRequest) -> Finished:
+    def attempt(self, index: int, trial: Trial, request: GenerationRequest) -> Finished | Refused:
         """Load the models, if they are not loaded yet, and generate once."""
         self.journal.intervals.clear()
         position = len(self.collector.readable_spans)
@@ -141,8 +155,13 @@ class _Work:
         try:
             with annotated(trial_attributes(trial)), TemporaryDirectory() as folder:
                 if self.models is None:
-                    self.models = load_models(trial_selection(self.job.options, trial, self.placement))
+                    with setup_errors():
+                        self.models = load_models(
+                            trial_selection(self.job.options, trial, asked_placement(str(self.device), trial))
+                        )
                 result = generate_music(self.models, request, save_dir=Path(folder))
+        except SetupError as refused:
+            return Refused(Failure.of(refused.__cause__ or refused))
         except Exception as raised:
             error = raised
             if not isinstance(error, AceStepError):
@@ -150,6 +169,9 @@ class _Work:
                 traceback.print_exception(error)
         spans = self.collector.finished_since(position)
         run = next(iter(measured_runs(spans)), None)
+        # A device that failed answers no questions.
+        broken = isinstance(error, BackendFailed)
+        memory = None if broken else memory_use(self.device, self.view, self.watch, spans, self.journal.intervals)
         return Finished(
             trial=index,
             failure=None if error is None else Failure.of(error),
@@ -159,7 +181,7 @@ class _Work:
                 cap=self.cap,
                 initialised=self.models is not None,
                 figures=None if run is None or error is not None else Figures.of(Breakdown.of(run)),
-                memory=memory_use(self.device, self.view, self.watch, spans, self.journal.intervals),
+                memory=memory,
                 audio=None if result is None else audio_facts(result),
                 run=RunResult(run, None if result is None else result.effective, error).to_json(),
             ),

@@ -42,11 +42,13 @@ def memory_use(
     # The counters were last reset when the last stage began; what came after it counts as well.
     counters = torch.cuda.memory_stats(device)
     stages = tuple(_stages(spans, intervals, watch))
+    allocated = [counters["allocated_bytes.all.peak"], *(stage.allocated for stage in stages)]
+    reserved = [counters["reserved_bytes.all.peak"], *(stage.reserved for stage in stages)]
     return MemoryUse(
         source="reserved_and_reference_context" if view is None else view.source,
         context=context,
-        allocated=max(counters["allocated_bytes.all.peak"], *(stage.allocated or 0 for stage in stages)),
-        reserved=max(counters["reserved_bytes.all.peak"], *(stage.reserved or 0 for stage in stages)),
+        allocated=_highest(allocated) or 0,
+        reserved=_highest(reserved) or 0,
         driver=_highest([held, *(stage.driver for stage in stages)]),
         stages=stages,
     )

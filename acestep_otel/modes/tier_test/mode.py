@@ -74,7 +74,9 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
     try:
         test.run()
     finally:
-        test.report()
+        # Of work that was refused there is nothing to report.
+        if any(result.tried for result in test.rows):
+            test.report()
     if test.failure is not None:
         raise RunFailed(test.failure)
 
@@ -224,16 +226,15 @@ class _TierTest:
     def report(self) -> None:
         """Print the tables, and write the files."""
         rows = self.rows
-        if any(result.tried for result in rows):
-            click.echo(f"\n{render_tiers(rows)}\n")
-            if self.options.tier_boundary:
-                capabilities = boundary(rows)
-                record_boundary(self.instruments, capabilities)
-                click.echo(f"{render_boundary(capabilities)}\n")
-            if self.options.tier_batch_boundary:
-                cards = batch_boundary(rows, CONFIGURED_BATCHES)
-                record_batch_boundary(self.instruments, cards)
-                click.echo(f"{render_batch_boundary(cards)}\n")
+        click.echo(f"\n{render_tiers(rows)}\n")
+        if self.options.tier_boundary:
+            capabilities = boundary(rows)
+            record_boundary(self.instruments, capabilities)
+            click.echo(f"{render_boundary(capabilities)}\n")
+        if self.options.tier_batch_boundary:
+            cards = batch_boundary(rows, CONFIGURED_BATCHES)
+            record_batch_boundary(self.instruments, cards)
+            click.echo(f"{render_batch_boundary(cards)}\n")
         for result in rows:
             if result.tried and result.failure is not None:
                 where = f" in {semconv.stage_of(result.failure.stage)}" if result.failure.stage else ""

@@ -24,7 +24,7 @@ def tier_section(results: Sequence[TierResult]) -> Figure | None:
     return Figure(
         chart=row_chart(
             f"Peak memory against the card's: {passed} of {len(tried)} rows passed",
-            [(_label(result), list(_parts(result))) for result in tried],
+            [(_label(result) if result.passed else f"✗ {_label(result)}", list(_parts(result))) for result in tried],
             size,
             stacked=False,
             unit=GIB,
