@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -24,18 +25,16 @@ class Stack:
     endpoint: str
     page: Page
 
-    def run_of(self, job: str) -> set[str]:
-        """Traces that a process sent."""
-        return {
-            span.trace_id.hex()
+    def spans_of(self, job: str) -> list[Any]:
+        """Spans that a process sent, as OTLP has them."""
+        return [
+            span
             for request in self.received.traces
             for resource in request.resource_spans
-            if any(
-                pair.key == "service.name" and pair.value.string_value == job for pair in resource.resource.attributes
-            )
+            if {pair.key: pair.value.string_value for pair in resource.resource.attributes}["service.name"] == job
             for scope in resource.scope_spans
             for span in scope.spans
-        }
+        ]
 
 
 @pytest.fixture(scope="package")

@@ -22,8 +22,9 @@ from acestep_otel.modes.tracing import instrumented
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording.vram import VramPeak, VramTracker
 from acestep_otel.report.cells import Failure, Figures
-from acestep_otel.report.tiers import GIB, MemoryUse, Observation, TierResult
+from acestep_otel.report.tiers import GIB, Observation, TierResult
 from acestep_otel.settings import Detail
+from tests.report.tier_rows import memory_use
 
 PROFILES = ("before", "after")
 BENCHMARKS = ("bench-a", "bench-b")
@@ -59,8 +60,7 @@ def tier_test(endpoint: str) -> None:
             if row.skipped is None:
                 trial = row.trial
                 fits = trial.batch_size < 8
-                memory = MemoryUse("nvml_process", GIB // 2, 4 * GIB, 5 * GIB, 6 * GIB)
-                seen = Observation("cuda:0", None, True, Figures(3.0, 1.0, 1.0, 0.5), memory)
+                seen = Observation("cuda:0", None, True, Figures(3.0, 1.0, 1.0, 0.5), memory_use(6.0))
                 failure = None if fits else Failure("OutOfMemory", "no room", "dit")
                 test.note(TierResult(trial, "ok" if fits else "out_of_memory", failure, seen))
         test.report()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.stack.boards import RULES, rules
+from tests.stack.boards import ROOT, RULES, rules
 from tests.stack.prometheus import program
 
 
@@ -46,3 +46,10 @@ def test_every_alert_says_what_and_what_to_do() -> None:
     for rule in rules("alerts.yml"):
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_every_alert_is_documented() -> None:
+    text = (ROOT / "docs" / "dashboards.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(AceStep\w+|Collector\w+)` \|", text, re.MULTILINE)) == {
+        rule["alert"] for rule in rules("alerts.yml")
+    }
