@@ -74,8 +74,8 @@ class Residence:
 
     @contextmanager
     def without(self, name: str, model: nn.Module) -> Iterator[None]:
-        """Have a model on the host while the block runs, even one that never leaves the device otherwise."""
-        if self.waits_on_host(name):
+        """Have a model on the host while the block runs, also one that is in use, or never leaves otherwise."""
+        if self.waits_on_host(name) and self._users[name] == 0:
             yield
             return
         self.move(name, model, _HOST)

@@ -164,6 +164,14 @@ def test_what_is_not_built_yet_says_so(capsys: pytest.CaptureFixture[str]) -> No
         (["--output-dir", "/dev/null/songs"], "output directory /dev/null/songs cannot be written to"),
         (["--lm-cfg-scale", "0.5"], "LM guidance scale 0.5 is out of range"),
         (["--sample-query", "rain"], "--sample-query belongs to --mode create_sample"),
+        (
+            ["--mode", "understand", "--quantization", "int8_weight_only"],
+            "--quantization belongs to --mode profile, benchmark",
+        ),
+        (
+            ["--mode", "create_sample", "--offload-dit-to-cpu"],
+            "--offload-dit-to-cpu belongs to --mode profile, benchmark",
+        ),
         (["--instrumental"], "--instrumental belongs to --mode create_sample"),
         (["--audio-codes", "1"], "--audio-codes belongs to --mode understand"),
         (["--mode", "understand", "--audio-codes", "1,x"], "'x' is no audio code: write"),

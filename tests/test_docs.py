@@ -7,11 +7,15 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acestep.gpu_config import GPU_CONFIGS, gpu_config
+from acestep.renderer import preparation
+from acestep.renderer.compilation import compile_models
 from acestep_otel.cli import command, main
 from acestep_otel.errors import SetupError
 from acestep_otel.modes.options import DEFAULTS, require_available
@@ -71,6 +75,8 @@ def run(line: str) -> int:
 @pytest.mark.parametrize("block", blocks("en"))
 def test_every_command_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # PyTorch's own compiler takes a minute for what is quantised.
+    monkeypatch.setattr(preparation, "compile_models", partial(compile_models, backend="eager"))
     for line in block.strip().splitlines():
         assert run(line) == 0, line
 
@@ -102,6 +108,29 @@ def test_links_lead_somewhere(language: str) -> None:
 
 def _anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+TIERS = (ROOT / "docs" / "tiers.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python profile_inference.py (.*)$", TIERS, re.MULTILINE))
+def test_every_command_about_tiers_is_understood(line: str) -> None:
+    """They need a GPU to run; that their flags exist and go together needs none."""
+    values = command.make_context("test", shlex.split(line)).params
+    assert values["mode"] == "tier-test"
+    require_available(replace(DEFAULTS, **{name: value for name, value in values.items() if hasattr(DEFAULTS, name)}))
+
+
+def test_the_page_about_tiers_has_the_table_that_the_code_has() -> None:
+    rows = [re.split(r" *\| *", row.strip("| ")) for row in re.findall(r"^\| \d+ GB \|.*$", TIERS, re.MULTILINE)]
+    assert [row[1] for row in rows] == [config.tier for config in GPU_CONFIGS]
+    for card, _, lm, offload, int8, songs in rows:
+        config = gpu_config(float(card.split()[0]))
+        assert lm == (config.recommended_lm or "none")
+        places = ("no", "all but DiT", "all, DiT too")
+        assert offload == places[config.offload_to_cpu + config.offload_dit_to_cpu]
+        assert int8 == ("yes" if config.int8 else "no")
+        assert songs == f"{config.without_lm.batch_size} / {config.with_lm.batch_size}"
 
 
 @pytest.mark.parametrize("language", GUIDES)

@@ -18,13 +18,19 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from acestep import checkpoints, inference, songwriting
-from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection
+from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
 from acestep.errors import OutOfMemory
 from acestep.inference import create_sample, format_sample, generate_music, understand_music
+from acestep.placement import Placement
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
 from acestep.planner.songwriter import Songwriter
+from acestep.renderer.decoder import VaeDecoder
+from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
+from acestep.residence import Residence, stored_bytes
+from acestep.synthetic.language_model import build_language_model
+from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import GenerationRequest, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -49,7 +55,7 @@ VERBS = {
     "create_sample": lambda planner: create_sample(planner, "a wish nobody may see", settings=SETTINGS),
     "format_sample": lambda planner: format_sample(planner, SONG.caption, SONG.lyrics, settings=SETTINGS),
 }
-OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer)
+OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer, VaeDecoder, Residence)
 
 
 class Traced:
@@ -125,6 +131,54 @@ def test_a_thinking_run_has_the_documented_span_tree(traced, tiny_models, tmp_pa
             ],
         )
     ]
+
+
+def test_models_that_wait_on_the_host_move_once_around_what_needs_them(traced):
+    """R133, R134: what a move costs is no stage's own time."""
+    cpu, gpu = torch.device("cpu"), torch.device("cpu", 0)  # The same memory, but another device to a model.
+    residence = Residence(gpu, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
+    renderer = build_renderer_models(TINY_DIT, device=cpu, dtype=torch.float32)
+    prepare(renderer, residence)
+    planner = Planner.from_language_model(
+        build_language_model(TINY_LM, device=cpu, dtype=torch.float32), residence=residence
+    )
+    traced.instrument(detail="stage")
+    generate_music(Models(Renderer(renderer, residence), planner, cpu), SONG)
+    move = "acestep.offload.move"
+    assert tree(traced.spans) == [
+        (
+            "generate_music",
+            [
+                move,
+                ("acestep.lm", ["acestep.lm.cot", "acestep.lm.codes"]),
+                move,
+                # The text encoder, then the condition encoder and both models of the audio codes.
+                ("acestep.condition", [move] * (2 + 6)),
+                move,
+                "acestep.dit",
+                move,
+                move,
+                "acestep.vae.decode",
+                move,
+            ],
+        )
+    ]
+    moves = sorted(traced.named(move), key=lambda span: span.start_time)
+    around_stages = [span for span in moves if span.parent == traced.named("generate_music")[0].context]
+    assert [
+        (span.attributes["acestep.offload.model"], span.attributes["acestep.offload.direction"])
+        for span in around_stages
+    ] == [
+        (name, direction) for name in ("language_model", "transformer", "vae") for direction in ("to_device", "to_host")
+    ]
+    weights = {"language_model": planner.backend.model.body, "transformer": renderer.transformer, "vae": renderer.vae}
+    for span in around_stages:
+        assert span.attributes["acestep.offload.bytes"] == stored_bytes(
+            weights[span.attributes["acestep.offload.model"]]
+        )
+    (root,) = traced.named("generate_music")
+    assert root.attributes["acestep.offload"] is root.attributes["acestep.offload.dit"] is True
+    assert root.attributes["acestep.quantization"] == "none"
 
 
 @pytest.mark.parametrize("verb", VERBS)

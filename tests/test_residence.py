@@ -181,6 +181,18 @@ def test_a_model_can_be_kept_off_the_device_for_a_while():
     assert all(map(torch.equal, model.parameters(), values))
 
 
+def test_also_one_that_is_in_use_and_waits_on_the_host_otherwise():
+    model, residence = small_model(), Watched(GPU, OFFLOAD)
+    host = addresses(model)
+    with residence.without("vae", model):
+        assert residence.moves == []
+    with residence.using(vae=model):
+        with residence.without("vae", model):
+            assert addresses(model) == host
+        assert addresses(model) != host
+    assert addresses(model) == host
+
+
 def test_memory_is_given_back_only_where_models_leave(monkeypatch):
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))

@@ -125,14 +125,15 @@ class Planner:
         cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1], residence: Residence | None = None
     ) -> Planner:
         """A planner on the PyTorch backend."""
+        backend = PtBackend(model)
         return cls(
-            PtBackend(model),
+            backend,
             model.vocabulary,
             model_name=model.name,
             weights=model.weights,
             device=model.device,
             dtype=model.dtype,
-            budget=PlannerBudget.of(model),
+            budget=PlannerBudget.of(model, backend.held_bytes),
             duration_limit=duration_limit,
             residence=residence,
         )

@@ -19,7 +19,7 @@ import torch
 from acestep.gpu_config import gpu_config
 from acestep_otel import semconv
 from acestep_otel.cli import main
-from acestep_otel.modes.tier_test import launcher, mode
+from acestep_otel.modes.tier_test import launcher, mode, outputs
 from acestep_otel.modes.tier_test.protocol import Event, Finished, StageMark, Started, encode
 from acestep_otel.modes.tier_test.verdict import config_facts
 from acestep_otel.report.cells import Failure
@@ -253,6 +253,18 @@ def test_batches_stop_at_the_first_lack_of_memory(script: Script, capsys: pytest
     assert "not tried after batch-noLM-4: OutOfMemory" in shown
 
 
+def test_a_process_that_crashes_on_its_way_out_does_not_change_what_it_said(script: Script) -> None:
+    script.on(6, passes(6, 4.0, 0, "batch-noLM", batch_size=1), runs_out(6, index=1), ["die", signal.SIGSEGV])
+    assert tier_test("--tiers", "6", "--tier-batch-boundary", *OUTPUTS) == 0
+    assert [status for _, status in rows()] == ["ok", "out_of_memory", "skipped", "skipped", "skipped"]
+
+
+def test_a_process_that_dies_between_two_batches_is_the_row_of_the_next_one(script: Script) -> None:
+    script.on(6, passes(6, 4.0, 0, "batch-noLM", batch_size=1), ["die", signal.SIGKILL])
+    assert tier_test("--tiers", "6", "--tier-batch-boundary", *OUTPUTS) == 0
+    assert [status for _, status in rows()] == ["ok", "killed", "skipped", "skipped", "skipped"]
+
+
 def test_a_first_song_that_does_not_fit_fails_the_command(script: Script) -> None:
     script.on(6, runs_out(6))
     assert tier_test("--tiers", "6", "--tier-batch-boundary", *OUTPUTS) == 1
@@ -283,7 +295,7 @@ def test_a_boundary_variant_that_fails_leaves_the_exit_code(script: Script) -> N
 def test_a_full_disk_loses_no_row(
     monkeypatch: pytest.MonkeyPatch, script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write, calls = mode.write_result, []
+    write, calls = outputs.results.write_result, []
 
     def full_for_a_while(path: Path, content: Any) -> None:
         calls.append(len(content["results"]))
@@ -291,7 +303,7 @@ def test_a_full_disk_loses_no_row(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(mode, "write_result", full_for_a_while)
+    monkeypatch.setattr(outputs.results, "write_result", full_for_a_while)
     for memory in (4, 6, 8):
         script.on(memory, passes(memory, 3.0))
     assert tier_test("--tiers", "4", "6", "8", *OUTPUTS) == 0
@@ -306,7 +318,7 @@ def test_a_disk_that_stays_full_is_said_last_and_the_rest_is_written(
     def full(path: Path, content: Any) -> None:
         raise OSError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(mode, "write_result", full)
+    monkeypatch.setattr(outputs.results, "write_result", full)
     script.on(4, passes(4, 3.0))
     assert tier_test("--tiers", "4", *OUTPUTS) == 1
     shown = capsys.readouterr()

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, InvalidOutput, InvalidRequest, OutOfMemory
+from acestep.placement import Placement
 from acestep.planner.backends import PhaseTokens
 from acestep.planner.budget import PlannerBudget
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
+from acestep.residence import Residence
 from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
 
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", timesignature="4")
@@ -283,7 +285,7 @@ def test_b6_lyrics_longer_than_the_context_are_refused(planner: Planner) -> None
 
 def test_b2_memory_counts_every_row(tiny: LanguageModel) -> None:
     limits = PlannerBudget.of(tiny)
-    two_rows = 2 * 300 * limits.bytes_per_position  # the request takes fewer than 300 positions
+    two_rows = 2 * 512 * limits.bytes_per_position  # the request takes fewer than 512 positions
     planner, backend = scripted(tiny, budget=replace(limits, free_bytes=lambda: two_rows))
     planner.plan(request(thinking=True, duration=10.0), [1])
     with pytest.raises(BudgetExceeded, match="16 rows"):
@@ -325,3 +327,15 @@ def test_the_shape_of_the_codes_is_known_beforehand(planner: Planner) -> None:
     assert shape.middle_context == shape.prompt_tokens + 75
     assert shape.prompt_tokens == planner.plan(request(thinking=True, duration=30.0), [1]).composed.prompt_tokens
     assert planner.codes_shape(request(thinking=True)).count == 600
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_keys_and_values_leave_with_the_weights(tiny, monkeypatch, waits):
+    residence = Residence(torch.device("cpu", 0), Placement(offload_to_cpu=waits))
+    planner = Planner.from_language_model(tiny, residence=residence)
+    with planner.present():
+        inside = planner.plan(request(use_cot_metas=True), [1])
+        assert planner.backend.held_bytes() > 0
+    assert (planner.backend.held_bytes() == 0) == waits
+    with planner.present():
+        assert planner.plan(request(use_cot_metas=True), [1]) == inside

@@ -214,20 +214,42 @@ class TestDecoding:
         with pytest.raises(ZeroDivisionError):
             decoder.decode(LATENTS, ladder(frames=230))
 
-    def test_on_the_host_the_vae_leaves_the_device_and_comes_back(self, models, whole):
-        moves: list[torch.device] = []
+    @pytest.mark.parametrize(
+        ("placement", "on_cpu", "moves"),
+        [
+            pytest.param(Placement(), True, ["host", "device"], id="asked for"),
+            pytest.param(Placement(offload_to_cpu=True), True, [], id="asked for, and there already"),
+            pytest.param(Placement(), False, ["host", "device"], id="the last rung"),
+            pytest.param(
+                Placement(offload_to_cpu=True), False, ["device", "host", "device", "host"], id="the last rung, present"
+            ),
+        ],
+    )
+    def test_on_the_host_the_vae_is_off_the_device(self, models, whole, placement, on_cpu, moves, monkeypatch):
+        seen: list[str] = []
+        device = torch.device("cpu", 0)
 
         class Watched(Residence):
             def move(self, name, model, destination):
-                moves.append(destination)
+                seen.append("device" if destination == device else "host")
                 return super().move(name, model, destination)
 
-        device = torch.device("cpu", 0)
-        decoder = VaeDecoder(models, Watched(device, Placement()), DecodeSettings(on_cpu=True))
+        decoder = VaeDecoder(models, Watched(device, placement), DecodeSettings(on_cpu=on_cpu))
+        ways = ladder(frames=230, on_cpu=on_cpu)
+        original = VaeDecoder._decode_tiles
+
+        def only_on_the_host(self, latents, step, vae, progress):
+            if step.rung != "cpu":
+                raise torch.OutOfMemoryError("no room")
+            assert seen[-1:] != ["device"]
+            assert vae is not models.vae
+            return original(self, latents, step, vae, progress)
+
+        monkeypatch.setattr(VaeDecoder, "_decode_tiles", only_on_the_host)
         with decoder.present():
-            audio, decoding = decoder.decode(LATENTS, ladder(frames=230, on_cpu=True))
-        assert decoding.rung == "cpu"
-        assert moves == [CPU, device]
+            audio, decoding = decoder.decode(LATENTS, ways)
+        assert (decoding.rung, decoding.attempts) == ("cpu", len(ways))
+        assert seen == moves
         assert (audio - whole).abs().max() < TOLERANCE
 
     def test_without_a_way_there_is_nothing_to_decode(self, decoder):

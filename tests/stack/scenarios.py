@@ -16,10 +16,11 @@ from acestep.renderer.renderer import Renderer
 from acestep.types import GenerationRequest
 from acestep_otel.cli import main
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.tier_test.mode import _TierTest
+from acestep_otel.modes.tier_test.outputs import Outputs, record_row
 from acestep_otel.modes.tier_test.plan import Plan
 from acestep_otel.modes.tracing import instrumented
 from acestep_otel.providers import Telemetry
+from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.vram import VramPeak, VramTracker
 from acestep_otel.report.cells import Failure, Figures
 from acestep_otel.report.tiers import GIB, Observation, TierResult
@@ -50,20 +51,20 @@ def benchmark(endpoint: str, folder: Path, name: str) -> None:
 
 
 def tier_test(endpoint: str) -> None:
-    """What ``--mode tier-test`` records: its own plan and recorder, with rows as an H100 reports them."""
+    """What ``--mode tier-test`` records: its own plan and recorders, with rows as a GPU makes them."""
     options = Options(
         mode="tier-test", tiers=(8, 24), tier_boundary=True, tier_batch_boundary=True, tier_with_lm=True, tiny=True
     )
+    plan = Plan.of(options, 8)
+    rows = []
     with _named(TIERS), Telemetry(endpoint=endpoint) as telemetry:
-        test = _TierTest(options, telemetry, Plan.of(options, 8))
-        for row in test.plan.rows:
-            if row.skipped is None:
-                trial = row.trial
-                fits = trial.batch_size < 8
-                seen = Observation("cuda:0", None, True, Figures(3.0, 1.0, 1.0, 0.5), memory_use(6.0))
-                failure = None if fits else Failure("OutOfMemory", "no room", "dit")
-                test.note(TierResult(trial, "ok" if fits else "out_of_memory", failure, seen))
-        test.report()
+        instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel"))
+        for trial in (row.trial for row in plan.rows if row.skipped is None):
+            seen = Observation("cuda:0", None, True, Figures(3.0, 1.0, 1.0, 0.5), memory_use(6.0))
+            failure = None if trial.batch_size < 8 else Failure("OutOfMemory", "no room", "dit")
+            rows.append(TierResult(trial, "ok" if failure is None else "out_of_memory", failure, seen))
+            record_row(instruments, rows[-1])
+        Outputs(options, plan).record_boundaries(instruments, rows)
 
 
 @contextmanager

@@ -22,13 +22,15 @@ from acestep_otel.report.tiers import DriverSource
 if TYPE_CHECKING:
     import torch
 
+_PREFIX: Final = "GPU-"
+"""NVML writes it before a device's UUID, PyTorch does not."""
 PERIOD: Final = 0.02
 """Seconds between two looks; a look takes some tens of microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class UseBefore:
-    """Bytes in use on each device, by its UUID, before this process used any; empty without NVML."""
+    """Bytes in use on each device, by its UUID without prefix, before this process used any; empty without NVML."""
 
     by_uuid: dict[str, int]
 
@@ -39,7 +41,10 @@ class UseBefore:
             pynvml.nvmlInit()
             handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
             return cls(
-                {pynvml.nvmlDeviceGetUUID(handle): pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles}
+                {
+                    pynvml.nvmlDeviceGetUUID(handle).removeprefix(_PREFIX): pynvml.nvmlDeviceGetMemoryInfo(handle).used
+                    for handle in handles
+                }
             )
         except pynvml.NVMLError:
             return cls({})
@@ -66,10 +71,10 @@ class DriverView:
 
         if device.type != "cuda":
             return None
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix(_PREFIX)
         if uuid not in before.by_uuid:
             return None
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"{_PREFIX}{uuid}")
         listed = cls("nvml_process", handle)
         if listed.used() is not None:
             return listed

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any
 
 import click
 from opentelemetry.trace import Span, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from acestep.gpu_config import GPU_CONFIGS
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import RunFailed, SetupError
@@ -25,7 +23,6 @@ from acestep_otel.modes.example import load_example
 from acestep_otel.modes.measurement import setup_errors
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.progress import TrialBar
-from acestep_otel.modes.tier_test.boundaries import record_batch_boundary, record_boundary
 from acestep_otel.modes.tier_test.forwarding import OpenStages
 from acestep_otel.modes.tier_test.launcher import Ending, child_environment, run_child
 from acestep_otel.modes.tier_test.plan import Job, Plan
@@ -35,20 +32,11 @@ from acestep_otel.modes.tier_test.verdict import ended, judge, skipped
 from acestep_otel.modes.tracing import detail_level
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.report.boundary import batch_boundary, boundary
 from acestep_otel.report.cells import Failure
 from acestep_otel.report.environment import Environment
-from acestep_otel.report.html import Report, write_report
-from acestep_otel.report.results import result_document, write_result
 from acestep_otel.report.spans import FinishedSpan
-from acestep_otel.report.tier_table import render_batch_boundary, render_boundary, render_tiers
 from acestep_otel.report.tiers import TierResult, Trial
 from acestep_otel.settings import Detail
-
-CONFIGURED_BATCHES: Final[Mapping[str, tuple[int, int]]] = {
-    config.tier: (config.without_lm.batch_size, config.with_lm.batch_size) for config in GPU_CONFIGS
-}
-"""The tiers' own limits, without and with a language model."""
 
 
 def tier_test(options: Options, telemetry: Telemetry) -> None:
@@ -77,8 +65,8 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
         # Of work that was refused there is nothing to report.
         if any(result.tried for result in test.rows):
             test.report()
-    if test.failure is not None:
-        raise RunFailed(test.failure)
+    if (failure := decisive_failure(test.rows)) is not None:
+        raise RunFailed(failure)
 
 
 @dataclass
@@ -93,6 +81,7 @@ class _TierTest:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        self.outputs = Outputs(self.options, self.plan)
         self.instruments = Instruments(self.telemetry.meter_provider.get_meter("acestep_otel", __version__))
         self.tracer = self.telemetry.tracer_provider.get_tracer(
             "acestep_otel", __version__, schema_url=semconv.SCHEMA_URL
@@ -146,7 +135,7 @@ class _TierTest:
                 raise SetupError(child.refusal.message)
             culprit = TierResult(left.pop(0), "failed", child.refusal)
             self.note(culprit)
-        elif done and done[-1].failure is not None and ending.exit_code == 0:
+        elif done and _ends_its_process(done[-1]):
             culprit = done[-1]
         else:
             culprit = ended(left.pop(0), ending, child.stages.last)
@@ -172,78 +161,28 @@ class _TierTest:
     def note(self, result: TierResult) -> None:
         """Take in a row: it is measured, whatever comes after it."""
         self.results[result.trial] = result
-        self.record(result)
+        record_row(self.instruments, result)
         # A full disk now may have room again at the end; the rows are kept either way.
         with suppress(OSError):
             self.write()
-
-    def record(self, result: TierResult) -> None:
-        """Record the row's metrics."""
-        if not result.tried:
-            return
-        trial, seen = result.trial, result.observation
-        attributes = {**trial_attributes(trial), semconv.BATCH_SIZE: trial.batch_size}
-        self.instruments.record(semconv.TIER_STATUS, int(result.passed), attributes)
-        self.instruments.record(semconv.TIER_LIMIT, trial.limit, attributes)
-        if seen is not None and seen.figures is not None:
-            self.instruments.record(semconv.TIER_WALL, seen.figures.wall_time, attributes)
-        if seen is not None and (memory := seen.memory) is not None:
-            kinds = (("allocated", memory.allocated), ("reserved", memory.reserved), ("process", memory.peak))
-            for kind, peak in kinds:
-                self.instruments.record(semconv.TIER_PEAK, peak, {**attributes, semconv.VRAM_KIND: kind})
 
     @property
     def rows(self) -> list[TierResult]:
         """The rows so far, in the plan's order."""
         return [self.results[row.trial] for row in self.plan.rows if row.trial in self.results]
 
-    @property
-    def failure(self) -> str | None:
-        """How many tiers do not run by their own settings, as a line; ``None`` when all do."""
-        decisive = [result for result in self.rows if result.trial.decides and result.tried]
-        failed = sum(not result.passed for result in decisive)
-        return f"{failed} of {len(decisive)} runs by a tier's own settings failed" if failed else None
-
     def write(self) -> None:
         """Write the result file, if one was asked for."""
-        if self.options.benchmark_output is None:
-            return
-        capabilities = boundary(self.rows) if self.options.tier_boundary else None
-        batches = batch_boundary(self.rows, CONFIGURED_BATCHES) if self.options.tier_batch_boundary else None
-        document = result_document(
-            mode=self.options.mode,
-            environment=self.environment,
-            arguments=asdict(self.options),
-            results=self.rows,
-            tier_test={
-                "rows": len(self.plan.rows),
-                "boundary": None if capabilities is None else [capability.to_json() for capability in capabilities],
-                "batch_boundary": None if batches is None else [card.to_json() for card in batches],
-            },
-        )
-        write_result(self.options.benchmark_output, document)
+        self.outputs.write_result(self.rows, self.environment)
 
     def report(self) -> None:
         """Print the tables, and write the files."""
-        rows = self.rows
-        click.echo(f"\n{render_tiers(rows)}\n")
-        if self.options.tier_boundary:
-            capabilities = boundary(rows)
-            record_boundary(self.instruments, capabilities)
-            click.echo(f"{render_boundary(capabilities)}\n")
-        if self.options.tier_batch_boundary:
-            cards = batch_boundary(rows, CONFIGURED_BATCHES)
-            record_batch_boundary(self.instruments, cards)
-            click.echo(f"{render_batch_boundary(cards)}\n")
-        for result in rows:
-            if result.tried and result.failure is not None:
-                where = f" in {semconv.stage_of(result.failure.stage)}" if result.failure.stage else ""
-                click.echo(f"{result.trial}: {result.failure.type}{where}: {result.failure.message}")
-        if len(rows) < len(self.plan.rows):
-            click.echo(f"Stopped after {len(rows)} of {len(self.plan.rows)} rows.")
+        self.outputs.record_boundaries(self.instruments, self.rows)
+        for line in self.outputs.lines(self.rows):
+            click.echo(line)
         files = (
             ("Result", self.options.benchmark_output, self.write),
-            ("Report", self.options.report, self.write_page),
+            ("Report", self.options.report, lambda: self.outputs.write_page(self.rows, self.environment)),
             ("Trace", self.options.trace_output, self.telemetry.write_trace_file),
         )
         failures = []
@@ -257,18 +196,6 @@ class _TierTest:
                 failures.append(error)
         if failures:
             raise failures[0]
-
-    def write_page(self) -> None:
-        """Write the HTML page."""
-        assert self.options.report is not None
-        report = Report(
-            mode=self.options.mode,
-            environment=self.environment,
-            arguments=asdict(self.options),
-            tiers=self.rows,
-            failure=self.failure,
-        )
-        write_report(self.options.report, report)
 
 
 class _Child:
@@ -303,6 +230,12 @@ class _Child:
                 self._test.telemetry.adopt(FinishedSpan.from_otlp_json([event.otlp]))
             case Finished():
                 self._test.note(judge(self._job.trials[event.trial], self._config, event))
+
+
+def _ends_its_process(result: TierResult) -> bool:
+    """Whether a child stops after such a row by itself: memory ran out, or there are no models."""
+    seen = result.observation
+    return result.status == "out_of_memory" or (seen is not None and not seen.initialised)
 
 
 def _describe(span: Span, ending: Ending) -> None:
