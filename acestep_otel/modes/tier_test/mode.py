@@ -25,6 +25,7 @@ from acestep_otel.modes.options import Options
 from acestep_otel.modes.progress import TrialBar
 from acestep_otel.modes.tier_test.forwarding import OpenStages
 from acestep_otel.modes.tier_test.launcher import Ending, child_environment, run_child
+from acestep_otel.modes.tier_test.outputs import Outputs, decisive_failure, record_row
 from acestep_otel.modes.tier_test.plan import Job, Plan
 from acestep_otel.modes.tier_test.protocol import Event, Finished, Refused, Spans, StageMark, Started
 from acestep_otel.modes.tier_test.request import trial_attributes, trial_request
