@@ -42,19 +42,13 @@ class _Entry:
 
 
 class OpenStages:
-    """The stages that a child is in, by its journal, with what ended inside them.
-
-    Attributes:
-        last: name of the stage that began or ended last, or ``None``.
-    """
+    """The stages that a child is in, by its journal, with what ended inside them."""
 
     def __init__(self) -> None:
-        self.last: str | None = None
         self._open: list[_Entry] = []
 
     def follow(self, mark: StageMark) -> None:
         """Take in what the child says. A request that ended is forgotten: its spans come from the child itself."""
-        self.last = mark.name
         if not mark.ended:
             entry = _Entry(mark.name, mark.time_ns)
             if self._open:
@@ -65,7 +59,7 @@ class OpenStages:
 
     @property
     def innermost(self) -> str | None:
-        """Name of the stage that is running now; ``None`` between two requests."""
+        """Name of the stage that was begun last and has not ended; ``None`` between two requests."""
         return self._open[-1].name if self._open else None
 
     def trace(self, tracer: Tracer, parent: Span, end_ns: int) -> None:
@@ -78,7 +72,6 @@ class OpenStages:
         """
         if self._open:
             _trace(self._open[0], tracer, parent, end_ns)
-        self._open.clear()
 
 
 def _trace(entry: _Entry, tracer: Tracer, parent: Span, end_ns: int) -> None:

@@ -139,7 +139,7 @@ class _TierTest:
         elif done and _ends_its_process(done[-1]):
             culprit = done[-1]
         else:
-            culprit = ended(left.pop(0), ending, child.stages.last)
+            culprit = ended(left.pop(0), ending, child.stages.innermost)
             self.note(culprit)
         assert culprit.failure is not None
         self.skip(left, f"not tried after {culprit.trial.variant}: {culprit.failure.type}")

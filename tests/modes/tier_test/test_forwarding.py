@@ -81,6 +81,20 @@ def test_what_ended_is_left_to_the_childs_own_spans() -> None:
     assert [span.name for span in spans] == [semconv.TIER_PROCESS]
 
 
+def test_the_innermost_stage_is_the_one_that_runs() -> None:
+    stages = OpenStages()
+    seen = []
+    for found in (
+        mark(semconv.GENERATE_MUSIC, 1),
+        mark(semconv.DIT, 2),
+        mark(semconv.DIT, 3, ended=True),
+        mark(semconv.GENERATE_MUSIC, 4, ended=True),
+    ):
+        stages.follow(found)
+        seen.append(stages.innermost)
+    assert seen == [semconv.GENERATE_MUSIC, semconv.DIT, semconv.GENERATE_MUSIC, None]
+
+
 def test_the_journal_tells_of_stages_as_they_begin_and_end_and_of_failed_ones_too() -> None:
     marks: list[StageMark] = []
     journal = StageJournal(marks.append, MemoryWatch(None))
