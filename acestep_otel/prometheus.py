@@ -68,14 +68,12 @@ class PrometheusEndpoint:
     def wait_for_last_scrape(self, seconds: float) -> None:
         """Wait until the page has been fetched once more, so that the last figures are seen.
 
-        Who never fetched it is not waited for.
-
         Args:
             seconds: the longest wait.
         """
         with self._scraped:
-            if before := self._scrapes:
-                self._scraped.wait_for(lambda: self._scrapes > before, timeout=seconds)
+            before = self._scrapes
+            self._scraped.wait_for(lambda: self._scrapes > before, timeout=seconds)
 
     def close(self) -> None:
         """Stop listening."""
