@@ -19,6 +19,7 @@ from acestep_otel.environment_file import ENVIRONMENT_FILE, VARIABLES, read_defa
 from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.modes.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.signals import INTERRUPTED, exit_on_terminate
+from acestep_otel.subcommands import compare_command, doctor_command
 
 FAILED: Final = 1
 """Exit code of a run that did not end well."""
@@ -235,6 +236,12 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         show_default="grpc, or OTEL_EXPORTER_OTLP_PROTOCOL",
         help="How they are sent.",
     ),
+    option(
+        "--prometheus-port",
+        type=click.IntRange(1, 65_535),
+        show_default="none",
+        help="Serve metrics for Prometheus to scrape, without a collector: http://localhost:PORT/metrics.",
+    ),
 )
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:
@@ -251,23 +258,8 @@ def command(context: click.Context, /, **values: Any) -> None:
     _run(options)
 
 
-@command.command("compare", short_help="Compare two result files: the regression gate.")
-@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Result file to compare with.")
-@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Result file to be judged.")
-@option(
-    "--threshold",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.10,
-    show_default="1.10",
-    help="Largest ratio B/A that passes.",
-)
-@option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
-def compare_command(baseline: Path, candidate: Path, threshold: float, output: Path | None) -> None:
-    """Compare two result files cell by cell: exit code 1 when B is slower than the threshold allows."""
-    # Imported here like the modes: --help needs none of it.
-    from acestep_otel.modes.compare import compare
-
-    compare(baseline, candidate, threshold=threshold, output=output)
+command.add_command(compare_command)
+command.add_command(doctor_command)
 
 
 def _refuse_options(context: click.Context) -> None:
@@ -285,7 +277,10 @@ def _run(options: Options) -> None:
     with (
         exit_on_terminate(),
         Telemetry(
-            endpoint=options.otlp_endpoint, protocol=options.otlp_protocol, trace_output=options.trace_output
+            endpoint=options.otlp_endpoint,
+            protocol=options.otlp_protocol,
+            trace_output=options.trace_output,
+            prometheus_port=options.prometheus_port,
         ) as telemetry,
     ):
         MODES[options.mode](options, telemetry)

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
 
-MetricKind = Literal["histogram", "counter", "gauge"]
+MetricKind = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,7 @@ TIER_PROCESS = _span(
     "One child process: from its start to its end. Its model loads and requests lie below it. Host clock.",
     TIER_TEST,
 )
+DOCTOR = _span("acestep.doctor", "Nothing: sent by the subcommand doctor to see whether a span arrives. Host clock.")
 
 
 def stage_of(span_name: str) -> str:
@@ -220,12 +221,17 @@ BENCHMARK_CELL = _attribute(
 BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
 )
+TRACE_FORCE = _attribute(
+    "acestep.trace.force", bool, "Set by an application on any span of a trace that tail sampling must keep."
+)
 TIER_NAME = _attribute("acestep.tier.name", str, "Tier of the simulated card: tier1 ... unlimited.")
 TIER_MEMORY = _attribute("acestep.tier.memory", int, "Memory of the simulated card.", "GiBy")
 TIER_VARIANT = _attribute(
     "acestep.tier.variant", str, "default, no-quant, no-offload, batch-noLM-N or batch-LM-N: settings of the trial."
 )
 TIER_LM = _attribute("acestep.tier.lm", str, "Size of the trial's language model, or none.")
+TIER_WITH_LM = _attribute("acestep.tier.with_lm", bool, "Whether the language model is on the card as well.")
+TIER_CAPABILITY = _attribute("acestep.tier.capability", str, "What a card can do without, by the boundary analysis.")
 TIER_EXIT_CODE = _attribute(
     "acestep.tier_test.exit_code", int, "Exit code of a child process; negative when a signal ended it."
 )
@@ -354,6 +360,7 @@ VRAM_SHARED = _attribute(
 )
 VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated, reserved or process (all that the driver holds for it).")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
+PROFILE_ROW = _attribute("acestep.profile.row", str, "Row of the time breakdown: planner, diffusion, wall, ...")
 
 # --- Metrics ------------------------------------------------------------------------------------------------------
 _DURATION_BUCKETS = (
@@ -366,6 +373,9 @@ _FIRST_TOKEN_BUCKETS = (
 _PER_TOKEN_BUCKETS = (
     0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.0035, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
     0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+_COMPUTE_BUCKETS = (
+    0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 
 REQUEST_DURATION = _metric(
@@ -397,13 +407,38 @@ LM_TOKENS_COUNT = _metric(
 REQUESTS = _metric(
     "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )
+REQUESTS_ACTIVE = _metric(
+    "acestep.requests.active", "up_down_counter", "{request}", "Requests that are being worked on.",
+    (REQUEST_MODEL, STAGE),
+)  # fmt: skip
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(
     "acestep.audio.generated", "counter", "s", "Seconds of audio made, over all songs.", (REQUEST_MODEL,)
 )
+AUDIO_COMPUTE_DURATION = _metric(
+    "acestep.audio.compute.duration", "histogram", "s",
+    "Wall time of a request over the seconds of audio that it made, over all songs: below 1 is faster than real time.",
+    (REQUEST_MODEL,), _COMPUTE_BUCKETS,
+)  # fmt: skip
 VRAM_PEAK = _metric(
     "acestep.vram.peak", "gauge", "By", "Peak of the last run of each stage; absent off CUDA.",
     (STAGE, VRAM_KIND, REQUEST_MODEL),
+)  # fmt: skip
+VRAM_LIMIT = _metric(
+    "acestep.vram.limit", "gauge", "By",
+    "What the process may take of its device's memory: all of it, or the fraction it was held to; absent off CUDA.", (),
+)  # fmt: skip
+PROFILE_DURATION = _metric(
+    "acestep.profile.duration", "gauge", "s", "A row of the last measured run's time breakdown.",
+    (REQUEST_MODEL, STAGE, PROFILE_ROW),
+)  # fmt: skip
+PROFILE_STEPS = _metric(
+    "acestep.profile.steps", "gauge", "{step}", "Denoising steps of the last measured run.", (REQUEST_MODEL, STAGE)
+)
+PROFILE_TOKEN_DURATION = _metric(
+    "acestep.profile.token.duration", "gauge", "s",
+    "Duration of each planner phase of the last measured run over the tokens it wrote, forced ones included.",
+    (REQUEST_MODEL, STAGE),
 )  # fmt: skip
 _CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
 BENCHMARK_WALL = _metric(
@@ -415,11 +450,25 @@ BENCHMARK_VAE = _metric("acestep.benchmark.vae", "gauge", "s", "The same of the 
 BENCHMARK_CELLS = _metric(
     "acestep.benchmark.cells", "counter", "{cell}", "Finished cells of benchmarks by outcome.", (REQUEST_MODEL, OUTCOME)
 )
+BENCHMARK_STATUS = _metric(
+    "acestep.benchmark.status", "gauge", "{cell}", "1 for a benchmark's cell that ran, 0 for one that failed.", _CELL
+)
+DOCTOR_TIME = _metric("acestep.doctor.time", "gauge", "s", "Unix time at which the subcommand doctor sent it.", ())
 _TRIAL = (TIER_NAME, TIER_MEMORY, TIER_VARIANT, TIER_LM, BATCH_SIZE)
 TIER_PEAK = _metric(
     "acestep.tier.peak", "gauge", "By", "Highest memory of a tier test's row, by kind; absent off CUDA.",
     (*_TRIAL, VRAM_KIND),
 )  # fmt: skip
 TIER_LIMIT = _metric("acestep.tier.limit", "gauge", "By", "Memory of the card that a row simulates.", _TRIAL)
-TIER_STATUS = _metric("acestep.tier.status", "gauge", "1", "1 for a row that passed, 0 for one that did not.", _TRIAL)
+TIER_STATUS = _metric(
+    "acestep.tier.status", "gauge", "{row}", "1 for a tier test's row that passed, 0 for one that did not.", _TRIAL
+)
 TIER_WALL = _metric("acestep.tier.wall", "gauge", "s", "Wall time of a row's generation, compilation included.", _TRIAL)
+TIER_BOUNDARY = _metric(
+    "acestep.tier.boundary", "gauge", "By",
+    "Memory of the smallest card from which on a capability holds; absent where it holds on none.", (TIER_CAPABILITY,),
+)  # fmt: skip
+TIER_BATCH = _metric(
+    "acestep.tier.batch", "gauge", "{song}", "Most songs that a card makes at once, 0 where not even one fits.",
+    (TIER_NAME, TIER_MEMORY, TIER_WITH_LM),
+)  # fmt: skip

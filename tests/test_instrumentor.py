@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -18,6 +19,7 @@ from opentelemetry.trace import StatusCode
 
 from acestep import checkpoints, inference, songwriting
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
+from acestep.errors import OutOfMemory
 from acestep.inference import create_sample, format_sample, generate_music, understand_music
 from acestep.placement import Placement
 from acestep.planner.backends.pt import PtBackend
@@ -400,9 +402,49 @@ def test_an_interrupt_passes_through_and_is_recorded(traced, tiny_models):
     assert root.attributes[semconv.ERROR_TYPE] == "KeyboardInterrupt"
 
 
+def test_requests_are_counted_while_they_run_and_not_after_it_however_they_end(traced, tiny_models, monkeypatch):
+    traced.instrument(detail="stage")
+    seen = []
+
+    def fails(*_, **__):
+        seen.append([(point.value, dict(point.attributes)) for point in traced.metric(semconv.REQUESTS_ACTIVE)])
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Renderer, "predict_velocity", fails)
+    with pytest.raises(OutOfMemory):
+        generate_music(tiny_models, replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False))
+    attributes = {semconv.REQUEST_MODEL: tiny_models.renderer.models.name, semconv.STAGE: "generate_music"}
+    assert seen == [[(1, attributes)]]
+    assert [point.value for point in traced.metric(semconv.REQUESTS_ACTIVE)] == [0]
+
+
+def test_what_the_process_may_take_is_absent_off_cuda_and_else_a_gauge(traced, tiny_models, monkeypatch):
+    traced.instrument(detail="stage")
+    request = replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False)
+    generate_music(tiny_models, request)
+    assert traced.metric(semconv.VRAM_LIMIT) == []
+    monkeypatch.setattr(VramTracker, "limit", lambda *_: 7_000)
+    generate_music(tiny_models, request)
+    assert [point.value for point in traced.metric(semconv.VRAM_LIMIT)] == [7_000]
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.1])
+def test_the_limit_is_the_fraction_that_the_process_is_held_to(monkeypatch, fraction):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction)
+    assert VramTracker().limit(torch.device("cuda", 0)) == int(80_000 * fraction)
+    assert VramTracker().limit(torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize(
     ("owner", "names"),
-    [(RequestRecording, ("begin", "end")), (HostClock, ("mark",)), (VramTracker, ("begin",)), (VramTracker, ("end",))],
+    [
+        (RequestRecording, ("begin", "end")),
+        (HostClock, ("mark",)),
+        (VramTracker, ("begin",)),
+        (VramTracker, ("end",)),
+        (VramTracker, ("limit",)),
+    ],
 )
 def test_faults_of_the_tracing_layer_never_reach_the_song(traced, tiny_models, monkeypatch, owner, names):
     traced.instrument()

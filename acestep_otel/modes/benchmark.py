@@ -172,8 +172,6 @@ class _Benchmark:
         model = {semconv.REQUEST_MODEL: models.renderer.models.name}
         outcome = "ok" if result.failure is None else result.failure.type
         self.instruments.record(semconv.BENCHMARK_CELLS, 1, {**model, semconv.OUTCOME: outcome})
-        if (summary := result.summary) is None:
-            return
         attributes: dict[str, str | bool | int | float] = {
             **model,
             semconv.AUDIO_DURATION_REQUESTED: result.cell.duration,
@@ -181,6 +179,9 @@ class _Benchmark:
             semconv.THINKING: result.cell.thinking,
             semconv.DIT_STEPS_REQUESTED: result.cell.inference_steps,
         }
+        self.instruments.record(semconv.BENCHMARK_STATUS, int(result.failure is None), attributes)
+        if (summary := result.summary) is None:
+            return
         metrics = (semconv.BENCHMARK_WALL, semconv.BENCHMARK_LM, semconv.BENCHMARK_DIT, semconv.BENCHMARK_VAE)
         for metric, seconds in zip(metrics, summary.median, strict=True):
             self.instruments.record(metric, seconds, attributes)

@@ -29,6 +29,7 @@ from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressC
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
 from acestep_otel.modes.examination import examination_files, examine
+from acestep_otel.modes.figures import record_figures
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.progress import ProgressBars
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -154,6 +155,8 @@ def _report(
 ) -> None:
     measured = measured_runs(telemetry.collector.finished_spans, root)
     run = measured[-1] if measured else None
+    if run is not None and error is None:
+        record_figures(run, telemetry)
     for line in _lines(options, outcome, run):
         click.echo(line)
     songs = outcome.songs if outcome is not None else ()

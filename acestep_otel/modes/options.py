@@ -83,6 +83,7 @@ class Options:
     trace_output: Path | None = None
     otlp_endpoint: str | None = None
     otlp_protocol: str | None = None
+    prometheus_port: int | None = None
 
 
 DEFAULTS: Final = Options()

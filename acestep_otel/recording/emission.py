@@ -187,8 +187,10 @@ class _Emission:
         record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
         if stage.error is None and semconv.AUDIO_DURATION in stage.attributes:
             songs = int(stage.attributes.get(semconv.BATCH_SIZE, 0))
-            seconds = float(stage.attributes[semconv.AUDIO_DURATION])
-            record(semconv.AUDIO_SECONDS, songs * seconds, attributes, context)
+            audio = songs * float(stage.attributes[semconv.AUDIO_DURATION])
+            record(semconv.AUDIO_SECONDS, audio, attributes, context)
+            if audio > 0:
+                record(semconv.AUDIO_COMPUTE_DURATION, tree.seconds / audio, attributes, context)
 
     def _metric_attributes(self, stage: Stage) -> dict[str, AttributeValue]:
         attributes: dict[str, AttributeValue] = {

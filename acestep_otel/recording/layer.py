@@ -149,6 +149,7 @@ class TracingLayer:
         recording_token = set_current(recording)
         context_token = otel_context.attach(trace.set_span_in_context(span))
         error: BaseException | None = None
+        self._count_active(name, start, 1)
         try:
             with self._vram.request(start.device):
                 result = call.run()
@@ -159,6 +160,7 @@ class TracingLayer:
         finally:
             otel_context.detach(context_token)
             reset_current(recording_token)
+            self._count_active(name, start, -1)
             self._finish(recording, span, error, start.user_texts)
         return result
 
@@ -248,11 +250,18 @@ class TracingLayer:
         return recording, span
 
     @never_raises
+    def _count_active(self, name: str, start: RequestStart, change: int) -> None:
+        attributes = {**start.attributes, semconv.STAGE: semconv.stage_of(name)}
+        self._instruments.record(semconv.REQUESTS_ACTIVE, change, attributes)
+
+    @never_raises
     def _finish(
         self, recording: RequestRecording, span: Span, error: BaseException | None, user_texts: tuple[str, ...]
     ) -> None:
         recording.end(recording.root, error)
         self._emitter.emit(recording, span, Scrubber(user_texts), self._common())
+        if (limit := self._vram.limit(recording.device)) is not None:
+            self._instruments.record(semconv.VRAM_LIMIT, limit, {})
 
     @never_raises
     def _begin(self, recording: RequestRecording, name: str, device_clock: bool, tracks_memory: bool) -> Stage:

@@ -78,3 +78,12 @@ class VramTracker:
         counters = torch.cuda.memory_stats_as_nested_dict(device)
         allocated, reserved = (counters[kind]["all"]["peak"] for kind in ("allocated_bytes", "reserved_bytes"))
         return VramPeak(allocated, reserved, shared)
+
+    def limit(self, device: torch.device) -> int | None:
+        """Bytes that this process may take of the device; ``None`` off CUDA."""
+        if device.type != "cuda":
+            return None
+        import torch
+
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return int(total * torch.cuda.get_per_process_memory_fraction(device))

@@ -202,6 +202,28 @@ def test_memory_peaks_are_attributes_and_gauges_and_absent_without_a_counter():
     assert points["allocated"].attributes[semconv.STAGE] == "dit"
 
 
+def test_the_cost_of_a_second_of_audio_is_over_all_songs_and_leads_to_the_request():
+    def build(root):
+        root.attributes |= {semconv.AUDIO_DURATION: 10.0, semconv.BATCH_SIZE: 4}
+
+    bench = Bench()
+    spans = bench.emit(build)
+    (point,) = bench.metrics()[semconv.AUDIO_COMPUTE_DURATION.name]
+    assert point.sum == pytest.approx(1.0 / 40)
+    assert point.exemplars[0].span_id == spans[semconv.GENERATE_MUSIC].context.span_id
+
+
+def test_a_request_that_made_no_audio_has_no_such_cost():
+    def fails(root):
+        root.attributes |= {semconv.AUDIO_DURATION: 10.0, semconv.BATCH_SIZE: 4}
+        root.error = OutOfMemory("no room", stage="dit")
+
+    for build in (fails, lambda root: root.attributes.update({semconv.AUDIO_DURATION: 10.0, semconv.BATCH_SIZE: 0})):
+        bench = Bench()
+        bench.emit(build)
+        assert semconv.AUDIO_COMPUTE_DURATION.name not in bench.metrics()
+
+
 def test_metrics_have_the_declared_units_buckets_and_attributes_only():
     bench = Bench()
     bench.emit(planner)

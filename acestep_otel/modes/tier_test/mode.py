@@ -179,6 +179,7 @@ class _TierTest:
 
     def report(self) -> None:
         """Print the tables, and write the files."""
+        self.outputs.record_boundaries(self.instruments, self.rows)
         for line in self.outputs.lines(self.rows):
             click.echo(line)
         files = (

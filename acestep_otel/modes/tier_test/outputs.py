@@ -9,6 +9,7 @@ from typing import Final
 from acestep.gpu_config import GPU_CONFIGS
 from acestep_otel import semconv
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.tier_test.boundaries import record_batch_boundary, record_boundary
 from acestep_otel.modes.tier_test.plan import Plan
 from acestep_otel.modes.tier_test.request import trial_attributes
 from acestep_otel.recording.instruments import Instruments
@@ -96,6 +97,11 @@ class Outputs:
             failure=decisive_failure(rows),
         )
         write_report(self.options.report, report)
+
+    def record_boundaries(self, instruments: Instruments, rows: Sequence[TierResult]) -> None:
+        """Record the boundaries that were asked for."""
+        record_boundary(instruments, self._boundary(rows) or ())
+        record_batch_boundary(instruments, self._batch_boundary(rows) or ())
 
     def _boundary(self, rows: Sequence[TierResult]) -> Sequence[Capability] | None:
         return boundary(rows) if self.options.tier_boundary else None
