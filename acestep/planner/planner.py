@@ -6,6 +6,7 @@ five per second, under the finished metadata.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -14,6 +15,7 @@ from typing import Final
 
 import torch
 
+from acestep.environment import says_yes
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
 from acestep.placement import Placement
 from acestep.planner.backends import PhaseTokens, PlannerBackend
@@ -29,6 +31,8 @@ from acestep.types import CODES_PER_SECOND, GenerationRequest, ProgressCallback,
 
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
 """Most tokens of a metadata block: the caption and every other field."""
+FUSED_VARIABLE: Final = "ACESTEP_LM_FUSED"
+"""Environment variable: decode in Triton kernels of our own where they run (CUDA, bfloat16)."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
 
@@ -124,8 +128,13 @@ class Planner:
     def from_language_model(
         cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1], residence: Residence | None = None
     ) -> Planner:
-        """A planner on the PyTorch backend."""
-        backend = PtBackend(model)
+        """A planner on the PyTorch backend.
+
+        Raises:
+            InvalidRequest: ``ACESTEP_LM_FUSED`` says neither yes nor no.
+        """
+        # Asked for by hand until the kernels have been measured on a GPU.
+        backend = PtBackend(model, fuse=None if says_yes(os.environ, FUSED_VARIABLE) else False)
         return cls(
             backend,
             model.vocabulary,
