@@ -54,6 +54,20 @@ class CheckpointNotFound(AceStepError):
         super().__init__(message, stage="model.load")
 
 
+class CheckpointInvalid(AceStepError):
+    """There are weights, and they cannot be used: corrupt, incomplete, of another shape, or able to run code."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
+class DownloadFailed(AceStepError):
+    """Weights could not be fetched: no network, offline mode, no such model, no room on the disk."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
 class DeviceUnavailable(AceStepError):
     """The device asked for does not exist on this machine, or is unknown."""
 
