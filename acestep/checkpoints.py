@@ -25,7 +25,7 @@ from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_langu
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
 from acestep.weights.adapters import Adapter, merge_adapters
 from acestep.weights.language_model import load_language_model_folder
-from acestep.weights.layout import candidates, require_language_model_folder, find_renderer, locate
+from acestep.weights.layout import candidates, find_renderer, locate, require_language_model_folder
 from acestep.weights.renderer import load_renderer
 
 WeightsKind = Literal["checkpoint", "synthetic"]

@@ -76,7 +76,7 @@ class DeviceUnavailable(AceStepError):
 
 
 class BackendUnavailable(AceStepError):
-    """The language-model backend asked for is not installed or cannot run here."""
+    """The language-model backend, or another library, that is needed is not installed or cannot run here."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="model.load")

@@ -85,7 +85,7 @@ def _load(transformer: Any, name: str, file: Path) -> None:
 
 
 def _require_places(transformer: Any, state: Mapping[str, Any], file: Path) -> None:
-    """diffusers passes over tensors that it has no place for; a song would then be made with half an adapter."""
+    """The loader passes over tensors that it has no place for; a song would then be made with half an adapter."""
     modules = {f"{_ROLE}{name}" for name, _ in transformer.named_modules()}
     for name in state:
         if name.split(".lora_")[0] not in modules or ".lora_" not in name:

@@ -15,7 +15,9 @@ NameOf = Callable[[str, str], str | None]
 """From a module's role and its tensor's name to the stored tensor; ``None`` when that is kept elsewhere."""
 
 
-class _Slot(NamedTuple):
+class Slot(NamedTuple):
+    """A tensor of a module that a stored tensor belongs to."""
+
     role: str
     name: str
     shape: tuple[int, ...]
@@ -43,13 +45,7 @@ def assign(
     Raises:
         CheckpointInvalid: a tensor is missing, left over or of another shape; nothing was read.
     """
-    slots = {
-        stored: _Slot(role, name, tuple(tensor.shape))
-        for role, module in modules.items()
-        for name, tensor in module.state_dict().items()
-        if (stored := name_of(role, name)) is not None
-    }
-    _check(slots, files, ignored)
+    slots = match(modules, files, name_of, ignored=ignored)
     values = {stored: torch.empty(slot.shape, device=device, dtype=dtype) for stored, slot in slots.items()}
     files.read_into(values)
     for role, module in modules.items():
@@ -58,23 +54,42 @@ def assign(
         module.eval().requires_grad_(False)
 
 
-def _check(slots: Mapping[str, _Slot], files: TensorFiles, ignored: Collection[str]) -> None:
-    where = next((tensor.file.parent for tensor in files.tensors.values()), "the checkpoint")
+def match(
+    modules: Mapping[str, nn.Module], files: TensorFiles, name_of: NameOf, *, ignored: Collection[str] = ()
+) -> dict[str, Slot]:
+    """Where each stored tensor belongs, after making sure that each has its place and each place its tensor.
+
+    Args:
+        modules: by role; their values are not looked at.
+        files: what is stored.
+        name_of: which stored tensor belongs to which of the modules'.
+        ignored: stored tensors that no module needs.
+
+    Raises:
+        CheckpointInvalid: a tensor is missing, left over or of another shape.
+    """
+    slots = {
+        stored: Slot(role, name, tuple(value.shape))
+        for role, module in modules.items()
+        for name, value in module.state_dict().items()
+        if (stored := name_of(role, name)) is not None
+    }
     missing = [name for name in slots if name not in files.tensors]
     if missing:
-        raise CheckpointInvalid(f"{where} lacks the tensor {missing[0]}{_and_more(missing)}")
+        raise CheckpointInvalid(f"{files.folder} lacks the tensor {missing[0]}{_and_more(missing)}")
     extra = [name for name in files.tensors if name not in slots and name not in ignored]
     if extra:
         raise CheckpointInvalid(
-            f"{where} has the tensor {extra[0]}{_and_more(extra)}, which this architecture has no place for"
+            f"{files.folder} has the tensor {extra[0]}{_and_more(extra)}, which this architecture has no place for"
         )
     for name, slot in slots.items():
-        stored = files.tensors[name]
-        if stored.shape != slot.shape:
+        tensor = files.tensors[name]
+        if tensor.shape != slot.shape:
             raise CheckpointInvalid(
-                f"{name} in {stored.file} has shape {list(stored.shape)}, but the configuration asks for "
+                f"{name} in {tensor.file} has shape {list(tensor.shape)}, but the configuration asks for "
                 f"{list(slot.shape)}"
             )
+    return slots
 
 
 def _and_more(names: list[str]) -> str:

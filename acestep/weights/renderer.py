@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
 
 from acestep.errors import CheckpointInvalid
 from acestep.renderer.models import RendererModels
@@ -28,6 +26,7 @@ OFFICIAL_STEM: Final = "model"
 DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
 """The same of modules that diffusers saves."""
 SILENCE_FILE: Final = f"{SILENCE}.pt"
+_LEFT_OUT: Final = "some repositories leave it out, take the folder from ACE-Step/acestep-v15-xl-sft-diffusers"
 
 
 def load_renderer(
@@ -52,9 +51,7 @@ def load_renderer(
         modules["vae"] = _load_diffusers_module("vae", found.vae, device, dtype)
         text_encoder, tokenizer = found.text_encoder, found.text_encoder
     else:
-        modules = {
-            role: _load_diffusers_module(role, found.folder / role, device, dtype) for role in RENDERER_MODULES
-        }
+        modules = {role: _load_diffusers_module(role, found.folder / role, device, dtype) for role in RENDERER_MODULES}
         text_encoder, tokenizer = found.folder / "text_encoder", found.folder / "tokenizer"
     turbo = is_turbo(modules["transformer"].config)
     encoder = load_qwen3(text_encoder, device=device, dtype=dtype)
@@ -116,7 +113,8 @@ def _load_official(folder: Path, device: torch.device, dtype: torch.dtype) -> di
 
 def _load_diffusers_module(role: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     if not folder.is_dir():
-        raise CheckpointInvalid(f"{folder} is missing: the repository is incomplete{_BORROWED.get(role, '')}")
+        way_out = _LEFT_OUT if role.startswith("audio_token") else "download it again"
+        raise CheckpointInvalid(f"{folder} is missing: {way_out}")
     with _configuration_errors(folder / CONFIG):
         module = empty_module(role, read_json(folder / CONFIG))
     files = TensorFiles.open(folder, DIFFUSERS_STEM)
@@ -130,11 +128,7 @@ def _load_diffusers_module(role: str, folder: Path, device: torch.device, dtype:
     return module
 
 
-_MOVED: Final = ": the official xl-turbo repository leaves it out, take the folder from ACE-Step/acestep-v15-xl-sft-diffusers"
-_BORROWED: Final[Mapping[str, str]] = {"audio_tokenizer": _MOVED, "audio_token_detokenizer": _MOVED}
-
-
-def _require_channels(silence: torch.Tensor, condition_encoder: nn.Module, path: Path) -> None:
+def _require_channels(silence: torch.Tensor, condition_encoder: Any, path: Path) -> None:
     channels = condition_encoder.config.timbre_hidden_dim
     if silence.shape[2] != channels:
         raise CheckpointInvalid(f"{path} has {silence.shape[2]} channels, but the configuration asks for {channels}")

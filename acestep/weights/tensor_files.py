@@ -7,7 +7,7 @@ A mapped page counts as this process's memory for as long as the file stays mapp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,16 +53,18 @@ class TensorFiles:
     """The tensors of a folder; nothing but headers is read until ``read_into``.
 
     Args:
-        files: safetensors files; together they hold every tensor once.
+        files: safetensors files of one folder; together they hold every tensor once.
 
     Attributes:
+        folder: that holds them.
         tensors: what is stored, by name, in the order of the files.
 
     Raises:
         CheckpointInvalid: a file is corrupt or incomplete, two hold the same tensor, or a number type is no weight's.
     """
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.folder = files[0].parent
         self.tensors: dict[str, StoredTensor] = {}
         for path in files:
             for name, tensor in _described(path):
@@ -120,12 +122,26 @@ class TensorFiles:
                     for piece in batch:
                         _copy(file, piece, targets[piece.name])
 
+    def mapped(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Stored tensors as they are, without reading them: the files' pages are read where they are used.
+
+        Raises:
+            CheckpointInvalid: a file changed or cannot be read any more.
+        """
+        views: dict[str, torch.Tensor] = {}
+        for path in dict.fromkeys(self.tensors[name].file for name in names):
+            with _opened(path) as file:
+                views |= {name: file.get_tensor(name) for name in names if self.tensors[name].file == path}
+        return views
+
 
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointInvalid(f"{index} is no index of shards: {error!r}") from error
+    if not names:
+        raise CheckpointInvalid(f"{index} lists no shards")
     shards = []
     for name in sorted(map(str, names)):
         # A name with folders in it could point out of the checkpoint.

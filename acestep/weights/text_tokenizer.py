@@ -80,10 +80,12 @@ def load_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
             f"{path}: audio codes begin at {code_base}, but the embedding has {rows} rows, too few for "
             f"{AUDIO_CODE_COUNT} codes"
         )
-    markup = {name: tokenizer.token_to_id(token) for name, token in _MARKUP.items()}
-    absent = [_MARKUP[name] for name, token_id in markup.items() if token_id is None]
-    if absent:
-        raise CheckpointInvalid(f"{path} lacks the special token {absent[0]}")
+    markup: dict[str, int] = {}
+    for name, token in _MARKUP.items():
+        token_id = tokenizer.token_to_id(token)
+        if token_id is None:
+            raise CheckpointInvalid(f"{path} lacks the special token {token}")
+        markup[name] = token_id
     layout = TokenLayout(text_size=code_base, code_base=code_base, vocabulary_size=rows, **markup)
     return Vocabulary(tokenizer, layout)
 
