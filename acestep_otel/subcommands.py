@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import cloup
@@ -14,7 +14,7 @@ from acestep_otel.modes.options import DEFAULTS
 # Modes are imported when a command runs: --help needs none of them.
 
 _FILE: Final = click.Path(path_type=Path)
-CHECKPOINT_DIR: Any = option(
+CHECKPOINT_DIR = option(
     "--checkpoint-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULTS.checkpoint_dir,

@@ -174,7 +174,7 @@ def _pieces(name: str, stored: StoredTensor) -> Iterator[_Piece]:
     size = WEIGHT_DTYPES[stored.dtype]
     for length in stored.shape:
         size *= length
-    if size <= MAPPED_BYTES:
+    if size <= MAPPED_BYTES or not stored.shape:
         yield _Piece(name, None, size)
         return
     rows = stored.shape[0]
