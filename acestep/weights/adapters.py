@@ -12,6 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from torch import nn
+
 from acestep.errors import BackendUnavailable, CheckpointInvalid, CheckpointNotFound
 from acestep.weights.layout import read_json
 from acestep.weights.tensor_files import TensorFiles
@@ -20,6 +23,8 @@ _FILES: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 """What PEFT (and ACE-Step's own training) and diffusers call an adapter's file."""
 _CONFIG: Final = "adapter_config.json"
 _ROLE: Final = "transformer."
+_NAME: Final = "adapter"
+"""Of each in turn: one is merged before the next is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +54,13 @@ def merge_adapters(transformer: Any, adapters: Sequence[Adapter]) -> None:
     """
     if find_spec("peft") is None:
         raise BackendUnavailable("LoRA adapters need peft: pip install 'acestep-otel[lora]'")
-    weights = {f"adapter_{number}": adapter for number, adapter in enumerate(adapters)}
-    for name, adapter in weights.items():
-        _load(transformer, name, _adapter_file(adapter.path))
-    scales = [adapter.scale * _trained_scale(_adapter_file(adapter.path)) for adapter in adapters]
-    transformer.set_adapters(list(weights), scales)
-    transformer.fuse_lora()
-    transformer.unload_lora()
+    for adapter in adapters:
+        file = _adapter_file(adapter.path)
+        scale = adapter.scale * _trained_scale(file)
+        _load(transformer, file)
+        transformer.set_adapters([_NAME], [scale])
+        transformer.fuse_lora()
+        transformer.unload_lora()
     transformer.requires_grad_(False)
 
 
@@ -68,7 +73,7 @@ def _adapter_file(path: Path) -> Path:
     raise CheckpointNotFound(f"no LoRA adapter at {path}: give a safetensors file, or a folder with {_FILES[0]}")
 
 
-def _load(transformer: Any, name: str, file: Path) -> None:
+def _load(transformer: Any, file: Path) -> None:
     # Imported here because the loaders of every model of diffusers come with it.
     from diffusers.loaders.lora_pipeline import AceStepLoraLoaderMixin
 
@@ -79,17 +84,26 @@ def _load(transformer: Any, name: str, file: Path) -> None:
             str(file), use_safetensors=True, local_files_only=True, return_lora_metadata=True
         )
         _require_places(transformer, state, file)
-        AceStepLoraLoaderMixin.load_lora_into_transformer(state, transformer, adapter_name=name, metadata=metadata)
+        AceStepLoraLoaderMixin.load_lora_into_transformer(state, transformer, adapter_name=_NAME, metadata=metadata)
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise CheckpointInvalid(f"{file} cannot be merged into {type(transformer).__name__}: {error}") from error
+        raise CheckpointInvalid(f"{file} cannot be merged: {' '.join(str(error).split())}") from error
 
 
-def _require_places(transformer: Any, state: Mapping[str, Any], file: Path) -> None:
+def _require_places(transformer: Any, state: Mapping[str, torch.Tensor], file: Path) -> None:
     """The loader passes over tensors that it has no place for; a song would then be made with half an adapter."""
-    modules = {f"{_ROLE}{name}" for name, _ in transformer.named_modules()}
-    for name in state:
-        if name.split(".lora_")[0] not in modules or ".lora_" not in name:
-            raise CheckpointInvalid(f"{file} has the tensor {name}, which is no LoRA of a layer of this model")
+    shapes = {
+        f"{_ROLE}{name}": layer.weight.shape
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    for name, tensor in state.items():
+        layer, _, factor = name.partition(".lora_")
+        if layer not in shapes or factor not in ("A.weight", "B.weight"):
+            raise CheckpointInvalid(f"{file} has the tensor {name}, which is no LoRA of a linear layer of this model")
+        rows, columns = shapes[layer]
+        expected = (tensor.shape[0], columns) if factor == "A.weight" else (rows, tensor.shape[1])
+        if tuple(tensor.shape) != expected:
+            raise CheckpointInvalid(f"{file} has {name} of shape {list(tensor.shape)}, its layer is {rows} x {columns}")
 
 
 def _trained_scale(file: Path) -> float:

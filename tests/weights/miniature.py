@@ -60,9 +60,7 @@ def write_language_model(folder: Path, *, prefix: str = "", codes: Iterable[int]
         codes: that the tokenizer lists, in this order of ids.
     """
     folder.mkdir(parents=True)
-    body = build_language_model(
-        "acestep-5Hz-lm-tiny", device=torch.device("cpu"), dtype=torch.float32
-    ).body
+    body = build_language_model("acestep-5Hz-lm-tiny", device=torch.device("cpu"), dtype=torch.float32).body
     save_file({prefix + name: tensor for name, tensor in body.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(body.config.to_json_string(use_diff=False))
     description = json.loads(build_tokenizer(TINY_LAYOUT).to_str())

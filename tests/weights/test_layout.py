@@ -55,7 +55,7 @@ def test_models_in_each_others_place_are_told_apart(checkpoints):
 
 
 def test_a_folder_of_several_models_lists_them(checkpoints):
-    with pytest.raises(CheckpointInvalid, match="holds several models: name one of .*acestep-v15-turbo"):
+    with pytest.raises(CheckpointInvalid, match=r"holds several models: name one of .*acestep-v15-turbo"):
         find_renderer(checkpoints, checkpoints)
     with pytest.raises(CheckpointInvalid, match="is not a language model"):
         require_language_model_folder(checkpoints / "vae")

@@ -148,9 +148,7 @@ def test_the_text_encoder_may_carry_the_prefix_of_a_whole_model_and_an_older_con
 
 def test_a_missing_tensor_is_named(checkpoints):
     rewrite(checkpoints / TURBO / "model.safetensors", {"decoder.layers.2.self_attn.q_proj.weight": None})
-    assert refusal(checkpoints) == (
-        f"{checkpoints / TURBO} lacks the tensor decoder.layers.2.self_attn.q_proj.weight"
-    )
+    assert refusal(checkpoints) == (f"{checkpoints / TURBO} lacks the tensor decoder.layers.2.self_attn.q_proj.weight")
 
 
 def test_an_extra_tensor_is_named(checkpoints):
