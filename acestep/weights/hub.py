@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -42,7 +43,7 @@ class Download:
     Attributes:
         source: from where.
         target: folder that it is put in.
-        bytes: that are not here yet.
+        bytes: of the files that are not here whole.
     """
 
     source: Source
@@ -100,10 +101,10 @@ def plan_download(name: str, root: Path) -> tuple[Download, ...]:
     for source in RELEASED[name]:
         target = root if source.folders else root / name
         with _network_errors(name):
-            # Asked first: it fails at once where nobody answers, and the listing only after half a minute of attempts.
-            HfApi().model_info(source.repository, revision=source.revision)
-            files = snapshot_download(**_selected(source, target), dry_run=True)
-        downloads.append(Download(source, target, sum(file.file_size or 0 for file in files if file.will_download)))
+            listing = HfApi().model_info(source.repository, revision=source.revision, files_metadata=True)
+        wanted = [file for file in listing.siblings or () if any(fnmatch(file.rfilename, p) for p in _patterns(source))]
+        missing = [file for file in wanted if not _is_here(target / file.rfilename, file.size)]
+        downloads.append(Download(source, target, sum(file.size or 0 for file in missing)))
     needed, free = sum(download.bytes for download in downloads), shutil.disk_usage(_existing(root)).free
     if needed > free:
         raise DownloadFailed(f"{name} needs {needed / 1e9:.1f} GB, but {root} has only {free / 1e9:.1f} GB left")
@@ -121,17 +122,20 @@ def fetch(name: str, download: Download) -> None:
         DownloadFailed: the connection broke for good, or the disk is full.
     """
     with _network_errors(name):
-        snapshot_download(**_selected(download.source, download.target))
+        snapshot_download(
+            download.source.repository,
+            revision=download.source.revision,
+            local_dir=download.target,
+            allow_patterns=_patterns(download.source),
+        )
 
 
-def _selected(source: Source, target: Path) -> dict[str, Any]:
-    """The hub client's words for a source."""
-    return {
-        "repo_id": source.repository,
-        "revision": source.revision,
-        "local_dir": target,
-        "allow_patterns": [f"{folder}/{pattern}" for folder in source.folders for pattern in _DATA] or list(_DATA),
-    }
+def _patterns(source: Source) -> list[str]:
+    return [f"{folder}/{pattern}" for folder in source.folders for pattern in _DATA] or list(_DATA)
+
+
+def _is_here(path: Path, size: int | None) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _existing(path: Path) -> Path:
