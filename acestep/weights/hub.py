@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from acestep.errors import DownloadFailed
 from acestep.weights.layout import TEXT_ENCODER_FOLDER, VAE_FOLDER
@@ -146,8 +146,7 @@ def _existing(path: Path) -> Path:
 def _network_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        # What is raised depends on the HTTP library underneath, and that on the version of the hub's client.
+    except (OSError, HTTPError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, OfflineModeIsEnabled):
             raise DownloadFailed(f"{name} is not fetched, because HF_HUB_OFFLINE is set: unset it") from error

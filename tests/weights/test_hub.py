@@ -126,7 +126,7 @@ def test_no_network_is_one_line_at_once(hub, tmp_path, monkeypatch):
 def test_a_connection_that_breaks_between_the_plan_and_the_fetch_is_one_line(hub, tmp_path, monkeypatch):
     (plan,) = plan_download("acestep-v15-turbo", tmp_path)
 
-    def broken(**arguments):
+    def broken(*arguments, **named):
         raise ConnectionResetError("reset by peer\nwith details")
 
     monkeypatch.setattr(product, "snapshot_download", broken)
