@@ -91,7 +91,11 @@ class TensorFiles:
             return cls([single])
         if index.exists():
             return cls(_shards(index))
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+        pickles = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.suffix in _PICKLE_SUFFIXES and path.name.startswith((stem, "pytorch_model"))
+        )
         if pickles:
             raise CheckpointInvalid(
                 f"{folder} has its weights in {pickles[0]} only: that is a pickle, which could run code when it is "

@@ -14,7 +14,7 @@ from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS
 from acestep.synthetic.renderer import RENDERER_CONFIGS
 from acestep.weights import hub as product
 from acestep.weights.hub import RELEASED, fetch, plan_download
-from tests.weights.hub import Hub, serve
+from tests.weights.hub import Hub, serve, use_endpoint
 
 BUNDLE = "ACE-Step/Ace-Step1.5"
 WEIGHTS = bytes(range(256)) * 4_000
@@ -46,14 +46,8 @@ def hub(monkeypatch) -> Iterator[Hub]:
     base = {"config.json": b"{}", "model.safetensors": b"base weights", "apg_guidance.py": b"raise SystemExit"}
     repositories = {released(BUNDLE): files, released("ACE-Step/acestep-v15-base"): base}
     with serve(Hub(repositories)) as running:
-        use(running.url, monkeypatch)
+        use_endpoint(running.url, monkeypatch)
         yield running
-
-
-def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``HF_ENDPOINT`` does when the client is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 def download(name: str, root: Path) -> None:
@@ -116,7 +110,7 @@ def one_line(caught: pytest.ExceptionInfo[DownloadFailed]) -> str:
 
 
 def test_no_network_is_one_line_at_once(hub, tmp_path, monkeypatch):
-    use("http://127.0.0.1:9", monkeypatch)
+    use_endpoint("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(DownloadFailed) as caught:
         plan_download("acestep-v15-base", tmp_path)
     assert "could not be fetched from http://127.0.0.1:9" in one_line(caught)
