@@ -17,7 +17,7 @@ _ATTENTION: Final = (
     "sliding_window",
 )
 """What every transformer in the checkpoint has."""
-_ENCODER_SIZES: Final = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+ENCODER_SIZES: Final = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 """Sizes that the encoders of the XL models have of their own, as ``encoder_<size>``."""
 _TRANSFORMER: Final = (
     "num_hidden_layers", "in_channels", "audio_acoustic_hidden_dim", "patch_size", "layer_types", "model_version",
@@ -47,7 +47,7 @@ def module_arguments(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     rotary = config.get("rope_parameters") or {}
     theta = config.get("rope_theta", rotary.get("rope_theta"))
     shared = _picked(config, _ATTENTION) | ({} if theta is None else {"rope_theta": theta})
-    encoder = shared | {size: config[f"encoder_{size}"] for size in _ENCODER_SIZES if config.get(f"encoder_{size}")}
+    encoder = shared | {size: config[f"encoder_{size}"] for size in ENCODER_SIZES if config.get(f"encoder_{size}")}
     return {
         "transformer": shared
         | _picked(config, _TRANSFORMER)

@@ -11,14 +11,13 @@ import pytest
 from huggingface_hub import constants
 
 from acestep.weights.adapters import Adapter
-from acestep.weights.hub import RELEASED
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.errors import SetupError
 from acestep_otel.modes.weights import parse_adapter
 from tests.modes.outputs import OUTPUTS, result, traced
-from tests.weights.hub import Hub, serve, use_endpoint
-from tests.weights.miniature import GOLDEN_CHECKPOINTS, LANGUAGE_MODEL, copy_golden, rewrite, write_language_model
+from tests.weights.hub import Hub, miniature_hub, serve, use_endpoint
+from tests.weights.miniature import LANGUAGE_MODEL, copy_golden, rewrite, write_language_model
 from tests.weights.test_adapters import write_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,14 +144,7 @@ def test_what_cannot_be_converted_is_one_line(checkpoints: Path, capsys: pytest.
 
 @pytest.fixture(scope="module")
 def released() -> Hub:
-    """The golden checkpoint where the released turbo model lies on the hub."""
-    (source,) = RELEASED["acestep-v15-turbo"]
-    files = {
-        str(path.relative_to(GOLDEN_CHECKPOINTS)): path.read_bytes()
-        for path in GOLDEN_CHECKPOINTS.rglob("*")
-        if path.is_file()
-    }
-    return Hub({(source.repository, source.revision): files})
+    return miniature_hub()
 
 
 def test_download_says_how_much_and_from_where_and_then_fetches(

@@ -14,6 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
+from acestep.weights.hub import RELEASED
+from tests.weights.miniature import GOLDEN_CHECKPOINTS
+
 Files = Mapping[str, bytes]
 _API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+)/(?P<kind>revision|tree)/(?P<revision>[^/]+)/?")
 _FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
@@ -42,6 +45,17 @@ class Hub:
             if method == "GET" and (match := _FILE.fullmatch(path)):
                 found.append((match["name"], start))
         return found
+
+
+def miniature_hub() -> Hub:
+    """The golden checkpoint where the released bundle lies."""
+    (bundle,) = RELEASED["acestep-v15-turbo"]
+    files = {
+        str(path.relative_to(GOLDEN_CHECKPOINTS)): path.read_bytes()
+        for path in GOLDEN_CHECKPOINTS.rglob("*")
+        if path.is_file()
+    }
+    return Hub({(bundle.repository, bundle.revision): files})
 
 
 @contextmanager
