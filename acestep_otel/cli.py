@@ -19,7 +19,7 @@ from acestep_otel.environment_file import ENVIRONMENT_FILE, VARIABLES, read_defa
 from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.modes.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.signals import INTERRUPTED, exit_on_terminate
-from acestep_otel.subcommands import compare_command, doctor_command
+from acestep_otel.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
 
 FAILED: Final = 1
 """Exit code of a run that did not end well."""
@@ -208,7 +208,15 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         default=DEFAULTS.weights,
         help="synthetic: the named architecture at its true size with random weights (real speed, noise for music).",
     ),
-    option("--checkpoint-dir", type=_FOLDER, default=DEFAULTS.checkpoint_dir, help="Folder that holds the models."),
+    CHECKPOINT_DIR,
+    option("--download", is_flag=True, help="Fetch models that are not there from the hub; says first how much it is."),
+    option(
+        "--lora",
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        show_default="none",
+        help="LoRA adapter of the DiT, a safetensors file or its folder; may be repeated.",
+    ),
     option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
     option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
     option("--report", type=_FILE, show_default="none", help="Write an HTML page with charts of the run."),
@@ -258,8 +266,8 @@ def command(context: click.Context, /, **values: Any) -> None:
     _run(options)
 
 
-command.add_command(compare_command)
-command.add_command(doctor_command)
+for _subcommand in SUBCOMMANDS:
+    command.add_command(_subcommand)
 
 
 def _refuse_options(context: click.Context) -> None:

@@ -6,6 +6,7 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from acestep.synthetic.weights import materialise
+from acestep.weights.empty import empty_qwen3, restore_rotary_frequencies
 
 
 def build_qwen3(
@@ -20,10 +21,7 @@ def build_qwen3(
         dtype: of the weights; the rotary frequencies stay in float32, as in a loaded model.
         storage: where they are kept; ``device`` when not given.
     """
-    with torch.device("meta"):
-        model = Qwen3Model(config)
+    model = empty_qwen3(config)
     materialise(model, seed=seed, device=device, dtype=dtype, storage=storage)
-    frequencies, _ = model.rotary_emb.compute_default_rope_parameters(config)
-    model.rotary_emb.inv_freq = frequencies.to(storage or device)
-    model.rotary_emb.original_inv_freq = frequencies.to(storage or device, copy=True)
+    restore_rotary_frequencies(model, storage or device)
     return model

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from diffusers import AceStepTransformer1DModel, AutoencoderOobleck
-from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer, AceStepAudioTokenizer, AceStepConditionEncoder
 from torch import nn
 from transformers import Qwen3Config
 
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout
 from acestep.renderer.models import RendererModels
+from acestep.renderer.schedule import trained_shift
 from acestep.synthetic.language_model import TINY_LAYOUT
 from acestep.synthetic.qwen3 import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
 from acestep.synthetic.weights import draw_normal, materialise, tensor_seed
+from acestep.weights.empty import empty_module, restore_quantizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,6 @@ class RendererConfig:
 
     Attributes:
         is_turbo: whether guidance is distilled into the weights.
-        default_shift: timestep shift that the model was trained for.
         transformer: of ``AceStepTransformer1DModel``, beyond what it shares with the encoders.
         encoder: shared by the condition encoder, the audio tokenizer and the detokenizer.
         condition_layers: layers of the lyric and of the timbre encoder.
@@ -38,7 +36,6 @@ class RendererConfig:
     """
 
     is_turbo: bool
-    default_shift: float
     transformer: Mapping[str, Any]
     encoder: Mapping[str, Any]
     condition_layers: tuple[int, int]
@@ -118,26 +115,26 @@ _XL_TRANSFORMER: Final = {
 }
 
 
-def _standard(*, is_turbo: bool, shift: float) -> RendererConfig:
-    return RendererConfig(is_turbo, shift, transformer=_STANDARD_TRANSFORMER, **_TRUE_SIZE)
+def _standard(*, is_turbo: bool) -> RendererConfig:
+    return RendererConfig(is_turbo, transformer=_STANDARD_TRANSFORMER, **_TRUE_SIZE)
 
 
-def _xl(*, is_turbo: bool, shift: float) -> RendererConfig:
-    return RendererConfig(is_turbo, shift, transformer=_XL_TRANSFORMER, **_TRUE_SIZE)
+def _xl(*, is_turbo: bool) -> RendererConfig:
+    return RendererConfig(is_turbo, transformer=_XL_TRANSFORMER, **_TRUE_SIZE)
 
 
 RENDERER_CONFIGS: Final[Mapping[str, RendererConfig]] = {
-    "acestep-v15-tiny": RendererConfig(True, 3.0, **_TINY_SIZE),
-    "acestep-v15-tiny-base": RendererConfig(False, 1.0, **_TINY_SIZE),
-    "acestep-v15-turbo": _standard(is_turbo=True, shift=3.0),
-    "acestep-v15-turbo-shift1": _standard(is_turbo=True, shift=1.0),
-    "acestep-v15-turbo-shift3": _standard(is_turbo=True, shift=3.0),
-    "acestep-v15-turbo-continuous": _standard(is_turbo=True, shift=3.0),
-    "acestep-v15-base": _standard(is_turbo=False, shift=1.0),
-    "acestep-v15-sft": _standard(is_turbo=False, shift=1.0),
-    "acestep-v15-xl-turbo": _xl(is_turbo=True, shift=3.0),
-    "acestep-v15-xl-base": _xl(is_turbo=False, shift=1.0),
-    "acestep-v15-xl-sft": _xl(is_turbo=False, shift=1.0),
+    "acestep-v15-tiny": RendererConfig(is_turbo=True, **_TINY_SIZE),
+    "acestep-v15-tiny-base": RendererConfig(is_turbo=False, **_TINY_SIZE),
+    "acestep-v15-turbo": _standard(is_turbo=True),
+    "acestep-v15-turbo-shift1": _standard(is_turbo=True),
+    "acestep-v15-turbo-shift3": _standard(is_turbo=True),
+    "acestep-v15-turbo-continuous": _standard(is_turbo=True),
+    "acestep-v15-base": _standard(is_turbo=False),
+    "acestep-v15-sft": _standard(is_turbo=False),
+    "acestep-v15-xl-turbo": _xl(is_turbo=True),
+    "acestep-v15-xl-base": _xl(is_turbo=False),
+    "acestep-v15-xl-sft": _xl(is_turbo=False),
 }
 """Every renderer that can be built with random weights, by name."""
 
@@ -164,12 +161,12 @@ def build_renderer_models(
         _balance_transposed_convolutions(module)
     _set_silence(modules["condition_encoder"], seed, device)
     _set_vae_gains(modules["vae"])
-    _restore_quantizer(modules["audio_tokenizer"].quantizer)
+    restore_quantizer(modules["audio_tokenizer"])
     return RendererModels(
         name=name,
         weights="synthetic",
         is_turbo=config.is_turbo,
-        default_shift=config.default_shift,
+        default_shift=trained_shift(name, is_turbo=config.is_turbo),
         **modules,
         text_encoder=build_qwen3(
             text_encoder_config(config),
@@ -189,36 +186,32 @@ def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
     encoder, channels = config.encoder, config.latent_channels
     lyric_layers, timbre_layers = config.condition_layers
     shared_attention = {"head_dim": encoder["head_dim"], "sliding_window": encoder["sliding_window"]}
-    with warnings.catch_warnings(), torch.device("meta"):
-        # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.
-        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
-        return {
-            "transformer": AceStepTransformer1DModel(
-                **config.transformer,
-                **shared_attention,
-                in_channels=3 * channels,
-                audio_acoustic_hidden_dim=channels,
-                encoder_hidden_size=encoder["hidden_size"],
-                is_turbo=config.is_turbo,
-            ),
-            "condition_encoder": AceStepConditionEncoder(
-                **encoder,
-                text_hidden_dim=config.text_encoder["hidden_size"],
-                timbre_hidden_dim=channels,
-                num_lyric_encoder_hidden_layers=lyric_layers,
-                num_timbre_encoder_hidden_layers=timbre_layers,
-            ),
-            "audio_tokenizer": AceStepAudioTokenizer(
-                **encoder, audio_acoustic_hidden_dim=channels, fsq_dim=encoder["hidden_size"]
-            ),
-            "audio_token_detokenizer": AceStepAudioTokenDetokenizer(**encoder, audio_acoustic_hidden_dim=channels),
-            "vae": AutoencoderOobleck(
-                **config.vae,
-                downsampling_ratios=list(_DOWNSAMPLING_RATIOS),
-                decoder_input_channels=channels,
-                sampling_rate=48_000,
-            ),
-        }
+    arguments: dict[str, dict[str, Any]] = {
+        "transformer": {
+            **config.transformer,
+            **shared_attention,
+            "in_channels": 3 * channels,
+            "audio_acoustic_hidden_dim": channels,
+            "encoder_hidden_size": encoder["hidden_size"],
+            "is_turbo": config.is_turbo,
+        },
+        "condition_encoder": {
+            **encoder,
+            "text_hidden_dim": config.text_encoder["hidden_size"],
+            "timbre_hidden_dim": channels,
+            "num_lyric_encoder_hidden_layers": lyric_layers,
+            "num_timbre_encoder_hidden_layers": timbre_layers,
+        },
+        "audio_tokenizer": {**encoder, "audio_acoustic_hidden_dim": channels, "fsq_dim": encoder["hidden_size"]},
+        "audio_token_detokenizer": {**encoder, "audio_acoustic_hidden_dim": channels},
+        "vae": {
+            **config.vae,
+            "downsampling_ratios": list(_DOWNSAMPLING_RATIOS),
+            "decoder_input_channels": channels,
+            "sampling_rate": 48_000,
+        },
+    }
+    return {role: empty_module(role, values) for role, values in arguments.items()}
 
 
 def text_encoder_config(config: RendererConfig) -> Qwen3Config:
@@ -256,11 +249,3 @@ def _set_silence(condition_encoder: Any, seed: int, device: torch.device) -> Non
     for name in ("silence_latent", "null_condition_emb"):
         generator = torch.Generator(device=device).manual_seed(tensor_seed(seed, name))
         draw_normal(getattr(condition_encoder, name), 1.0, generator)
-
-
-def _restore_quantizer(quantizer: Any) -> None:
-    """Compute again what the quantizer's constructor computed on the meta device: levels, basis and scales."""
-    with torch.random.fork_rng(devices=[]):
-        computed = type(quantizer)(dim=1, levels=quantizer.levels, num_quantizers=quantizer.num_quantizers)
-    for name, buffer in computed.named_buffers():
-        setattr(quantizer, name, buffer.to(quantizer.project_in.weight.device))

@@ -19,8 +19,10 @@ from acestep.devices import resolve_device
 from acestep.errors import (
     AudioWriteError,
     BackendUnavailable,
+    CheckpointInvalid,
     CheckpointNotFound,
     DeviceUnavailable,
+    DownloadFailed,
     InvalidRequest,
     PlacementUnavailable,
 )
@@ -130,6 +132,8 @@ def setup_errors() -> Iterator[None]:
         InvalidRequest,
         AudioWriteError,
         CheckpointNotFound,
+        CheckpointInvalid,
+        DownloadFailed,
         DeviceUnavailable,
         PlacementUnavailable,
         BackendUnavailable,

@@ -73,6 +73,8 @@ class Options:
     tiny: bool = False
     weights: Literal["checkpoint", "synthetic"] = "checkpoint"
     checkpoint_dir: Path = Path("checkpoints")
+    download: bool = False
+    lora: tuple[str, ...] = ()
     output_dir: Path = Path("output")
     audio_format: str = "flac"
     report: Path | None = None
@@ -101,6 +103,7 @@ _MODES_OF: Final = {
     "reference_audio": ("profile", "benchmark"),
     "offload_dit_to_cpu": ("profile", "benchmark"),
     "quantization": ("profile", "benchmark"),
+    "lora": ("profile", "benchmark"),
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),

@@ -10,6 +10,7 @@ from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongM
 from acestep_otel.modes.example import Example
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.placement import choose_placement
+from acestep_otel.modes.weights import fetch_model, parse_adapter
 
 
 def build_request(example: Example, options: Options) -> GenerationRequest:
@@ -70,4 +71,6 @@ def select_models(options: Options, *, with_language_model: bool) -> ModelSelect
         lm_backend=options.lm_backend,
         checkpoint_root=options.checkpoint_dir,
         placement=choose_placement(options, resolve_device(options.device)),
+        adapters=tuple(map(parse_adapter, options.lora)),
+        fetch=fetch_model if options.download else None,
     )
