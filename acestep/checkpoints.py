@@ -18,10 +18,11 @@ from acestep.errors import BackendUnavailable, CheckpointNotFound, stage_errors
 from acestep.placement import Placement
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
+from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
 from acestep.renderer.models import RendererModels
 from acestep.renderer.renderer import Renderer
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
-from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
+from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
 
 WeightsKind = Literal["checkpoint", "synthetic"]
 
@@ -112,6 +113,19 @@ def load_planner(selection: ModelSelection) -> Planner:
         return Planner.from_language_model(load_language_model(selection, device, default_dtype(device)))
 
 
+def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
+    """Load what turns a recording into audio codes, the VAE and the audio tokenizer of ``selection.dit``, and no more.
+
+    Raises:
+        DeviceUnavailable: the device does not exist here.
+        CheckpointNotFound: no weights under the name.
+        OutOfMemory: the models do not fit.
+    """
+    device = resolve_device(selection.device)
+    with stage_errors("model.load"):
+        return AudioEncoder(load_audio_encoder_models(selection, device, default_dtype(device)))
+
+
 def require_language_model(selection: ModelSelection) -> None:
     """Make sure, without loading it, that the selection's language model can be loaded later.
 
@@ -135,6 +149,14 @@ def load_renderer_models(selection: ModelSelection, device: torch.device, dtype:
     """Diffusion transformer, condition encoders and VAE under ``selection.dit``."""
     require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
     return build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+
+
+def load_audio_encoder_models(
+    selection: ModelSelection, device: torch.device, dtype: torch.dtype
+) -> AudioEncoderModels:
+    """VAE and audio tokenizer under ``selection.dit``."""
+    require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
+    return build_audio_encoder_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
 
 
 def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:

@@ -2,7 +2,7 @@
 
 ``generate_music`` makes songs from a request: the planner's language model decides what was left open and writes
 audio codes when asked to think; the renderer turns text and codes into audio; the songs are saved.
-``understand_music``, ``create_sample`` and ``format_sample`` live in ``acestep.songwriting``.
+``understand_music``, ``understand_recording``, ``create_sample`` and ``format_sample`` live in ``acestep.songwriting``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from acestep.planner.metadata import DURATION_RANGE, normalise
 from acestep.planner.planner import Plan
 from acestep.renderer.renderer import RenderRequest
 from acestep.renderer.source import Source
-from acestep.songwriting import create_sample, format_sample, understand_music
+from acestep.songwriting import create_sample, format_sample, understand_music, understand_recording
 from acestep.types import (
     CODES_PER_SECOND,
     SAMPLE_RATE,
@@ -36,7 +36,15 @@ from acestep.validation import MAX_SEED, require_task_support, validate
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
 
-__all__ = ["create_sample", "format_sample", "generate_music", "resolve_seeds", "save_songs", "understand_music"]
+__all__ = [
+    "create_sample",
+    "format_sample",
+    "generate_music",
+    "resolve_seeds",
+    "save_songs",
+    "understand_music",
+    "understand_recording",
+]
 
 DEFAULT_DURATION = 30.0
 """Seconds of a song when neither the user nor a planner said how long it should be."""

@@ -251,7 +251,7 @@ class SongwritingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EffectivePlannerSettings:
-    """What really ran when only the language model was used.
+    """What really ran where no song was rendered.
 
     Attributes:
         device: for example ``cuda:0`` or ``cpu``.
@@ -260,6 +260,7 @@ class EffectivePlannerSettings:
         lm_backend: backend that ran it.
         seeds: the one seed.
         weights: ``synthetic`` or ``checkpoint``.
+        audio_encoder: checkpoint whose VAE and audio tokenizer heard a recording, or ``None``.
     """
 
     device: str
@@ -268,6 +269,7 @@ class EffectivePlannerSettings:
     lm_backend: str
     seeds: tuple[int, ...]
     weights: str
+    audio_encoder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +282,14 @@ class SongBlueprint:
         lyrics: the words, with section tags.
         lyrics_complete: whether the language model ended the lyrics itself, and not their token limit.
         effective: what was really run.
+        audio_codes: what was described, five per second of audio; empty where nothing was heard.
     """
 
     metadata: SongMetadata
     lyrics: str
     lyrics_complete: bool
     effective: EffectivePlannerSettings
+    audio_codes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

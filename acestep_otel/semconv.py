@@ -116,8 +116,14 @@ CONDITION = _span(
 )
 VAE_ENCODE = _span(
     "acestep.vae.encode",
-    "Audio to latents, all tiles: once for the source and once for the reference. Device clock.",
+    "Audio to latents, all tiles: once for each recording. Device clock.",
     CONDITION,
+    UNDERSTAND_MUSIC,
+)
+AUDIO_TOKENIZE = _span(
+    "acestep.audio.tokenize",
+    "Latents of a recording to audio codes, and their copy to the host. Device clock.",
+    UNDERSTAND_MUSIC,
 )
 DIT = _span(
     "acestep.dit",
@@ -177,7 +183,7 @@ LYRICS = _attribute("acestep.lyrics", str, "The lyrics; only after opt-in to con
 QUERY_LENGTH = _attribute("acestep.query.length", int, "Characters in the query of create_sample.", "{character}")
 QUERY = _attribute("acestep.query", str, "The query; only after opt-in to content capture.")
 AUDIO_CODES_COUNT = _attribute(
-    "acestep.audio_codes.count", int, "Audio codes given to understand_music, five per second.", "{code}"
+    "acestep.audio_codes.count", int, "Audio codes that understand_music describes, five per second.", "{code}"
 )
 INSTRUMENTAL = _attribute("acestep.instrumental", bool, "Whether create_sample was asked for a song without words.")
 LYRICS_COMPLETE = _attribute(
@@ -204,7 +210,7 @@ HOST_DURATION = _attribute(
     "s",
 )
 MODEL_NAME = _attribute("acestep.model.name", str, "Model that was loaded.")
-MODEL_ROLE = _attribute("acestep.model.role", str, "renderer or planner.")
+MODEL_ROLE = _attribute("acestep.model.role", str, "renderer, planner or audio_encoder.")
 STAGE = _attribute(
     "acestep.stage",
     str,

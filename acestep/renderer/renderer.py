@@ -6,7 +6,6 @@ denoising step and the copy of the audio to the host waits for the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,8 +29,8 @@ from acestep.renderer.vae import (
     DEFAULT_TILE_LENGTH,
     Tile,
     TilePlan,
-    encode_tile,
-    encoder_radius,
+    encode,
+    plan_encoding,
     plan_tiles,
     receptive_radius,
 )
@@ -85,11 +84,6 @@ class Renderer:
         """Tiles with just the overlap that the decoder's receptive field needs."""
         return plan_tiles(frames, tile_length, receptive_radius(self.models.vae.upsampling_ratios))
 
-    def encode_plan(self, samples: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:
-        """Tiles of a recording, with just the overlap that the encoder's receptive field needs."""
-        frames = math.ceil(samples / SAMPLES_PER_FRAME)
-        return plan_tiles(frames, tile_length, encoder_radius(self.models.vae.config.downsampling_ratios))
-
     @stage_errors("condition")
     @torch.inference_mode()
     def condition(self, request: RenderRequest) -> Conditions:
@@ -114,20 +108,12 @@ class Renderer:
         return replace(conditions, switch=ConditionSwitch(request.cover_steps, text_alone))
 
     def _encode_whole(self, audio: torch.Tensor) -> torch.Tensor:
-        return self.encode(audio, self.encode_plan(audio.shape[-1]))
+        return self.encode(audio, plan_encoding(self.models.vae, audio.shape[-1]))
 
     @torch.inference_mode()
     def encode(self, audio: torch.Tensor, plan: TilePlan) -> torch.Tensor:
-        """Audio to latents: the mean of the VAE's posterior, so the same audio gives the same latents.
-
-        Args:
-            audio: float32 on the host, shape ``[2, samples]``, 48 kHz; a last frame is filled up with silence.
-            plan: for as many samples.
-
-        Returns:
-            On the device, model dtype, shape ``[1, frames, channels]``.
-        """
-        return torch.cat([encode_tile(self.models, audio, tile) for tile in plan.tiles], dim=1)
+        """Audio to latents (``acestep.renderer.vae.encode``), shape ``[1, frames, channels]``."""
+        return encode(self.models, audio, plan)
 
     def noise(self, seeds: Sequence[int], frames: int) -> torch.Tensor:
         """Where the diffusion starts, float32 on the host, shape ``[songs, frames, channels]``.

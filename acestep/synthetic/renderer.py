@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Qwen3Config
 
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout
+from acestep.renderer.audio_encoder import AudioEncoderModels
 from acestep.renderer.models import RendererModels
 from acestep.synthetic.language_model import TINY_LAYOUT
 from acestep.synthetic.qwen3 import build_qwen3
@@ -51,6 +52,7 @@ class RendererConfig:
 _RESIDUAL_GAIN: Final = 0.1
 _OUTPUT_GAIN: Final = 0.2
 _DOWNSAMPLING_RATIOS: Final = (2, 4, 4, 6, 10)
+_SILENCE_FRAMES: Final = 15_000
 _TRUE_SIZE: Final[Mapping[str, Any]] = {
     "encoder": {
         "hidden_size": 2048,
@@ -155,13 +157,10 @@ def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype
         KeyError: the name is not in the table.
     """
     config = RENDERER_CONFIGS[name]
-    modules = diffusers_modules(config)
-    for role, module in modules.items():
-        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype)
-        _balance_transposed_convolutions(module)
-    _set_silence(modules["condition_encoder"], seed)
-    _set_vae_gains(modules["vae"])
-    _restore_quantizer(modules["audio_tokenizer"].quantizer)
+    modules = _materialised(diffusers_modules(config), device=device, dtype=dtype, seed=seed)
+    encoder = modules["condition_encoder"]
+    for buffer in ("silence_latent", "null_condition_emb"):
+        _fill(getattr(encoder, buffer), buffer, seed)
     return RendererModels(
         name=name,
         weights="synthetic",
@@ -177,14 +176,35 @@ def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype
     )
 
 
+def build_audio_encoder_models(
+    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> AudioEncoderModels:
+    """Build the VAE and the audio tokenizer of a renderer, with the weights that they have in it.
+
+    Args:
+        name: a key of ``RENDERER_CONFIGS``.
+        device: where the weights live.
+        dtype: of the weights.
+        seed: the models' seed.
+
+    Raises:
+        KeyError: the name is not in the table.
+    """
+    config = RENDERER_CONFIGS[name]
+    modules = _materialised(audio_encoder_modules(config), device=device, dtype=dtype, seed=seed)
+    silence = torch.empty(1, _SILENCE_FRAMES, config.latent_channels, device=device, dtype=dtype)
+    _fill(silence, "silence_latent", seed)
+    return AudioEncoderModels(
+        name=name, weights="synthetic", **modules, silence_latent=silence, device=device, dtype=dtype
+    )
+
+
 def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
     """The modules that diffusers provides, by their name in ``RendererModels``, on the meta device (no memory)."""
     encoder, channels = config.encoder, config.latent_channels
     lyric_layers, timbre_layers = config.condition_layers
     shared_attention = {"head_dim": encoder["head_dim"], "sliding_window": encoder["sliding_window"]}
-    with warnings.catch_warnings(), torch.device("meta"):
-        # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.
-        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+    with torch.device("meta"):
         return {
             "transformer": AceStepTransformer1DModel(
                 **config.transformer,
@@ -201,10 +221,21 @@ def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
                 num_lyric_encoder_hidden_layers=lyric_layers,
                 num_timbre_encoder_hidden_layers=timbre_layers,
             ),
+            "audio_token_detokenizer": AceStepAudioTokenDetokenizer(**encoder, audio_acoustic_hidden_dim=channels),
+            **audio_encoder_modules(config),
+        }
+
+
+def audio_encoder_modules(config: RendererConfig) -> dict[str, Any]:
+    """Those of them that turn audio into codes."""
+    encoder, channels = config.encoder, config.latent_channels
+    with warnings.catch_warnings(), torch.device("meta"):
+        # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.
+        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
+        return {
             "audio_tokenizer": AceStepAudioTokenizer(
                 **encoder, audio_acoustic_hidden_dim=channels, fsq_dim=encoder["hidden_size"]
             ),
-            "audio_token_detokenizer": AceStepAudioTokenDetokenizer(**encoder, audio_acoustic_hidden_dim=channels),
             "vae": AutoencoderOobleck(
                 **config.vae,
                 downsampling_ratios=list(_DOWNSAMPLING_RATIOS),
@@ -222,6 +253,16 @@ def text_encoder_config(config: RendererConfig) -> Qwen3Config:
         max_position_embeddings=32_768,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
     )
+
+
+def _materialised(modules: dict[str, Any], *, device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, Any]:
+    """Give modules on the meta device their memory and their weights, which depend on nothing but role and seed."""
+    for role, module in modules.items():
+        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype)
+        _balance_transposed_convolutions(module)
+    _set_vae_gains(modules["vae"])
+    _restore_quantizer(modules["audio_tokenizer"].quantizer)
+    return modules
 
 
 @torch.no_grad()
@@ -244,12 +285,10 @@ def _set_vae_gains(vae: Any) -> None:
 
 
 @torch.no_grad()
-def _set_silence(condition_encoder: Any, seed: int) -> None:
+def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
     """Give "silence" and "no condition" the scale of latents and hidden states; no silence was ever encoded here."""
-    for name in ("silence_latent", "null_condition_emb"):
-        tensor = getattr(condition_encoder, name)
-        generator = torch.Generator(device=tensor.device).manual_seed(tensor_seed(seed, name))
-        tensor.normal_(generator=generator)
+    generator = torch.Generator(device=tensor.device).manual_seed(tensor_seed(seed, name))
+    tensor.normal_(generator=generator)
 
 
 def _restore_quantizer(quantizer: Any) -> None:

@@ -96,7 +96,7 @@ _BUILT_BACKENDS: Final = ("auto", "pt")
 _MODES_OF: Final = {
     # The rows of a benchmark are durations of their own; a source has one already.
     "task_type": ("profile",),
-    "src_audio": ("profile",),
+    "src_audio": ("profile", "understand"),
     "repainting_start": ("profile",),
     "repainting_end": ("profile",),
     "audio_cover_strength": ("profile",),
