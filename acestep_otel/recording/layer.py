@@ -242,9 +242,9 @@ class TracingLayer:
             vram=self._vram,
         )
         recording.root.attributes.update(start.attributes)
-        span = self._tracer.start_span(
-            name, start_time=time.time_ns(), attributes={**self._common(), **start.attributes}
-        )
+        # The root's own mark, so that its span is as long as what the metrics record.
+        started_ns = recording.clock.host_time(recording.root.start)
+        span = self._tracer.start_span(name, start_time=started_ns, attributes={**self._common(), **start.attributes})
         return recording, span
 
     @never_raises

@@ -38,7 +38,7 @@ class Bench:
         self.emitter = Emitter(self.tracer, Instruments(MeterProvider([self.reader]).get_meter("test")), detail)
         self.detail = detail
 
-    def emit(self, build, scrub=()):
+    def emit(self, build, scrub=(), **common):
         recording = RequestRecording(
             semconv.GENERATE_MUSIC, clock=HostClock(), device=CPU, detail=self.detail, vram=VramTracker()
         )
@@ -46,7 +46,7 @@ class Bench:
         recording.root.start, recording.root.end = Mark(0), Mark(1_000 * MS)
         build(recording.root)
         root = self.tracer.start_span(semconv.GENERATE_MUSIC, start_time=recording.clock.resolve([Mark(0)])[0])
-        self.emitter.emit(recording, root, Scrubber(scrub), {semconv.RUN_ID: "run"})
+        self.emitter.emit(recording, root, Scrubber(scrub), {semconv.RUN_ID: "run", **common})
         return {span.name: span for span in self.exporter.get_finished_spans()}
 
     def metrics(self):
@@ -200,6 +200,14 @@ def test_memory_peaks_are_attributes_and_gauges_and_absent_without_a_counter():
     points = {point.attributes[semconv.VRAM_KIND]: point for point in bench.metrics()[semconv.VRAM_PEAK.name]}
     assert (points["allocated"].value, points["reserved"].value) == (5_000, 8_000)
     assert points["allocated"].attributes[semconv.STAGE] == "dit"
+
+
+def test_a_warm_up_leaves_spans_and_no_metrics():
+    """A histogram cannot be cleaned of it afterwards."""
+    bench = Bench()
+    spans = bench.emit(planner, **{semconv.WARMUP: True})
+    assert spans[semconv.LM_COT].attributes[semconv.WARMUP] is True
+    assert bench.reader.get_metrics_data() is None
 
 
 def test_metrics_have_the_declared_units_buckets_and_attributes_only():
