@@ -294,6 +294,15 @@ AUDIO_FILES = _attribute("acestep.audio.files", int, "Files written.", "{file}")
 AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 
 # --- Attributes: memory -------------------------------------------------------------------------------------------
+VRAM_ALLOCATED = _attribute(
+    "acestep.vram.allocated",
+    int,
+    "Bytes in live tensors when the host left the span, in the order of the stream; absent off CUDA.",
+    "By",
+)
+VRAM_RESERVED = _attribute(
+    "acestep.vram.reserved", int, "Bytes that the allocator held at that moment; absent off CUDA.", "By"
+)
 VRAM_PEAK_ALLOCATED = _attribute(
     "acestep.vram.peak.allocated", int, "Highest bytes in live tensors during the stage; absent off CUDA.", "By"
 )

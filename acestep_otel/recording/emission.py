@@ -119,6 +119,9 @@ class _Emission:
         yield semconv.CLOCK, self._clock_name if stage.device_clock else HOST
         if stage.device_clock:
             yield semconv.HOST_DURATION, node.host_seconds
+        if stage.vram is not None:
+            yield semconv.VRAM_ALLOCATED, stage.vram.allocated
+            yield semconv.VRAM_RESERVED, stage.vram.reserved
         if stage.peak is not None:
             yield semconv.VRAM_PEAK_ALLOCATED, stage.peak.allocated
             yield semconv.VRAM_PEAK_RESERVED, stage.peak.reserved

@@ -223,7 +223,8 @@ class TracingLayer:
             semconv.REQUEST_MODEL: model,
         }
         self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)
-        if (peak := self._vram.end(device)) is not None:
+        if (reading := self._vram.read(device)) is not None:
+            peak = reading.peak
             span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
             span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
             for kind, value in (("allocated", peak.allocated), ("reserved", peak.reserved)):

@@ -19,7 +19,7 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.privacy import Scrubber
 from acestep_otel.recording.stages import RequestRecording, Stage
-from acestep_otel.recording.vram import VramPeak, VramTracker
+from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.settings import Detail
 
 CPU = torch.device("cpu")
@@ -200,6 +200,20 @@ def test_memory_peaks_are_attributes_and_gauges_and_absent_without_a_counter():
     points = {point.attributes[semconv.VRAM_KIND]: point for point in bench.metrics()[semconv.VRAM_PEAK.name]}
     assert (points["allocated"].value, points["reserved"].value) == (5_000, 8_000)
     assert points["allocated"].attributes[semconv.STAGE] == "dit"
+
+
+def test_readings_of_vram_are_on_every_span_that_has_one():
+    bench = Bench()
+
+    def build(root):
+        dit = add(root, semconv.DIT, 0, 100 * MS)
+        add(dit, semconv.DIT_STEP, 0, 50 * MS, vram=VramReading(300, 900, VramPeak(700, 900, False)))
+
+    spans = bench.emit(build)
+    step, dit = spans[semconv.DIT_STEP].attributes, spans[semconv.DIT].attributes
+    assert (step[semconv.VRAM_ALLOCATED], step[semconv.VRAM_RESERVED]) == (300, 900)
+    assert semconv.VRAM_PEAK_ALLOCATED not in step
+    assert semconv.VRAM_ALLOCATED not in dit
 
 
 def test_a_warm_up_leaves_spans_and_no_metrics():
