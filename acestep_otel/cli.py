@@ -254,13 +254,21 @@ def command(context: click.Context, /, **values: Any) -> None:
     show_default="1.10",
     help="Largest ratio B/A that passes.",
 )
+@option(
+    "--noise-floor",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default="5",
+    metavar="MILLISECONDS",
+    help="What a figure may lose whatever its ratio is: a stage of 2 ms that takes 3 ms says nothing.",
+)
 @option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
-def compare_command(baseline: Path, candidate: Path, threshold: float, output: Path | None) -> None:
-    """Compare two result files cell by cell: exit code 1 when B is slower than the threshold allows."""
+def compare_command(baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None) -> None:
+    """Compare two result files cell by cell: exit code 1 when B is slower than threshold and noise floor allow."""
     # Imported here like the modes: --help needs none of it.
     from acestep_otel.modes.compare import compare
 
-    compare(baseline, candidate, threshold=threshold, output=output)
+    compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output)
 
 
 def _refuse_options(context: click.Context) -> None:
