@@ -25,7 +25,7 @@ AUDIO_CODE_COUNT: Final = 64_000
 
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
 BASE_TASKS: Final = frozenset[TaskType]({"lego", "extract", "complete"})
-"""Tasks on single tracks, which the turbo models have not been trained for."""
+"""Tasks on single tracks, which only the base models have been trained for: not turbo, and not sft."""
 WINDOW_TASKS: Final = frozenset[TaskType]({"repaint", "lego"})
 """Tasks that can be held to a part of the source."""
 TRACK_NAMES: Final = (
@@ -99,7 +99,7 @@ class GenerationRequest:
             source the length is the source's, and this must stay ``None``.
         task_type: ``text2music`` makes a song from text. The others work on ``src_audio``: ``cover`` keeps its
             structure, ``repaint`` makes a window of it anew, ``lego`` adds a track, ``extract`` isolates one,
-            ``complete`` accompanies it; the last three need a base model.
+            ``complete`` accompanies it; the last three need a base model (not turbo, not sft).
         src_audio: file of the recording to work on; every task but ``text2music`` needs it.
         reference_audio: file of a recording whose timbre the song should have; possible with every task.
         repainting_start: where the window of ``repaint`` and ``lego`` starts, in seconds of the source; a negative
