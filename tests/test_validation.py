@@ -157,7 +157,7 @@ def test_fine_tuned_models_have_lost_the_tasks_on_single_tracks(name, tiny_model
     """R135: only the name tells them from base models."""
     sft = replace(tiny_models.renderer.models, name=name, is_turbo=False)
     for task in BASE_TASKS:
-        with pytest.raises(InvalidRequest, match="needs a base model .* is an sft model"):
+        with pytest.raises(InvalidRequest, match=r"needs a base model .* is an sft model"):
             require_task_support(task, sft)
     for task in ("text2music", "cover", "repaint"):
         require_task_support(task, sft)
