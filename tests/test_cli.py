@@ -95,9 +95,12 @@ def test_the_reference_is_complete_and_in_order() -> None:
     assert {group for group, _ in listed[len(REFERENCE) :]} == ours
 
 
-@pytest.mark.parametrize(("flag", "default"), [(flag, default) for _, flag, default in REFERENCE])
+@pytest.mark.parametrize(
+    ("flag", "default"),
+    [pytest.param(flag, default, id=f"r{95 + row}") for row, (_, flag, default) in enumerate(REFERENCE)],
+)
 def test_defaults(flag: str, default: Any) -> None:
-    """R95 ... R131."""
+    """R95 ... R131, a row of the reference each."""
     (name,) = [parameter.name for parameter in command.params if flag in (*parameter.opts, *parameter.secondary_opts)]
     assert values_of()[name] == default
 

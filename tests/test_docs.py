@@ -76,6 +76,7 @@ def test_every_command_runs(block: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
+    """R166."""
     assert blocks("en") == blocks("zh")
     table = render_breakdown(Breakdown.of(run_of(guide_spans())))
     for language in GUIDES:
@@ -92,6 +93,9 @@ def test_the_rule_keeps_what_a_command_is_about() -> None:
 
 @pytest.mark.parametrize("language", GUIDES)
 def test_links_lead_somewhere(language: str) -> None:
+    """R166: one of them to the other language."""
+    (other,) = GUIDES.keys() - {language}
+    assert f"](../{other}/BENCHMARK.md)" in text(language)
     anchors = {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", text(language), re.MULTILINE)}
     for target in re.findall(r"\]\(([^)]+)\)", text(language)):
         if target.startswith("#"):

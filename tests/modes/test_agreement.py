@@ -44,7 +44,7 @@ def shown_seconds(output: str, row: str) -> str:
 def test_a_song_has_the_same_figures_everywhere(
     receiver: Any, protocol: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """R2, R150 ... R157: the warm-up that comes first is in none of them."""
+    """R2, R153 ... R156: the warm-up that comes first is in none of them."""
     with receiver() as received:
         arguments = ("--thinking", "--use-cot-metas", "--batch-size", "2", "--otlp-protocol", protocol)
         assert main([*SMALL, *OUTPUTS, *arguments, "--otlp-endpoint", received.endpoint]) == 0

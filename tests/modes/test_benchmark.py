@@ -63,7 +63,7 @@ def table(shown: str) -> list[list[str]]:
 
 
 def test_the_matrix_is_clamped_run_and_written(capsys: pytest.CaptureFixture[str]) -> None:
-    """R20, R39, R40, R41, R44, R45, R144, R159: without a GPU the limits of the smallest tier."""
+    """R5, R20, R39, R40, R41, R44, R45, R144, R159: without a GPU the limits of the smallest tier."""
     assert benchmark("--no-warmup") == 0
     shown = capsys.readouterr()
     assert shown.err == ""
