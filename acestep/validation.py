@@ -155,4 +155,6 @@ def _validate_source(request: GenerationRequest) -> None:
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
     # The comparison is written so that NaN fails it.
     if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidRequest(f"{name} {value:.10g}{unit} is out of range: {low:.10g} ... {high:.10g}{unit}")
+        # A whole number is named digit by digit, as it was given.
+        given = str(value) if isinstance(value, int) else f"{value:.10g}"
+        raise InvalidRequest(f"{name} {given}{unit} is out of range: {low:.10g} ... {high:.10g}{unit}")

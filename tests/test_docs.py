@@ -27,9 +27,13 @@ LEFT_OUT = {
     "--config-path", "--lm-model", "--weights", "--device", "--lm-backend", "--duration", "--inference-steps",
 }  # fmt: skip
 LEFT_OUT_ALONE = {"--tiny"}
-SMALLEST = ("--tiny", "--device", "cpu", "--inference-steps", "2", "--lyrics-token-limit", "16")
+SMALLEST = ("--tiny", "--device", "cpu")
+FEWEST_STEPS = ("--inference-steps", "2")
 # A song made from a recording is as long as that.
 SHORTEST = ("--duration", "10")
+SHORT_LYRICS = ("--lyrics-token-limit", "16")
+WORDS = ("understand", "create_sample", "format_sample")
+"""Modes that write in words."""
 
 BUILT_IN_PART = {"mode", "lm_backend"}
 """Some of their values work, others end with "not available yet"."""
@@ -53,7 +57,9 @@ def made_small(arguments: list[str]) -> list[str]:
             next(rest)
         elif argument not in LEFT_OUT_ALONE:
             kept.append(argument)
-    return [*kept, *SMALLEST, *(() if "--src-audio" in kept else SHORTEST)]
+    if set(kept) & set(WORDS):
+        return [*kept, *SMALLEST, *SHORT_LYRICS]
+    return [*kept, *SMALLEST, *FEWEST_STEPS, *(() if "--src-audio" in kept else SHORTEST)]
 
 
 def run(line: str) -> int:
@@ -87,8 +93,10 @@ def test_the_rule_keeps_what_a_command_is_about() -> None:
     assert made_small(["--weights", "synthetic", "--thinking", "--duration", "30", "--tiny"]) == [
         "--thinking",
         *SMALLEST,
+        *FEWEST_STEPS,
         *SHORTEST,
     ]
+    assert made_small(["--tiny", "--mode", "understand"]) == ["--mode", "understand", *SMALLEST, *SHORT_LYRICS]
 
 
 @pytest.mark.parametrize("language", GUIDES)

@@ -1,8 +1,8 @@
 """Every requirement of the benchmark guide has a test that names it: in its name, its docstring or a parameter's id.
 
-Requirements are numbered R1 to R166, in the order of the guide: general (1 to 17), quick start (18 to 22), modes profile
-(23 to 35), benchmark (36 to 46), those of the language model (47 to 55) and tier-test (56 to 94), the reference of flags
-(95 to 135), the examples (136 to 147), the output (148 to 157), the tips (158 to 164), and what follows from them (165 and
+Requirements are numbered R1 to R166, in the order of the guide: general (1 to 17), quick start (18 to 22), modes
+profile (23 to 35), benchmark (36 to 46), those that write in words (47 to 55) and tier-test (56 to 94), the flags
+(95 to 135), the examples (136 to 147), the output (148 to 157), the tips (158 to 164), and what follows from them (165,
 166). A test of several says ``R7, R9`` or ``R95 ... R131``.
 """
 
