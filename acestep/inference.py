@@ -40,6 +40,7 @@ __all__ = [
     "create_sample",
     "format_sample",
     "generate_music",
+    "require_recordings_kept",
     "resolve_seeds",
     "save_songs",
     "understand_music",
@@ -88,7 +89,7 @@ def _generate(
         audio.check_output_directory(save_dir)
     seeds = resolve_seeds(request)
     if save_dir is not None:
-        _require_recordings_kept(request, save_dir, seeds)
+        require_recordings_kept(request, save_dir, seeds)
     source = _source(request)
     reference = None if request.reference_audio is None else audio.load_reference(request.reference_audio)
     plan = _plan(models, request, source, seeds, progress)
@@ -165,8 +166,12 @@ def _path_stems(directory: Path, seeds: Sequence[int]) -> list[Path]:
     return [directory / f"song-{number}-seed{seed}" for number, seed in enumerate(seeds, start=1)]
 
 
-def _require_recordings_kept(request: GenerationRequest, save_dir: Path, seeds: Sequence[int]) -> None:
-    """A song of the same name replaces an earlier one, but never the recording that it is made from."""
+def require_recordings_kept(request: GenerationRequest, save_dir: Path, seeds: Sequence[int]) -> None:
+    """A song of the same name replaces an earlier one, but never the recording that it is made from.
+
+    Raises:
+        InvalidRequest: a song would be written to the place of the source or the reference.
+    """
     targets = {audio.song_path(stem, request.audio_format).resolve() for stem in _path_stems(save_dir, seeds)}
     for recording in (request.src_audio, request.reference_audio):
         if recording is not None and recording.resolve() in targets:
