@@ -1,12 +1,13 @@
 """From a model's name to loaded models.
 
-A name is looked up in this order: a path; ``<checkpoint root>/<name>`` in the official layout or in diffusers
-layout. Weights that are not there are an error with the ways out; random weights are used only when asked for.
+A name is looked up in this order: a path; ``<checkpoint root>/<name>``. Either may be in the official layout or in
+diffusers layout. Weights that are not there are an error with the ways out; random weights are used, and weights are
+fetched, only when asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,10 @@ from acestep.renderer.models import RendererModels
 from acestep.renderer.renderer import Renderer
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
+from acestep.weights.adapters import Adapter, merge_adapters
+from acestep.weights.language_model import load_language_model_folder
+from acestep.weights.layout import candidates, find_renderer, locate, require_language_model_folder
+from acestep.weights.renderer import load_audio_encoder_weights, load_renderer
 
 WeightsKind = Literal["checkpoint", "synthetic"]
 
@@ -48,6 +53,8 @@ class ModelSelection:
         lm_backend: ``auto`` or ``pt``.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.
+        adapters: LoRA adapters of the diffusion transformer.
+        fetch: called with a name and ``checkpoint_root`` when there are no weights under the name; may put them there.
         seed: seed of synthetic weights.
     """
 
@@ -58,6 +65,8 @@ class ModelSelection:
     lm_backend: str = "auto"
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
     placement: Placement = field(default_factory=Placement)
+    adapters: tuple[Adapter, ...] = ()
+    fetch: Callable[[str, Path], None] | None = None
     seed: int = 0
 
 
@@ -83,12 +92,14 @@ def load_models(selection: ModelSelection) -> Models:
         DeviceUnavailable: the device does not exist here.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under a name.
+        CheckpointInvalid: the weights under a name cannot be used.
         OutOfMemory: the models do not fit.
     """
     device = resolve_device(selection.device)
     dtype = default_dtype(device)
     if selection.lm is not None:
-        _require_backend(selection.lm_backend)
+        # Before minutes go into the renderer.
+        require_language_model(selection)
     with stage_errors("model.load"):
         renderer = Renderer(load_renderer_models(selection, device, dtype))
         if selection.lm is None:
@@ -105,6 +116,7 @@ def load_planner(selection: ModelSelection) -> Planner:
         DeviceUnavailable: the device does not exist here.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights under the name cannot be used.
         OutOfMemory: the model does not fit.
     """
     device = resolve_device(selection.device)
@@ -119,6 +131,7 @@ def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
     Raises:
         DeviceUnavailable: the device does not exist here.
         CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights under the name cannot be used.
         OutOfMemory: the models do not fit.
     """
     device = resolve_device(selection.device)
@@ -133,11 +146,14 @@ def require_language_model(selection: ModelSelection) -> None:
         ValueError: the selection names no language model.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: what is under the name is no language model.
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
     _require_backend(selection.lm_backend)
-    require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+    folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+    if folder is not None:
+        require_language_model_folder(folder)
 
 
 def _require_backend(name: str) -> None:
@@ -146,17 +162,36 @@ def _require_backend(name: str) -> None:
 
 
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
-    """Diffusion transformer, condition encoders and VAE under ``selection.dit``."""
-    require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
-    return build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    """Diffusion transformer, condition encoders and VAE under ``selection.dit``, with its adapters merged in.
+
+    Raises:
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights or an adapter cannot be used.
+    """
+    folder = require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
+    if folder is None:
+        models = build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    else:
+        models = load_renderer(find_renderer(folder, selection.checkpoint_root), device=device, dtype=dtype)
+    if selection.adapters:
+        merge_adapters(models.transformer, selection.adapters)
+    return models
 
 
 def load_audio_encoder_models(
     selection: ModelSelection, device: torch.device, dtype: torch.dtype
 ) -> AudioEncoderModels:
-    """VAE and audio tokenizer under ``selection.dit``."""
-    require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
-    return build_audio_encoder_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    """VAE and audio tokenizer under ``selection.dit``.
+
+    Raises:
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights cannot be used.
+    """
+    folder = require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
+    if folder is None:
+        return build_audio_encoder_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    found = find_renderer(folder, selection.checkpoint_root)
+    return load_audio_encoder_weights(found, device=device, dtype=dtype)
 
 
 def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -164,42 +199,51 @@ def load_language_model(selection: ModelSelection, device: torch.device, dtype: 
 
     Raises:
         ValueError: the selection names no language model.
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights cannot be used.
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
-    require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
-    return build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed)
+    folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+    if folder is None:
+        return build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed)
+    require_language_model_folder(folder)
+    return load_language_model_folder(folder, device=device, dtype=dtype)
 
 
-def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> None:
-    """Make sure that a name has weights of the kind asked for.
+def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> Path | None:
+    """Make sure that a name has weights of the kind asked for; fetch them when the selection says how.
 
     Args:
         name: name or path of a model.
         selection: kind of weights and where to look.
         known: architectures that synthetic weights can be built for.
 
+    Returns:
+        The model's folder; ``None`` where there is none because its weights are synthetic.
+
     Raises:
         CheckpointNotFound: with what was looked for and the ways out.
+        CheckpointInvalid: there is something of that name, and it is no folder.
+        DownloadFailed: the weights could not be fetched.
     """
     if name in EMBEDDED:
-        return
+        return None
     if selection.weights == "synthetic":
         if name not in known:
             raise CheckpointNotFound(
                 f"no architecture named {name!r} to build synthetic weights for: choose {', '.join(known)}"
             )
-        return
-    candidates = (Path(name), selection.checkpoint_root / name)
-    for path in candidates:
-        if path.is_dir():
-            raise CheckpointNotFound(
-                f"{path} exists, but reading weights from disk is not available yet: use --weights synthetic or --tiny"
-            )
-    looked = " and ".join(str(path) for path in dict.fromkeys(candidates))
+        return None
+    folder = locate(name, selection.checkpoint_root)
+    if folder is None and selection.fetch is not None:
+        selection.fetch(name, selection.checkpoint_root)
+        folder = locate(name, selection.checkpoint_root)
+    if folder is not None:
+        return folder
+    looked = " and ".join(map(str, candidates(name, selection.checkpoint_root)))
     raise CheckpointNotFound(
-        f"no weights for {name!r}: looked for {looked}. Ways out: download them with "
-        f"`hf download ACE-Step/Ace-Step1.5 --local-dir {selection.checkpoint_root}`; run the same architecture with "
-        f"random weights (real speed and memory, noise for music) by --weights synthetic; or run the tiny built-in "
-        f"models by --tiny"
+        f"no weights for {name!r}: looked for {looked}. Ways out: download them by `acestep-otel download {name}`, or "
+        f"let this run do it by --download; run the same architecture with random weights (real speed and memory, "
+        f"noise for music) by --weights synthetic; or run the tiny built-in models by --tiny"
     )

@@ -54,6 +54,20 @@ class CheckpointNotFound(AceStepError):
         super().__init__(message, stage="model.load")
 
 
+class CheckpointInvalid(AceStepError):
+    """There are weights, and they cannot be used: corrupt, incomplete, of another shape, or able to run code."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
+class DownloadFailed(AceStepError):
+    """Weights could not be fetched: no network, offline mode, no such model, no room on the disk."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
 class DeviceUnavailable(AceStepError):
     """The device asked for does not exist on this machine, or is unknown."""
 
@@ -62,7 +76,7 @@ class DeviceUnavailable(AceStepError):
 
 
 class BackendUnavailable(AceStepError):
-    """The language-model backend asked for is not installed or cannot run here."""
+    """The language-model backend, or another library, that is needed is not installed or cannot run here."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="model.load")

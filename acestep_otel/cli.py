@@ -19,6 +19,7 @@ from acestep_otel.environment_file import ENVIRONMENT_FILE, VARIABLES, read_defa
 from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.modes.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.signals import INTERRUPTED, exit_on_terminate
+from acestep_otel.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
 
 FAILED: Final = 1
 """Exit code of a run that did not end well."""
@@ -200,7 +201,15 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         default=DEFAULTS.weights,
         help="synthetic: the named architecture at its true size with random weights (real speed, noise for music).",
     ),
-    option("--checkpoint-dir", type=_FOLDER, default=DEFAULTS.checkpoint_dir, help="Folder that holds the models."),
+    CHECKPOINT_DIR,
+    option("--download", is_flag=True, help="Fetch models that are not there from the hub; says first how much it is."),
+    option(
+        "--lora",
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        show_default="none",
+        help="LoRA adapter of the DiT, a safetensors file or its folder; may be repeated.",
+    ),
     option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
     option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
     option("--report", type=_FILE, show_default="none", help="Write an HTML page with charts of the run."),
@@ -244,31 +253,8 @@ def command(context: click.Context, /, **values: Any) -> None:
     _run(options)
 
 
-@command.command("compare", short_help="Compare two result files: the regression gate.")
-@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Result file to compare with.")
-@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Result file to be judged.")
-@option(
-    "--threshold",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.10,
-    show_default="1.10",
-    help="Largest ratio B/A that passes.",
-)
-@option(
-    "--noise-floor",
-    type=click.FloatRange(min=0),
-    default=5.0,
-    show_default="5",
-    metavar="MILLISECONDS",
-    help="What a figure may lose whatever its ratio is: a stage of 2 ms that takes 3 ms says nothing.",
-)
-@option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
-def compare_command(baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None) -> None:
-    """Compare two result files cell by cell: exit code 1 when B is slower than threshold and noise floor allow."""
-    # Imported here like the modes: --help needs none of it.
-    from acestep_otel.modes.compare import compare
-
-    compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output)
+for _subcommand in SUBCOMMANDS:
+    command.add_command(_subcommand)
 
 
 def _refuse_options(context: click.Context) -> None:

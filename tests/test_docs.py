@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from acestep_otel.modes.options import DEFAULTS, require_available
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.terminal import render_breakdown
 from tests.report.recorded import guide_spans, run_of
+from tests.weights.hub import Hub, miniature_hub, serve, use_endpoint
+from tests.weights.test_adapters import write_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "docs" / "checkpoints.md"
 GUIDES = {language: ROOT / "docs" / language / "BENCHMARK.md" for language in ("en", "zh")}
 
 # What picks weights, hardware or the amount of work is left out of a command of the guide, and the smallest put in.
 LEFT_OUT = {
     "--config-path", "--lm-model", "--weights", "--device", "--lm-backend", "--duration", "--inference-steps",
 }  # fmt: skip
-LEFT_OUT_ALONE = {"--tiny"}
+LEFT_OUT_ALONE = {"--tiny", "--download"}
 SMALLEST = ("--tiny", "--device", "cpu")
 FEWEST_STEPS = ("--inference-steps", "2")
 # A song made from a recording is as long as that.
@@ -44,8 +48,13 @@ def text(language: str) -> str:
 
 
 def blocks(language: str) -> list[str]:
+    """Fenced shell commands of the guide."""
+    return fenced(GUIDES[language])
+
+
+def fenced(path: Path) -> list[str]:
     """Fenced shell commands; those of one block run one after the other, in one folder."""
-    return re.findall(r"```bash\n(.*?)```", text(language), re.DOTALL)
+    return re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
 
 
 def made_small(arguments: list[str]) -> list[str]:
@@ -67,16 +76,34 @@ def run(line: str) -> int:
     words = shlex.split(line)
     if words[:2] == ["python", "profile_inference.py"]:
         return main(made_small(words[2:]))
-    if words[0] == "acestep-otel":
+    if words[:2] == ["acestep-otel", "compare"]:
         # On a busy machine tiny runs differ by far more than a gate should allow.
         return main([*words[1:], "--threshold", "1000"])
+    if words[0] == "acestep-otel":
+        return main(words[1:])
     assert words[0] == "python", f"the guide shows a command that this test cannot run: {line}"
     return subprocess.run([sys.executable, *words[1:]], capture_output=True).returncode
 
 
-@pytest.mark.parametrize("block", blocks("en"))
-def test_every_command_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """Models that the guide downloads: miniatures."""
+    with serve(miniature_hub()) as running:
+        yield running
+
+
+@pytest.fixture
+def reader_of_the_guide(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who has a network and two LoRA adapters of their own."""
     monkeypatch.chdir(tmp_path)
+    use_endpoint(hub.url, monkeypatch)
+    for name in ("piano", "strings"):
+        write_adapter(tmp_path / name)
+
+
+@pytest.mark.usefixtures("reader_of_the_guide")
+@pytest.mark.parametrize("block", [*blocks("en"), *fenced(CHECKPOINTS)])
+def test_every_command_runs(block: str) -> None:
     for line in block.strip().splitlines():
         assert run(line) == 0, line
 

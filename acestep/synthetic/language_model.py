@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from transformers import Qwen3Config
 
-from acestep.planner.models import LanguageModel
+from acestep.planner.models import CONTEXT_LIMIT, LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout, Vocabulary
 from acestep.synthetic.qwen3 import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
@@ -24,8 +24,6 @@ TINY_LAYOUT: Final = TokenLayout(
     vocabulary_size=65_544,
 )
 """All audio codes and a few invalid code rows behind them, over a small text vocabulary."""
-CONTEXT_LIMIT: Final = 8_192
-"""Positions that the planner budgets for: 3,000 codes (600 s) and long lyrics fit."""
 _MODEL_POSITIONS: Final = 40_960
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from acestep.synthetic.weights import materialise
+from acestep.weights.empty import empty_qwen3, restore_rotary_frequencies
 
 
 def build_qwen3(config: Qwen3Config, *, seed: int, device: torch.device, dtype: torch.dtype) -> Qwen3Model:
@@ -17,10 +18,7 @@ def build_qwen3(config: Qwen3Config, *, seed: int, device: torch.device, dtype: 
         device: where they live.
         dtype: of the weights; the rotary frequencies stay in float32, as in a loaded model.
     """
-    with torch.device("meta"):
-        model = Qwen3Model(config)
+    model = empty_qwen3(config)
     materialise(model, seed=seed, device=device, dtype=dtype)
-    frequencies, _ = model.rotary_emb.compute_default_rope_parameters(config)
-    model.rotary_emb.inv_freq = frequencies.to(device)
-    model.rotary_emb.original_inv_freq = frequencies.to(device, copy=True)
+    restore_rotary_frequencies(model, device)
     return model

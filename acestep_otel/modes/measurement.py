@@ -14,7 +14,15 @@ from typing import Protocol, TypeVar
 import click
 import torch
 
-from acestep.errors import AudioWriteError, BackendUnavailable, CheckpointNotFound, DeviceUnavailable, InvalidRequest
+from acestep.errors import (
+    AudioWriteError,
+    BackendUnavailable,
+    CheckpointInvalid,
+    CheckpointNotFound,
+    DeviceUnavailable,
+    DownloadFailed,
+    InvalidRequest,
+)
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
@@ -114,7 +122,15 @@ def setup_errors() -> Iterator[None]:
     """Before the run, what the engine refuses is a matter of set-up."""
     try:
         yield
-    except (InvalidRequest, AudioWriteError, CheckpointNotFound, DeviceUnavailable, BackendUnavailable) as error:
+    except (
+        InvalidRequest,
+        AudioWriteError,
+        CheckpointNotFound,
+        CheckpointInvalid,
+        DownloadFailed,
+        DeviceUnavailable,
+        BackendUnavailable,
+    ) as error:
         raise SetupError(str(error)) from error
 
 

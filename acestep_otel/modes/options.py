@@ -72,6 +72,8 @@ class Options:
     tiny: bool = False
     weights: Literal["checkpoint", "synthetic"] = "checkpoint"
     checkpoint_dir: Path = Path("checkpoints")
+    download: bool = False
+    lora: tuple[str, ...] = ()
     output_dir: Path = Path("output")
     audio_format: str = "flac"
     report: Path | None = None
@@ -114,6 +116,7 @@ _MODES_OF: Final = {
     "audio_cover_strength": ("profile",),
     "track": ("profile",),
     "reference_audio": ("profile", "benchmark"),
+    "lora": ("profile", "benchmark"),
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),

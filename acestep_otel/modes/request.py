@@ -8,6 +8,7 @@ from acestep.checkpoints import TINY_BASE_DIT, TINY_DIT, TINY_LM, ModelSelection
 from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata, TaskType
 from acestep_otel.modes.example import Example
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.weights import fetch_model, parse_adapter
 
 
 def build_request(example: Example, options: Options) -> GenerationRequest:
@@ -62,4 +63,6 @@ def select_models(options: Options, *, with_language_model: bool) -> ModelSelect
         device=options.device,
         lm_backend=options.lm_backend,
         checkpoint_root=options.checkpoint_dir,
+        adapters=tuple(map(parse_adapter, options.lora)),
+        fetch=fetch_model if options.download else None,
     )

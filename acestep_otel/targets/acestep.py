@@ -7,6 +7,7 @@ layer's sake.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
@@ -97,7 +98,8 @@ def _result_attributes(result: GenerationResult) -> Attributes:
 def _load(layer: StageRecorder, role: str, field: str) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
-        model = str(getattr(call.arguments["selection"], field))
+        # A model may be named by a path, which is nobody's business but the user's.
+        model = Path(str(getattr(call.arguments["selection"], field))).absolute().name
         return layer.load(call, model=model, role=role, device=call.arguments["device"])
 
     return wrapper
