@@ -252,7 +252,8 @@ class TracingLayer:
     def _finish(
         self, recording: RequestRecording, span: Span, error: BaseException | None, user_texts: tuple[str, ...]
     ) -> None:
-        recording.end(recording.root, error)
+        # What the end could not read is missing on the root, and is no reason to lose the trace.
+        never_raises(recording.end)(recording.root, error)
         self._emitter.emit(recording, span, Scrubber(user_texts), self._common())
 
     @never_raises
