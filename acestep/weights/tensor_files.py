@@ -166,8 +166,8 @@ def _described(path: Path) -> Iterator[tuple[str, StoredTensor]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    """Open a file; the library's own messages do not say which one is damaged."""
     try:
-        # Named here because the library's own message for a file that ends early does not say which file.
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
