@@ -121,7 +121,7 @@ def test_tiny_means_the_tiny_model_that_has_learnt_the_task() -> None:
         (["--task-type", "cover", "--src-audio", "source.wav", "--track", "drums"], "a track (drums) is for complete"),
         (["--task-type", "extract", "--src-audio", "source.wav", "--track", "kazoo"], "no track 'kazoo'"),
         (["--mode", "benchmark", "--task-type", "cover"], "--task-type belongs to --mode profile"),
-        (["--mode", "understand", "--track", "drums"], "--track belongs to --mode profile"),
+        (["--mode", "benchmark", "--track", "drums"], "--track belongs to --mode profile"),
         (["--repainting-end", "3"], "a window is for lego, repaint, not for text2music"),
         (["--reference-audio", "silence.wav"], "reference audio silence.wav is silent"),
         (
