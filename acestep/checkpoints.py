@@ -19,17 +19,18 @@ from acestep.errors import BackendUnavailable, CheckpointNotFound, stage_errors
 from acestep.placement import Placement
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
+from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
 from acestep.renderer.models import RendererModels
 from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
 from acestep.renderer.vae_ladder import DecodeSettings
 from acestep.residence import LANGUAGE_MODEL, Residence, loading_device
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
-from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
+from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
 from acestep.weights.adapters import Adapter, merge_adapters
 from acestep.weights.language_model import load_language_model_folder
 from acestep.weights.layout import candidates, find_renderer, locate, require_language_model_folder
-from acestep.weights.renderer import load_renderer
+from acestep.weights.renderer import load_audio_encoder_weights, load_renderer
 
 WeightsKind = Literal["checkpoint", "synthetic"]
 
@@ -142,6 +143,20 @@ def load_planner(selection: ModelSelection) -> Planner:
     return Planner.from_language_model(language_model, residence=residence)
 
 
+def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
+    """Load what turns a recording into audio codes, the VAE and the audio tokenizer of ``selection.dit``, and no more.
+
+    Raises:
+        DeviceUnavailable: the device does not exist here.
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights under the name cannot be used.
+        OutOfMemory: the models do not fit.
+    """
+    device = resolve_device(selection.device)
+    with stage_errors("model.load"):
+        return AudioEncoder(load_audio_encoder_models(selection, device, default_dtype(device)))
+
+
 def require_language_model(selection: ModelSelection) -> None:
     """Make sure, without loading it, that the selection's language model can be loaded later.
 
@@ -183,6 +198,22 @@ def load_renderer_models(selection: ModelSelection, device: torch.device, dtype:
         merge_adapters(models.transformer, selection.adapters)
     prepare(models, residence)
     return models
+
+
+def load_audio_encoder_models(
+    selection: ModelSelection, device: torch.device, dtype: torch.dtype
+) -> AudioEncoderModels:
+    """VAE and audio tokenizer under ``selection.dit``.
+
+    Raises:
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights cannot be used.
+    """
+    folder = require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
+    if folder is None:
+        return build_audio_encoder_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    found = find_renderer(folder, selection.checkpoint_root)
+    return load_audio_encoder_weights(found, device=device, dtype=dtype)
 
 
 def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:

@@ -21,7 +21,7 @@ class AceStepError(Exception):
 
     Attributes:
         stage: where it happened: ``request``, ``model.load``, ``lm.cot``, ``lm.codes``, ``lm.lyrics``, ``condition``,
-            ``dit``, ``vae.decode``, ``offload.move`` or ``audio.save``.
+            ``dit``, ``vae.encode``, ``vae.decode``, ``audio.tokenize``, ``offload.move`` or ``audio.save``.
         metadata: what the language model had decided before writing audio codes failed; ``None`` elsewhere.
     """
 

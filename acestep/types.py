@@ -27,7 +27,7 @@ AUDIO_CODE_COUNT: Final = 64_000
 
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
 BASE_TASKS: Final = frozenset[TaskType]({"lego", "extract", "complete"})
-"""Tasks on single tracks, which the turbo models have not been trained for."""
+"""Tasks on single tracks, which only the base models have been trained for: not turbo, and not sft."""
 WINDOW_TASKS: Final = frozenset[TaskType]({"repaint", "lego"})
 """Tasks that can be held to a part of the source."""
 TRACK_NAMES: Final = (
@@ -101,7 +101,7 @@ class GenerationRequest:
             source the length is the source's, and this must stay ``None``.
         task_type: ``text2music`` makes a song from text. The others work on ``src_audio``: ``cover`` keeps its
             structure, ``repaint`` makes a window of it anew, ``lego`` adds a track, ``extract`` isolates one,
-            ``complete`` accompanies it; the last three need a base model.
+            ``complete`` accompanies it; the last three need a base model (not turbo, not sft).
         src_audio: file of the recording to work on; every task but ``text2music`` needs it.
         reference_audio: file of a recording whose timbre the song should have; possible with every task.
         repainting_start: where the window of ``repaint`` and ``lego`` starts, in seconds of the source; a negative
@@ -280,7 +280,7 @@ class SongwritingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EffectivePlannerSettings:
-    """What really ran when only the language model was used.
+    """What really ran where no song was rendered.
 
     Attributes:
         device: for example ``cuda:0`` or ``cpu``.
@@ -290,6 +290,7 @@ class EffectivePlannerSettings:
         seeds: the one seed.
         weights: ``synthetic`` or ``checkpoint``.
         placement: where the model lived between uses.
+        audio_encoder: checkpoint whose VAE and audio tokenizer heard a recording, or ``None``.
     """
 
     device: str
@@ -299,6 +300,7 @@ class EffectivePlannerSettings:
     seeds: tuple[int, ...]
     weights: str
     placement: Placement
+    audio_encoder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,12 +313,14 @@ class SongBlueprint:
         lyrics: the words, with section tags.
         lyrics_complete: whether the language model ended the lyrics itself, and not their token limit.
         effective: what was really run.
+        audio_codes: what was described, five per second of audio; empty where nothing was heard.
     """
 
     metadata: SongMetadata
     lyrics: str
     lyrics_complete: bool
     effective: EffectivePlannerSettings
+    audio_codes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

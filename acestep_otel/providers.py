@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.json.file import FileSpanExporter
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
@@ -33,14 +32,14 @@ from opentelemetry.sdk.resources import (
     Resource,
 )
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from acestep_otel import __version__, semconv
-from acestep_otel.files import replacing
 from acestep_otel.otlp import metric_exporter, otlp_target, span_exporter
 from acestep_otel.report.spans import FinishedSpan
+from acestep_otel.trace_file import TraceFile
 
 if TYPE_CHECKING:
     from acestep_otel.prometheus import PrometheusEndpoint
@@ -121,13 +120,13 @@ class Telemetry:
         Args:
             endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
             protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-            trace_output: OTLP JSON file to write at the end; replaced when it exists.
+            trace_output: OTLP JSON file, written as requests end; replaced when it exists.
             prometheus_port: port to serve metrics on; ``None`` serves none.
 
         Raises:
             SetupError: an endpoint, protocol or exporter that does not exist, or a port that is taken.
         """
-        self._trace_output = trace_output
+        self._trace_file = None if trace_output is None else TraceFile(trace_output)
         self._shut_down = False
         self._log = DeliveryLog()
 
@@ -137,6 +136,8 @@ class Telemetry:
         # The report is made from the spans, so none may be sampled out: OTEL_TRACES_EXPORTER=none keeps them here.
         self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
         self.tracer_provider.add_span_processor(self.collector)
+        if self._trace_file is not None:
+            self.tracer_provider.add_span_processor(self._trace_file)
         traces = None if self.disabled else otlp_target("traces", endpoint=endpoint, protocol=protocol)
         metrics = None if self.disabled else otlp_target("metrics", endpoint=endpoint, protocol=protocol)
         # Both exporters first, threads after: a wrong setting leaves nothing running.
@@ -178,17 +179,13 @@ class Telemetry:
                 processor.on_end(readable)
 
     def write_trace_file(self) -> None:
-        """Write every finished span to the trace file, if one was asked for.
+        """Write the finished spans that the trace file, if one was asked for, does not hold yet.
 
         Raises:
             OSError: the file could not be written.
         """
-        if self._trace_output is None:
-            return
-        with replacing(self._trace_output) as stream:
-            exported = FileSpanExporter(stream=stream).export(self.collector.readable_spans)
-            if exported is not SpanExportResult.SUCCESS:
-                raise OSError("the export of spans failed")
+        if self._trace_file is not None:
+            self._trace_file.finish()
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """End open spans and deliver what is queued; give up when the time is over.

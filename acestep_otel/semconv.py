@@ -116,8 +116,14 @@ CONDITION = _span(
 )
 VAE_ENCODE = _span(
     "acestep.vae.encode",
-    "Audio to latents, all tiles: once for the source and once for the reference. Device clock.",
+    "Audio to latents, all tiles: once for each recording. Device clock.",
     CONDITION,
+    UNDERSTAND_MUSIC,
+)
+AUDIO_TOKENIZE = _span(
+    "acestep.audio.tokenize",
+    "Latents of a recording to audio codes, and their copy to the host. Device clock.",
+    UNDERSTAND_MUSIC,
 )
 DIT = _span(
     "acestep.dit",
@@ -195,7 +201,7 @@ LYRICS = _attribute("acestep.lyrics", str, "The lyrics; only after opt-in to con
 QUERY_LENGTH = _attribute("acestep.query.length", int, "Characters in the query of create_sample.", "{character}")
 QUERY = _attribute("acestep.query", str, "The query; only after opt-in to content capture.")
 AUDIO_CODES_COUNT = _attribute(
-    "acestep.audio_codes.count", int, "Audio codes given to understand_music, five per second.", "{code}"
+    "acestep.audio_codes.count", int, "Audio codes that understand_music describes, five per second.", "{code}"
 )
 INSTRUMENTAL = _attribute("acestep.instrumental", bool, "Whether create_sample was asked for a song without words.")
 LYRICS_COMPLETE = _attribute(
@@ -249,7 +255,7 @@ HOST_DURATION = _attribute(
     "s",
 )
 MODEL_NAME = _attribute("acestep.model.name", str, "Model that was loaded.")
-MODEL_ROLE = _attribute("acestep.model.role", str, "renderer or planner.")
+MODEL_ROLE = _attribute("acestep.model.role", str, "renderer, planner or audio_encoder.")
 STAGE = _attribute(
     "acestep.stage",
     str,
@@ -349,6 +355,15 @@ AUDIO_FILES = _attribute("acestep.audio.files", int, "Files written.", "{file}")
 AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 
 # --- Attributes: memory -------------------------------------------------------------------------------------------
+VRAM_ALLOCATED = _attribute(
+    "acestep.vram.allocated",
+    int,
+    "Bytes in live tensors when the host left the span, in the order of the stream; absent off CUDA.",
+    "By",
+)
+VRAM_RESERVED = _attribute(
+    "acestep.vram.reserved", int, "Bytes that the allocator held at that moment; absent off CUDA.", "By"
+)
 VRAM_PEAK_ALLOCATED = _attribute(
     "acestep.vram.peak.allocated", int, "Highest bytes in live tensors during the stage; absent off CUDA.", "By"
 )

@@ -32,12 +32,20 @@ CHECKPOINT_DIR = option(
     show_default="1.10",
     help="Largest ratio B/A that passes.",
 )
+@option(
+    "--noise-floor",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default="5",
+    metavar="MILLISECONDS",
+    help="What a figure may lose whatever its ratio is: a stage of 2 ms that takes 3 ms says nothing.",
+)
 @option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
-def compare(baseline: Path, candidate: Path, threshold: float, output: Path | None) -> None:
-    """Compare two result files cell by cell: exit code 1 when B is slower than the threshold allows."""
+def compare(baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None) -> None:
+    """Compare two result files cell by cell: exit code 1 when B is slower than threshold and noise floor allow."""
     from acestep_otel.modes import compare as mode
 
-    mode.compare(baseline, candidate, threshold=threshold, output=output)
+    mode.compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output)
 
 
 @cloup.command("download", short_help="Fetch released models from the hub.")

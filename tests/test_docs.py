@@ -35,9 +35,13 @@ LEFT_OUT = {
     "--config-path", "--lm-model", "--weights", "--device", "--lm-backend", "--duration", "--inference-steps",
 }  # fmt: skip
 LEFT_OUT_ALONE = {"--tiny", "--download"}
-SMALLEST = ("--tiny", "--device", "cpu", "--inference-steps", "2", "--lyrics-token-limit", "16")
+SMALLEST = ("--tiny", "--device", "cpu")
+FEWEST_STEPS = ("--inference-steps", "2")
 # A song made from a recording is as long as that.
 SHORTEST = ("--duration", "10")
+SHORT_LYRICS = ("--lyrics-token-limit", "16")
+WORDS = ("understand", "create_sample", "format_sample")
+"""Modes that write in words."""
 
 BUILT_IN_PART = {"mode", "lm_backend"}
 """Some of their values work, others end with "not available yet"."""
@@ -66,7 +70,9 @@ def made_small(arguments: list[str]) -> list[str]:
             next(rest)
         elif argument not in LEFT_OUT_ALONE:
             kept.append(argument)
-    return [*kept, *SMALLEST, *(() if "--src-audio" in kept else SHORTEST)]
+    if set(kept) & set(WORDS):
+        return [*kept, *SMALLEST, *SHORT_LYRICS]
+    return [*kept, *SMALLEST, *FEWEST_STEPS, *(() if "--src-audio" in kept else SHORTEST)]
 
 
 def run(line: str) -> int:
@@ -109,6 +115,7 @@ def test_every_command_runs(block: str) -> None:
 
 
 def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
+    """R166."""
     assert blocks("en") == blocks("zh")
     table = render_breakdown(Breakdown.of(run_of(guide_spans())))
     for language in GUIDES:
@@ -119,12 +126,17 @@ def test_the_rule_keeps_what_a_command_is_about() -> None:
     assert made_small(["--weights", "synthetic", "--thinking", "--duration", "30", "--tiny"]) == [
         "--thinking",
         *SMALLEST,
+        *FEWEST_STEPS,
         *SHORTEST,
     ]
+    assert made_small(["--tiny", "--mode", "understand"]) == ["--mode", "understand", *SMALLEST, *SHORT_LYRICS]
 
 
 @pytest.mark.parametrize("language", GUIDES)
 def test_links_lead_somewhere(language: str) -> None:
+    """R166: one of them to the other language."""
+    (other,) = GUIDES.keys() - {language}
+    assert f"](../{other}/BENCHMARK.md)" in text(language)
     anchors = {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", text(language), re.MULTILINE)}
     for target in re.findall(r"\]\(([^)]+)\)", text(language)):
         if target.startswith("#"):

@@ -442,7 +442,7 @@ def test_the_limit_is_the_fraction_that_the_process_is_held_to(monkeypatch, frac
         (RequestRecording, ("begin", "end")),
         (HostClock, ("mark",)),
         (VramTracker, ("begin",)),
-        (VramTracker, ("end",)),
+        (VramTracker, ("read",)),
         (VramTracker, ("limit",)),
     ],
 )
@@ -453,7 +453,7 @@ def test_faults_of_the_tracing_layer_never_reach_the_song(traced, tiny_models, m
     assert generate_music(tiny_models, SONG).songs[0].audio.abs().max() > 0.5
 
 
-@pytest.mark.parametrize(("owner", "name"), [(HostClock, "mark"), (VramTracker, "end")])
+@pytest.mark.parametrize(("owner", "name"), [(HostClock, "mark"), (VramTracker, "read")])
 def test_a_fault_costs_what_it_would_have_measured_and_not_the_trace(traced, tiny_models, monkeypatch, owner, name):
     traced.instrument(detail="stage")
     started = []
@@ -462,7 +462,7 @@ def test_a_fault_costs_what_it_would_have_measured_and_not_the_trace(traced, tin
     def fails_after_the_start(*args):
         started.append(1)
         # A mark that begins a stage succeeds, the one that ends it does not.
-        return 1 / 0 if name == "end" or len(started) % 2 == 0 else original(*args)
+        return 1 / 0 if name == "read" or len(started) % 2 == 0 else original(*args)
 
     monkeypatch.setattr(owner, name, fails_after_the_start)
     generate_music(tiny_models, replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False))

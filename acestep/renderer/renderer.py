@@ -6,7 +6,6 @@ denoising step and the copy of the audio to the host waits for the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,10 +29,10 @@ from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.request import Rendering, RenderRequest
 from acestep.renderer.schedule import Schedule, make_schedule
-from acestep.renderer.vae import DEFAULT_TILE_LENGTH, TilePlan, encode_tile, encoder_radius, plan_tiles
+from acestep.renderer.vae import TilePlan, encode, plan_encoding
 from acestep.renderer.vae_ladder import DecodeSettings
 from acestep.residence import Residence
-from acestep.types import SAMPLES_PER_FRAME, Progress, ProgressCallback
+from acestep.types import Progress, ProgressCallback
 
 __all__ = ["RenderRequest", "Renderer", "Rendering"]
 
@@ -93,11 +92,6 @@ class Renderer:
         guidance = Guidance(request.guidance_scale, request.guidance_interval)
         return guidance if guidance.scale > 1.0 and not self.models.is_turbo else None
 
-    def encode_plan(self, samples: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:
-        """Tiles of a recording, with just the overlap that the encoder's receptive field needs."""
-        frames = math.ceil(samples / SAMPLES_PER_FRAME)
-        return plan_tiles(frames, tile_length, encoder_radius(self.models.vae.config.downsampling_ratios))
-
     @stage_errors("condition")
     @torch.inference_mode()
     def condition(self, request: RenderRequest) -> Conditions:
@@ -141,20 +135,12 @@ class Renderer:
         return {name: getattr(self.models, name) for name in ("audio_tokenizer", "audio_token_detokenizer")}
 
     def _encode_whole(self, audio: torch.Tensor) -> torch.Tensor:
-        return self.encode(audio, self.encode_plan(audio.shape[-1]))
+        return self.encode(audio, plan_encoding(self.models.vae, audio.shape[-1]))
 
     @torch.inference_mode()
     def encode(self, audio: torch.Tensor, plan: TilePlan) -> torch.Tensor:
-        """Audio to latents: the mean of the VAE's posterior, so the same audio gives the same latents.
-
-        Args:
-            audio: float32 on the host, shape ``[2, samples]``, 48 kHz; a last frame is filled up with silence.
-            plan: for as many samples.
-
-        Returns:
-            On the device, model dtype, shape ``[1, frames, channels]``.
-        """
-        return torch.cat([encode_tile(self.models, audio, tile) for tile in plan.tiles], dim=1)
+        """Audio to latents (``acestep.renderer.vae.encode``), shape ``[1, frames, channels]``."""
+        return encode(self.models, audio, plan)
 
     def noise(self, seeds: Sequence[int], frames: int) -> torch.Tensor:
         """Where the diffusion starts, float32 on the host, shape ``[songs, frames, channels]``.

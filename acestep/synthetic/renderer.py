@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,13 +11,14 @@ from torch import nn
 from transformers import Qwen3Config
 
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout
+from acestep.renderer.audio_encoder import AudioEncoderModels
 from acestep.renderer.models import RendererModels
 from acestep.renderer.schedule import trained_shift
 from acestep.synthetic.language_model import TINY_LAYOUT
 from acestep.synthetic.qwen3 import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
 from acestep.synthetic.weights import draw_normal, materialise, tensor_seed
-from acestep.weights.empty import empty_module, restore_quantizer
+from acestep.weights.empty import AUDIO_ENCODER_MODULES, RENDERER_MODULES, empty_module, restore_quantizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class RendererConfig:
 _RESIDUAL_GAIN: Final = 0.1
 _OUTPUT_GAIN: Final = 0.2
 _DOWNSAMPLING_RATIOS: Final = (2, 4, 4, 6, 10)
+_SILENCE_FRAMES: Final = 15_000
 _TRUE_SIZE: Final[Mapping[str, Any]] = {
     "encoder": {
         "hidden_size": 2048,
@@ -155,13 +157,10 @@ def build_renderer_models(
         KeyError: the name is not in the table.
     """
     config = RENDERER_CONFIGS[name]
-    modules = diffusers_modules(config)
-    for role, module in modules.items():
-        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype, storage=storage)
-        _balance_transposed_convolutions(module)
-    _set_silence(modules["condition_encoder"], seed, device)
-    _set_vae_gains(modules["vae"])
-    restore_quantizer(modules["audio_tokenizer"])
+    modules = _materialised(diffusers_modules(config), device=device, dtype=dtype, seed=seed, storage=storage)
+    encoder = modules["condition_encoder"]
+    for buffer in ("silence_latent", "null_condition_emb"):
+        _fill(getattr(encoder, buffer), buffer, seed, device)
     return RendererModels(
         name=name,
         weights="synthetic",
@@ -181,7 +180,30 @@ def build_renderer_models(
     )
 
 
-def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
+def build_audio_encoder_models(
+    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> AudioEncoderModels:
+    """Build the VAE and the audio tokenizer of a renderer, with the weights that they have in it.
+
+    Args:
+        name: a key of ``RENDERER_CONFIGS``.
+        device: where the weights live.
+        dtype: of the weights.
+        seed: the models' seed.
+
+    Raises:
+        KeyError: the name is not in the table.
+    """
+    config = RENDERER_CONFIGS[name]
+    modules = _materialised(diffusers_modules(config, AUDIO_ENCODER_MODULES), device=device, dtype=dtype, seed=seed)
+    silence = torch.empty(1, _SILENCE_FRAMES, config.latent_channels, device=device, dtype=dtype)
+    _fill(silence, "silence_latent", seed, device)
+    return AudioEncoderModels(
+        name=name, weights="synthetic", **modules, silence_latent=silence, device=device, dtype=dtype
+    )
+
+
+def diffusers_modules(config: RendererConfig, roles: Collection[str] = RENDERER_MODULES) -> dict[str, Any]:
     """The modules that diffusers provides, by their name in ``RendererModels``, on the meta device (no memory)."""
     encoder, channels = config.encoder, config.latent_channels
     lyric_layers, timbre_layers = config.condition_layers
@@ -211,7 +233,7 @@ def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
             "sampling_rate": 48_000,
         },
     }
-    return {role: empty_module(role, values) for role, values in arguments.items()}
+    return {role: empty_module(role, values) for role, values in arguments.items() if role in roles}
 
 
 def text_encoder_config(config: RendererConfig) -> Qwen3Config:
@@ -222,6 +244,23 @@ def text_encoder_config(config: RendererConfig) -> Qwen3Config:
         max_position_embeddings=32_768,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
     )
+
+
+def _materialised(
+    modules: dict[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    storage: torch.device | None = None,
+) -> dict[str, Any]:
+    """Give modules on the meta device their memory and their weights, which depend on nothing but role and seed."""
+    for role, module in modules.items():
+        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype, storage=storage)
+        _balance_transposed_convolutions(module)
+    _set_vae_gains(modules["vae"])
+    restore_quantizer(modules["audio_tokenizer"])
+    return modules
 
 
 @torch.no_grad()
@@ -244,8 +283,6 @@ def _set_vae_gains(vae: Any) -> None:
 
 
 @torch.no_grad()
-def _set_silence(condition_encoder: Any, seed: int, device: torch.device) -> None:
+def _fill(tensor: torch.Tensor, name: str, seed: int, device: torch.device) -> None:
     """Give "silence" and "no condition" the scale of latents and hidden states; no silence was ever encoded here."""
-    for name in ("silence_latent", "null_condition_emb"):
-        generator = torch.Generator(device=device).manual_seed(tensor_seed(seed, name))
-        draw_normal(getattr(condition_encoder, name), 1.0, generator)
+    draw_normal(tensor, 1.0, torch.Generator(device=device).manual_seed(tensor_seed(seed, name)))

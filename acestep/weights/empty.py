@@ -19,6 +19,8 @@ RENDERER_MODULES: Final[Mapping[str, Any]] = {
     "vae": AutoencoderOobleck,
 }
 """diffusers' classes by their name in ``RendererModels``, which is also their folder in a diffusers repository."""
+AUDIO_ENCODER_MODULES: Final = ("audio_tokenizer", "vae")
+"""Those of them that turn audio into codes."""
 
 
 def empty_module(role: str, config: Mapping[str, Any]) -> Any:

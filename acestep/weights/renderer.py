@@ -10,13 +10,14 @@ from typing import Any, Final
 import torch
 
 from acestep.errors import CheckpointInvalid
+from acestep.renderer.audio_encoder import AudioEncoderModels
 from acestep.renderer.models import RendererModels
 from acestep.renderer.schedule import trained_shift
 from acestep.weights.assignment import assign
 from acestep.weights.empty import RENDERER_MODULES, empty_module, restore_quantizer
 from acestep.weights.layout import CONFIG, DiffusersRenderer, OfficialRenderer, read_json
 from acestep.weights.official_config import is_turbo, module_arguments
-from acestep.weights.official_names import SILENCE, official_name
+from acestep.weights.official_names import PREFIXES, SILENCE, official_name
 from acestep.weights.qwen3 import load_qwen3
 from acestep.weights.tensor_files import TensorFiles
 from acestep.weights.text_tokenizer import load_text_tokenizer
@@ -68,6 +69,39 @@ def load_renderer(
     )
 
 
+def load_audio_encoder_weights(
+    found: OfficialRenderer | DiffusersRenderer, *, device: torch.device, dtype: torch.dtype
+) -> AudioEncoderModels:
+    """Load the VAE, the audio tokenizer and the silence latent of what was recognised, and read nothing else.
+
+    Args:
+        found: of ``acestep.weights.layout.find_renderer``.
+        device: where the weights shall live.
+        dtype: number type that they shall have.
+
+    Raises:
+        CheckpointInvalid: a file is corrupt, or does not fit its configuration.
+    """
+    if isinstance(found, OfficialRenderer):
+        tokenizer = _load_official_tokenizer(found.folder, device, dtype)
+        vae = _load_diffusers_module("vae", found.vae, device, dtype)
+        silence = read_silence(found.folder / SILENCE_FILE)
+    else:
+        tokenizer, vae = (
+            _load_diffusers_module(role, found.folder / role, device, dtype) for role in ("audio_tokenizer", "vae")
+        )
+        silence = _read_diffusers_silence(found.folder / "condition_encoder")
+    return AudioEncoderModels(
+        name=found.folder.absolute().name,
+        weights="checkpoint",
+        vae=vae,
+        audio_tokenizer=tokenizer,
+        silence_latent=silence.to(device, dtype),
+        device=device,
+        dtype=dtype,
+    )
+
+
 def official_modules(folder: Path) -> dict[str, Any]:
     """The four modules of an official folder, without memory.
 
@@ -109,6 +143,26 @@ def _load_official(folder: Path, device: torch.device, dtype: torch.dtype) -> di
     modules["condition_encoder"].silence_latent = silence.to(device, dtype)
     restore_quantizer(modules["audio_tokenizer"])
     return modules
+
+
+def _load_official_tokenizer(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    role = "audio_tokenizer"
+    with _configuration_errors(folder / CONFIG):
+        module = empty_module(role, module_arguments(read_json(folder / CONFIG))[role])
+    files = TensorFiles.open(folder, OFFICIAL_STEM)
+    others = [name for name in files.tensors if not name.startswith(PREFIXES[role])]
+    assign({role: module}, files, official_name, device=device, dtype=dtype, ignored=others)
+    restore_quantizer(module)
+    return module
+
+
+def _read_diffusers_silence(folder: Path) -> torch.Tensor:
+    files = TensorFiles.open(folder, DIFFUSERS_STEM)
+    if SILENCE not in files.tensors:
+        raise CheckpointInvalid(f"{folder} lacks the tensor {SILENCE}")
+    silence = torch.empty(files.tensors[SILENCE].shape)
+    files.read_into({SILENCE: silence})
+    return silence
 
 
 def _load_diffusers_module(role: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

@@ -92,10 +92,22 @@ DEFAULTS: Final = Options()
 
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
 _BUILT_BACKENDS: Final = ("auto", "pt")
+_MUSIC_MODES: Final = ("profile", "benchmark", "tier-test")
 _MODES_OF: Final = {
+    "duration": _MUSIC_MODES,
+    "batch_size": _MUSIC_MODES,
+    "inference_steps": _MUSIC_MODES,
+    "guidance_scale": _MUSIC_MODES,
+    "thinking": _MUSIC_MODES,
+    "use_cot_metas": _MUSIC_MODES,
+    "use_cot_caption": _MUSIC_MODES,
+    "use_cot_language": _MUSIC_MODES,
+    "audio_format": _MUSIC_MODES,
+    "example": (*_MUSIC_MODES, "format_sample"),
+    "lyrics_token_limit": ("understand", "create_sample", "format_sample"),
     # The rows of a benchmark are durations of their own; a source has one already.
     "task_type": ("profile",),
-    "src_audio": ("profile",),
+    "src_audio": ("profile", "understand"),
     "repainting_start": ("profile",),
     "repainting_end": ("profile",),
     "audio_cover_strength": ("profile",),

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from acestep.audio import check_output_directory
 from acestep.checkpoints import Models, load_models
-from acestep.inference import generate_music
+from acestep.inference import generate_music, require_recordings_kept, resolve_seeds
 from acestep.types import EffectiveSettings, GenerationRequest, ProgressCallback
 from acestep.validation import validate
 from acestep_otel import semconv
@@ -30,6 +30,8 @@ def profile(options: Options, telemetry: Telemetry) -> None:
     with setup_errors():
         validate(request)
         check_output_directory(options.output_dir)
+        # Seeds that were given; a random one is known in the run, which looks again.
+        require_recordings_kept(request, options.output_dir, resolve_seeds(request) if request.seeds else ())
     measure(options, telemetry, _Generation(request, options))
 
 

@@ -225,7 +225,8 @@ class TracingLayer:
             semconv.REQUEST_MODEL: model,
         }
         self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)
-        if (peak := self._vram.end(device)) is not None:
+        if (reading := self._vram.read(device)) is not None:
+            peak = reading.peak
             span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
             span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
             for kind, value in (("allocated", peak.allocated), ("reserved", peak.reserved)):
@@ -244,9 +245,9 @@ class TracingLayer:
             vram=self._vram,
         )
         recording.root.attributes.update(start.attributes)
-        span = self._tracer.start_span(
-            name, start_time=time.time_ns(), attributes={**self._common(), **start.attributes}
-        )
+        # The root's own mark, so that its span is as long as what the metrics record.
+        started_ns = recording.clock.host_time(recording.root.start)
+        span = self._tracer.start_span(name, start_time=started_ns, attributes={**self._common(), **start.attributes})
         return recording, span
 
     @never_raises
@@ -258,7 +259,8 @@ class TracingLayer:
     def _finish(
         self, recording: RequestRecording, span: Span, error: BaseException | None, user_texts: tuple[str, ...]
     ) -> None:
-        recording.end(recording.root, error)
+        # What the end could not read is missing on the root, and is no reason to lose the trace.
+        never_raises(recording.end)(recording.root, error)
         self._emitter.emit(recording, span, Scrubber(user_texts), self._common())
         if (limit := self._vram.limit(recording.device)) is not None:
             self._instruments.record(semconv.VRAM_LIMIT, limit, {})

@@ -129,6 +129,8 @@ def _measurement(run: Run) -> dict[str, Any]:
         "trace_id": run.root.trace_id,
         "wall": breakdown.wall,
         "stages": {
+            "vae_encode": {"total": breakdown.vae_encode},
+            "audio_tokenization": {"total": breakdown.audio_tokenization},
             "llm_planning": {
                 "total": breakdown.planner,
                 "token_generation": breakdown.token_generation,

@@ -30,13 +30,17 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.inference", "save_songs", _audio_save(layer)),
         Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
         Seam("acestep.checkpoints", "load_language_model", _load(layer, "planner", "lm")),
+        Seam("acestep.checkpoints", "load_audio_encoder_models", _load(layer, "audio_encoder", "dit")),
         Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
-        Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer)),
+        # Inside acestep.condition, whose memory peak is the stage's.
+        Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer, tracks_memory=False)),
         Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
         Seam("acestep.renderer.decoder", "VaeDecoder.decode", _vae_decode(layer)),
         Seam("acestep.renderer.decoder", "VaeDecoder.decode_tile", _vae_tile(layer)),
         Seam("acestep.residence", "Residence.move", _move(layer)),
+        Seam("acestep.renderer.audio_encoder", "AudioEncoder.encode", _vae_encode(layer, tracks_memory=True)),
+        Seam("acestep.renderer.audio_encoder", "AudioEncoder.tokenize", _audio_tokenize(layer)),
         *planner.seams(layer),
         *songwriting.seams(layer),
     ]
@@ -137,11 +141,30 @@ def _condition(layer: StageRecorder) -> Wrapper:
     return wrapper
 
 
-def _vae_encode(layer: StageRecorder) -> Wrapper:
+def _vae_encode(layer: StageRecorder, *, tracks_memory: bool) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
 
-        return layer.stage(semconv.VAE_ENCODE, call, known=lambda: _tiling(call.arguments["plan"], recordings=1))
+        return layer.stage(
+            semconv.VAE_ENCODE,
+            call,
+            tracks_memory=tracks_memory,
+            known=lambda: _tiling(call.arguments["plan"], recordings=1),
+        )
+
+    return wrapper
+
+
+def _audio_tokenize(layer: StageRecorder) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        return layer.stage(
+            semconv.AUDIO_TOKENIZE,
+            call,
+            tracks_memory=True,
+            known=lambda: {semconv.LATENT_FRAMES: call.arguments["latents"].shape[1]},
+            found=lambda _, codes: {semconv.AUDIO_CODES_COUNT: len(codes)},
+        )
 
     return wrapper
 

@@ -18,14 +18,13 @@ from acestep_otel.report.html import Report, render_report
 from acestep_otel.report.spans import measured_runs
 from tests.modes.outputs import OUTPUTS, traced
 
-SHORT = (
-    "--tiny", "--device", "cpu", "--no-warmup", "--duration", "10", "--inference-steps", "3",
-    "--lyrics-token-limit", "16",
-)  # fmt: skip
+SMALL = ("--tiny", "--device", "cpu", "--no-warmup")
+SHORT_SONG = ("--duration", "10", "--inference-steps", "3")
+SHORT = {"profile": (*SHORT_SONG, "--thinking"), "format_sample": ("--lyrics-token-limit", "16")}
 
 
-def run(*arguments: str) -> int:
-    return main([*SHORT, *OUTPUTS, "--report", "pages/report.html", *arguments])
+def run(*arguments: str, mode: str = "profile") -> int:
+    return main([*SMALL, "--mode", mode, *SHORT[mode], *OUTPUTS, "--report", "pages/report.html", *arguments])
 
 
 def page() -> str:
@@ -41,7 +40,7 @@ def article(source: str) -> str:
     ("mode", "root"), [("profile", semconv.GENERATE_MUSIC), ("format_sample", semconv.FORMAT_SAMPLE)]
 )
 def test_the_page_says_what_the_trace_says(mode: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--mode", mode, "--detail", "token", *(["--thinking"] if mode == "profile" else [])) == 0
+    assert run("--detail", "token", mode=mode) == 0
     assert "Report:  pages/report.html\n" in capsys.readouterr().out
     from_trace = render_report(
         Report(mode=mode, environment=Environment.current(), arguments={}, runs=measured_runs(traced(), root))
@@ -71,7 +70,7 @@ def test_a_benchmark_leaves_its_matrix(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     calls: list[int] = []
     monkeypatch.setattr(VaeDecoder, "decode_tile", fails_for_two)
-    assert main([*SHORT, *OUTPUTS, "--report", "report.html", "--mode", "benchmark"]) == 1
+    assert main([*SMALL, *SHORT_SONG, *OUTPUTS, "--report", "report.html", "--mode", "benchmark"]) == 1
     assert "Report:  report.html\n" in capsys.readouterr().out
     source = Path("report.html").read_text("utf-8")
     cells = json.loads(Path("result.json").read_text("utf-8"))["results"]
@@ -88,6 +87,6 @@ def test_without_tracing_the_page_says_so() -> None:
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SHORT, "--report", "."]) == 2
+    assert main([*SMALL, *SHORT_SONG, "--report", "."]) == 2
     assert capsys.readouterr().err == "error: cannot write .: it is a directory, give a file name\n"
     assert not list(Path().rglob("*.flac"))

@@ -17,6 +17,7 @@ from acestep.renderer.conditioning import TIMBRE_FRAMES, timbre_excerpt
 from acestep.renderer.context import cover_latents
 from acestep.renderer.renderer import Renderer, RenderRequest
 from acestep.renderer.source import Source
+from acestep.renderer.vae import plan_encoding
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import BASE_TASKS, SAMPLES_PER_FRAME, SongMetadata
 from tests.renderer.test_renderer import CODES, MODULES, TOLERANCE, spy_on
@@ -59,7 +60,7 @@ def source_and_mask(renderer: Renderer, request: RenderRequest) -> tuple[torch.T
 
 
 def encoded(renderer: Renderer, audio: torch.Tensor) -> torch.Tensor:
-    return renderer.encode(audio, renderer.encode_plan(audio.shape[-1]))
+    return renderer.encode(audio, plan_encoding(renderer.models.vae, audio.shape[-1]))
 
 
 class TestContext:

@@ -22,7 +22,8 @@ from acestep_otel.report.html.facts import argument_facts, environment_facts
 from acestep_otel.report.html.figure import Figure
 from acestep_otel.report.html.headline import Headline, headline
 from acestep_otel.report.html.matrix import MATRIX_COLUMNS, matrix_lines
-from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, memory_section, step_section
+from acestep_otel.report.html.memory import MemorySection, memory_section
+from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, step_section
 from acestep_otel.report.html.tiers import tier_section
 from acestep_otel.report.html.tokens import TokenSection, token_section
 from acestep_otel.report.html.waterfall import Waterfall, waterfall
@@ -62,7 +63,7 @@ class RunSections:
     waterfall: Waterfall
     steps: Figure | None
     tokens: TokenSection | None
-    memory: Figure | None
+    memory: MemorySection | None
 
     @classmethod
     def of(cls, run: Run) -> RunSections:
