@@ -29,7 +29,7 @@ def variants(**options: Any) -> list[tuple[str, bool]]:
 
 
 def test_seven_cards_in_order() -> None:
-    """R56, R120: and each in a process of its own."""
+    """R6, R56, R120: and each in a process of its own."""
     found = plan()
     assert [row.trial.memory for row in found.rows] == [4, 6, 8, 12, 16, 20, 24]
     assert [len(job.trials) for job in found.jobs] == [1] * 7
