@@ -72,7 +72,9 @@ def test_the_port_is_free_again_afterwards(port: int) -> None:
     for _ in range(2):
         with Telemetry(prometheus_port=port):
             fetch(port)
-            threading.Timer(0.1, fetch, [port]).start()
+            scrape = threading.Timer(0.1, fetch, [port])
+            scrape.start()
+        scrape.join()
 
 
 def test_the_last_figures_are_seen_also_of_a_run_shorter_than_a_scrape_interval(port: int) -> None:
@@ -80,8 +82,10 @@ def test_the_last_figures_are_seen_also_of_a_run_shorter_than_a_scrape_interval(
     with Telemetry(prometheus_port=port) as telemetry:
         instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel"))
         instruments.record(semconv.DOCTOR_TIME, 42, {})
-        threading.Timer(0.5, lambda: pages.append(fetch(port))).start()
+        scrape = threading.Timer(0.5, lambda: pages.append(fetch(port)))
+        scrape.start()
         telemetry.shutdown()
+    scrape.join()
     assert "acestep_doctor_time_seconds 42.0" in pages[0]
 
 

@@ -65,7 +65,8 @@ def test_spans_and_metrics_reach_a_receiver(
             emit(telemetry)
         assert received.span_names() == [semconv.DIT_STEP] * 3
         assert received.metric_names() == ["acestep.requests"]
-    assert capfd.readouterr() == ("", "")
+        # Read before the receiver stops: gRPC itself may log that the connection went away.
+        assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("receiver", "protocol"), [(grpc_receiver, "grpc"), (http_receiver, "http/protobuf")])

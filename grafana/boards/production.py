@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, stat, table, timeseries
@@ -9,6 +10,7 @@ from grafana_foundation_sdk.models import common as models
 from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 
 from acestep_otel import semconv
+from acestep_otel.semconv import MetricDefinition
 from grafana.panels import Query, Size, Text, heat_map, stats, time_series
 from grafana.series import MODEL, RATE, STAGE, label, quantile, rate, selected, values_of
 from grafana.tables import Column, Labels, data_table
@@ -88,14 +90,7 @@ def _errors() -> timeseries.Panel:
 def _durations() -> timeseries.Panel:
     return time_series(
         Text("Duration", "Of a whole request: median and 95th percentile; a dot leads to the trace.", "s"),
-        *(
-            Query(
-                quantile(value, semconv.REQUEST_DURATION, by=(STAGE,)),
-                f"p{value * 100:g} {{{{{STAGE}}}}}",
-                exemplars=True,
-            )
-            for value in (0.5, 0.95)
-        ),
+        *_median_and_95th(semconv.REQUEST_DURATION, STAGE),
     )
 
 
@@ -144,17 +139,15 @@ def _stage_table() -> table.Panel:
     )
 
 
+def _median_and_95th(metric: MetricDefinition, by: str) -> Iterator[Query]:
+    for value in (0.5, 0.95):
+        yield Query(quantile(value, metric, by=(by,)), f"p{value * 100:g} {{{{{by}}}}}", exemplars=True)
+
+
 def _first_token() -> timeseries.Panel:
     return time_series(
         Text("Time to first token", "Of each phase: median and 95th percentile; a dot leads to the trace.", "s"),
-        *(
-            Query(
-                quantile(value, semconv.TIME_TO_FIRST_TOKEN, by=(STAGE,)),
-                f"p{value * 100:g} {{{{{STAGE}}}}}",
-                exemplars=True,
-            )
-            for value in (0.5, 0.95)
-        ),
+        *_median_and_95th(semconv.TIME_TO_FIRST_TOKEN, STAGE),
     )
 
 
@@ -172,14 +165,7 @@ def _compute() -> timeseries.Panel:
             "Wall time of a request over the audio it made: below 1 is faster than real time.",
             "s",
         ),
-        *(
-            Query(
-                quantile(value, semconv.AUDIO_COMPUTE_DURATION, by=(MODEL,)),
-                f"p{value * 100:g} {{{{{MODEL}}}}}",
-                exemplars=True,
-            )
-            for value in (0.5, 0.95)
-        ),
+        *_median_and_95th(semconv.AUDIO_COMPUTE_DURATION, MODEL),
     )
 
 
