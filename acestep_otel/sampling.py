@@ -32,7 +32,7 @@ class ForcibleSampler(Sampler):
         """Yes where the context says so, else what the other sampler says."""
         if is_forced(parent_context):
             return SamplingResult(
-                Decision.RECORD_AND_SAMPLE, {**(attributes or {}), semconv.TRACE_FORCED: True}, trace_state
+                Decision.RECORD_AND_SAMPLE, {**(attributes or {}), semconv.TRACE_FORCE: True}, trace_state
             )
         return self._otherwise.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
@@ -45,6 +46,21 @@ class Received:
             for metric in scope.metrics
         )
 
+    def points(self, metric: str) -> list[tuple[dict[str, Any], Any]]:
+        """Attributes and data point of every series of a metric, as the last export has it."""
+        found = [
+            entry
+            for resource in self.metrics[-1].resource_metrics
+            for scope in resource.scope_metrics
+            for entry in scope.metrics
+            if entry.name == metric
+        ]
+        return [
+            ({pair.key: _value(pair.value) for pair in point.attributes}, point)
+            for entry in found
+            for point in getattr(entry, str(entry.WhichOneof("data"))).data_points
+        ]
+
     def resource(self) -> dict[str, str]:
         attributes = self.traces[0].resource_spans[0].resource.attributes
         return {pair.key: pair.value.string_value for pair in attributes}
@@ -61,6 +77,10 @@ def _wait_for(names: Callable[[], list[str]], count: int, seconds: float) -> lis
     while len(names()) < count and time.monotonic() < deadline:
         time.sleep(0.05)
     return names()
+
+
+def _value(encoded: Any) -> Any:
+    return getattr(encoded, encoded.WhichOneof("value"))
 
 
 @contextmanager

@@ -27,6 +27,14 @@ def warmup() -> AbstractContextManager[None]:
     return annotated({semconv.WARMUP: True})
 
 
+def is_measured(attributes: Attributes) -> bool:
+    """Whether requests with these attributes count in metrics.
+
+    A warm-up's share of a sum or a histogram could never be taken out again.
+    """
+    return not attributes.get(semconv.WARMUP)
+
+
 def current_annotations() -> Attributes:
     """What the blocks around this moment have put there."""
     return _annotations.get() or {}

@@ -71,9 +71,13 @@ class HostClock:
         """At once."""
         return True
 
+    def time_of(self, mark: Mark) -> int:
+        """Unix time, in integer nanoseconds, of the host's side of a mark."""
+        return mark.host_ns + self._offset_ns
+
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
-        """Add the anchor's offset."""
-        return [mark.host_ns + self._offset_ns for mark in marks]
+        """The host's times."""
+        return [self.time_of(mark) for mark in marks]
 
 
 class CudaEventClock:
@@ -85,8 +89,8 @@ class CudaEventClock:
 
     name = CUDA_EVENT
 
-    def __init__(self, events: EventPool) -> None:
-        self._host = HostClock()
+    def __init__(self, events: EventPool, host: HostClock) -> None:
+        self._host = host
         self._events = events
 
     def mark(self) -> Mark:
@@ -170,10 +174,15 @@ class Clocks:
     def __init__(self) -> None:
         self._pools: dict[str, EventPool] = {}
 
-    def for_device(self, device: torch.device) -> Clock:
-        """A fresh clock, so that every request has an anchor of its own."""
+    def for_device(self, device: torch.device, host: HostClock) -> Clock:
+        """The clock of one request.
+
+        Args:
+            device: that the request runs on.
+            host: the request's clock on the host: the answer off CUDA, and else what marks of the host resolve by.
+        """
         if device.type != "cuda":
-            return HostClock()
+            return host
         if (pool := self._pools.get(str(device))) is None:
             pool = self._pools.setdefault(str(device), EventPool(device))
-        return CudaEventClock(pool)
+        return CudaEventClock(pool, host)

@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from acestep_otel import semconv
+from acestep_otel.recording.annotations import is_measured
 from acestep_otel.recording.clock import HOST, Mark
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
@@ -68,11 +69,12 @@ class Emitter:
         for name, value in chain(common.items(), run.attributes_of(tree)):
             root.set_attribute(name, value)
         run.children_of(tree, root)
-        self.count(recording.root, tree.seconds, root)
+        if run.is_measured:
+            self.count(recording.root, tree.seconds, root)
         _close(root, tree, scrub)
 
     def count(self, request: Stage, seconds: float, span: Span) -> None:
-        """Record the metrics of a whole request, which every request has, sampled or not.
+        """Record the metrics of a whole request, which every request has but a warm-up, sampled or not.
 
         Args:
             request: its root, with what is known about it.
@@ -89,6 +91,8 @@ class Emitter:
             songs = int(request.attributes.get(semconv.BATCH_SIZE, 0))
             audio_seconds = songs * float(request.attributes[semconv.AUDIO_DURATION])
             record(semconv.AUDIO_SECONDS, audio_seconds, attributes, context)
+            if audio_seconds > 0:
+                record(semconv.AUDIO_COMPUTE_DURATION, seconds / audio_seconds, attributes, context)
 
 
 class _Emission:
@@ -110,6 +114,7 @@ class _Emission:
         self._scrub = scrub
         self._common = common
         self._model = recording.root.attributes.get(semconv.REQUEST_MODEL, "")
+        self.is_measured = is_measured(common)
 
     def children_of(self, parent: _Resolved, parent_span: Span) -> None:
         """Emit the subtrees below a span."""
@@ -122,7 +127,8 @@ class _Emission:
                 attributes={**self._common, **dict(self.attributes_of(child))},
             )
             self.children_of(child, span)
-            self._stage_metrics(child, span)
+            if self.is_measured:
+                self._stage_metrics(child, span)
             if child.phase is not None and self._detail >= Detail.TOKEN:
                 self._token_windows(child.phase, span)
             _close(span, child, self._scrub)
@@ -134,6 +140,9 @@ class _Emission:
         yield semconv.CLOCK, self._clock_name if stage.device_clock else HOST
         if stage.device_clock:
             yield semconv.HOST_DURATION, node.host_seconds
+        if stage.vram is not None:
+            yield semconv.VRAM_ALLOCATED, stage.vram.allocated
+            yield semconv.VRAM_RESERVED, stage.vram.reserved
         if stage.peak is not None:
             yield semconv.VRAM_PEAK_ALLOCATED, stage.peak.allocated
             yield semconv.VRAM_PEAK_RESERVED, stage.peak.reserved

@@ -18,9 +18,9 @@ from opentelemetry.metrics import Meter
 from opentelemetry.trace import Span, Tracer
 
 from acestep_otel import semconv
-from acestep_otel.recording.annotations import current_annotations
+from acestep_otel.recording.annotations import current_annotations, is_measured
 from acestep_otel.recording.call import Attributes, Call, RequestStart
-from acestep_otel.recording.clock import Clocks, host_mark
+from acestep_otel.recording.clock import Clocks, HostClock, host_mark
 from acestep_otel.recording.deferral import Deferral
 from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes
 from acestep_otel.recording.instruments import Instruments
@@ -234,7 +234,8 @@ class TracingLayer:
             semconv.REQUEST_MODEL: model,
         }
         self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)
-        if (peak := self._vram.end(device)) is not None:
+        if (reading := self._vram.read(device)) is not None:
+            peak = reading.peak
             span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
             span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
             span.set_attribute(semconv.VRAM_SHARED, peak.shared)
@@ -247,18 +248,20 @@ class TracingLayer:
     @never_raises
     def _start(self, name: str, start: RequestStart) -> _Request:
         common = self._common()
-        span = self._tracer.start_span(name, start_time=time.time_ns(), attributes={**common, **start.attributes})
+        host = HostClock()
+        root = Stage(name, host_mark(), device_clock=False, attributes=dict(start.attributes))
+        # The root's own mark, so that its span is as long as what the metrics record.
+        started_ns = host.time_of(root.start)
+        span = self._tracer.start_span(name, start_time=started_ns, attributes={**common, **start.attributes})
         recording = None
         if span.is_recording():
             recording = RequestRecording(
-                name,
-                clock=self._clocks.for_device(start.device),
+                root,
+                clock=self._clocks.for_device(start.device, host),
                 device=start.device,
                 detail=self.settings.detail,
                 vram=self._vram,
             )
-        root = Stage(name, host_mark(), device_clock=False) if recording is None else recording.root
-        root.attributes.update(start.attributes)
         request = _Request(root, span, recording, Scrubber(start.user_texts), common)
         self._running[id(request)] = request
         self._count_active(request, 1)
@@ -274,21 +277,25 @@ class TracingLayer:
         if recording is None:
             self._finish_unrecorded(request, error)
             return
-        recording.end(recording.root, error)
+        # What the end could not read is missing on the root, and is no reason to lose the trace.
+        never_raises(recording.end)(recording.root, error)
         emit = partial(self._emitter.emit, recording, request.span, request.scrub, request.common)
         if recording.reached:
             emit()
         else:
             recording.outlasted = True
             self._deferral.add(lambda: recording.reached, emit)
+        if (limit := self._vram.limit(recording.device)) is not None:
+            self._instruments.record(semconv.VRAM_LIMIT, limit, {})
 
     def _finish_unrecorded(self, request: _Request, error: BaseException | None) -> None:
         root = request.root
         root.error = error
-        self._emitter.count(root, (time.perf_counter_ns() - root.start.host_ns) / 1e9, request.span)
-        if is_out_of_memory(error):
-            attributes = metric_attributes(root, "") | {semconv.STAGE: getattr(error, "stage", root.name)}
-            self._instruments.record(semconv.OUT_OF_MEMORY, 1, attributes)
+        if is_measured(request.common):
+            self._emitter.count(root, (time.perf_counter_ns() - root.start.host_ns) / 1e9, request.span)
+            if is_out_of_memory(error):
+                attributes = metric_attributes(root, "") | {semconv.STAGE: getattr(error, "stage", root.name)}
+                self._instruments.record(semconv.OUT_OF_MEMORY, 1, attributes)
         request.span.end()
 
     def _count_active(self, request: _Request, change: int) -> None:

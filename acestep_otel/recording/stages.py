@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from acestep_otel.recording.clock import Clock, Mark, host_mark
 from acestep_otel.recording.phase import PhaseRecord
-from acestep_otel.recording.vram import VramPeak, VramTracker
+from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Stage:
         attributes: what is known about it so far.
         children: stages inside it, in order.
         error: the exception that ended it.
+        vram: VRAM in use on exit; ``None`` off CUDA.
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
         tracks_memory: whether its memory peak is taken when it ends.
@@ -52,6 +53,7 @@ class Stage:
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
     children: list[Stage] = field(default_factory=list)
     error: BaseException | None = None
+    vram: VramReading | None = None
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
     tracks_memory: bool = False
@@ -70,13 +72,13 @@ class RequestRecording:
         outlasted: whether the device was still at work when the request returned.
     """
 
-    def __init__(self, root: str, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
+    def __init__(self, root: Stage, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
         self.clock = clock
         self.device = device
         self.detail = detail
         self._vram = vram
-        self.root = Stage(root, host_mark(), device_clock=False)
-        self._open = [self.root]
+        self.root = root
+        self._open = [root]
         self.outlasted = False
         self._latest: Mark | None = None
 
@@ -107,8 +109,9 @@ class RequestRecording:
         for inner in reversed(closing):
             if inner.device_clock:
                 inner.end = self._device_mark()
-            if inner.tracks_memory:
-                inner.peak = self._vram.end(self.device)
+            inner.vram = self._vram.read(self.device)
+            if inner.tracks_memory and inner.vram is not None:
+                inner.peak = inner.vram.peak
 
     def running(self, name: str) -> Stage | None:
         """The innermost open stage of a name; ``None`` when there is none."""

@@ -63,7 +63,7 @@ def test_host_marks_keep_their_distance():
 
 def test_event_marks_resolve_to_stream_time_before_one_anchor():
     device = FakeEvents()
-    clock = CudaEventClock(device)
+    clock = CudaEventClock(device, HostClock())
     marks = []
     for device.now_ms in (10.0, 12.5, 40.0):
         marks.append(clock.mark())
@@ -76,7 +76,7 @@ def test_event_marks_resolve_to_stream_time_before_one_anchor():
 
 def test_resolved_events_go_back_to_the_pool_once():
     device = FakeEvents()
-    clock = CudaEventClock(device)
+    clock = CudaEventClock(device, HostClock())
     marks = [clock.mark() for _ in range(3)]
     clock.resolve(marks)
     *returned, anchor = device.returned
@@ -85,14 +85,14 @@ def test_resolved_events_go_back_to_the_pool_once():
 
 
 def test_marks_of_the_host_alone_keep_host_time_on_the_event_clock():
-    clock = CudaEventClock(FakeEvents())
+    clock = CudaEventClock(FakeEvents(), HostClock())
     mark = host_mark()
     assert abs(clock.resolve([mark])[0] - time.time_ns()) < 50_000_000
 
 
 def test_an_anchor_that_does_not_complete_falls_back_to_host_time():
     device = FakeEvents(anchor_completes=False)
-    clock = CudaEventClock(device)
+    clock = CudaEventClock(device, HostClock())
     marks = [Mark(1_000, device.take()), Mark(4_000, device.take())]
     first, second = clock.resolve(marks)
     assert second - first == 3_000
@@ -100,17 +100,13 @@ def test_an_anchor_that_does_not_complete_falls_back_to_host_time():
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
 def test_only_cuda_has_a_device_clock(device):
-    assert Clocks().for_device(torch.device(device)).name == "host"
-
-
-def test_every_request_gets_a_clock_of_its_own():
-    clocks = Clocks()
-    assert clocks.for_device(torch.device("cpu")) is not clocks.for_device(torch.device("cpu"))
+    host = HostClock()
+    assert Clocks().for_device(torch.device(device), host) is host
 
 
 def test_requests_that_interleave_on_one_stream_keep_their_own_times():
     device = FakeEvents()
-    clocks = [CudaEventClock(device), CudaEventClock(device)]
+    clocks = [CudaEventClock(device, HostClock()), CudaEventClock(device, HostClock())]
     marks: list[list[Mark]] = [[], []]
     for device.now_ms, request in ((0.0, 0), (1.0, 1), (4.0, 0), (9.0, 1)):
         marks[request].append(clocks[request].mark())
@@ -122,6 +118,6 @@ def test_requests_that_interleave_on_one_stream_keep_their_own_times():
 
 def test_a_mark_is_reached_when_its_event_is():
     device = FakeEvents(anchor_completes=False)
-    clock = CudaEventClock(device)
+    clock = CudaEventClock(device, HostClock())
     pending = Mark(0, device.take())
     assert [clock.reached(mark) for mark in (host_mark(), clock.mark(), pending)] == [True, True, False]

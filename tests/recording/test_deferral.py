@@ -40,7 +40,7 @@ def device():
 def layer(device):
     traced = Traced()
     layer = TracingLayer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
-    layer._clocks.for_device = lambda _: device
+    layer._clocks.for_device = lambda *_: device
     layer.traced = traced
     return layer
 
