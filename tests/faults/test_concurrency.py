@@ -13,6 +13,7 @@ from acestep.types import GenerationRequest
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording.vram import VramTracker
+from tests.allocator import Allocator
 from tests.tracing import tree
 
 SONG = GenerationRequest(caption="a song", duration=10, seeds=(7,), inference_steps=2)
@@ -81,40 +82,25 @@ def test_instrumenting_twice_traces_once_and_is_taken_off_once(traced, tiny_mode
     assert vars(inference)["_generate"] is original
 
 
-class Allocator:
-    """Stands in for the counters of a CUDA device, which this machine lacks."""
-
-    def __init__(self, monkeypatch):
-        self.peak, self.resets = 0, 0
-        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
-        monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", self.counters)
-
-    def reset(self, device):
-        self.resets += 1
-        self.peak = 0
-
-    def counters(self, device):
-        return {name: {"all": {"peak": self.peak}} for name in ("allocated_bytes", "reserved_bytes")}
-
-
 def test_memory_of_requests_that_overlap_is_marked_and_never_reset_under_the_other(monkeypatch):
     gpu, other = torch.device("cuda", 0), torch.device("cuda", 1)
     allocator, tracker = Allocator(monkeypatch), VramTracker()
     with tracker.request(gpu):
         tracker.begin(gpu)
-        allocator.peak = 10
+        allocator.use(10)
+        allocator.use(3)
         with tracker.request(gpu):
             tracker.begin(gpu)
-            assert (allocator.resets, allocator.peak) == (1, 10)
-            assert tracker.end(gpu).shared is True
+            assert (allocator.resets, allocator.allocated_peak) == (1, 10)
+            assert tracker.read(gpu).peak.shared is True
             with tracker.request(other):
                 tracker.begin(other)
-                assert tracker.end(other).shared is False
+                assert tracker.read(other).peak.shared is False
         # The peak of a stage that began beside the other request may still be the other's.
-        assert tracker.end(gpu).shared is True
+        assert tracker.read(gpu).peak.shared is True
     with tracker.request(gpu):
         tracker.begin(gpu)
-        assert tracker.end(gpu).shared is False
+        assert tracker.read(gpu).peak.shared is False
 
 
 def test_a_model_that_is_loaded_beside_a_request_shares_its_memory(traced, tiny_models, monkeypatch):

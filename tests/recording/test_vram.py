@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -11,40 +9,14 @@ from acestep_otel.recording.clock import HostClock, host_mark
 from acestep_otel.recording.stages import RequestRecording, Stage
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.settings import Detail
+from tests.allocator import Allocator
 
 CUDA = torch.device("cuda", 0)
 
 
-class Allocator:
-    """The counters that PyTorch keeps, and how often they were read and reset."""
-
-    def __init__(self) -> None:
-        self.allocated = self.allocated_peak = 0
-        self.reserved = 0
-        self.reads = self.resets = 0
-
-    def use(self, allocated: int) -> None:
-        self.allocated = allocated
-        self.allocated_peak = max(self.allocated_peak, allocated)
-        self.reserved = max(self.reserved, allocated)
-
-    def counters(self, _device: torch.device) -> dict[str, Any]:
-        self.reads += 1
-        return {
-            "allocated_bytes": {"all": {"current": self.allocated, "peak": self.allocated_peak}},
-            "reserved_bytes": {"all": {"current": self.reserved, "peak": self.reserved}},
-        }
-
-    def reset(self, _device: torch.device) -> None:
-        self.resets += 1
-        self.allocated_peak = self.allocated
-
-
 @pytest.fixture
 def allocator(monkeypatch: pytest.MonkeyPatch) -> Allocator:
-    found = Allocator()
-    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", found.counters)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", found.reset)
+    found = Allocator(monkeypatch)
 
     def synchronised(*_arguments: object) -> None:
         raise AssertionError("a reading waited for the device")
