@@ -74,7 +74,9 @@ class AceStepInstrumentor(BaseInstrumentor):
     def _uninstrument(self, **_kwargs: Any) -> None:
         if self._patches is not None:
             self._patches.remove()
-            self._patches = self._layer = None
+        if self._layer is not None:
+            self._layer.close()
+        self._patches = self._layer = None
 
     def finish(self, timeout: float = 1.0) -> None:
         """Before the process exits: end requests that are still running, and emit what waits for the device.

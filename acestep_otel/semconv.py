@@ -1,8 +1,9 @@
 """Semantic conventions: the name, type, unit and meaning of everything this package emits, each once.
 
 Spans, attributes and metrics are declared here and nowhere else; code imports the constants. ``gen_ai.*`` names
-are those of the OpenTelemetry GenAI conventions (schema gen-ai/1.42.0); everything the conventions have no name
-for is ``acestep.*``. Units are UCUM. Durations held in attributes are seconds.
+are those of the OpenTelemetry GenAI conventions (schema gen-ai/1.42.0), ``hw.*`` names those of the conventions for
+hardware; everything the conventions have no name for is ``acestep.*``. Units are UCUM. Durations held in attributes
+are seconds.
 
 Two clocks appear in ``acestep.clock``:
 
@@ -44,7 +45,10 @@ class AttributeDefinition:
 
 @dataclass(frozen=True, slots=True)
 class MetricDefinition:
-    """A metric: instrument kind, unit, meaning, attributes it may carry, and bucket bounds of a histogram."""
+    """A metric: instrument kind, unit, meaning, attributes it may carry, and bucket bounds of a histogram.
+
+    One that is ``observed`` is read when metrics are collected; the others are recorded when something happens.
+    """
 
     name: str
     kind: MetricKind
@@ -52,6 +56,7 @@ class MetricDefinition:
     meaning: str
     attributes: tuple[str, ...]
     buckets: tuple[float, ...] = ()
+    observed: bool = False
 
 
 SPANS: Final[dict[str, SpanDefinition]] = {}
@@ -76,8 +81,10 @@ def _metric(
     meaning: str,
     attributes: tuple[str, ...],
     buckets: tuple[float, ...] = (),
+    *,
+    observed: bool = False,
 ) -> MetricDefinition:
-    METRICS[name] = MetricDefinition(name, kind, unit, meaning, attributes, buckets)
+    METRICS[name] = MetricDefinition(name, kind, unit, meaning, attributes, buckets, observed)
     return METRICS[name]
 
 
@@ -382,6 +389,9 @@ VRAM_SHARED = _attribute(
     "acestep.vram.shared", bool, "True when another request ran on the device during the stage, so the peak is both's."
 )
 VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated, reserved or process (all that the driver holds for it).")
+HW_ID = _attribute("hw.id", str, "UUID of the GPU, as its driver has it.")
+HW_NAME = _attribute("hw.name", str, "Model of the GPU.")
+HW_GPU_TASK = _attribute("hw.gpu.task", str, "general: kernels of any kind.")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
 PROFILE_ROW = _attribute("acestep.profile.row", str, "Row of the time breakdown: planner, diffusion, wall, ...")
 
@@ -450,6 +460,19 @@ VRAM_PEAK = _metric(
 VRAM_LIMIT = _metric(
     "acestep.vram.limit", "gauge", "By",
     "What the process may take of its device's memory: all of it, or the fraction it was held to; absent off CUDA.", (),
+)  # fmt: skip
+HW_GPU_UTILIZATION = _metric(
+    "hw.gpu.utilization", "gauge", "1",
+    "Share of the driver's last sampling period in which the GPU ran a kernel, of any process; absent without NVML.",
+    (HW_ID, HW_NAME, HW_GPU_TASK), observed=True,
+)  # fmt: skip
+HW_GPU_MEMORY_USAGE = _metric(
+    "hw.gpu.memory.usage", "up_down_counter", "By",
+    "Memory of the GPU that is in use, by any process; absent without NVML.", (HW_ID, HW_NAME), observed=True,
+)  # fmt: skip
+HW_GPU_MEMORY_LIMIT = _metric(
+    "hw.gpu.memory.limit", "up_down_counter", "By", "Memory of the GPU; absent without NVML.", (HW_ID, HW_NAME),
+    observed=True,
 )  # fmt: skip
 PROFILE_DURATION = _metric(
     "acestep.profile.duration", "gauge", "s", "A row of the last measured run's time breakdown.",

@@ -53,6 +53,22 @@ def series(metric: MetricDefinition, part: str = "") -> str:
     return f"{name}_{part}" if part else name
 
 
+def names(metric: MetricDefinition) -> tuple[str, ...]:
+    """A metric's names in Prometheus: one, but for the unit ``1`` (only conventions that are not ours have it).
+
+    A collector's exporter adds ``_ratio`` to those, and the exporter within the process does not.
+    """
+    if metric.unit != "1":
+        return (series(metric),)
+    name = metric.name.replace(".", "_")
+    return f"{name}_ratio", name
+
+
+def selected_by_any_name(metric: MetricDefinition) -> str:
+    """A selector of a metric, under each of its names."""
+    return " or ".join(f"{name}{{{RUN}}}" for name in names(metric))
+
+
 def selected(metric: MetricDefinition, *matchers: str, part: str = "", run: str = RUN) -> str:
     """A selector.
 

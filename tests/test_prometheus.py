@@ -8,14 +8,15 @@ import time
 from urllib.request import urlopen
 
 import pytest
+from opentelemetry.metrics import Observation
 
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.errors import SetupError
 from acestep_otel.prometheus import PrometheusEndpoint
 from acestep_otel.providers import Telemetry
-from acestep_otel.recording.instruments import Instruments
-from grafana.series import series
+from acestep_otel.recording.instruments import Instruments, observe
+from grafana.series import names, series
 from tests.receivers import free_port
 
 
@@ -31,13 +32,18 @@ def port() -> int:
 
 def test_every_metric_has_the_name_that_the_boards_ask_for(port: int) -> None:
     with Telemetry(prometheus_port=port) as telemetry:
-        instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel"))
+        meter = telemetry.meter_provider.get_meter("acestep_otel")
+        instruments = Instruments(meter)
         for metric in semconv.METRICS.values():
-            instruments.record(metric, 1, {semconv.REQUEST_MODEL: "it"})
-        names = set(re.findall(r"^(\w+)", fetch(port), re.MULTILINE))
+            if metric.observed:
+                observe(meter, metric, lambda _: [Observation(1)])
+            else:
+                instruments.record(metric, 1, {semconv.REQUEST_MODEL: "it"})
+        served = set(re.findall(r"^(\w+)", fetch(port), re.MULTILINE))
         telemetry.shutdown(timeout=0)
     for metric in semconv.METRICS.values():
-        assert series(metric, "bucket" if metric.kind == "histogram" else "") in names
+        wanted = {series(metric, "bucket")} if metric.kind == "histogram" else set(names(metric))
+        assert wanted & served
 
 
 def test_who_it_comes_from_is_on_the_page(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

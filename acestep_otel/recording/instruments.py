@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from opentelemetry.context import Context
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
@@ -18,7 +18,8 @@ class Instruments:
     """Records by metric definition, so callers never repeat a name, unit or bucket."""
 
     def __init__(self, meter: Meter) -> None:
-        self._record = {definition.name: _create(meter, definition) for definition in semconv.METRICS.values()}
+        recorded = (definition for definition in semconv.METRICS.values() if not definition.observed)
+        self._record = {definition.name: _create(meter, definition) for definition in recorded}
 
     def record(
         self,
@@ -52,3 +53,17 @@ def _create(meter: Meter, definition: MetricDefinition) -> _Record:
             ).add
         case "gauge":
             return meter.create_gauge(definition.name, unit=definition.unit, description=definition.meaning).set
+
+
+def observe(
+    meter: Meter, definition: MetricDefinition, read: Callable[[CallbackOptions], Iterable[Observation]]
+) -> None:
+    """Have an observed metric read whenever metrics are collected.
+
+    Args:
+        meter: of the instrument.
+        definition: a gauge or an up-down counter.
+        read: its values by then, one for each set of attributes.
+    """
+    create = meter.create_observable_gauge if definition.kind == "gauge" else meter.create_observable_up_down_counter
+    create(definition.name, [read], definition.unit, definition.meaning)

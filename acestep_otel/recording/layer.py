@@ -23,6 +23,7 @@ from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
 from acestep_otel.recording.deferral import Deferral
 from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes
+from acestep_otel.recording.hardware import GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.privacy import Scrubber
@@ -67,6 +68,7 @@ class TracingLayer:
         self._tracer = tracer
         self._instruments = Instruments(meter)
         self._emitter = Emitter(tracer, self._instruments, settings.detail)
+        self._gpus = GpuWatch(meter)
         self._start_afresh(run_id)
         if hasattr(os, "register_at_fork"):
             # The hook cannot be taken off again, so it must not keep the layer alive.
@@ -80,6 +82,7 @@ class TracingLayer:
         self._vram = VramTracker()
         self._deferral = Deferral()
         self._running: dict[int, _Request] = {}
+        self._gpus.forget()
 
     def request(
         self,
@@ -205,6 +208,7 @@ class TracingLayer:
 
     def load(self, call: Call, *, model: str, role: str, device: torch.device) -> Any:
         """Run a model's loading in a span of its own, below whatever span is current."""
+        self._gpus.add(device)
         attributes = {**self._common(), semconv.MODEL_NAME: model, semconv.MODEL_ROLE: role, semconv.CLOCK: "host"}
         # Loading beside a running request uses the same memory counters, so it counts as one more request.
         with nullcontext() if inside_request() else self._vram.request(device):
@@ -227,6 +231,10 @@ class TracingLayer:
             self._finish(request, None)
         self._deferral.drain(timeout)
 
+    def close(self) -> None:
+        """Observe no hardware any more: what is left of a layer that was switched off."""
+        self._gpus.forget()
+
     @never_raises
     def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:
         attributes: dict[str, AttributeValue] = {
@@ -247,6 +255,7 @@ class TracingLayer:
 
     @never_raises
     def _start(self, name: str, start: RequestStart) -> _Request:
+        self._gpus.add(start.device)
         common = self._common()
         host = HostClock()
         root = Stage(name, host_mark(), device_clock=False, attributes=dict(start.attributes))

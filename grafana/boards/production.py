@@ -12,14 +12,17 @@ from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
 from grafana.panels import Query, Size, Text, heat_map, stats, time_series
-from grafana.series import MODEL, RATE, STAGE, label, quantile, rate, selected, values_of
+from grafana.series import MODEL, RATE, STAGE, label, quantile, rate, selected, selected_by_any_name, values_of
 from grafana.tables import Column, Labels, data_table
 from grafana.traces import TraceSearch, traces
 from grafana.variables import assembled, board, choice, with_traces
 
 _OUTCOME: Final = label(semconv.OUTCOME)
 _FAILED: Final = f'{_OUTCOME}!="ok"'
+_CARD: Final = f"{label(semconv.HW_ID)}, {label(semconv.HW_NAME)}"
+_CARD_LEGEND: Final = f"{{{{{label(semconv.HW_NAME)}}}}} {{{{{label(semconv.HW_ID)}}}}}"
 _TOKEN: Final = label(semconv.TOKEN_KIND)
+_MEDIAN_AND_95TH: Final = (0.5, 0.95)
 _WORK: Final = f'{STAGE}!="model.load",{STAGE}!~"lm[.].*",{STAGE}!~"vae.encode"'
 """Stages that do not lie inside another one."""
 
@@ -31,7 +34,7 @@ def production() -> dashboard.Dashboard:
         board(
             "acestep-production",
             "Production",
-            "A service that makes songs: rate, errors, duration by stage, pace, cost, memory, slowest traces.",
+            "A service that makes songs: rate, errors, queue, duration by stage, pace, cost, memory, slowest traces.",
             from_="now-1h",
             refresh="30s",
         )
@@ -43,9 +46,11 @@ def production() -> dashboard.Dashboard:
         with_traces(empty, values_of(requests, "job")),
         {
             "Requests": (_now(), _requests(), _errors(), _active(), _durations(), _duration_map()),
+            "Queue": (_queue_wait(), _queue_length(), _queue_rejected()),
             "Stages": (_stage_durations(), _use(), _stage_table()),
             "Language model": (_first_token(), _tokens()),
             "Cost and memory": (_compute(), _audio(), _memory(), _out_of_memory()),
+            "Hardware": (_gpu_use(), _gpu_memory()),
             "Traces": (_slowest(),),
         },
     )
@@ -102,6 +107,40 @@ def _duration_map() -> heatmap.Panel:
     )
 
 
+def _queue_wait() -> timeseries.Panel:
+    taken = f'{_OUTCOME}="ok"'
+    return time_series(
+        Text(
+            "Wait in the queue",
+            "From a request's acceptance until a worker took it: median and 95th percentile; a dot leads to the trace. "
+            "Empty for a service that has no queue, or does not declare it (acestep_otel.queueing).",
+            "s",
+        ),
+        *(
+            Query(quantile(value, semconv.QUEUE_WAIT_DURATION, taken), f"p{value * 100:g}", exemplars=True)
+            for value in _MEDIAN_AND_95TH
+        ),
+        size=Size(8),
+    )
+
+
+def _queue_length() -> timeseries.Panel:
+    return time_series(
+        Text("Queue", "Requests that wait for a worker, and how many may wait at most, by instance.", "none"),
+        Query(f"sum by (instance) ({selected(semconv.QUEUE_LENGTH)})", "waiting {{instance}}"),
+        Query(f"sum by (instance) ({selected(semconv.QUEUE_CAPACITY)})", "capacity {{instance}}"),
+        size=Size(8),
+    )
+
+
+def _queue_rejected() -> timeseries.Panel:
+    return time_series(
+        Text("Turned away", "Requests per second that found the queue full, by instance.", "reqps"),
+        Query(f"sum by (instance) ({rate(semconv.QUEUE_REJECTED)})", "{{instance}}"),
+        size=Size(8),
+    )
+
+
 def _stage_durations() -> timeseries.Panel:
     return time_series(
         Text("Duration by stage", "95th percentile of each stage; a dot leads to the trace.", "s"),
@@ -140,7 +179,7 @@ def _stage_table() -> table.Panel:
 
 
 def _median_and_95th(metric: MetricDefinition, by: str) -> Iterator[Query]:
-    for value in (0.5, 0.95):
+    for value in _MEDIAN_AND_95TH:
         yield Query(quantile(value, metric, by=(by,)), f"p{value * 100:g} {{{{{by}}}}}", exemplars=True)
 
 
@@ -191,6 +230,30 @@ def _out_of_memory() -> timeseries.Panel:
     return time_series(
         Text("Out of memory", "Errors in the time between two points, by stage.", "none"),
         Query(f"sum by ({STAGE}) (increase({selected(semconv.OUT_OF_MEMORY)}[{RATE}]))", f"{{{{{STAGE}}}}}"),
+    )
+
+
+def _gpu_use() -> timeseries.Panel:
+    busiest = f"max by ({_CARD}) ({selected_by_any_name(semconv.HW_GPU_UTILIZATION)})"
+    return time_series(
+        Text(
+            "GPU use",
+            "Share of the time in which a card ran a kernel, of any process, as its driver says. Empty without NVML.",
+            "percentunit",
+        ),
+        Query(busiest, _CARD_LEGEND),
+    )
+
+
+def _gpu_memory() -> timeseries.Panel:
+    used, limit = (
+        f"max by ({_CARD}) ({selected(metric)})"
+        for metric in (semconv.HW_GPU_MEMORY_USAGE, semconv.HW_GPU_MEMORY_LIMIT)
+    )
+    return time_series(
+        Text("GPU memory", "In use on a card, by any process, and all that it has. Empty without NVML.", "bytes"),
+        Query(used, f"used {_CARD_LEGEND}"),
+        Query(limit, f"limit {_CARD_LEGEND}"),
     )
 
 

@@ -55,9 +55,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, tiny_models: checkpoints.Mod
             for job in scenarios.ENDED:
                 prometheus.wait_for(f'target_info{{job="{job}"}}')
             page.expire(*scenarios.ENDED)
-            with scenarios.service(endpoint, tiny_models) as telemetry:
+            with scenarios.service(endpoint) as service:
                 for _ in range(3):
-                    scenarios.serve(telemetry, tiny_models, 3)
+                    scenarios.serve(service, tiny_models, 3)
                     page.lost += 10
                     # Two scrapes and an evaluation see each third.
                     time.sleep(2 * INTERVAL)

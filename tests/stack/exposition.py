@@ -30,10 +30,11 @@ TRANSLATIONS = {
     ("acestep.requests", "counter", "{request}"): "acestep_requests_total",
     ("acestep.errors.total", "counter", "{error}"): "acestep_errors_total",
     ("acestep.audio.bytes", "counter", "By"): "acestep_audio_bytes_total",
+    ("acestep.rtf", "gauge", "1"): "acestep_rtf_ratio",
     ("acestep.requests.active", "up_down_counter", "{request}"): "acestep_requests_active",
 }
 
-_UNITS = {"s": "seconds", "By": "bytes"}
+_UNITS = {"s": "seconds", "By": "bytes", "1": "ratio"}
 
 
 def translated(name: str, kind: str, unit: str) -> str:

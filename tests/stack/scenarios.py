@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 from acestep.checkpoints import Models
@@ -20,6 +22,8 @@ from acestep_otel.modes.tier_test.outputs import Outputs, record_row
 from acestep_otel.modes.tier_test.plan import Plan
 from acestep_otel.modes.tracing import instrumented
 from acestep_otel.providers import Telemetry
+from acestep_otel.queueing import QueueTelemetry
+from acestep_otel.recording.hardware import Card, GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.report.cells import Failure, Figures
@@ -34,6 +38,14 @@ SERVICE = "studio"
 ENDED = (*PROFILES, *BENCHMARKS, TIERS)
 """Runs that are over when they are looked at."""
 SHORT = ("--tiny", "--duration", "10", "--inference-steps", "2", "--no-progress")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a service has around the engine."""
+
+    telemetry: Telemetry
+    queue: QueueTelemetry
 
 
 def profile(endpoint: str, folder: Path, name: str) -> None:
@@ -68,21 +80,28 @@ def tier_test(endpoint: str) -> None:
 
 
 @contextmanager
-def service(endpoint: str, models: Models) -> Iterator[Telemetry]:
-    """A process that goes on, traced by the layer; its device's memory counters are a stand-in off CUDA."""
+def service(endpoint: str) -> Iterator[Service]:
+    """A process that goes on, traced by the layer, with a queue; its GPU's figures are made up where there is none."""
     peak = VramPeak(4 * GIB, 98 * GIB // 10, shared=False)
+    driver = SimpleNamespace(
+        nvmlDeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=75),
+        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=12 * GIB, total=80 * GIB),
+    )
+    card = Card(driver, None, "GPU-0", "NVIDIA H100")
     with (
         _named(SERVICE),
         patch.object(VramTracker, "read", lambda *_: VramReading(4 * GIB, 98 * GIB // 10, peak)),
         patch.object(VramTracker, "limit", lambda *_: 10 * GIB),
+        patch.object(GpuWatch, "_known", lambda *_: [card]),
         Telemetry(endpoint=endpoint) as telemetry,
         instrumented(telemetry, Detail.STEP),
     ):
-        yield telemetry
+        queue = QueueTelemetry(8, tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider)
+        yield Service(telemetry, queue)
 
 
-def serve(telemetry: Telemetry, models: Models, songs: int) -> None:
-    """Make songs, every third one without success, and send the metrics after each."""
+def serve(service: Service, models: Models, songs: int) -> None:
+    """Make songs that have waited, every third one without success, turn one caller away, and send the metrics."""
     request = GenerationRequest(
         caption="slow piano",
         lyrics="[Verse]\nhome",
@@ -92,11 +111,14 @@ def serve(telemetry: Telemetry, models: Models, songs: int) -> None:
         use_cot_metas=True,
     )
     for song in range(songs):
+        waiting = service.queue.enter()
+        waiting.leave()
         with suppress(AceStepError), _failing() if song % 3 == 2 else _succeeding():
-            generate_music(models, request)
-        telemetry.meter_provider.force_flush()
-        telemetry.tracer_provider.force_flush()
+            waiting.context.run(generate_music, models, request)
+        service.telemetry.meter_provider.force_flush()
+        service.telemetry.tracer_provider.force_flush()
         time.sleep(0.5)
+    service.queue.reject()
 
 
 @contextmanager

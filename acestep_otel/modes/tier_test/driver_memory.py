@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import pynvml
 
+from acestep_otel.recording.hardware import uuid_of
 from acestep_otel.report.tiers import DriverSource
 
 if TYPE_CHECKING:
     import torch
 
-_PREFIX: Final = "GPU-"
-"""NVML writes it before a device's UUID, PyTorch does not."""
 PERIOD: Final = 0.02
 """Seconds between two looks; a look takes some tens of microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class UseBefore:
-    """Bytes in use on each device, by its UUID without prefix, before this process used any; empty without NVML."""
+    """Bytes in use on each device, by its UUID, before this process used any; empty without NVML."""
 
     by_uuid: dict[str, int]
 
@@ -41,10 +40,7 @@ class UseBefore:
             pynvml.nvmlInit()
             handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
             return cls(
-                {
-                    pynvml.nvmlDeviceGetUUID(handle).removeprefix(_PREFIX): pynvml.nvmlDeviceGetMemoryInfo(handle).used
-                    for handle in handles
-                }
+                {pynvml.nvmlDeviceGetUUID(handle): pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles}
             )
         except pynvml.NVMLError:
             return cls({})
@@ -67,14 +63,9 @@ class DriverView:
     @classmethod
     def of(cls, device: torch.device, before: UseBefore) -> Self | None:
         """The best view there is of a device that is in use by now; ``None`` off CUDA and without NVML."""
-        import torch
-
-        if device.type != "cuda":
+        if device.type != "cuda" or (uuid := uuid_of(device)) not in before.by_uuid:
             return None
-        uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix(_PREFIX)
-        if uuid not in before.by_uuid:
-            return None
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"{_PREFIX}{uuid}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         listed = cls("nvml_process", handle)
         if listed.used() is not None:
             return listed

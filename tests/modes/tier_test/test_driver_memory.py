@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from types import SimpleNamespace
-from typing import Any
-
 import pynvml
 import pytest
 import torch
 
 from acestep_otel.modes.tier_test.driver_memory import DriverView, MemoryWatch, UseBefore
+from tests.nvml import GIB, Nvml
 
 CUDA = torch.device("cuda", 0)
-GIB = 2**30
-
-
-class Nvml:
-    """One device, and what its driver says."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.used = 1 * GIB
-        self.processes: list[Any] | None = []
-        monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: "GPU-abc")
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=self.used))
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: self.listed())
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
-
-    def listed(self) -> list[Any]:
-        if self.processes is None:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return self.processes
-
-    def holds(self, used: int | None, pid: int | None = None) -> None:
-        self.processes = [SimpleNamespace(pid=1, usedGpuMemory=9 * GIB)]
-        self.processes.append(SimpleNamespace(pid=os.getpid() if pid is None else pid, usedGpuMemory=used))
 
 
 @pytest.fixture
