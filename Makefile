@@ -15,7 +15,7 @@ demo: $(VENV)/.installed  ## Make a song on the CPU with tiny built-in models an
 		--report output/report.html
 
 test: $(VENV)/.installed-test lint types  ## Run ruff, mypy --strict and pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed-test  ## Run ruff
 	$(BIN)/ruff check .
