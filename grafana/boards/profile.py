@@ -39,7 +39,7 @@ _KEY_METRICS: Final = {
     "vae_decode": "VAE Decode Time",
 }
 _PHASES: Final = f'{STAGE}=~"lm.+"'
-_WARM: Final = "Everything since the process started, its warm-up included."
+_WHOLE: Final = "All measured runs since the process started; warm-ups are left out."
 
 
 def profile() -> dashboard.Dashboard:
@@ -142,7 +142,7 @@ def _comparison() -> barchart.Panel:
 def _stages() -> table.Panel:
     by = (STAGE, MODEL, "job")
     return data_table(
-        Text("Stages", f"Mean duration of each stage. {_WARM}", "s"),
+        Text("Stages", f"Mean duration of each stage. {_WHOLE}", "s"),
         Labels({"job": "Run", STAGE: "Stage", MODEL: "Model"}, sort=("job", STAGE)),
         Column("Mean", mean_of_last(semconv.STAGE_DURATION, by=by), decimals=3),
         Column(
@@ -154,7 +154,7 @@ def _stages() -> table.Panel:
 
 def _step_quantiles() -> stat.Panel:
     return stats(
-        Text("Denoising step", f"Quantiles of one step. {_WARM}", "s"),
+        Text("Denoising step", f"Quantiles of one step. {_WHOLE}", "s"),
         *(
             Query(
                 quantile_of_last(value, semconv.DIT_STEP_DURATION, by=("job",)),
@@ -187,14 +187,14 @@ def _buckets(title: str, description: str, of: str) -> heatmap.Panel:
         "token": semconv.TIME_PER_OUTPUT_TOKEN,
     }[of]
     counts = f"sum by (le) ({selected(metric, part='bucket')})"
-    return heat_map(Text(title, f"{description} {_WARM}", "s"), Query(counts, exemplars=True), Size(8))
+    return heat_map(Text(title, f"{description} {_WHOLE}", "s"), Query(counts, exemplars=True), Size(8))
 
 
 def _phases() -> table.Panel:
     by = (STAGE, MODEL, "job")
     rate = f"1 / max by ({', '.join(by)}) ({last(semconv.PROFILE_TOKEN_DURATION)})"
     return data_table(
-        Text("Phases of the language model", f"Tokens/sec is of the last measured run. {_WARM}", "s"),
+        Text("Phases of the language model", f"Tokens/sec is of the last measured run. {_WHOLE}", "s"),
         Labels({"job": "Run", STAGE: "Phase", MODEL: "Model"}, sort=("job", STAGE)),
         Column("Tokens/sec", rate, unit="none", decimals=1),
         Column("Time to first token", mean_of_last(semconv.TIME_TO_FIRST_TOKEN, by=by), decimals=4),
@@ -205,7 +205,7 @@ def _phases() -> table.Panel:
 
 def _first_tokens() -> bargauge.Panel:
     return bars(
-        Text("Time to first token", f"95th percentile of each phase. {_WARM}", "s"),
+        Text("Time to first token", f"95th percentile of each phase. {_WHOLE}", "s"),
         Query(
             quantile_of_last(0.95, semconv.TIME_TO_FIRST_TOKEN, _PHASES, by=(STAGE, "job")),
             f"{{{{{STAGE}}}}} · {{{{job}}}}",
