@@ -20,20 +20,20 @@ class PlannerBudget:
         context_limit: positions that one sequence may take, prompt and output together.
         bytes_per_position: key-value memory of one position of one row.
         free_bytes: memory that is free now; ``None`` where it is not limited in advance (no CUDA).
+        row_limit: rows that run together; ``None`` where only memory limits them.
     """
 
     context_limit: int
     bytes_per_position: int
     free_bytes: Callable[[], int | None]
+    row_limit: int | None = None
 
     @classmethod
     def of(cls, model: LanguageModel) -> PlannerBudget:
         """Limits of a loaded model."""
-        config: Any = model.body.config
-        per_layer = 2 * config.num_key_value_heads * config.head_dim * model.head.element_size()
         return cls(
             context_limit=model.context_limit,
-            bytes_per_position=config.num_hidden_layers * per_layer,
+            bytes_per_position=bytes_per_position(model),
             free_bytes=lambda: free_cuda_bytes(model.device) if model.device.type == "cuda" else None,
         )
 
@@ -56,6 +56,12 @@ class PlannerBudget:
                 f"but the language model has {self.context_limit}: shorten the lyrics or the duration",
                 stage=stage,
             )
+        if self.row_limit is not None and rows > self.row_limit:
+            raise BudgetExceeded(
+                f"{rows} rows were asked for (a song is one, with guidance two), but the language model's engine was "
+                f"started for {self.row_limit}: make fewer songs at once, or load it for more",
+                stage=stage,
+            )
         needed, free = positions * rows * self.bytes_per_position, self.free_bytes()
         if free is not None and needed > free:
             raise BudgetExceeded(
@@ -63,6 +69,13 @@ class PlannerBudget:
                 f"{free / 2**30:.2f} GiB are free: make fewer songs at once, or shorter ones",
                 stage=stage,
             )
+
+
+def bytes_per_position(model: LanguageModel) -> int:
+    """Key-value memory of one position of one row, over all layers."""
+    config: Any = model.body.config
+    per_layer: int = 2 * config.num_key_value_heads * config.head_dim * model.head.element_size()
+    return int(config.num_hidden_layers) * per_layer
 
 
 def free_cuda_bytes(device: torch.device) -> int:

@@ -15,8 +15,7 @@ from typing import Final
 import torch
 
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
-from acestep.planner.backends import PhaseTokens, PlannerBackend
-from acestep.planner.backends.pt import COMPOSING, REASONING, PtBackend
+from acestep.planner.backends import COMPOSING, REASONING, PhaseTokens, PlannerBackend
 from acestep.planner.budget import PlannerBudget
 from acestep.planner.grammar import CAPTION_TOKEN_LIMIT, MetadataGrammar
 from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise, parse_metadata

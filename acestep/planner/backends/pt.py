@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from acestep.errors import InvalidOutput
-from acestep.planner.backends import PhaseTokens
+from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
 from acestep.planner.backends.decode_state import Candidates, DecodeState
 from acestep.planner.backends.text import ConstrainedText, FreeText, TextGuide
 from acestep.planner.backends.timing import share_saved
@@ -25,11 +25,6 @@ from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys, sample
 from acestep.types import Progress, ProgressCallback, SamplingSettings
 
-REASONING: Final = "lm.cot"
-COMPOSING: Final = "lm.codes"
-LYRICS: Final = "lm.lyrics"
-PROGRESS_INTERVAL: Final = 32
-"""Codes between two reports; each report waits for the device."""
 _GATHER_LIMIT: Final = 256
 """Up to this many candidates, their rows of the head are copied out; above, a mask hides the other rows."""
 
@@ -62,7 +57,7 @@ class PtBackend:
     ) -> PhaseTokens:
         """Phase 1 (see ``PlannerBackend.generate_metadata``): one token is read back per pass, for the grammar."""
         layout = self.model.vocabulary.layout
-        guide: TextGuide
+        guide: TextGuide[Candidates]
         if cursor is None:
             guide = FreeText(self._text_candidates, frozenset({layout.think_close, layout.eos, layout.pad}))
         else:
@@ -211,7 +206,7 @@ class PtBackend:
         self,
         stage: str,
         prompt: Sequence[int],
-        guide: TextGuide,
+        guide: TextGuide[Candidates],
         sampling: SamplingSettings,
         seed: int,
         token_limit: int,
