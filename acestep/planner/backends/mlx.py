@@ -1,0 +1,335 @@
+"""The MLX backend: mlx-lm's Qwen3 under the decode loop of the PyTorch backend, on MLX arrays.
+
+Guidance is combined on hidden states before the head, the head has the rows that can be drawn at all, and what the
+grammar forces rides along with the next pass. On Apple GPUs work is handed over without waiting: codes are read back
+in pieces, one piece after the next was handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import mlx.core as mx
+import numpy as np
+import torch
+from mlx_lm.models.cache import BatchKVCache
+from mlx_lm.models.qwen3 import Model, ModelArgs
+
+from acestep.errors import BackendUnavailable, InvalidOutput
+from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
+from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.mlx_sampling import sample
+from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide
+from acestep.planner.backends.timing import share_saved
+from acestep.planner.budget import PlannerBudget
+from acestep.planner.grammar import AllowedTokens, GrammarCursor
+from acestep.planner.models import LanguageModel
+from acestep.planner.sampling import item_keys
+from acestep.types import Progress, ProgressCallback, SamplingSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Tokens that may be drawn, as rows of the head.
+
+    Attributes:
+        weights: shape ``[candidates, hidden]``.
+        first: token id of row 0 when the rows are consecutive.
+        ids: token id of each row when they are not.
+        bias: minus infinity at rows that may not be drawn; ``None`` when all may.
+    """
+
+    weights: mx.array
+    first: int = 0
+    ids: mx.array | None = None
+    bias: mx.array | None = None
+
+    @classmethod
+    def of(cls, choice: TokenChoice, head: mx.array) -> Candidates:
+        """The rows that a choice leaves."""
+        if choice.gathered is not None:
+            ids = mx.array(choice.gathered)
+            return cls(head[ids], ids=ids)
+        weights = head[choice.first : choice.first + choice.count]
+        if choice.allowed is None:
+            return cls(weights, first=choice.first)
+        bias = np.full(choice.count, -np.inf, dtype=np.float32)
+        bias[choice.allowed - choice.first] = 0
+        return cls(weights, first=choice.first, bias=mx.array(bias))
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Float32 logits of float32 hidden states, shape ``[items, candidates]``."""
+        logits = (hidden.astype(self.weights.dtype) @ self.weights.T).astype(mx.float32)
+        return logits if self.bias is None else logits + self.bias
+
+    def token_ids(self, drawn: mx.array) -> mx.array:
+        """Vocabulary ids of drawn candidates."""
+        return drawn + self.first if self.ids is None else self.ids[drawn]
+
+
+class DecodeState:
+    """Rows in flight.
+
+    Attributes:
+        hidden: of each row's last token, shape ``[rows, hidden]``.
+        finite: whether no pass produced NaN or infinity; reading it waits for the device.
+        forwards: passes so far.
+    """
+
+    hidden: mx.array
+
+    def __init__(self, body: Any, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        """Run the prompts, one row each, padded on the left."""
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        self._body = body
+        self._cache = [BatchKVCache(padding) for _ in body.layers]
+        self.finite = mx.array(True)
+        self.forwards = 0
+        self.advance(mx.array([[pad] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]))
+
+    def advance(self, ids: mx.array) -> None:
+        """Run tokens behind those of the cache; ``ids`` has shape ``[rows, tokens]``."""
+        self.hidden = self._body(ids, self._cache)[:, -1]
+        self.finite = mx.logical_and(self.finite, mx.isfinite(self.hidden).all())
+        self.forwards += 1
+
+    def repeat(self, items: int) -> None:
+        """Make every row ``items`` rows, side by side, so that songs share the pass over the prompts."""
+        if items == 1:
+            return
+        self.hidden = mx.repeat(self.hidden, items, axis=0)
+        for cache in self._cache:
+            *arrays, length = cache.state
+            cache.state = (*(mx.repeat(array, items, axis=0) for array in arrays), length)
+
+    def time_advance(self) -> None:
+        """One pass of one token that leaves the rows as they were, to be timed."""
+        self.advance(mx.zeros((len(self.hidden), 1), dtype=mx.int64))
+        mx.eval(self.hidden)
+        for cache in self._cache:
+            cache.trim(1)
+
+
+class MlxBackend(GrammarWalk):
+    """``PlannerBackend`` on MLX.
+
+    Args:
+        model: a loaded language model; its weights are copied, the caller can let go of it.
+    """
+
+    name = "mlx"
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model_name = model.name
+        self._vocabulary = model.vocabulary
+        self._body: Any = _convert(model)
+        self._candidates: WeakKeyDictionary[AllowedTokens, Candidates] = WeakKeyDictionary()
+        self.budget = PlannerBudget.of(model)
+
+    def generate_metadata(
+        self,
+        prompt: Sequence[int],
+        cursor: GrammarCursor | None,
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Phase 1 (see ``PlannerBackend.generate_metadata``): one token is read back per pass, for the grammar."""
+        layout = self._vocabulary.layout
+        guide: TextGuide[Candidates]
+        if cursor is None:
+            candidates = Candidates.of(TokenChoice.text(layout), self._head)
+            guide = FreeText(candidates, frozenset({layout.think_close, layout.eos, layout.pad}))
+        else:
+            guide = ConstrainedText(cursor, self.constrain, self.accept)
+        return self._write_text(REASONING, prompt, guide, sampling, seed, token_limit, progress)
+
+    def generate_lyrics(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Free text (see ``PlannerBackend.generate_lyrics``): one token is read back per pass, to see its end."""
+        candidates = Candidates.of(self._lyrics, self._head)
+        guide = FreeText(candidates, frozenset({self._vocabulary.layout.eos}))
+        return self._write_text(LYRICS, prompt, guide, sampling, seed, token_limit, progress)
+
+    def generate_codes(
+        self,
+        conditional: Sequence[int],
+        unconditional: Sequence[int] | None,
+        count: int,
+        sampling: SamplingSettings,
+        seeds: Sequence[int],
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Phase 2 (see ``PlannerBackend.generate_codes``): ids stay on the device, the end is known beforehand."""
+        prompts = [conditional] if unconditional is None else [conditional, unconditional]
+        candidates = Candidates.of(TokenChoice.codes(self._vocabulary.layout), self._head)
+        keys = mx.array(np.stack([item_keys(seed, COMPOSING, count).numpy() for seed in seeds], axis=1))
+        state = self.prefill(prompts)
+        state.repeat(len(seeds))
+        written: list[mx.array] = []
+        for step in range(count):
+            pending = mx.tile(written[-1], len(prompts))[:, None] if written else None
+            written.append(self.decode(state, pending, candidates, sampling, keys[step]))
+            if len(written) % PROGRESS_INTERVAL == 0 or len(written) == count:
+                # Reading a value waits for the device: what is reported has really been done.
+                mx.eval(written[-1], state.finite)
+                if progress is not None:
+                    progress(Progress(COMPOSING, len(written), count))
+        self._require_finite(state, COMPOSING)
+        series: list[list[int]] = mx.stack(written, axis=1).tolist()  # type: ignore[assignment]
+        return PhaseTokens(
+            ids=tuple(map(tuple, series)),
+            prompt_tokens=len(conditional),
+            sampled_tokens=count * len(seeds),
+            forced_tokens=0,
+            unconditional_tokens=0 if unconditional is None else len(unconditional) + count * len(seeds),
+            forwards=state.forwards,
+        )
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
+        """One pass over the prompts, one row each; ends when the device has done it."""
+        if self._body is None:
+            raise BackendUnavailable("the language model was unloaded: load it again")
+        state = DecodeState(self._body, prompts, self._vocabulary.layout.pad)
+        mx.eval(state.hidden)
+        return state
+
+    def decode(
+        self,
+        state: DecodeState,
+        pending: mx.array | None,
+        candidates: Candidates,
+        sampling: SamplingSettings,
+        keys: mx.array,
+    ) -> mx.array:
+        """One pass for all rows: forward of what is pending, guidance, head, sampling.
+
+        Args:
+            state: rows in flight; with guidance the second half of them is unconditional.
+            pending: token ids that no pass has seen yet, shape ``[rows, tokens]``; ``None`` right after the prefill.
+            candidates: what may be drawn.
+            sampling: how.
+            keys: shape ``[items]``.
+
+        Returns:
+            Drawn token ids, shape ``[items]``, handed to the device and not waited for.
+        """
+        if pending is not None:
+            state.advance(pending)
+        hidden = state.hidden.astype(mx.float32)
+        if len(hidden) > len(keys):
+            conditional, unconditional = mx.split(hidden, 2)
+            hidden = unconditional + sampling.guidance_scale * (conditional - unconditional)
+        drawn = candidates.token_ids(sample(candidates.logits(hidden), sampling, keys))
+        mx.async_eval(drawn)
+        return drawn
+
+    def constrain(self, cursor: GrammarCursor) -> Candidates:
+        """The candidates that the grammar leaves at this place."""
+        allowed = cursor.allowed()
+        candidates = self._candidates.get(allowed)
+        if candidates is None:
+            choice = TokenChoice.of_grammar(allowed, self._vocabulary.layout)
+            candidates = self._candidates[allowed] = Candidates.of(choice, self._head)
+        return candidates
+
+    def measure_guidance_share(self, rows: int, context: int) -> float:
+        """Share of a decode pass that the unconditional rows cost (see ``PtBackend.measure_guidance_share``)."""
+        prompt = [self._vocabulary.layout.pad] * context
+        plain, guided = self.prefill([prompt]), self.prefill([prompt, prompt[1:]])
+        for state in (plain, guided):
+            state.repeat(rows)
+        return share_saved(_HOST, plain.time_advance, guided.time_advance)
+
+    def measure_prefill_guidance_share(self, tokens: int) -> float:
+        """The same for the pass over the prompts, of which the conditional one has ``tokens`` tokens."""
+        prompt = [self._vocabulary.layout.pad] * tokens
+        return share_saved(_HOST, lambda: self.prefill([prompt]), lambda: self.prefill([prompt, prompt[1:]]))
+
+    def unload(self) -> None:
+        """Free the model's memory (see ``PlannerBackend.unload``)."""
+        self._body = None
+        self._candidates.clear()
+        mx.clear_cache()
+
+    def _write_text(
+        self,
+        stage: str,
+        prompt: Sequence[int],
+        guide: TextGuide[Candidates],
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None,
+    ) -> PhaseTokens:
+        """Decode one row until the guide is done or ``token_limit`` tokens were drawn."""
+        keys = mx.array(item_keys(seed, stage, token_limit).numpy())
+        written = guide.opening()
+        state = self.prefill([[*prompt, *written]])
+        pending: mx.array | None = None
+        sampled = 0
+        while not guide.done and sampled < token_limit:
+            drawn = self.decode(state, pending, guide.candidates(), sampling, keys[sampled : sampled + 1])
+            chunk = guide.accept(int(drawn.item()))
+            written += chunk
+            sampled += 1
+            pending = mx.array([chunk])
+            if progress is not None:
+                progress(Progress(stage, len(written), None))
+        self._require_finite(state, stage)
+        return PhaseTokens(
+            ids=(tuple(written),),
+            prompt_tokens=len(prompt),
+            sampled_tokens=sampled,
+            forced_tokens=len(written) - sampled,
+            unconditional_tokens=0,
+            forwards=state.forwards,
+        )
+
+    @property
+    def _head(self) -> mx.array:
+        if self._body is None:
+            raise BackendUnavailable("the language model was unloaded: load it again")
+        weights: mx.array = self._body.embed_tokens.weight
+        return weights
+
+    @cached_property
+    def _lyrics(self) -> TokenChoice:
+        return TokenChoice.lyrics(self._vocabulary)
+
+    def _require_finite(self, state: DecodeState, stage: str) -> None:
+        if not state.finite.item():
+            raise InvalidOutput(f"the language model {self._model_name} produced NaN or infinity", stage=stage)
+
+
+_HOST: Final = torch.device("cpu")
+"""Clock of the timings: a pass is waited for where it is timed."""
+
+
+def _convert(model: LanguageModel) -> Any:
+    """The model's body in mlx-lm, with copies of its weights."""
+    config: dict[str, Any] = model.body.config.to_dict()  # type: ignore[operator, union-attr]
+    converted = Model(ModelArgs.from_dict(config))
+    converted.load_weights([(f"model.{name}", _array(value)) for name, value in model.body.named_parameters()])
+    mx.eval(converted.parameters())
+    return converted.model
+
+
+def _array(tensor: torch.Tensor) -> mx.array:
+    """A copy as MLX array; bfloat16 goes by its bits, which NumPy has no type for."""
+    host = tensor.detach().cpu().contiguous()
+    if host.dtype == torch.bfloat16:
+        return mx.array(host.view(torch.int16).numpy()).view(mx.bfloat16)
+    return mx.array(host.numpy())
