@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 
 from acestep.devices import default_dtype, resolve_device
-from acestep.errors import BackendUnavailable, CheckpointNotFound, stage_errors
+from acestep.errors import CheckpointNotFound, stage_errors
+from acestep.gpu_config import detect_gpu_memory, gpu_config
 from acestep.placement import Placement
+from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.renderer.models import RendererModels
@@ -44,7 +46,8 @@ class ModelSelection:
         weights: ``checkpoint`` looks on disk; ``synthetic`` builds the named architecture at its true size with
             seeded random weights: real speed and memory, and noise for music.
         device: see ``acestep.devices.resolve_device``.
-        lm_backend: ``auto`` or ``pt``.
+        lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
+        songs: made together at most; vllm reserves memory for so many when it starts. ``None``: the GPU tier's limit.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.
         seed: seed of synthetic weights.
@@ -55,6 +58,7 @@ class ModelSelection:
     weights: WeightsKind = "checkpoint"
     device: str = "auto"
     lm_backend: str = "auto"
+    songs: int | None = None
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
     placement: Placement = field(default_factory=Placement)
     seed: int = 0
@@ -87,13 +91,11 @@ def load_models(selection: ModelSelection) -> Models:
     device = resolve_device(selection.device)
     dtype = default_dtype(device)
     if selection.lm is not None:
-        _require_backend(selection.lm_backend)
+        resolve_backend(selection.lm_backend, device)
     with stage_errors("model.load"):
         renderer = Renderer(load_renderer_models(selection, device, dtype))
-        if selection.lm is None:
-            return Models(renderer, None, device)
-        language_model = load_language_model(selection, device, dtype)
-    return Models(renderer, Planner.from_language_model(language_model), device)
+        planner = None if selection.lm is None else start_planner(selection, device, dtype)
+    return Models(renderer, planner, device)
 
 
 def load_planner(selection: ModelSelection) -> Planner:
@@ -107,9 +109,9 @@ def load_planner(selection: ModelSelection) -> Planner:
         OutOfMemory: the model does not fit.
     """
     device = resolve_device(selection.device)
-    _require_backend(selection.lm_backend)
+    resolve_backend(selection.lm_backend, device)
     with stage_errors("model.load"):
-        return Planner.from_language_model(load_language_model(selection, device, default_dtype(device)))
+        return start_planner(selection, device, default_dtype(device))
 
 
 def require_language_model(selection: ModelSelection) -> None:
@@ -117,24 +119,28 @@ def require_language_model(selection: ModelSelection) -> None:
 
     Raises:
         ValueError: the selection names no language model.
+        DeviceUnavailable: the device does not exist here.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
-    _require_backend(selection.lm_backend)
+    resolve_backend(selection.lm_backend, resolve_device(selection.device))
     require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
-
-
-def _require_backend(name: str) -> None:
-    if name not in ("auto", "pt"):
-        raise BackendUnavailable(f"language-model backend {name!r} is not available yet: use --lm-backend pt or auto")
 
 
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
     """Diffusion transformer, condition encoders and VAE under ``selection.dit``."""
     require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
     return build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+
+
+def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> Planner:
+    """Load the language model under ``selection.lm`` and start the backend that runs it."""
+    backend = resolve_backend(selection.lm_backend, device)
+    model = load_language_model(selection, storage_device(backend, device), dtype)
+    songs = selection.songs or gpu_config(detect_gpu_memory(device)).with_lm.batch_size
+    return create_planner(backend, model, device, songs)
 
 
 def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:

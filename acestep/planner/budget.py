@@ -31,10 +31,12 @@ class PlannerBudget:
     @classmethod
     def of(cls, model: LanguageModel) -> PlannerBudget:
         """Limits of a loaded model."""
+        # Not the model itself: the limits must not keep its weights when it is unloaded.
+        device = model.device
         return cls(
             context_limit=model.context_limit,
             bytes_per_position=bytes_per_position(model),
-            free_bytes=lambda: free_cuda_bytes(model.device) if model.device.type == "cuda" else None,
+            free_bytes=lambda: free_cuda_bytes(device) if device.type == "cuda" else None,
         )
 
     def check(self, stage: str, *, prompt_tokens: int, output_tokens: int, rows: int) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
 from acestep.planner.backends import COMPOSING, REASONING, PhaseTokens, PlannerBackend
+from acestep.planner.backends.pt import PtBackend
 from acestep.planner.budget import PlannerBudget
 from acestep.planner.grammar import CAPTION_TOKEN_LIMIT, MetadataGrammar
 from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise, parse_metadata
@@ -116,7 +117,7 @@ class Planner:
 
     @classmethod
     def from_language_model(cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1]) -> Planner:
-        """A planner on the PyTorch backend."""
+        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others."""
         return cls(
             PtBackend(model),
             model.vocabulary,

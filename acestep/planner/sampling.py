@@ -103,11 +103,11 @@ def _draw(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     Unlike inverting the cumulative distribution, this gives the same token when rounding (which depends on the batch)
     moves another token across the edge of the nucleus.
     """
-    clocks = -torch.log1p(-_noise(keys, logits.shape[-1]))
+    clocks = -torch.log1p(-noise(keys, logits.shape[-1]))
     return (logits - clocks.log()).argmax(dim=-1)
 
 
-def _noise(keys: torch.Tensor, count: int) -> torch.Tensor:
+def noise(keys: torch.Tensor, count: int) -> torch.Tensor:
     """Uniform float32 numbers of each key, shape ``[keys, count]``, within (0, 1]: SplitMix64 started at the key."""
     words = keys.unsqueeze(-1) + torch.arange(1, count + 1, device=keys.device) * INCREMENT
     for shift, multiplier in zip(SHIFTS[:2], MULTIPLIERS, strict=True):

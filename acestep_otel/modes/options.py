@@ -92,7 +92,6 @@ _NOT_BUILT: Final = (
 )  # fmt: skip
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
 _BUILT_MODES: Final = (*_SINGLE_CALL_MODES, "benchmark")
-_BUILT_BACKENDS: Final = ("auto", "pt")
 _MODES_OF: Final = {
     # The rows of a benchmark are durations of their own; a source has one already.
     "task_type": ("profile",),
@@ -121,8 +120,6 @@ def require_available(options: Options) -> None:
     """
     if options.mode not in _BUILT_MODES:
         raise SetupError(f"--mode {options.mode} is not available yet")
-    if options.lm_backend not in _BUILT_BACKENDS:
-        raise SetupError(f"--lm-backend {options.lm_backend} is not available yet: use pt or auto")
     for field in fields(options):
         if field.name in _NOT_BUILT and getattr(options, field.name) != field.default:
             raise SetupError(f"--{field.name.replace('_', '-')} is not available yet")

@@ -61,5 +61,6 @@ def select_models(options: Options, *, with_language_model: bool) -> ModelSelect
         weights=options.weights,
         device=options.device,
         lm_backend=options.lm_backend,
+        songs=options.batch_size,
         checkpoint_root=options.checkpoint_dir,
     )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, Tracer
+from opentelemetry.trace import Span, SpanKind, Tracer
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import Clocks
@@ -116,6 +117,9 @@ class StageRecorder(Protocol):
     def load(self, call: Call, /, *, model: str, role: str, device: torch.device) -> Any:
         """Run a model's loading (``TracingLayer.load``)."""
 
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> None:
+        """Emit a span that a library below measured (``TracingLayer.adopt``)."""
+
 
 class TracingLayer:
     """Everything that instrumentation holds while it is switched on.
@@ -215,6 +219,20 @@ class TracingLayer:
             seconds = (time.perf_counter_ns() - start_ns) / 1e9
             self._loaded(span, seconds, model, device)
             return result
+
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind) -> None:
+        """Emit a span that a library below the engine measured by itself and that ends now.
+
+        Args:
+            name: as the library has it.
+            start_ns: Unix nanoseconds.
+            attributes: as the library has them.
+            parent: context of the span that it lies below.
+            kind: as the library has it.
+        """
+        self._tracer.start_span(
+            name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
+        ).end()
 
     @never_raises
     def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from acestep_otel import semconv
 from acestep_otel.recording.layer import Attributes, Call, RequestStart, StageRecorder
 from acestep_otel.recording.stages import AttributeValue, Stage, never_raises
 from acestep_otel.settings import Detail
-from acestep_otel.targets import planner, songwriting
+from acestep_otel.targets import planner, songwriting, vllm
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.inference", "_generate", _request(layer)),
         Seam("acestep.inference", "save_songs", _audio_save(layer)),
         Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
-        Seam("acestep.checkpoints", "load_language_model", _load(layer, "planner", "lm")),
+        Seam("acestep.checkpoints", "start_planner", _load(layer, "planner", "lm")),
         Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
         Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
@@ -37,6 +37,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.renderer.renderer", "Renderer.decode_tile", _vae_tile(layer)),
         *planner.seams(layer),
         *songwriting.seams(layer),
+        *vllm.seams(layer),
     ]
 
 

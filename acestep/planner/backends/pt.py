@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from acestep.errors import InvalidOutput
+from acestep.errors import BackendUnavailable, InvalidOutput
 from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
 from acestep.planner.backends.decode_state import Candidates, DecodeState
 from acestep.planner.backends.text import ConstrainedText, FreeText, TextGuide
@@ -39,11 +39,29 @@ class PtBackend:
     name = "pt"
 
     def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+        self._model: LanguageModel | None = model
         layout = model.vocabulary.layout
         self._code_candidates = Candidates.rows(model.head, layout.code_base, layout.code_count)
         self._text_candidates = Candidates.rows(model.head, 0, layout.text_size)
         self._candidates: WeakKeyDictionary[AllowedTokens, Candidates] = WeakKeyDictionary()
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model.
+
+        Raises:
+            BackendUnavailable: it was unloaded.
+        """
+        if self._model is None:
+            raise BackendUnavailable("the language model was unloaded: load it again")
+        return self._model
+
+    def unload(self) -> None:
+        """Let go of the model (see ``PlannerBackend.unload``)."""
+        self._model = None
+        self._candidates.clear()
+        for views in ("_lyrics_candidates", "_code_candidates", "_text_candidates"):
+            vars(self).pop(views, None)
 
     @torch.inference_mode()
     def generate_metadata(

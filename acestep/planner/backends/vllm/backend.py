@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from statistics import median
+from threading import Lock
 from time import perf_counter
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -32,7 +34,7 @@ class VllmBackend(GrammarWalk):
     """``PlannerBackend`` on vLLM.
 
     The engine is started with room for a number of songs and takes no more memory afterwards. It has no prefix cache,
-    so that a song depends on nothing but its own prompt.
+    so that a song depends on nothing but its own prompt. Phases of several threads take turns.
 
     Args:
         model: a loaded language model; the engine copies its weights, the caller can let go of it.
@@ -54,6 +56,7 @@ class VllmBackend(GrammarWalk):
         self._vocabulary = model.vocabulary
         self._device = device
         self._desk = DrawingDesk()
+        self._turn = Lock()
         self._choices: WeakKeyDictionary[AllowedTokens, TokenChoice] = WeakKeyDictionary()
         reservation = Reservation.for_songs(model, songs, memory_limit)
         self._engine: Any = build_engine(model, device, reservation, self._desk)
@@ -122,7 +125,6 @@ class VllmBackend(GrammarWalk):
                 done = min(map(len, written))
                 if progress is not None and (done == count or (done and done % PROGRESS_INTERVAL == 0)):
                     progress(Progress(COMPOSING, done, count))
-        self._require_finite(COMPOSING)
         return PhaseTokens(
             ids=tuple(map(tuple, written)),
             prompt_tokens=len(conditional),
@@ -178,9 +180,10 @@ class VllmBackend(GrammarWalk):
 
     def unload(self) -> None:
         """Stop the engine and free its memory (see ``PlannerBackend.unload``)."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            close_engine(engine)
+        with self._turn:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                close_engine(engine)
 
     def _write_text(
         self,
@@ -211,7 +214,6 @@ class VllmBackend(GrammarWalk):
                 self.decode(rows)
                 if progress is not None:
                     progress(Progress(stage, len(draw.written), None))
-        self._require_finite(stage)
         return PhaseTokens(
             ids=(tuple(draw.written),),
             prompt_tokens=len(prompt),
@@ -222,11 +224,20 @@ class VllmBackend(GrammarWalk):
             engine_times=rows.times,
         )
 
-    def _rows(self, stage: str, groups: Sequence[Sequence[RowRequest]], draw: Draw) -> EngineRows:
-        if self._engine is None:
-            raise BackendUnavailable("the language model was unloaded: load it again")
-        self._desk.open(draw)
-        return EngineRows(self._engine, stage, groups, self.trace_headers())
+    @contextmanager
+    def _rows(self, stage: str, groups: Sequence[Sequence[RowRequest]], draw: Draw) -> Iterator[EngineRows]:
+        """A phase's rows, and the desk for its draw alone."""
+        with self._turn:
+            if self._engine is None:
+                raise BackendUnavailable("the language model was unloaded: load it again")
+            self._desk.open(draw)
+            try:
+                with EngineRows(self._engine, stage, groups, self.trace_headers()) as rows:
+                    yield rows
+                if not self._desk.finite:
+                    raise InvalidOutput(f"the language model {self._model_name} produced NaN or infinity", stage=stage)
+            finally:
+                self._desk.close()
 
     def _pass_seconds(
         self,
@@ -251,10 +262,6 @@ class VllmBackend(GrammarWalk):
     @cached_property
     def _lyrics(self) -> TokenChoice:
         return TokenChoice.lyrics(self._vocabulary)
-
-    def _require_finite(self, stage: str) -> None:
-        if not self._desk.finite:
-            raise InvalidOutput(f"the language model {self._model_name} produced NaN or infinity", stage=stage)
 
 
 def _groups(

@@ -86,11 +86,13 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         ``vllm.v1.engine.llm_engine.LLMEngine``.
 
     Raises:
-        BackendUnavailable: the installed vLLM is not built for the device, or refuses the configuration.
+        BackendUnavailable: the installed vLLM is not built for the device, refuses the configuration, or already runs
+            in this process.
         OutOfMemory: weights and reservation do not fit.
     """
     with _process_as_it_was():
         import vllm.v1.worker.gpu.sample.logits_processor  # noqa: F401  (Model Runner V2 is part of what is needed)
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory, model_parallel_is_initialized
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -103,6 +105,9 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
                 f"this vLLM is built for {current_platform.device_type or 'no device of this machine'}, "
                 f"and the device is {device.type}: use --lm-backend pt, or install a vLLM for {device.type}"
             )
+        if model_parallel_is_initialized():
+            # Engines share the process's groups of workers: stopping one would stop the other.
+            raise BackendUnavailable("vLLM already runs in this process: unload that language model first")
         _register_loader(model)
         with tempfile.TemporaryDirectory(prefix="acestep-vllm-") as folder:
             _write_config(model, Path(folder))
@@ -118,8 +123,10 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
                     multiprocess_mode=False,
                 )
             except torch.OutOfMemoryError:
+                cleanup_dist_env_and_memory()
                 raise
             except (ValueError, RuntimeError) as error:
+                cleanup_dist_env_and_memory()
                 raise BackendUnavailable(
                     f"vLLM refuses to start: {' '.join(str(error).split())} (or use --lm-backend pt)"
                 ) from error
@@ -174,7 +181,7 @@ def _register_loader(model: LanguageModel) -> None:
 
     parameters = {f"model.{name}": parameter for name, parameter in model.body.named_parameters()}
 
-    class LoadedWeights(BaseModelLoader):  # type: ignore[misc]
+    class LoadedWeights(BaseModelLoader):
         """Copies each weight once, then lets go of them all."""
 
         def download_model(self, model_config: Any) -> None:
@@ -201,7 +208,7 @@ def _process_as_it_was() -> Iterator[None]:
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
     os.environ.update(switches)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         for name, value in before.items():

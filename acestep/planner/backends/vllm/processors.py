@@ -27,16 +27,11 @@ def processor_class(desk: DrawingDesk, *, v2: bool) -> type[Any]:
         desk: decides the tokens.
         v2: whether Model Runner V2 will run.
     """
-
-    class DeskProcessor(_ProcessorV2 if v2 else _ProcessorV1):  # type: ignore[misc]
-        """Bound to the desk: the engine makes the instance itself."""
-
-        _desk = desk
-
-    return DeskProcessor
+    # The engine makes the instance itself, so the class has to know the desk.
+    return type("DeskProcessor", (_ProcessorV2 if v2 else _ProcessorV1,), {"_desk": desk})
 
 
-class _ProcessorV1(LogitsProcessor):  # type: ignore[misc]
+class _ProcessorV1(LogitsProcessor):
     """Interface of Model Runner V1: told about changes of the batch, then given its logits."""
 
     _desk: DrawingDesk
@@ -59,7 +54,7 @@ class _ProcessorV1(LogitsProcessor):  # type: ignore[misc]
         return logits
 
 
-class _ProcessorV2(LogitsProcessorV2):  # type: ignore[misc]
+class _ProcessorV2(LogitsProcessorV2):
     """Interface of Model Runner V2: requests keep a slot, and every batch says which slots it holds."""
 
     _desk: DrawingDesk

@@ -112,9 +112,7 @@ class EngineRows:
         outputs = self._engine.step()
         self.passes += 1
         answered = {output.request_id: output for output in outputs}
-        if answered.keys() != self._running.keys() or any(
-            len(output.outputs[0].token_ids) != 1 for output in outputs
-        ):
+        if answered.keys() != self._running.keys() or any(len(output.outputs[0].token_ids) != 1 for output in outputs):
             raise BackendFailed(
                 f"vLLM answered {len(answered)} of {len(self._running)} rows in a pass, so they are out of step: take "
                 "--lm-backend pt",
