@@ -145,7 +145,6 @@ def test_repeating_a_flag_keeps_every_value_and_gives_each_a_flag(arguments: lis
         (["--tier-with-lm"], "--tier-with-lm is not available yet"),
         (["--offload-to-cpu"], "--offload-to-cpu is not available yet"),
         (["--quantization", "int8_weight_only"], "--quantization is not available yet"),
-        (["--lm-backend", "vllm"], "--lm-backend vllm is not available yet: use pt or auto"),
     ],
 )
 def test_what_is_not_built_yet_says_so(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

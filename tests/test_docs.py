@@ -31,8 +31,8 @@ SMALLEST = ("--tiny", "--device", "cpu", "--inference-steps", "2", "--lyrics-tok
 # A song made from a recording is as long as that.
 SHORTEST = ("--duration", "10")
 
-BUILT_IN_PART = {"mode", "lm_backend"}
-"""Some of their values work, others end with "not available yet"."""
+BUILT_IN_PART = {"mode"}
+"""Some of its values work, others end with "not available yet"."""
 
 
 def text(language: str) -> str:
