@@ -1,8 +1,7 @@
 """The MLX backend: mlx-lm's Qwen3 under the decode loop of the PyTorch backend, on MLX arrays.
 
 Guidance is combined on hidden states before the head, the head has the rows that can be drawn at all, and what the
-grammar forces rides along with the next pass. On Apple GPUs work is handed over without waiting: codes are read back
-in pieces, one piece after the next was handed over.
+grammar forces rides along with the next pass. The device works one pass ahead of the host.
 """
 
 from __future__ import annotations
@@ -143,7 +142,8 @@ class MlxBackend(GrammarWalk):
             keys: shape ``[items]``.
 
         Returns:
-            Drawn token ids, shape ``[items]``, handed to the device and not waited for.
+            Drawn token ids, shape ``[items]``. The device works one pass ahead: what is waited for are the pending
+            ones, and the first pass.
         """
         if pending is not None:
             state.advance(pending)
@@ -153,6 +153,7 @@ class MlxBackend(GrammarWalk):
             hidden = unconditional + sampling.guidance_scale * (conditional - unconditional)
         drawn = candidates.token_ids(sample(candidates.logits(hidden), sampling, keys))
         mx.async_eval(drawn)
+        mx.eval(drawn if pending is None else pending)
         return drawn
 
     def constrain(self, cursor: GrammarCursor) -> Candidates:
