@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,19 +16,17 @@ import torch
 
 from acestep.errors import BackendUnavailable, InvalidOutput
 from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
+from acestep.planner.backends.choices import GATHER_LIMIT
 from acestep.planner.backends.decode_state import Candidates, DecodeState
-from acestep.planner.backends.text import ConstrainedText, FreeText, TextGuide
+from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide
 from acestep.planner.backends.timing import share_saved
 from acestep.planner.grammar import AllowedTokens, GrammarCursor
 from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys, sample
 from acestep.types import Progress, ProgressCallback, SamplingSettings
 
-_GATHER_LIMIT: Final = 256
-"""Up to this many candidates, their rows of the head are copied out; above, a mask hides the other rows."""
 
-
-class PtBackend:
+class PtBackend(GrammarWalk):
     """``PlannerBackend`` on PyTorch, for every device that PyTorch has.
 
     Args:
@@ -178,18 +175,6 @@ class PtBackend:
             candidates = self._candidates[allowed] = self._compile(allowed)
         return candidates
 
-    def accept(self, cursor: GrammarCursor, token_id: int | None) -> list[int]:
-        """Move the cursor over a drawn token (``None`` at the start) and over all that is forced behind it.
-
-        Returns:
-            The drawn token and the forced ones: the chunk that the next pass has to see.
-        """
-        drawn = []
-        if token_id is not None:
-            cursor.accept(token_id)
-            drawn = [token_id]
-        return drawn + cursor.forced()
-
     @torch.inference_mode()
     def measure_guidance_share(self, rows: int, context: int) -> float:
         """Share of a decode pass that the unconditional rows cost.
@@ -264,7 +249,7 @@ class PtBackend:
 
     def _compile(self, allowed: AllowedTokens) -> Candidates:
         ids = torch.from_numpy(allowed.ids).to(self.model.device)
-        if len(ids) <= _GATHER_LIMIT:
+        if len(ids) <= GATHER_LIMIT:
             return Candidates.gathered(self.model.head, ids)
         return Candidates.masked(self.model.head, self.model.vocabulary.layout.text_size, ids)
 
