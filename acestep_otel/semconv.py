@@ -214,6 +214,9 @@ OUTCOME = _attribute("acestep.outcome", str, "ok, or the class name of the error
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------
 LM_BACKEND = _attribute("acestep.lm.backend", str, "Backend that really ran: pt, vllm or mlx.")
+LM_DECODE_PATH = _attribute(
+    "acestep.lm.decode.path", str, "How pt ran small passes: fused (kernels of its own, recorded) or eager."
+)
 LM_GUIDANCE_SCALE = _attribute("acestep.lm.guidance_scale", float, "Classifier-free guidance of the codes; 1 is off.")
 LM_CONSTRAINED = _attribute("acestep.lm.constrained", bool, "Whether the metadata was held to its grammar.")
 LM_SAMPLED_TOKENS = _attribute("acestep.lm.sampled_tokens", int, "Tokens that were a choice.", "{token}")

@@ -1,7 +1,12 @@
 """Shared by all tests."""
 
+import os
+
 import pytest
 import torch
+
+# Triton reads this when it is first imported: without a GPU its kernels run in its interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
 

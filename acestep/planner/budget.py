@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from acestep.errors import BudgetExceeded
 from acestep.planner.models import LanguageModel
+
+_POSITION_BLOCK: Final = 512
+"""Positions are set aside in blocks, so that songs of nearly the same length use the same memory."""
+
+
+def rounded_positions(positions: int) -> int:
+    """Positions that are set aside for so many."""
+    return -(-positions // _POSITION_BLOCK) * _POSITION_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +37,19 @@ class PlannerBudget:
     row_limit: int | None = None
 
     @classmethod
-    def of(cls, model: LanguageModel) -> PlannerBudget:
-        """Limits of a loaded model."""
+    def of(cls, model: LanguageModel, held_bytes: Callable[[], int] = lambda: 0) -> PlannerBudget:
+        """Limits of a loaded model.
+
+        Args:
+            model: the language model.
+            held_bytes: memory that the backend holds for keys and values now, and would use again.
+        """
         # Not the model itself: the limits must not keep its weights when it is unloaded.
         device = model.device
         return cls(
             context_limit=model.context_limit,
             bytes_per_position=bytes_per_position(model),
-            free_bytes=lambda: free_cuda_bytes(device) if device.type == "cuda" else None,
+            free_bytes=lambda: free_cuda_bytes(device) + held_bytes() if device.type == "cuda" else None,
         )
 
     def check(self, stage: str, *, prompt_tokens: int, output_tokens: int, rows: int) -> None:
@@ -64,10 +77,11 @@ class PlannerBudget:
                 f"started for {self.row_limit}: make fewer songs at once, or load it for more",
                 stage=stage,
             )
-        needed, free = positions * rows * self.bytes_per_position, self.free_bytes()
+        reserved = rounded_positions(positions)
+        needed, free = reserved * rows * self.bytes_per_position, self.free_bytes()
         if free is not None and needed > free:
             raise BudgetExceeded(
-                f"keys and values of {rows} rows of {positions} positions need {needed / 2**30:.2f} GiB, but only "
+                f"keys and values of {rows} rows of {reserved} positions need {needed / 2**30:.2f} GiB, but only "
                 f"{free / 2**30:.2f} GiB are free: make fewer songs at once, or shorter ones",
                 stage=stage,
             )

@@ -118,14 +118,15 @@ class Planner:
     @classmethod
     def from_language_model(cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1]) -> Planner:
         """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others."""
+        backend = PtBackend(model)
         return cls(
-            PtBackend(model),
+            backend,
             model.vocabulary,
             model_name=model.name,
             weights=model.weights,
             device=model.device,
             dtype=model.dtype,
-            budget=PlannerBudget.of(model),
+            budget=PlannerBudget.of(model, backend.held_bytes),
             duration_limit=duration_limit,
         )
 

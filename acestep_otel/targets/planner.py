@@ -15,7 +15,7 @@ from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stag
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
-    from acestep.planner.backends import PhaseTokens
+    from acestep.planner.backends import PhaseTokens, PlannerBackend
     from acestep.planner.planner import Planner
     from acestep.planner.songwriter import Songwriter
 
@@ -63,7 +63,7 @@ def _planning(layer: StageRecorder) -> Wrapper:
             call,
             device_clock=False,
             known=known,
-            found=lambda _, written: _summed_tokens(written.phases),
+            found=lambda _, written: {**_summed_tokens(written.phases), **_decode_path(instance.backend)},
         )
 
     return wrapper
@@ -75,6 +75,12 @@ def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue
         semconv.PROVIDER_NAME: "ace_step",
         semconv.REQUEST_MODEL: planner.model_name,
     }
+
+
+def _decode_path(backend: PlannerBackend) -> Attributes:
+    """Known after the run: the first pass of a process decides it."""
+    path = getattr(backend, "decode_path", None)
+    return {} if path is None else {semconv.LM_DECODE_PATH: path}
 
 
 def _summed_tokens(phases: Sequence[PhaseTokens]) -> Attributes:

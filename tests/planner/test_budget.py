@@ -1,9 +1,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from acestep.errors import BudgetExceeded
-from acestep.planner.budget import PlannerBudget
+from acestep.planner.budget import PlannerBudget, rounded_positions
 from acestep.planner.models import LanguageModel
 
 
@@ -13,7 +14,7 @@ def budget(free: int | None = None) -> PlannerBudget:
 
 def test_what_fits_passes() -> None:
     budget().check("lm.codes", prompt_tokens=400, output_tokens=600, rows=16)
-    budget(free=2000 * 2**20).check("lm.codes", prompt_tokens=400, output_tokens=600, rows=2)
+    budget(free=2048 * 2**20).check("lm.codes", prompt_tokens=400, output_tokens=600, rows=2)
 
 
 def test_b6_too_many_positions_are_refused_by_number() -> None:
@@ -25,7 +26,7 @@ def test_b6_too_many_positions_are_refused_by_number() -> None:
 
 def test_b2_too_little_memory_is_refused_before_the_first_pass() -> None:
     """The reference hangs when keys and values run out."""
-    with pytest.raises(BudgetExceeded, match=r"2 rows of 1000 positions need 1.95 GiB, but only 1.00 GiB are free"):
+    with pytest.raises(BudgetExceeded, match=r"2 rows of 1024 positions need 2.00 GiB, but only 1.00 GiB are free"):
         budget(free=2**30).check("lm.codes", prompt_tokens=400, output_tokens=600, rows=2)
 
 
@@ -42,3 +43,13 @@ def test_memory_per_position_follows_the_architecture(tiny: LanguageModel) -> No
     assert limits.bytes_per_position == 2 * 2 * 1 * 32 * 4
     assert limits.context_limit == 8192
     assert limits.free_bytes() is None
+
+
+def test_positions_are_set_aside_in_blocks() -> None:
+    assert [rounded_positions(positions) for positions in (1, 512, 513, 1024)] == [512, 512, 1024, 1024]
+
+
+def test_memory_that_the_backend_holds_can_be_used_again(tiny: LanguageModel, monkeypatch) -> None:
+    monkeypatch.setattr("acestep.planner.budget.free_cuda_bytes", lambda device: 1000)
+    on_cuda = replace(tiny, device=torch.device("cuda"))
+    assert PlannerBudget.of(on_cuda, held_bytes=lambda: 24).free_bytes() == 1024

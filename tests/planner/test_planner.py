@@ -283,7 +283,7 @@ def test_b6_lyrics_longer_than_the_context_are_refused(planner: Planner) -> None
 
 def test_b2_memory_counts_every_row(tiny: LanguageModel) -> None:
     limits = PlannerBudget.of(tiny)
-    two_rows = 2 * 300 * limits.bytes_per_position  # the request takes fewer than 300 positions
+    two_rows = 2 * 512 * limits.bytes_per_position  # the request takes fewer than 512 positions
     planner, backend = scripted(tiny, budget=replace(limits, free_bytes=lambda: two_rows))
     planner.plan(request(thinking=True, duration=10.0), [1])
     with pytest.raises(BudgetExceeded, match="16 rows"):

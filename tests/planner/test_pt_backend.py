@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -5,10 +6,12 @@ import torch
 
 from acestep.errors import InvalidOutput
 from acestep.planner.backends.pt import PtBackend
+from acestep.planner.budget import PlannerBudget, rounded_positions
 from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.models import LanguageModel
 from acestep.planner.prompts import Prompts
 from acestep.planner.sampling import item_keys, sample
+from acestep.synthetic.language_model import build_language_model
 from acestep.types import Progress, SamplingSettings, SongMetadata
 
 SAMPLING = SamplingSettings()
@@ -248,3 +251,125 @@ def test_lyrics_end_with_the_turn(backend, tiny, monkeypatch) -> None:
     answers = iter([300, 301, layout.eos, 302])
     monkeypatch.setattr(backend, "decode", lambda *_: torch.tensor([next(answers)]))
     assert backend.generate_lyrics([1, 2], SAMPLING, 1, 30).ids == ((300, 301, layout.eos),)
+
+
+@pytest.fixture
+def prompt_widths(backend, monkeypatch) -> list[int]:
+    """Tokens per row of every pass that the body runs."""
+    widths = []
+    forward = backend.model.body.forward
+    monkeypatch.setattr(
+        backend.model.body, "forward", lambda **inputs: widths.append(inputs["input_ids"].shape[1]) or forward(**inputs)
+    )
+    return widths
+
+
+def reasoned(backend, tiny, tiny_grammar, seed: int = 4) -> None:
+    prompt = Prompts(tiny.vocabulary).reasoning("calm piano", "[Verse]\nhello")
+    cursor = tiny_grammar.cursor(COMPLETE, with_caption=False, with_language=True)
+    backend.generate_metadata(prompt, cursor, SAMPLING, seed, 600)
+
+
+def test_codes_go_on_from_what_the_metadata_left(
+    backend, tiny, tiny_grammar, conditional, unconditional, prompt_widths
+) -> None:
+    fresh = PtBackend(tiny).generate_codes(conditional, unconditional, 6, SAMPLING, [1, 2])
+    prompt_widths.clear()
+    reasoned(backend, tiny, tiny_grammar)
+    prompt = Prompts(tiny.vocabulary).reasoning("calm piano", "[Verse]\nhello")
+    prompt_widths.clear()
+    after = backend.generate_codes(conditional, unconditional, 6, SAMPLING, [1, 2])
+    assert after == fresh
+    assert prompt_widths[0] == max(len(conditional) - len(prompt), len(unconditional))
+
+
+def test_nothing_is_reused_by_another_request(
+    backend, tiny, tiny_grammar, conditional, unconditional, prompt_widths
+) -> None:
+    """Else the figures of a second run would be those of a smaller one."""
+    for _ in range(2):
+        prompt_widths.clear()
+        reasoned(backend, tiny, tiny_grammar)
+        backend.generate_codes(conditional, unconditional, 3, SAMPLING, [1])
+        widths = list(prompt_widths)
+    for _ in range(2):
+        prompt_widths.clear()
+        backend.generate_codes(conditional, unconditional, 3, SAMPLING, [1])
+        assert prompt_widths[0] == len(conditional)
+    prompt_widths.clear()
+    reasoned(backend, tiny, tiny_grammar)
+    backend.generate_codes(conditional, unconditional, 3, SAMPLING, [1])
+    assert prompt_widths == widths
+
+
+@pytest.mark.parametrize("block", [1, 8, 512])
+def test_growing_memory_changes_nothing(tiny, tiny_grammar, conditional, unconditional, monkeypatch, block) -> None:
+    monkeypatch.setattr("acestep.planner.budget._POSITION_BLOCK", block)
+    backend, held = PtBackend(tiny), []
+    for count, seeds in ((1, [1]), (9, [1]), (9, [1, 2, 3]), (40, [3]), (2, [1, 2])):
+        reasoned(backend, tiny, tiny_grammar)
+        grown = backend.generate_codes(conditional, unconditional, count, SAMPLING, seeds)
+        assert grown == PtBackend(tiny).generate_codes(conditional, unconditional, count, SAMPLING, seeds)
+        held.append(backend.held_bytes())
+    assert held == sorted(held)
+
+
+def test_memory_is_what_the_budget_counted(backend, tiny, conditional, unconditional) -> None:
+    backend.generate_codes(conditional, unconditional, 20, SAMPLING, [1, 2])
+    positions = rounded_positions(len(conditional) + 20)
+    assert backend.held_bytes() == 4 * positions * PlannerBudget.of(tiny).bytes_per_position
+
+
+def test_release_frees_everything_and_the_next_run_is_the_same(backend, conditional, unconditional) -> None:
+    before = backend.generate_codes(conditional, unconditional, 10, SAMPLING, [1])
+    backend.release()
+    assert backend.held_bytes() == 0
+    assert backend.generate_codes(conditional, unconditional, 10, SAMPLING, [1]) == before
+
+
+def test_weights_that_were_moved_are_followed(conditional, unconditional) -> None:
+    model = build_language_model("acestep-5Hz-lm-tiny", device=torch.device("cpu"), dtype=torch.float32)
+    backend = PtBackend(model)
+    before = backend.generate_codes(conditional, unconditional, 10, SAMPLING, [1])
+    for parameter in model.body.parameters():
+        left = parameter.data
+        parameter.data = left.clone()
+        left.fill_(torch.nan)
+    assert backend.generate_codes(conditional, unconditional, 10, SAMPLING, [1]) == before
+
+
+def test_a_stopped_run_leaves_no_trace(backend, tiny, tiny_grammar, conditional, unconditional) -> None:
+    expected = backend.generate_codes(conditional, unconditional, 40, SAMPLING, [1])
+
+    class Stopped(Exception):
+        pass
+
+    def stop(report: Progress) -> None:
+        assert report.done <= 32
+        raise Stopped
+
+    reasoned(backend, tiny, tiny_grammar)
+    with pytest.raises(Stopped):
+        backend.generate_codes(conditional, unconditional, 400, SAMPLING, [7], stop)
+    assert backend.generate_codes(conditional, unconditional, 40, SAMPLING, [1]) == expected
+
+
+def test_not_a_number_does_not_stay(tiny, conditional, unconditional, monkeypatch) -> None:
+    backend = PtBackend(tiny)
+    expected = backend.generate_codes(conditional, unconditional, 5, SAMPLING, [1])
+    values = tiny.body.layers[0].self_attn.v_proj
+    with monkeypatch.context() as patched:
+        forward = values.forward
+        patched.setattr(values, "forward", lambda hidden: forward(hidden) * torch.nan)
+        with pytest.raises(InvalidOutput):
+            backend.generate_codes(conditional, unconditional, 5, SAMPLING, [1])
+    assert backend.generate_codes(conditional, unconditional, 5, SAMPLING, [1]) == expected
+
+
+def test_requests_of_several_threads_take_turns(backend, conditional, unconditional) -> None:
+    alone = [backend.generate_codes(conditional, unconditional, 20, SAMPLING, [seed]) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(
+            pool.map(lambda seed: backend.generate_codes(conditional, unconditional, 20, SAMPLING, [seed]), range(4))
+        )
+    assert together == alone

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
+from acestep.planner.backends.cache import CacheWindow, KeyValueCache
+from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.fused import FusedForward
 from acestep.planner.models import LanguageModel
 
 
@@ -28,21 +30,17 @@ class Candidates:
     bias: torch.Tensor | None = None
 
     @classmethod
-    def rows(cls, head: torch.Tensor, first: int, count: int) -> Candidates:
-        """Consecutive rows, without a copy."""
-        return cls(head[first : first + count], first=first)
-
-    @classmethod
-    def gathered(cls, head: torch.Tensor, ids: torch.Tensor) -> Candidates:
-        """A few rows, copied."""
-        return cls(head[ids], ids=ids)
-
-    @classmethod
-    def masked(cls, head: torch.Tensor, count: int, ids: torch.Tensor) -> Candidates:
-        """The first ``count`` rows, of which only ``ids`` may be drawn."""
-        bias = torch.full((count,), -torch.inf, device=head.device)
-        bias[ids] = 0
-        return cls(head[:count], bias=bias)
+    def of(cls, choice: TokenChoice, head: torch.Tensor) -> Candidates:
+        """The rows that a choice leaves: a view of consecutive ones, a copy of a few others."""
+        if choice.gathered is not None:
+            ids = torch.from_numpy(choice.gathered).to(head.device)
+            return cls(head[ids], ids=ids)
+        weights = head[choice.first : choice.first + choice.count]
+        if choice.allowed is None:
+            return cls(weights, first=choice.first)
+        bias = torch.full((choice.count,), -torch.inf, device=head.device)
+        bias[torch.from_numpy(choice.allowed).to(head.device) - choice.first] = 0
+        return cls(weights, first=choice.first, bias=bias)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits of float32 hidden states, shape ``[items, candidates]``."""
@@ -55,88 +53,102 @@ class Candidates:
 
 
 class DecodeState:
-    """Rows in flight: their key-value cache, their positions and their last hidden state.
+    """Rows in flight: their place in the cache and their last hidden state.
 
     Attributes:
-        hidden: of each row's last token, shape ``[rows, hidden]``.
+        cache: holds the rows, from row 0 on.
+        hidden: of each row's last token, shape ``[rows, hidden]``; valid until the next pass.
         forwards: passes so far.
     """
 
     hidden: torch.Tensor
 
-    def __init__(self, model: LanguageModel, positions: torch.Tensor, visible: torch.Tensor | None) -> None:
-        self._body = model.body
-        self._cache = DynamicCache(config=model.body.config)
-        # Next position of each row, [rows, 1]: padding on the left takes none.
-        self._positions = positions
-        # Which places of the cache a row may look at, [rows, capacity]; None when all may look at all.
-        self._visible = visible
-        self._finite = torch.ones((), dtype=torch.bool, device=model.device)
+    def __init__(self, model: LanguageModel, cache: KeyValueCache, fused: FusedForward | None) -> None:
+        self._model = model
+        self.cache = cache
+        self._fused = fused
+        # Next place of each row, [rows, 1], and the highest of them, known without asking the device.
+        self._places = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        self._length = 0
+        # Of all hidden states: NaN and infinity, once there, stay.
+        self._sum = torch.zeros((), device=model.device)
         self.forwards = 0
 
     @classmethod
-    def start(cls, model: LanguageModel, prompts: Sequence[Sequence[int]], capacity: int) -> DecodeState:
-        """Run the prompts, one row each, padded on the left.
+    def start(
+        cls,
+        model: LanguageModel,
+        cache: KeyValueCache,
+        prompts: Sequence[Sequence[int]],
+        *,
+        items: int = 1,
+        shared: int = 0,
+        fused: FusedForward | None = None,
+    ) -> DecodeState:
+        """Run the prompts once each, and make every one of them ``items`` rows, side by side.
 
         Args:
             model: the language model.
+            cache: with room for all rows.
             prompts: token ids.
-            capacity: positions that will follow; used only when the prompts differ in length.
+            items: rows per prompt.
+            shared: leading tokens of the first prompt that row 0 of the cache holds already.
+            fused: runs passes that are small enough.
         """
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
-        pad = model.vocabulary.layout.pad
-        rows = [[pad] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]
-        lefts = torch.tensor(padding, device=model.device).unsqueeze(1)
-        visible = torch.arange(longest + capacity, device=model.device) >= lefts if any(padding) else None
-        state = cls(model, -lefts, visible)
-        state.advance(torch.tensor(rows, device=model.device))
+        state = cls(model, cache, fused)
+        state._prefill(prompts, items, shared)
         return state
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], items: int, shared: int) -> None:
+        device, pad = self._model.device, self._model.vocabulary.layout.pad
+        starts = [shared] + [0] * (len(prompts) - 1)
+        rest = [list(prompt[start:]) for prompt, start in zip(prompts, starts, strict=True)]
+        tokens = max(map(len, rest))
+        # Padding behind a prompt is seen by nothing, and its places are used again.
+        ids = torch.tensor([row + [pad] * (tokens - len(row)) for row in rest], device=device)
+        places = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(tokens, device=device)
+        places = places.clamp(max=self.cache.capacity - 1)
+        length = min(max(starts) + tokens, self.cache.capacity)
+        hidden = self._run(ids, places, items, length)
+        last = torch.tensor([len(row) - 1 for row in rest], device=device)
+        self.hidden = hidden[torch.arange(len(prompts), device=device), last].repeat_interleave(items, dim=0)
+        lengths = [len(prompt) for prompt in prompts]
+        self._places = torch.tensor(lengths, device=device).repeat_interleave(items).unsqueeze(1)
+        self._length = max(lengths)
+        if items > 1:
+            self.cache.spread(items, len(prompts) * items, self._length)
 
     def advance(self, ids: torch.Tensor) -> None:
         """Run tokens behind those of the cache; ``ids`` has shape ``[rows, tokens]``."""
-        length = self._cache.get_seq_length() + ids.shape[1]
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        output = self._body(
-            input_ids=ids,
-            attention_mask=self._attention_mask(length, ids.shape[1]),
-            position_ids=(self._positions + steps).clamp(min=0),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self.hidden = output.last_hidden_state[:, -1]
-        self._positions = self._positions + ids.shape[1]
-        self._finite &= self.hidden.isfinite().all()
+        tokens = ids.shape[1]
+        places = self._places if tokens == 1 else self._places + torch.arange(tokens, device=ids.device)
+        self._length += tokens
+        self.hidden = self._run(ids, places, 1, self._length)[:, -1]
+        self._places = self._places + tokens
+
+    def _run(self, ids: torch.Tensor, places: torch.Tensor, stride: int, length: int) -> torch.Tensor:
+        """Hidden states of tokens of every ``stride``-th row; a token sees what lies up to its own place."""
         self.forwards += 1
+        if self._fused is not None and stride == 1 and self._fused.fits(*ids.shape):
+            hidden = self._fused(ids, places)
+        else:
+            seen = torch.arange(length, device=ids.device) <= places.unsqueeze(-1)
+            window = CacheWindow(self.cache, stride, places, length)
+            hidden = self._model.body(
+                input_ids=ids,
+                attention_mask={"full_attention": seen.unsqueeze(1)},
+                position_ids=places,
+                past_key_values=window,
+                use_cache=True,
+            ).last_hidden_state
+        self._sum = self._sum + hidden.sum(dtype=torch.float32)
+        return hidden
 
-    def _attention_mask(self, length: int, tokens: int) -> torch.Tensor | None:
-        """Boolean mask ``[rows, 1, tokens, length]`` of padded rows; ``None`` (plain causal) when none is padded."""
-        if self._visible is None:
-            return None
-        visible = self._visible[:, None, None, :length]
-        if tokens == 1:
-            return visible
-        key = torch.arange(length, device=visible.device)
-        query = key[length - tokens :].unsqueeze(1)
-        # Padding looks at itself, as a softmax over nothing is NaN.
-        return (visible & (key <= query)) | (key == query)
-
-    def repeat(self, items: int) -> None:
-        """Make every row ``items`` rows, side by side, so that songs share the pass over the prompts."""
-        if items == 1:
-            return
-        self._cache.batch_repeat_interleave(items)
-        self.hidden = self.hidden.repeat_interleave(items, dim=0)
-        self._positions = self._positions.repeat_interleave(items, dim=0)
-        if self._visible is not None:
-            self._visible = self._visible.repeat_interleave(items, dim=0)
-
-    def time_advance(self) -> None:
-        """One pass of one token that leaves the rows as they were, to be timed."""
-        self.advance(torch.zeros(len(self.hidden), 1, dtype=torch.long, device=self.hidden.device))
-        self._cache.crop(-1)
-        self._positions = self._positions - 1
+    def step_back(self) -> None:
+        """Undo the last pass of one token, so that it can be timed again."""
+        self._places = self._places - 1
+        self._length -= 1
 
     def is_finite(self) -> bool:
         """Whether no pass produced NaN or infinity; waits for the device."""
-        return bool(self._finite)
+        return bool(self._sum.isfinite())

@@ -1,0 +1,275 @@
+"""Triton kernels of a decoder layer for a few tokens, where reading the weights is the work.
+
+A *lane* is one token of a pass: one per row while codes are written, several of one row when a chunk of forced text
+goes in. All lanes share every pass over the weights. Five launches make a layer: projection to queries, keys and
+values; attention; output projection; gate and up projection; down projection. Norms, rotary embedding, the write to
+the cache, activation and residual ride along. Lengths are read on the device, so one recorded launch serves all of
+them, and no result of a lane depends on how many others there are.
+
+Needs Triton, which comes with PyTorch's CUDA builds for Linux.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import triton
+import triton.language as tl
+
+LANE_LIMIT: Final = 16
+"""Lanes of one pass: the height of the smallest matrix that tensor cores multiply."""
+SPLITS: Final = 8
+"""Programs that share the keys of one lane and head; fixed, so that sums do not depend on the number of lanes."""
+_LANES = tl.constexpr(LANE_LIMIT)
+KEY_BLOCK: Final = 64
+"""Keys that a program looks at together."""
+
+
+@triton.jit
+def project_inputs(
+    x_ptr,
+    norm_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lanes,
+    eps,
+    K: tl.constexpr,
+    Q: tl.constexpr,
+    KV: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+):
+    """Queries, keys and values of normalised hidden states, side by side."""
+    first = tl.program_id(0) * N_BLOCK
+    w_ptr = q_ptr
+    column = first
+    if first >= Q + KV:
+        w_ptr = v_ptr
+        column = first - Q - KV
+    elif first >= Q:
+        w_ptr = k_ptr
+        column = first - Q
+    lane = tl.arange(0, _LANES)
+    k = tl.arange(0, K_BLOCK)
+    n = tl.arange(0, N_BLOCK)
+    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
+    w_ptrs = w_ptr + (column + n)[:, None].to(tl.int64) * K + k[None, :]
+    # The norm's scale is one number per lane: it can wait until after the product.
+    squares = tl.zeros((_LANES,), tl.float32)
+    product = tl.zeros((_LANES, N_BLOCK), tl.float32)
+    for start in range(0, K, K_BLOCK):
+        w = tl.load(w_ptrs + start)
+        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0).to(tl.float32)
+        squares += tl.sum(x * x, axis=1)
+        x *= tl.load(norm_ptr + start + k)[None, :].to(tl.float32)
+        product = tl.dot(x.to(w.dtype), tl.trans(w), product, input_precision="ieee")
+    product *= tl.rsqrt(squares / K + eps)[:, None]
+    out = out_ptr + lane[:, None] * (Q + 2 * KV) + (first + n)[None, :]
+    tl.store(out, product, mask=lane[:, None] < lanes)
+
+
+@triton.jit
+def gate(
+    x_ptr,
+    norm_ptr,
+    gate_ptr,
+    up_ptr,
+    out_ptr,
+    lanes,
+    eps,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+):
+    """``silu(gate(x)) * up(x)`` of normalised hidden states."""
+    column = tl.program_id(0) * N_BLOCK
+    lane = tl.arange(0, _LANES)
+    k = tl.arange(0, K_BLOCK)
+    n = column + tl.arange(0, N_BLOCK)
+    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
+    w_offsets = n[:, None].to(tl.int64) * K + k[None, :]
+    squares = tl.zeros((_LANES,), tl.float32)
+    gate = tl.zeros((_LANES, N_BLOCK), tl.float32)
+    up = tl.zeros((_LANES, N_BLOCK), tl.float32)
+    for start in range(0, K, K_BLOCK):
+        gate_w = tl.load(gate_ptr + w_offsets + start)
+        up_w = tl.load(up_ptr + w_offsets + start)
+        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0).to(tl.float32)
+        squares += tl.sum(x * x, axis=1)
+        x *= tl.load(norm_ptr + start + k)[None, :].to(tl.float32)
+        x = x.to(gate_w.dtype)
+        gate = tl.dot(x, tl.trans(gate_w), gate, input_precision="ieee")
+        up = tl.dot(x, tl.trans(up_w), up, input_precision="ieee")
+    scale = tl.rsqrt(squares / K + eps)[:, None]
+    gate *= scale
+    activated = gate * tl.sigmoid(gate) * (up * scale)
+    tl.store(out_ptr + lane[:, None] * N + n[None, :], activated, mask=lane[:, None] < lanes)
+
+
+@triton.jit
+def project_onto(
+    x_ptr, w_ptr, residual_ptr, lanes, K: tl.constexpr, N: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr
+):
+    """Add ``x @ w.T`` to the residual, in place."""
+    lane = tl.arange(0, _LANES)
+    k = tl.arange(0, K_BLOCK)
+    n = tl.program_id(0) * N_BLOCK + tl.arange(0, N_BLOCK)
+    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
+    w_ptrs = w_ptr + n[:, None].to(tl.int64) * K + k[None, :]
+    product = tl.zeros((_LANES, N_BLOCK), tl.float32)
+    for start in range(0, K, K_BLOCK):
+        w = tl.load(w_ptrs + start)
+        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0)
+        product = tl.dot(x, tl.trans(w), product, input_precision="ieee")
+    residual = residual_ptr + lane[:, None] * N + n[None, :]
+    before = tl.load(residual, mask=lane[:, None] < lanes, other=0.0)
+    tl.store(residual, before + product, mask=lane[:, None] < lanes)
+
+
+@triton.jit
+def _rotated(low, high, norm_ptr, frequencies, place, eps, HALF: tl.constexpr):
+    """Norm over the head, then rotary embedding; heads are ``[heads, HALF]`` twice, their lower and upper halves."""
+    d = tl.arange(0, HALF)
+    scale = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / (2 * HALF) + eps)[:, None]
+    low *= scale * tl.load(norm_ptr + d)[None, :].to(tl.float32)
+    high *= scale * tl.load(norm_ptr + HALF + d)[None, :].to(tl.float32)
+    angle = place.to(tl.float32) * frequencies
+    cosine, sine = tl.cos(angle)[None, :], tl.sin(angle)[None, :]
+    return low * cosine - high * sine, high * cosine + low * sine
+
+
+@triton.jit
+def attend(
+    qkv_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
+    frequencies_ptr,
+    places_ptr,
+    keys_ptr,
+    values_ptr,
+    row_slots_ptr,
+    partial_ptr,
+    maxima_ptr,
+    sums_ptr,
+    arrivals_ptr,
+    out_ptr,
+    eps,
+    scale,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Attention of one lane, one key-value head and one share of the cached keys.
+
+    The last share also takes the keys of this pass, and writes the lane's own to the cache. Whichever program arrives
+    last puts the shares together.
+    """
+    lane, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    D: tl.constexpr = 2 * HALF
+    WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
+    row, first_lane = lane // TOKENS, lane // TOKENS * TOKENS
+    place = tl.load(places_ptr + lane)
+    cached = tl.load(places_ptr + first_lane)
+
+    group = tl.arange(0, _LANES)  # query heads of this key-value head; those behind GROUP are padding
+    half, d = tl.arange(0, HALF), tl.arange(0, D)
+    real = (group < GROUP)[:, None]
+    frequencies = tl.load(frequencies_ptr + half)
+    q_ptrs = qkv_ptr + lane * WIDTH + (kv_head * GROUP + group)[:, None] * D + half[None, :]
+    q_low, q_high = _rotated(
+        tl.load(q_ptrs, mask=real, other=0.0).to(tl.float32),
+        tl.load(q_ptrs + HALF, mask=real, other=0.0).to(tl.float32),
+        q_norm_ptr,
+        frequencies,
+        place,
+        eps,
+        HALF,
+    )
+    dtype = keys_ptr.dtype.element_ty
+    q_low, q_high = q_low.to(dtype), q_high.to(dtype)
+
+    SLOT: tl.constexpr = KV_HEADS * D
+    cache = tl.load(row_slots_ptr) * row * SLOT + kv_head * D
+    maximum = tl.full((_LANES,), float("-inf"), tl.float32)
+    total = tl.zeros((_LANES,), tl.float32)
+    mixed = tl.zeros((_LANES, D), tl.float32)
+    share = tl.cdiv(tl.cdiv(cached, SPLITS), KEY_BLOCK) * KEY_BLOCK
+    for start in range(split * share, tl.minimum((split + 1) * share, cached), KEY_BLOCK):
+        key = start + tl.arange(0, KEY_BLOCK)
+        inside = key < cached
+        k_ptrs = keys_ptr + cache + key[:, None] * SLOT + half[None, :]
+        k_low = tl.load(k_ptrs, mask=inside[:, None], other=0.0)
+        k_high = tl.load(k_ptrs + HALF, mask=inside[:, None], other=0.0)
+        v = tl.load(values_ptr + cache + key[:, None] * SLOT + d[None, :], mask=inside[:, None], other=0.0)
+        scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
+        scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee") * scale
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        higher = tl.maximum(maximum, tl.max(scores, axis=1))
+        weights = tl.exp(scores - higher[:, None])
+        decay = tl.exp(maximum - higher)
+        total = total * decay + tl.sum(weights, axis=1)
+        mixed = tl.dot(weights.to(dtype), v, mixed * decay[:, None], input_precision="ieee")
+        maximum = higher
+
+    if (split == SPLITS - 1) & (place >= 0):
+        for other in range(first_lane, lane + 1):
+            k_ptr = qkv_ptr + other * WIDTH + (HEADS + kv_head) * D
+            other_place = tl.load(places_ptr + other)
+            k_low, k_high = _rotated(
+                tl.load(k_ptr + half).to(tl.float32)[None, :],
+                tl.load(k_ptr + HALF + half).to(tl.float32)[None, :],
+                k_norm_ptr,
+                frequencies,
+                other_place,
+                eps,
+                HALF,
+            )
+            k_low, k_high = k_low.to(dtype), k_high.to(dtype)
+            v = tl.load(k_ptr + KV_HEADS * D + d)
+            if other == lane:
+                slot = cache + place * SLOT
+                tl.store(keys_ptr + slot + half[None, :], k_low)
+                tl.store(keys_ptr + slot + HALF + half[None, :], k_high)
+                tl.store(values_ptr + slot + d, v)
+            low_scores = tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32), axis=1)
+            score = (low_scores + tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32), axis=1)) * scale
+            higher = tl.maximum(maximum, score)
+            weight = tl.exp(score - higher)
+            decay = tl.exp(maximum - higher)
+            total = total * decay + weight
+            mixed = mixed * decay[:, None] + weight[:, None] * v[None, :].to(tl.float32)
+            maximum = higher
+
+    head = lane * HEADS + kv_head * GROUP + group
+    tl.store(maxima_ptr + head * SPLITS + split, maximum, mask=group < GROUP)
+    tl.store(sums_ptr + head * SPLITS + split, total, mask=group < GROUP)
+    tl.store(partial_ptr + (head[:, None] * SPLITS + split) * D + d[None, :], mixed, mask=real)
+    tl.debug_barrier()
+    arrival = arrivals_ptr + lane * KV_HEADS + kv_head
+    if tl.atomic_add(arrival, 1, sem="acq_rel") == SPLITS - 1:
+        tl.store(arrival, 0)
+        highest = tl.full((_LANES,), float("-inf"), tl.float32)
+        for part in range(SPLITS):
+            highest = tl.maximum(
+                highest,
+                tl.load(maxima_ptr + head * SPLITS + part, mask=group < GROUP, other=0.0, cache_modifier=".cg"),
+            )
+        total = tl.zeros((_LANES,), tl.float32)
+        mixed = tl.zeros((_LANES, D), tl.float32)
+        for part in range(SPLITS):
+            maximum = tl.load(maxima_ptr + head * SPLITS + part, mask=group < GROUP, other=0.0, cache_modifier=".cg")
+            # A share without keys has no maximum, and a lane without a place has no keys at all.
+            weight = tl.where(maximum == float("-inf"), 0.0, tl.exp(maximum - highest))
+            sums = tl.load(sums_ptr + head * SPLITS + part, mask=group < GROUP, other=0.0, cache_modifier=".cg")
+            total += weight * sums
+            parts = partial_ptr + (head[:, None] * SPLITS + part) * D + d[None, :]
+            mixed += weight[:, None] * tl.load(parts, mask=real, other=0.0, cache_modifier=".cg")
+        mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out_ptr + head[:, None] * D + d[None, :], mixed, mask=real)

@@ -1,0 +1,68 @@
+"""Compile the kernels for a GPU that need not be there, and print what came out as JSON.
+
+python -m tests.planner.compile_kernels acestep-5Hz-lm-1.7B 90      # architecture, compute capability
+"""
+
+import json
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from acestep.planner.backends import kernels
+from acestep.planner.backends.fused import _tile
+from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS
+
+TYPES = {
+    **dict.fromkeys(("places_ptr", "row_slots_ptr"), "*i64"),
+    **dict.fromkeys(("frequencies_ptr", "partial_ptr", "maxima_ptr", "sums_ptr"), "*fp32"),
+    **dict.fromkeys(("eps", "scale"), "fp32"),
+    "arrivals_ptr": "*i32",
+    "lanes": "i32",
+}
+"""Of the kernels' parameters; all others point to weights and hidden states in bfloat16."""
+
+
+def main(name: str, capability: int) -> None:
+    """Compile every kernel at the sizes of one architecture."""
+    size = LANGUAGE_MODEL_CONFIGS[name]
+    hidden, inner = size.hidden_size, size.feed_forward_size
+    q_size, kv_size = size.heads * size.head_dim, size.kv_heads * size.head_dim
+    attention = {"TOKENS": 1, "HEADS": size.heads, "KV_HEADS": size.kv_heads, "HALF": size.head_dim // 2}
+    attention |= {"KEY_BLOCK": kernels.KEY_BLOCK, "SPLITS": kernels.SPLITS, "num_warps": 4, "num_stages": 3}
+    launches = [
+        (kernels.project_inputs, {"K": hidden, "Q": q_size, "KV": kv_size, **_tile(kv_size, hidden)}),
+        (kernels.attend, attention),
+        (kernels.gate, {"K": hidden, "N": inner, **_tile(inner, hidden)}),
+        (kernels.project_onto, {"K": inner, "N": hidden, **_tile(hidden, inner)}),
+    ]
+    print(json.dumps([compiled(kernel, options, capability) for kernel, options in launches]))
+
+
+def compiled(kernel: Any, options: dict[str, int], capability: int) -> dict[str, Any]:
+    """What the compiler makes of one kernel with these constants and launch options."""
+    constants = {key: value for key, value in options.items() if key in kernel.arg_names}
+    signature = {key: "constexpr" if key in constants else TYPES.get(key, "*bf16") for key in kernel.arg_names}
+    place = {key: (index,) for index, key in enumerate(kernel.arg_names)}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={place[key]: value for key, value in constants.items()},
+        attrs={place[key]: [["tt.divisibility", 16]] for key, kind in signature.items() if kind.startswith("*")},
+    )
+    launch = {key: value for key, value in options.items() if key not in constants}
+    result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    ptx = result.asm["ptx"]
+    return {
+        "name": kernel.__name__,
+        "cubin_bytes": len(result.asm["cubin"]),
+        "shared_memory": result.metadata.shared,
+        "asynchronous_copies": ptx.count("cp.async.cg"),
+        "tensor_core_products": ptx.count("mma.sync"),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
