@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-mlx lint types clean
+.PHONY: help demo test test-vllm test-mlx lint types stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,13 @@ lint: $(VENV)/.installed-test  ## Run ruff
 
 types: $(VENV)/.installed-test  ## Run mypy --strict on both packages
 	$(BIN)/mypy
+
+stack:  ## Start collector, Jaeger, Prometheus and Grafana, and print their address
+	docker compose up --detach --wait
+	@echo "Boards: http://localhost:3000"
+
+boards: $(VENV)/.installed-test  ## Write the dashboards anew from their source
+	$(BIN)/python -m grafana.build
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,13 +1,14 @@
 """From a model's name to loaded models.
 
-A name is looked up in this order: a path; ``<checkpoint root>/<name>`` in the official layout or in diffusers
-layout. Weights that are not there are an error with the ways out; random weights are used only when asked for.
+A name is looked up in this order: a path; ``<checkpoint root>/<name>``. Either may be in the official layout or in
+diffusers layout. Weights that are not there are an error with the ways out; random weights are used, and weights are
+fetched, only when asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +21,18 @@ from acestep.placement import Placement
 from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
+from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
 from acestep.renderer.models import RendererModels
+from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
+from acestep.renderer.vae_ladder import DecodeSettings
+from acestep.residence import Residence, loading_device
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
-from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
+from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
+from acestep.weights.adapters import Adapter, merge_adapters
+from acestep.weights.language_model import load_language_model_folder
+from acestep.weights.layout import candidates, find_renderer, locate, require_language_model_folder
+from acestep.weights.renderer import load_audio_encoder_weights, load_renderer
 
 WeightsKind = Literal["checkpoint", "synthetic"]
 
@@ -50,6 +59,8 @@ class ModelSelection:
         songs: made together at most; vllm reserves memory for so many when it starts. ``None``: the GPU tier's limit.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.
+        adapters: LoRA adapters of the diffusion transformer.
+        fetch: called with a name and ``checkpoint_root`` when there are no weights under the name; may put them there.
         seed: seed of synthetic weights.
     """
 
@@ -61,6 +72,8 @@ class ModelSelection:
     songs: int | None = None
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
     placement: Placement = field(default_factory=Placement)
+    adapters: tuple[Adapter, ...] = ()
+    fetch: Callable[[str, Path], None] | None = None
     seed: int = 0
 
 
@@ -78,23 +91,34 @@ class Models:
     planner: Planner | None
     device: torch.device
 
+    @property
+    def placement(self) -> Placement:
+        """How the models are placed, as it came into effect."""
+        return self.renderer.residence.placement
+
 
 def load_models(selection: ModelSelection) -> Models:
     """Load what the selection names.
 
     Raises:
         DeviceUnavailable: the device does not exist here.
+        PlacementUnavailable: the device cannot run the placement; nothing was loaded.
+        InvalidRequest: a variable about the VAE's decode means nothing.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under a name.
+        CheckpointInvalid: the weights under a name cannot be used.
         OutOfMemory: the models do not fit.
     """
     device = resolve_device(selection.device)
+    residence = Residence(device, selection.placement.on(device))
+    decoding = DecodeSettings.from_environment()
     dtype = default_dtype(device)
     if selection.lm is not None:
-        resolve_backend(selection.lm_backend, device)
+        # Before minutes go into the renderer.
+        require_language_model(selection)
     with stage_errors("model.load"):
-        renderer = Renderer(load_renderer_models(selection, device, dtype))
-        planner = None if selection.lm is None else start_planner(selection, device, dtype)
+        renderer = Renderer(load_renderer_models(selection, device, dtype), residence, decoding)
+        planner = None if selection.lm is None else start_planner(selection, device, dtype, residence)
     return Models(renderer, planner, device)
 
 
@@ -106,12 +130,32 @@ def load_planner(selection: ModelSelection) -> Planner:
         DeviceUnavailable: the device does not exist here.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights under the name cannot be used.
         OutOfMemory: the model does not fit.
     """
     device = resolve_device(selection.device)
-    resolve_backend(selection.lm_backend, device)
+    # The rest of a placement is about the renderer.
+    waits = Placement(
+        offload_to_cpu=selection.placement.offload_to_cpu, automatic_offload=selection.placement.automatic_offload
+    )
+    residence = Residence(device, waits.on(device))
+    resolve_backend(selection.lm_backend, device, residence.placement)
     with stage_errors("model.load"):
-        return start_planner(selection, device, default_dtype(device))
+        return start_planner(selection, device, default_dtype(device), residence)
+
+
+def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
+    """Load what turns a recording into audio codes, the VAE and the audio tokenizer of ``selection.dit``, and no more.
+
+    Raises:
+        DeviceUnavailable: the device does not exist here.
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights under the name cannot be used.
+        OutOfMemory: the models do not fit.
+    """
+    device = resolve_device(selection.device)
+    with stage_errors("model.load"):
+        return AudioEncoder(load_audio_encoder_models(selection, device, default_dtype(device)))
 
 
 def require_language_model(selection: ModelSelection) -> None:
@@ -122,68 +166,128 @@ def require_language_model(selection: ModelSelection) -> None:
         DeviceUnavailable: the device does not exist here.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: what is under the name is no language model.
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
-    resolve_backend(selection.lm_backend, resolve_device(selection.device))
-    require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+    device = resolve_device(selection.device)
+    resolve_backend(selection.lm_backend, device, selection.placement.on(device))
+    folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+    if folder is not None:
+        require_language_model_folder(folder)
 
 
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
-    """Diffusion transformer, condition encoders and VAE under ``selection.dit``."""
-    require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
-    return build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    """Diffusion transformer, condition encoders and VAE under ``selection.dit``, with its adapters merged in.
+
+    Raises:
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights or an adapter cannot be used.
+    """
+    folder = require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
+    residence = Residence(device, selection.placement.on(device))
+    storage = loading_device(device, residence.placement)
+    if folder is None:
+        models = build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed, storage=storage)
+    else:
+        loaded = load_renderer(find_renderer(folder, selection.checkpoint_root), device=storage, dtype=dtype)
+        models = replace(loaded, device=device)
+    if selection.adapters:
+        merge_adapters(models.transformer, selection.adapters)
+    prepare(models, residence)
+    return models
 
 
-def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> Planner:
-    """Load the language model under ``selection.lm`` and start the backend that runs it."""
-    backend = resolve_backend(selection.lm_backend, device)
-    model = load_language_model(selection, storage_device(backend, device), dtype)
-    songs = selection.songs or gpu_config(detect_gpu_memory(device)).with_lm.batch_size
-    return create_planner(backend, model, device, songs)
+def load_audio_encoder_models(
+    selection: ModelSelection, device: torch.device, dtype: torch.dtype
+) -> AudioEncoderModels:
+    """VAE and audio tokenizer under ``selection.dit``.
+
+    Raises:
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights cannot be used.
+    """
+    folder = require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
+    if folder is None:
+        return build_audio_encoder_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+    found = find_renderer(folder, selection.checkpoint_root)
+    return load_audio_encoder_weights(found, device=device, dtype=dtype)
 
 
-def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """The language model under ``selection.lm``.
+def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.dtype, residence: Residence) -> Planner:
+    """Load the language model under ``selection.lm`` and start the backend that runs it.
 
     Raises:
         ValueError: the selection names no language model.
+        BackendUnavailable: the language-model backend cannot run here.
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights cannot be used.
+        OutOfMemory: what the backend reserves does not fit.
+    """
+    backend = resolve_backend(selection.lm_backend, device, residence.placement)
+    model = load_language_model(selection, device, dtype, storage_device(backend, residence))
+    songs = selection.songs or gpu_config(detect_gpu_memory(device)).with_lm.batch_size
+    return create_planner(backend, model, songs, residence)
+
+
+def load_language_model(
+    selection: ModelSelection, device: torch.device, dtype: torch.dtype, storage: torch.device | None = None
+) -> LanguageModel:
+    """The language model under ``selection.lm``.
+
+    Args:
+        selection: names it.
+        device: that it will run on.
+        dtype: of its weights.
+        storage: where its weights are kept; ``device`` when not given.
+
+    Raises:
+        ValueError: the selection names no language model.
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights cannot be used.
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
-    require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
-    return build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed)
+    folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
+    if folder is None:
+        return build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed, storage=storage)
+    require_language_model_folder(folder)
+    return replace(load_language_model_folder(folder, device=storage or device, dtype=dtype), device=device)
 
 
-def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> None:
-    """Make sure that a name has weights of the kind asked for.
+def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> Path | None:
+    """Make sure that a name has weights of the kind asked for; fetch them when the selection says how.
 
     Args:
         name: name or path of a model.
         selection: kind of weights and where to look.
         known: architectures that synthetic weights can be built for.
 
+    Returns:
+        The model's folder; ``None`` where there is none because its weights are synthetic.
+
     Raises:
         CheckpointNotFound: with what was looked for and the ways out.
+        CheckpointInvalid: there is something of that name, and it is no folder.
+        DownloadFailed: the weights could not be fetched.
     """
     if name in EMBEDDED:
-        return
+        return None
     if selection.weights == "synthetic":
         if name not in known:
             raise CheckpointNotFound(
                 f"no architecture named {name!r} to build synthetic weights for: choose {', '.join(known)}"
             )
-        return
-    candidates = (Path(name), selection.checkpoint_root / name)
-    for path in candidates:
-        if path.is_dir():
-            raise CheckpointNotFound(
-                f"{path} exists, but reading weights from disk is not available yet: use --weights synthetic or --tiny"
-            )
-    looked = " and ".join(str(path) for path in dict.fromkeys(candidates))
+        return None
+    folder = locate(name, selection.checkpoint_root)
+    if folder is None and selection.fetch is not None:
+        selection.fetch(name, selection.checkpoint_root)
+        folder = locate(name, selection.checkpoint_root)
+    if folder is not None:
+        return folder
+    looked = " and ".join(map(str, candidates(name, selection.checkpoint_root)))
     raise CheckpointNotFound(
-        f"no weights for {name!r}: looked for {looked}. Ways out: download them with "
-        f"`hf download ACE-Step/Ace-Step1.5 --local-dir {selection.checkpoint_root}`; run the same architecture with "
-        f"random weights (real speed and memory, noise for music) by --weights synthetic; or run the tiny built-in "
-        f"models by --tiny"
+        f"no weights for {name!r}: looked for {looked}. Ways out: download them by `acestep-otel download {name}`, or "
+        f"let this run do it by --download; run the same architecture with random weights (real speed and memory, "
+        f"noise for music) by --weights synthetic; or run the tiny built-in models by --tiny"
     )

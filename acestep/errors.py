@@ -21,7 +21,7 @@ class AceStepError(Exception):
 
     Attributes:
         stage: where it happened: ``request``, ``model.load``, ``lm.cot``, ``lm.codes``, ``lm.lyrics``, ``condition``,
-            ``dit``, ``vae.decode`` or ``audio.save``.
+            ``dit``, ``vae.encode``, ``vae.decode``, ``audio.tokenize``, ``offload.move`` or ``audio.save``.
         metadata: what the language model had decided before writing audio codes failed; ``None`` elsewhere.
     """
 
@@ -54,6 +54,20 @@ class CheckpointNotFound(AceStepError):
         super().__init__(message, stage="model.load")
 
 
+class CheckpointInvalid(AceStepError):
+    """There are weights, and they cannot be used: corrupt, incomplete, of another shape, or able to run code."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
+class DownloadFailed(AceStepError):
+    """Weights could not be fetched: no network, offline mode, no such model, no room on the disk."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
 class DeviceUnavailable(AceStepError):
     """The device asked for does not exist on this machine, or is unknown."""
 
@@ -62,7 +76,14 @@ class DeviceUnavailable(AceStepError):
 
 
 class BackendUnavailable(AceStepError):
-    """The language-model backend asked for is not installed or cannot run here."""
+    """The language-model backend, or another library, that is needed is not installed or cannot run here."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="model.load")
+
+
+class PlacementUnavailable(AceStepError):
+    """The device cannot hold the weights in the form asked for, or cannot compile; nothing was loaded."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="model.load")

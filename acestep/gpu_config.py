@@ -83,6 +83,7 @@ class GPUConfig:
             offload_dit_to_cpu=self.offload_dit_to_cpu,
             quantization="int8_weight_only" if self.int8 else None,
             compile=self.int8 or not skip_compile,
+            automatic_offload=self.offload_to_cpu,
         )
 
     def holds(self, memory: float) -> bool:
@@ -131,8 +132,8 @@ def detect_gpu_memory(device: torch.device, environment: Mapping[str, str] | Non
     """
     environment = os.environ if environment is None else environment
     for variable in (CUDA_MEMORY_VARIABLE, MPS_MEMORY_VARIABLE):
-        if word := environment.get(variable, "").strip():
-            return _size(variable, word)
+        if (size := memory_size(environment, variable)) is not None:
+            return size
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / _GIB
     if device.type == "mps":
@@ -140,7 +141,15 @@ def detect_gpu_memory(device: torch.device, environment: Mapping[str, str] | Non
     return 0.0
 
 
-def _size(variable: str, word: str) -> float:
+def memory_size(environment: Mapping[str, str], variable: str) -> float | None:
+    """The size in GiB that a variable holds; ``None`` when it is not set.
+
+    Raises:
+        InvalidRequest: the variable is not a size.
+    """
+    word = environment.get(variable, "").strip()
+    if not word:
+        return None
     try:
         size = float(word)
     except ValueError:
@@ -148,3 +157,12 @@ def _size(variable: str, word: str) -> float:
     if not (math.isfinite(size) and size > 0):
         raise InvalidRequest(f"{variable}={word!r} is not a size: give GiB above 0, for example 8 or 15.5")
     return size
+
+
+def needs_offload(memory: float) -> bool:
+    """Whether models should wait in host memory although nobody asked: on every GPU that counts as less than 20 GB.
+
+    Args:
+        memory: total memory in GiB; 0 without a GPU, where there is nothing to leave.
+    """
+    return memory > 0 and gpu_config(memory).offload_to_cpu

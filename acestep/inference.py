@@ -2,7 +2,7 @@
 
 ``generate_music`` makes songs from a request: the planner's language model decides what was left open and writes
 audio codes when asked to think; the renderer turns text and codes into audio; the songs are saved.
-``understand_music``, ``create_sample`` and ``format_sample`` live in ``acestep.songwriting``.
+``understand_music``, ``understand_recording``, ``create_sample`` and ``format_sample`` live in ``acestep.songwriting``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from acestep.planner.metadata import DURATION_RANGE, normalise
 from acestep.planner.planner import Plan
 from acestep.renderer.renderer import RenderRequest
 from acestep.renderer.source import Source
-from acestep.songwriting import create_sample, format_sample, understand_music
+from acestep.songwriting import create_sample, format_sample, understand_music, understand_recording
 from acestep.types import (
     CODES_PER_SECOND,
     SAMPLE_RATE,
@@ -36,7 +36,16 @@ from acestep.validation import MAX_SEED, require_task_support, validate
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
 
-__all__ = ["create_sample", "format_sample", "generate_music", "resolve_seeds", "save_songs", "understand_music"]
+__all__ = [
+    "create_sample",
+    "format_sample",
+    "generate_music",
+    "require_recordings_kept",
+    "resolve_seeds",
+    "save_songs",
+    "understand_music",
+    "understand_recording",
+]
 
 DEFAULT_DURATION = 30.0
 """Seconds of a song when neither the user nor a planner said how long it should be."""
@@ -80,7 +89,7 @@ def _generate(
         audio.check_output_directory(save_dir)
     seeds = resolve_seeds(request)
     if save_dir is not None:
-        _require_recordings_kept(request, save_dir, seeds)
+        require_recordings_kept(request, save_dir, seeds)
     source = _source(request)
     reference = None if request.reference_audio is None else audio.load_reference(request.reference_audio)
     plan = _plan(models, request, source, seeds, progress)
@@ -132,6 +141,8 @@ def _generate(
             duration=songs[0].audio.shape[-1] / SAMPLE_RATE,
             seeds=seeds,
             weights=models.renderer.models.weights,
+            placement=models.placement,
+            vae_decode=rendered.vae_decode,
         ),
     )
 
@@ -157,8 +168,12 @@ def _path_stems(directory: Path, seeds: Sequence[int]) -> list[Path]:
     return [directory / f"song-{number}-seed{seed}" for number, seed in enumerate(seeds, start=1)]
 
 
-def _require_recordings_kept(request: GenerationRequest, save_dir: Path, seeds: Sequence[int]) -> None:
-    """A song of the same name replaces an earlier one, but never the recording that it is made from."""
+def require_recordings_kept(request: GenerationRequest, save_dir: Path, seeds: Sequence[int]) -> None:
+    """A song of the same name replaces an earlier one, but never the recording that it is made from.
+
+    Raises:
+        InvalidRequest: a song would be written to the place of the source or the reference.
+    """
     targets = {audio.song_path(stem, request.audio_format).resolve() for stem in _path_stems(save_dir, seeds)}
     for recording in (request.src_audio, request.reference_audio):
         if recording is not None and recording.resolve() in targets:
@@ -188,7 +203,8 @@ def _plan(
     if source is not None:
         # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
         request = replace(request, duration=max(source.duration, DURATION_RANGE[0]))
-    return models.planner.plan(request, seeds, progress)
+    with models.planner.present():
+        return models.planner.plan(request, seeds, progress)
 
 
 def _duration(

@@ -1,6 +1,7 @@
-"""The verbs that need the language model alone: a song in words, from audio codes, from a wish, from a draft.
+"""The verbs that write a song in words: from audio codes, from a recording, from a wish, from a draft.
 
-They take a planner (``acestep.checkpoints.load_planner``, or ``planner`` of loaded models) and load no renderer.
+They take a planner (``acestep.checkpoints.load_planner``, or ``planner`` of loaded models) and load no renderer. A
+recording also takes an audio encoder (``load_audio_encoder``, or ``AudioEncoder(AudioEncoderModels.of(...))``).
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from acestep.audio import load_audio
 from acestep.planner.planner import Planner
 from acestep.planner.songwriter import Draft, Songwriter, SongwritingRequest
+from acestep.renderer.audio_encoder import AudioEncoder
 from acestep.types import (
     INSTRUMENTAL,
     EffectivePlannerSettings,
@@ -51,6 +55,37 @@ def understand_music(
     """
     # Looked up when called, as in generate_music.
     return _understand(planner, audio_codes, settings, progress)
+
+
+def understand_recording(
+    planner: Planner,
+    audio_encoder: AudioEncoder,
+    recording: Path,
+    *,
+    settings: SongwritingSettings = _DEFAULTS,
+    progress: ProgressCallback | None = None,
+) -> SongBlueprint:
+    """Describe the music of a recording: VAE encode, audio tokenizer, then ``understand_music`` of its audio codes.
+
+    Args:
+        planner: the loaded language model.
+        audio_encoder: turns the recording into codes.
+        recording: file of any format, rate and number of channels that libsndfile reads, 0.2 ... 600 s.
+        settings: how the model writes.
+        progress: told about every token; an exception that it raises stops the run.
+
+    Returns:
+        Caption, metadata and lyrics, and the audio codes that the recording was heard as.
+
+    Raises:
+        AudioReadError: the recording cannot be used.
+        InvalidRequest: a setting is out of range.
+        BudgetExceeded: codes and lyrics together are too long for the model.
+        OutOfMemory: a stage did not fit; ``stage`` says which.
+        InvalidOutput: the model produced NaN, infinity, or nothing that can be read.
+        BackendFailed: the device failed.
+    """
+    return _understand_recording(planner, audio_encoder, recording, settings, progress)
 
 
 def create_sample(
@@ -124,7 +159,22 @@ def _understand(
     progress: ProgressCallback | None,
 ) -> SongBlueprint:
     validate_audio_codes(audio_codes)
-    return _write(planner, planner.prompts.understand(audio_codes), SongMetadata(), settings, progress)
+    blueprint = _write(planner, planner.prompts.understand(audio_codes), SongMetadata(), settings, progress)
+    return replace(blueprint, audio_codes=tuple(audio_codes))
+
+
+def _understand_recording(
+    planner: Planner,
+    audio_encoder: AudioEncoder,
+    recording: Path,
+    settings: SongwritingSettings,
+    progress: ProgressCallback | None,
+) -> SongBlueprint:
+    # Before any model runs.
+    validate_songwriting(settings)
+    audio_codes = audio_encoder.codes(load_audio(recording))
+    blueprint = _understand(planner, audio_codes, settings, progress)
+    return replace(blueprint, effective=replace(blueprint.effective, audio_encoder=audio_encoder.models.name))
 
 
 def _create(
@@ -163,18 +213,17 @@ def _write(
 ) -> SongBlueprint:
     validate_songwriting(settings)
     seed = secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed
-    draft = Songwriter(planner).write(
-        SongwritingRequest(
-            prompt=prompt,
-            given=planner.given(metadata, metadata.duration),
-            # Guidance ends captions early: it is for audio codes.
-            sampling=replace(settings.sampling, guidance_scale=1.0),
-            seed=seed,
-            use_constrained_decoding=settings.use_constrained_decoding,
-            lyrics_token_limit=settings.lyrics_token_limit,
-        ),
-        progress,
+    asked = SongwritingRequest(
+        prompt=prompt,
+        given=planner.given(metadata, metadata.duration),
+        # Guidance ends captions early: it is for audio codes.
+        sampling=replace(settings.sampling, guidance_scale=1.0),
+        seed=seed,
+        use_constrained_decoding=settings.use_constrained_decoding,
+        lyrics_token_limit=settings.lyrics_token_limit,
     )
+    with planner.present():
+        draft = Songwriter(planner).write(asked, progress)
     return _blueprint(planner, draft, seed)
 
 
@@ -190,5 +239,6 @@ def _blueprint(planner: Planner, draft: Draft, seed: int) -> SongBlueprint:
             lm_backend=planner.backend.name,
             seeds=(seed,),
             weights=planner.weights,
+            placement=planner.residence.placement,
         ),
     )

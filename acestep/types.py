@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from acestep.placement import Placement
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +27,7 @@ AUDIO_CODE_COUNT: Final = 64_000
 
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
 BASE_TASKS: Final = frozenset[TaskType]({"lego", "extract", "complete"})
-"""Tasks on single tracks, which the turbo models have not been trained for."""
+"""Tasks on single tracks, which only the base models have been trained for: not turbo, and not sft."""
 WINDOW_TASKS: Final = frozenset[TaskType]({"repaint", "lego"})
 """Tasks that can be held to a part of the source."""
 TRACK_NAMES: Final = (
@@ -99,7 +101,7 @@ class GenerationRequest:
             source the length is the source's, and this must stay ``None``.
         task_type: ``text2music`` makes a song from text. The others work on ``src_audio``: ``cover`` keeps its
             structure, ``repaint`` makes a window of it anew, ``lego`` adds a track, ``extract`` isolates one,
-            ``complete`` accompanies it; the last three need a base model.
+            ``complete`` accompanies it; the last three need a base model (not turbo, not sft).
         src_audio: file of the recording to work on; every task but ``text2music`` needs it.
         reference_audio: file of a recording whose timbre the song should have; possible with every task.
         repainting_start: where the window of ``repaint`` and ``lego`` starts, in seconds of the source; a negative
@@ -165,6 +167,29 @@ class GenerationRequest:
         return self.thinking and not self.audio_codes and self.task_type == "text2music"
 
 
+VaeRung = Literal["gpu", "gpu+cpu buffer", "cpu"]
+"""Where the VAE decodes: on the device; there, with the audio collected on the host; on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class VaeDecoding:
+    """How the latents were really decoded.
+
+    Attributes:
+        rung: where.
+        tile_length: latent frames of the longest tile.
+        overlap: frames of context on each side that faces another tile.
+        tiles: tiles of all songs.
+        attempts: rungs tried: 1 when the first one had enough memory.
+    """
+
+    rung: VaeRung
+    tile_length: int
+    overlap: int
+    tiles: int
+    attempts: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
     """What was really run, beside what was asked for.
@@ -182,6 +207,8 @@ class EffectiveSettings:
         duration: seconds of audio of each song.
         seeds: one per song.
         weights: ``synthetic`` or ``checkpoint``.
+        placement: where the models lived between uses, in which form, compiled or not.
+        vae_decode: how the latents were decoded.
     """
 
     device: str
@@ -196,6 +223,8 @@ class EffectiveSettings:
     duration: float
     seeds: tuple[int, ...]
     weights: str
+    placement: Placement
+    vae_decode: VaeDecoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +280,7 @@ class SongwritingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EffectivePlannerSettings:
-    """What really ran when only the language model was used.
+    """What really ran where no song was rendered.
 
     Attributes:
         device: for example ``cuda:0`` or ``cpu``.
@@ -260,6 +289,8 @@ class EffectivePlannerSettings:
         lm_backend: backend that ran it.
         seeds: the one seed.
         weights: ``synthetic`` or ``checkpoint``.
+        placement: where the model lived between uses.
+        audio_encoder: checkpoint whose VAE and audio tokenizer heard a recording, or ``None``.
     """
 
     device: str
@@ -268,6 +299,8 @@ class EffectivePlannerSettings:
     lm_backend: str
     seeds: tuple[int, ...]
     weights: str
+    placement: Placement
+    audio_encoder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +313,14 @@ class SongBlueprint:
         lyrics: the words, with section tags.
         lyrics_complete: whether the language model ended the lyrics itself, and not their token limit.
         effective: what was really run.
+        audio_codes: what was described, five per second of audio; empty where nothing was heard.
     """
 
     metadata: SongMetadata
     lyrics: str
     lyrics_complete: bool
     effective: EffectivePlannerSettings
+    audio_codes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import get_args
 
@@ -28,6 +29,8 @@ MAX_BATCH_SIZE = 8
 MAX_INFERENCE_STEPS = 1_000
 MAX_SEED = 2**32 - 1
 MAX_LYRICS_TOKENS = 4_096
+_SFT_NAME = re.compile(r"(?<![a-z])sft(?![a-z])", re.IGNORECASE)
+"""How a supervised fine-tuned model is called: ``acestep-v15-sft``, ``acestep-v15-xl-sft``."""
 
 
 def validate(request: GenerationRequest) -> None:
@@ -94,11 +97,16 @@ def _validate_sampling(sampling: SamplingSettings) -> None:
 def require_task_support(task: TaskType, models: RendererModels) -> None:
     """Refuse a task that the loaded model was not trained for.
 
+    Weights tell a turbo model. Base and sft models differ in nothing but their values, so those go by their name.
+
     Raises:
-        InvalidRequest: a task on single tracks, and a turbo model.
+        InvalidRequest: a task on single tracks, and a turbo or sft model.
     """
-    if task in BASE_TASKS and models.is_turbo:
-        raise InvalidRequest(f"task {task} needs a base model such as acestep-v15-base: {models.name} is a turbo model")
+    if task not in BASE_TASKS:
+        return
+    kind = "a turbo model" if models.is_turbo else "an sft model" if _SFT_NAME.search(models.name) else None
+    if kind is not None:
+        raise InvalidRequest(f"task {task} needs a base model such as acestep-v15-base: {models.name} is {kind}")
 
 
 def _validate_task(request: GenerationRequest) -> None:
@@ -147,4 +155,6 @@ def _validate_source(request: GenerationRequest) -> None:
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
     # The comparison is written so that NaN fails it.
     if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidRequest(f"{name} {value:.10g}{unit} is out of range: {low:.10g} ... {high:.10g}{unit}")
+        # A whole number is named digit by digit, as it was given.
+        given = str(value) if isinstance(value, int) else f"{value:.10g}"
+        raise InvalidRequest(f"{name} {given}{unit} is out of range: {low:.10g} ... {high:.10g}{unit}")

@@ -19,6 +19,7 @@ from acestep_otel.environment_file import ENVIRONMENT_FILE, VARIABLES, read_defa
 from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.modes.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.signals import INTERRUPTED, exit_on_terminate
+from acestep_otel.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
 
 FAILED: Final = 1
 """Exit code of a run that did not end well."""
@@ -189,6 +190,13 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
 @option_group(
     "Measurement",
     option("--repeat", type=int, default=DEFAULTS.repeat, help="Runs of each benchmark cell: median, minimum, spread."),
+    option(
+        "--tier-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=DEFAULTS.tier_timeout,
+        metavar="SECONDS",
+        help="Longest that a run of a tier test may take, loading included; then its process is killed.",
+    ),
     option("--torch-profile", is_flag=True, help="One more run under torch.profiler: a Chrome/Perfetto trace."),
 )
 @option_group(
@@ -200,7 +208,15 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         default=DEFAULTS.weights,
         help="synthetic: the named architecture at its true size with random weights (real speed, noise for music).",
     ),
-    option("--checkpoint-dir", type=_FOLDER, default=DEFAULTS.checkpoint_dir, help="Folder that holds the models."),
+    CHECKPOINT_DIR,
+    option("--download", is_flag=True, help="Fetch models that are not there from the hub; says first how much it is."),
+    option(
+        "--lora",
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        show_default="none",
+        help="LoRA adapter of the DiT, a safetensors file or its folder; may be repeated.",
+    ),
     option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
     option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
     option("--report", type=_FILE, show_default="none", help="Write an HTML page with charts of the run."),
@@ -228,6 +244,12 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         show_default="grpc, or OTEL_EXPORTER_OTLP_PROTOCOL",
         help="How they are sent.",
     ),
+    option(
+        "--prometheus-port",
+        type=click.IntRange(1, 65_535),
+        show_default="none",
+        help="Serve metrics for Prometheus to scrape, without a collector: http://localhost:PORT/metrics.",
+    ),
 )
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:
@@ -244,23 +266,8 @@ def command(context: click.Context, /, **values: Any) -> None:
     _run(options)
 
 
-@command.command("compare", short_help="Compare two result files: the regression gate.")
-@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Result file to compare with.")
-@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Result file to be judged.")
-@option(
-    "--threshold",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.10,
-    show_default="1.10",
-    help="Largest ratio B/A that passes.",
-)
-@option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
-def compare_command(baseline: Path, candidate: Path, threshold: float, output: Path | None) -> None:
-    """Compare two result files cell by cell: exit code 1 when B is slower than the threshold allows."""
-    # Imported here like the modes: --help needs none of it.
-    from acestep_otel.modes.compare import compare
-
-    compare(baseline, candidate, threshold=threshold, output=output)
+for _subcommand in SUBCOMMANDS:
+    command.add_command(_subcommand)
 
 
 def _refuse_options(context: click.Context) -> None:
@@ -278,7 +285,10 @@ def _run(options: Options) -> None:
     with (
         exit_on_terminate(),
         Telemetry(
-            endpoint=options.otlp_endpoint, protocol=options.otlp_protocol, trace_output=options.trace_output
+            endpoint=options.otlp_endpoint,
+            protocol=options.otlp_protocol,
+            trace_output=options.trace_output,
+            prometheus_port=options.prometheus_port,
         ) as telemetry,
     ):
         MODES[options.mode](options, telemetry)

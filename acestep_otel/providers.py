@@ -2,7 +2,8 @@
 
 The tracing layer needs only the API; an application brings its own providers. The command line is an application:
 it keeps every finished span in memory for its report, sends telemetry to an OTLP endpoint when one is configured,
-and writes a trace file when asked to. Nothing configured means no exporter, no thread and no log line.
+serves metrics to Prometheus and writes a trace file when asked to. Nothing configured means no exporter, no thread and
+no log line.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.json.file import FileSpanExporter
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import (
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
@@ -32,13 +32,17 @@ from opentelemetry.sdk.resources import (
     Resource,
 )
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from acestep_otel import semconv
-from acestep_otel.files import replacing
+from acestep_otel import __version__, semconv
 from acestep_otel.otlp import metric_exporter, otlp_target, span_exporter
 from acestep_otel.report.spans import FinishedSpan
+from acestep_otel.trace_file import TraceFile
+
+if TYPE_CHECKING:
+    from acestep_otel.prometheus import PrometheusEndpoint
 
 SHUTDOWN_SECONDS: Final = 5.0
 """The longest that traces and metrics together may delay the exit of the process."""
@@ -104,36 +108,51 @@ class Telemetry:
     """
 
     def __init__(
-        self, *, endpoint: str | None = None, protocol: str | None = None, trace_output: Path | None = None
+        self,
+        *,
+        endpoint: str | None = None,
+        protocol: str | None = None,
+        trace_output: Path | None = None,
+        prometheus_port: int | None = None,
     ) -> None:
         """Set up the SDK.
 
         Args:
             endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
             protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-            trace_output: OTLP JSON file to write at the end; replaced when it exists.
+            trace_output: OTLP JSON file, written as requests end; replaced when it exists.
+            prometheus_port: port to serve metrics on; ``None`` serves none.
 
         Raises:
-            SetupError: an endpoint, protocol or exporter that does not exist.
+            SetupError: an endpoint, protocol or exporter that does not exist, or a port that is taken.
         """
-        self._trace_output = trace_output
+        self._trace_file = None if trace_output is None else TraceFile(trace_output)
         self._shut_down = False
         self._log = DeliveryLog()
 
         self.disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
         self.collector = SpanCollector()
-        resource = _resource()
+        resource = service_resource()
         # The report is made from the spans, so none may be sampled out: OTEL_TRACES_EXPORTER=none keeps them here.
         self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
         self.tracer_provider.add_span_processor(self.collector)
+        if self._trace_file is not None:
+            self.tracer_provider.add_span_processor(self._trace_file)
         traces = None if self.disabled else otlp_target("traces", endpoint=endpoint, protocol=protocol)
         metrics = None if self.disabled else otlp_target("metrics", endpoint=endpoint, protocol=protocol)
         # Both exporters first, threads after: a wrong setting leaves nothing running.
         self._span_exporter = None if traces is None else span_exporter(traces)
         self._metric_exporter = None if metrics is None else metric_exporter(metrics)
+        self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
+        self._processors: list[SpanProcessor] = [self.collector]
         if self._span_exporter is not None:
-            self.tracer_provider.add_span_processor(BatchSpanProcessor(self._span_exporter))
-        readers = [] if self._metric_exporter is None else [PeriodicExportingMetricReader(self._metric_exporter)]
+            self._processors.append(BatchSpanProcessor(self._span_exporter))
+            self.tracer_provider.add_span_processor(self._processors[-1])
+        readers: list[MetricReader] = []
+        if self._metric_exporter is not None:
+            readers.append(PeriodicExportingMetricReader(self._metric_exporter))
+        if self._prometheus is not None:
+            readers.append(self._prometheus.reader)
         self.meter_provider = MeterProvider(metric_readers=readers, resource=resource, shutdown_on_exit=False)
 
     def __enter__(self) -> Self:
@@ -151,18 +170,22 @@ class Telemetry:
         finally:
             self._log.detach()
 
+    def adopt(self, spans: Iterable[FinishedSpan]) -> None:
+        """Take in spans that another process of this run made: they are collected and sent like this process's own."""
+        scope = InstrumentationScope("acestep_otel", __version__, semconv.SCHEMA_URL)
+        for span in spans:
+            readable = span.to_readable_span(self.tracer_provider.resource, scope)
+            for processor in self._processors:
+                processor.on_end(readable)
+
     def write_trace_file(self) -> None:
-        """Write every finished span to the trace file, if one was asked for.
+        """Write the finished spans that the trace file, if one was asked for, does not hold yet.
 
         Raises:
             OSError: the file could not be written.
         """
-        if self._trace_output is None:
-            return
-        with replacing(self._trace_output) as stream:
-            exported = FileSpanExporter(stream=stream).export(self.collector.readable_spans)
-            if exported is not SpanExportResult.SUCCESS:
-                raise OSError("the export of spans failed")
+        if self._trace_file is not None:
+            self._trace_file.finish()
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """End open spans and deliver what is queued; give up when the time is over.
@@ -179,7 +202,7 @@ class Telemetry:
         # The SDK's own shutdown waits for up to half a minute when nobody answers, so it runs aside.
         deliveries = [
             self._in_background(self.tracer_provider.shutdown),
-            self._in_background(lambda: self.meter_provider.shutdown(timeout_millis=flush_seconds * 1000)),
+            self._in_background(lambda: self._shut_down_metrics(flush_seconds)),
         ]
         _join(deliveries, deadline - _ABORT_SECONDS)
         if any(delivery.is_alive() for delivery in deliveries):
@@ -190,6 +213,14 @@ class Telemetry:
                 if exporter is not None
             ]
             _join([*aborts, *deliveries], deadline)
+
+    def _shut_down_metrics(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        if self._prometheus is not None:
+            # Waiting for a scrape must not take the time that sending needs.
+            self._prometheus.wait_for_last_scrape(seconds if self._metric_exporter is None else seconds / 2)
+            self._prometheus.close()
+        self.meter_provider.shutdown(timeout_millis=max(0.0, deadline - time.monotonic()) * 1000)
 
     def _in_background(self, action: Callable[[], object]) -> threading.Thread:
         def deliver() -> None:
@@ -234,7 +265,15 @@ class DeliveryLog(logging.Handler):
             sys.stderr.write(f"warning: {' '.join(message.split())}\n")
 
 
-def _resource() -> Resource:
+def _prometheus_endpoint(port: int) -> PrometheusEndpoint:
+    # Imported where it is chosen, like the OTLP exporters.
+    from acestep_otel.prometheus import PrometheusEndpoint
+
+    return PrometheusEndpoint(port)
+
+
+def service_resource() -> Resource:
+    """What the telemetry says it comes from; the environment (``OTEL_SERVICE_NAME``, ...) wins."""
     defaults = {
         SERVICE_NAME: "acestep-otel",
         SERVICE_VERSION: _version(),

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
 
-MetricKind = Literal["histogram", "counter", "gauge"]
+MetricKind = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,14 @@ CONDITION = _span(
 )
 VAE_ENCODE = _span(
     "acestep.vae.encode",
-    "Audio to latents, all tiles: once for the source and once for the reference. Device clock.",
+    "Audio to latents, all tiles: once for each recording. Device clock.",
     CONDITION,
+    UNDERSTAND_MUSIC,
+)
+AUDIO_TOKENIZE = _span(
+    "acestep.audio.tokenize",
+    "Latents of a recording to audio codes, and their copy to the host. Device clock.",
+    UNDERSTAND_MUSIC,
 )
 DIT = _span(
     "acestep.dit",
@@ -136,7 +142,25 @@ VAE_DECODE = _span(
     GENERATE_MUSIC,
 )
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
+OFFLOAD_MOVE = _span(
+    "acestep.offload.move",
+    "One model's weights to the device, or off it. Around the stage that needs the model, so no stage's own time; the "
+    "models of the conditioning and a decode that leaves the device move inside their stage. Device clock.",
+    GENERATE_MUSIC,
+    UNDERSTAND_MUSIC,
+    CREATE_SAMPLE,
+    FORMAT_SAMPLE,
+    CONDITION,
+    VAE_DECODE,
+)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
+TIER_TEST = _span("acestep.tier_test", "All cards and variants of one tier test. Host clock.")
+TIER_PROCESS = _span(
+    "acestep.tier_test.process",
+    "One child process: from its start to its end. Its model loads and requests lie below it. Host clock.",
+    TIER_TEST,
+)
+DOCTOR = _span("acestep.doctor", "Nothing: sent by the subcommand doctor to see whether a span arrives. Host clock.")
 
 
 def stage_of(span_name: str) -> str:
@@ -177,7 +201,7 @@ LYRICS = _attribute("acestep.lyrics", str, "The lyrics; only after opt-in to con
 QUERY_LENGTH = _attribute("acestep.query.length", int, "Characters in the query of create_sample.", "{character}")
 QUERY = _attribute("acestep.query", str, "The query; only after opt-in to content capture.")
 AUDIO_CODES_COUNT = _attribute(
-    "acestep.audio_codes.count", int, "Audio codes given to understand_music, five per second.", "{code}"
+    "acestep.audio_codes.count", int, "Audio codes that understand_music describes, five per second.", "{code}"
 )
 INSTRUMENTAL = _attribute("acestep.instrumental", bool, "Whether create_sample was asked for a song without words.")
 LYRICS_COMPLETE = _attribute(
@@ -186,6 +210,15 @@ LYRICS_COMPLETE = _attribute(
 DEVICE = _attribute("acestep.device", str, "Device that the models run on, for example cuda:0.")
 DTYPE = _attribute("acestep.dtype", str, "Type of the weights, for example bfloat16.")
 WEIGHTS = _attribute("acestep.weights", str, "synthetic or checkpoint.")
+OFFLOAD = _attribute("acestep.offload", bool, "Whether models wait in host memory while they are not in use.")
+OFFLOAD_DIT = _attribute("acestep.offload.dit", bool, "Whether the diffusion transformer does too.")
+OFFLOAD_AUTOMATIC = _attribute(
+    "acestep.offload.automatic", bool, "Whether that was chosen for the size of the GPU, and not asked for."
+)
+QUANTIZATION = _attribute(
+    "acestep.quantization", str, "Form of the DiT's weights: none, int8_weight_only, fp8_weight_only or w8a8_dynamic."
+)
+COMPILED = _attribute("acestep.compiled", bool, "Whether the DiT's blocks and the VAE's decoder are compiled.")
 RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
 WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
 BENCHMARK_CELL = _attribute(
@@ -194,7 +227,25 @@ BENCHMARK_CELL = _attribute(
 BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
 )
-TRUNCATED = _attribute("acestep.truncated", bool, "True when shutdown closed the span before its work had ended.")
+TRACE_FORCE = _attribute(
+    "acestep.trace.force", bool, "Set by an application on any span of a trace that tail sampling must keep."
+)
+TIER_NAME = _attribute("acestep.tier.name", str, "Tier of the simulated card: tier1 ... unlimited.")
+TIER_MEMORY = _attribute("acestep.tier.memory", int, "Memory of the simulated card.", "GiBy")
+TIER_VARIANT = _attribute(
+    "acestep.tier.variant", str, "default, no-quant, no-offload, batch-noLM-N or batch-LM-N: settings of the trial."
+)
+TIER_LM = _attribute("acestep.tier.lm", str, "Size of the trial's language model, or none.")
+TIER_WITH_LM = _attribute("acestep.tier.with_lm", bool, "Whether the language model is on the card as well.")
+TIER_CAPABILITY = _attribute("acestep.tier.capability", str, "What a card can do without, by the boundary analysis.")
+TIER_EXIT_CODE = _attribute(
+    "acestep.tier_test.exit_code", int, "Exit code of a child process; negative when a signal ended it."
+)
+TRUNCATED = _attribute(
+    "acestep.truncated",
+    bool,
+    "True when shutdown, or the end of a child process, closed the span before its work had ended.",
+)
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
 HOST_DURATION = _attribute(
     "acestep.host.duration",
@@ -204,7 +255,7 @@ HOST_DURATION = _attribute(
     "s",
 )
 MODEL_NAME = _attribute("acestep.model.name", str, "Model that was loaded.")
-MODEL_ROLE = _attribute("acestep.model.role", str, "renderer or planner.")
+MODEL_ROLE = _attribute("acestep.model.role", str, "renderer, planner or audio_encoder.")
 STAGE = _attribute(
     "acestep.stage",
     str,
@@ -305,16 +356,38 @@ DIT_STEP_TIMESTEP = _attribute("acestep.dit.step.timestep", float, "Flow time t 
 DIT_STEP_GUIDED = _attribute("acestep.dit.step.guided", bool, "Whether this step ran guidance (twice the batch).")
 LATENT_FRAMES = _attribute("acestep.latent.frames", int, "Latent frames of each song (25 per second).", "{frame}")
 VAE_RUNG = _attribute("acestep.vae.rung", str, "Where decoding ran: gpu, gpu+cpu buffer or cpu.")
+VAE_ATTEMPTS = _attribute(
+    "acestep.vae.attempts", int, "Ways to decode that were tried; all but the last ran out of memory.", "{attempt}"
+)
 VAE_TILE_LENGTH = _attribute("acestep.vae.tile_length", int, "Longest tile, with its overlap.", "{frame}")
 VAE_OVERLAP = _attribute("acestep.vae.overlap", int, "Frames that a tile reads beyond its own on each side.", "{frame}")
 VAE_TILES = _attribute("acestep.vae.tiles", int, "Tiles decoded or encoded.", "{tile}")
 VAE_TILE_INDEX = _attribute("acestep.vae.tile.index", int, "Zero-based index of the tile.")
 VAE_TILE_FRAMES = _attribute("acestep.vae.tile.frames", int, "Frames given to the decoder.", "{frame}")
+OFFLOAD_MODEL = _attribute(
+    "acestep.offload.model", str, "Model that moved: language_model, text_encoder, transformer, vae, ..."
+)
+OFFLOAD_DIRECTION = _attribute("acestep.offload.direction", str, "to_device or to_host.")
+OFFLOAD_BYTES = _attribute(
+    "acestep.offload.bytes",
+    int,
+    "Bytes of the model's weights. Leaving frees them; the host still has its copy, so nothing is copied.",
+    "By",
+)
 AUDIO_FORMAT = _attribute("acestep.audio.format", str, "flac, wav, wav32, mp3, ogg or opus.")
 AUDIO_FILES = _attribute("acestep.audio.files", int, "Files written.", "{file}")
 AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 
 # --- Attributes: memory -------------------------------------------------------------------------------------------
+VRAM_ALLOCATED = _attribute(
+    "acestep.vram.allocated",
+    int,
+    "Bytes in live tensors when the host left the span, in the order of the stream; absent off CUDA.",
+    "By",
+)
+VRAM_RESERVED = _attribute(
+    "acestep.vram.reserved", int, "Bytes that the allocator held at that moment; absent off CUDA.", "By"
+)
 VRAM_PEAK_ALLOCATED = _attribute(
     "acestep.vram.peak.allocated", int, "Highest bytes in live tensors during the stage; absent off CUDA.", "By"
 )
@@ -324,8 +397,9 @@ VRAM_PEAK_RESERVED = _attribute(
 VRAM_SHARED = _attribute(
     "acestep.vram.shared", bool, "True when another request ran on the device during the stage, so the peak is both's."
 )
-VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated or reserved.")
+VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated, reserved or process (all that the driver holds for it).")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
+PROFILE_ROW = _attribute("acestep.profile.row", str, "Row of the time breakdown: planner, diffusion, wall, ...")
 
 # --- Metrics ------------------------------------------------------------------------------------------------------
 _DURATION_BUCKETS = (
@@ -338,6 +412,9 @@ _FIRST_TOKEN_BUCKETS = (
 _PER_TOKEN_BUCKETS = (
     0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.0035, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
     0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+_COMPUTE_BUCKETS = (
+    0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 
 REQUEST_DURATION = _metric(
@@ -369,13 +446,38 @@ LM_TOKENS_COUNT = _metric(
 REQUESTS = _metric(
     "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )
+REQUESTS_ACTIVE = _metric(
+    "acestep.requests.active", "up_down_counter", "{request}", "Requests that are being worked on.",
+    (REQUEST_MODEL, STAGE),
+)  # fmt: skip
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(
     "acestep.audio.generated", "counter", "s", "Seconds of audio made, over all songs.", (REQUEST_MODEL,)
 )
+AUDIO_COMPUTE_DURATION = _metric(
+    "acestep.audio.compute.duration", "histogram", "s",
+    "Wall time of a request over the seconds of audio that it made, over all songs: below 1 is faster than real time.",
+    (REQUEST_MODEL,), _COMPUTE_BUCKETS,
+)  # fmt: skip
 VRAM_PEAK = _metric(
     "acestep.vram.peak", "gauge", "By", "Peak of the last run of each stage; absent off CUDA.",
     (STAGE, VRAM_KIND, REQUEST_MODEL),
+)  # fmt: skip
+VRAM_LIMIT = _metric(
+    "acestep.vram.limit", "gauge", "By",
+    "What the process may take of its device's memory: all of it, or the fraction it was held to; absent off CUDA.", (),
+)  # fmt: skip
+PROFILE_DURATION = _metric(
+    "acestep.profile.duration", "gauge", "s", "A row of the last measured run's time breakdown.",
+    (REQUEST_MODEL, STAGE, PROFILE_ROW),
+)  # fmt: skip
+PROFILE_STEPS = _metric(
+    "acestep.profile.steps", "gauge", "{step}", "Denoising steps of the last measured run.", (REQUEST_MODEL, STAGE)
+)
+PROFILE_TOKEN_DURATION = _metric(
+    "acestep.profile.token.duration", "gauge", "s",
+    "Duration of each planner phase of the last measured run over the tokens it wrote, forced ones included.",
+    (REQUEST_MODEL, STAGE),
 )  # fmt: skip
 _CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
 BENCHMARK_WALL = _metric(
@@ -387,3 +489,25 @@ BENCHMARK_VAE = _metric("acestep.benchmark.vae", "gauge", "s", "The same of the 
 BENCHMARK_CELLS = _metric(
     "acestep.benchmark.cells", "counter", "{cell}", "Finished cells of benchmarks by outcome.", (REQUEST_MODEL, OUTCOME)
 )
+BENCHMARK_STATUS = _metric(
+    "acestep.benchmark.status", "gauge", "{cell}", "1 for a benchmark's cell that ran, 0 for one that failed.", _CELL
+)
+DOCTOR_TIME = _metric("acestep.doctor.time", "gauge", "s", "Unix time at which the subcommand doctor sent it.", ())
+_TRIAL = (TIER_NAME, TIER_MEMORY, TIER_VARIANT, TIER_LM, BATCH_SIZE)
+TIER_PEAK = _metric(
+    "acestep.tier.peak", "gauge", "By", "Highest memory of a tier test's row, by kind; absent off CUDA.",
+    (*_TRIAL, VRAM_KIND),
+)  # fmt: skip
+TIER_LIMIT = _metric("acestep.tier.limit", "gauge", "By", "Memory of the card that a row simulates.", _TRIAL)
+TIER_STATUS = _metric(
+    "acestep.tier.status", "gauge", "{row}", "1 for a tier test's row that passed, 0 for one that did not.", _TRIAL
+)
+TIER_WALL = _metric("acestep.tier.wall", "gauge", "s", "Wall time of a row's generation, compilation included.", _TRIAL)
+TIER_BOUNDARY = _metric(
+    "acestep.tier.boundary", "gauge", "By",
+    "Memory of the smallest card from which on a capability holds; absent where it holds on none.", (TIER_CAPABILITY,),
+)  # fmt: skip
+TIER_BATCH = _metric(
+    "acestep.tier.batch", "gauge", "{song}", "Most songs that a card makes at once, 0 where not even one fits.",
+    (TIER_NAME, TIER_MEMORY, TIER_WITH_LM),
+)  # fmt: skip

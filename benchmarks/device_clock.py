@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from acestep.inference import generate_music
 from acestep.planner.backends.pt import PtBackend
+from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -36,7 +37,7 @@ from benchmarks.workload import load, request
 STAGES = {
     (Renderer, "condition"): semconv.CONDITION,
     (Renderer, "denoise_step"): semconv.DIT_STEP,
-    (Renderer, "decode_tile"): semconv.VAE_TILE,
+    (VaeDecoder, "decode_tile"): semconv.VAE_TILE,
 }
 """Methods, and the spans around them."""
 PASSES = ((PtBackend, "prefill"), (PtBackend, "decode"))

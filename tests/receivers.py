@@ -1,15 +1,19 @@
-"""Real OTLP receivers for tests: gRPC, HTTP, a port that refuses and one that never answers."""
+"""Real OTLP receivers for tests: gRPC, HTTP, a collector before one, a port that refuses, one that never answers."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
@@ -42,15 +46,41 @@ class Received:
             for metric in scope.metrics
         )
 
+    def points(self, metric: str) -> list[tuple[dict[str, Any], Any]]:
+        """Attributes and data point of every series of a metric, as the last export has it."""
+        found = [
+            entry
+            for resource in self.metrics[-1].resource_metrics
+            for scope in resource.scope_metrics
+            for entry in scope.metrics
+            if entry.name == metric
+        ]
+        return [
+            ({pair.key: _value(pair.value) for pair in point.attributes}, point)
+            for entry in found
+            for point in getattr(entry, str(entry.WhichOneof("data"))).data_points
+        ]
+
     def resource(self) -> dict[str, str]:
         attributes = self.traces[0].resource_spans[0].resource.attributes
         return {pair.key: pair.value.string_value for pair in attributes}
 
     def wait_for_spans(self, count: int, seconds: float) -> list[str]:
-        deadline = time.monotonic() + seconds
-        while len(self.span_names()) < count and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return self.span_names()
+        return _wait_for(self.span_names, count, seconds)
+
+    def wait_for_metrics(self, count: int, seconds: float) -> list[str]:
+        return _wait_for(self.metric_names, count, seconds)
+
+
+def _wait_for(names: Callable[[], list[str]], count: int, seconds: float) -> list[str]:
+    deadline = time.monotonic() + seconds
+    while len(names()) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return names()
+
+
+def _value(encoded: Any) -> Any:
+    return getattr(encoded, encoded.WhichOneof("value"))
 
 
 @contextmanager
@@ -100,6 +130,44 @@ def http_receiver() -> Iterator[Received]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def collector(behind: str) -> Iterator[tuple[str, str]]:
+    """A rotel collector that forwards to the endpoint behind it; yields its own two, for gRPC and for HTTP."""
+    package = find_spec("rotel")
+    assert package is not None, "the test dependency rotel is not installed"
+    assert package.origin is not None
+    grpc_port, http_port = free_port(), free_port()
+    process = subprocess.Popen(
+        [
+            Path(package.origin).with_name("rotel-agent"),
+            "start",
+            *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc_port}"),
+            *("--otlp-http-endpoint", f"127.0.0.1:{http_port}"),
+            *("--exporter", "otlp"),
+            *("--otlp-exporter-endpoint", behind),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_port(grpc_port)
+        wait_for_port(http_port)
+        yield f"http://127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"nobody listens on port {port}")
 
 
 def free_port() -> int:

@@ -3,12 +3,15 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
-from acestep.errors import BackendUnavailable, CheckpointNotFound, DeviceUnavailable
+from acestep.errors import BackendUnavailable, CheckpointInvalid, CheckpointNotFound, DeviceUnavailable
+from tests.weights.miniature import GOLDEN_CHECKPOINTS
 
 
 def test_a_name_without_weights_says_where_it_looked_and_the_three_ways_out(tmp_path):
@@ -17,7 +20,8 @@ def test_a_name_without_weights_says_where_it_looked_and_the_three_ways_out(tmp_
     message = str(caught.value)
     assert "acestep-v15-turbo" in message
     assert str(tmp_path / "acestep-v15-turbo") in message
-    assert "hf download" in message
+    assert "acestep-otel download acestep-v15-turbo" in message
+    assert "--download" in message
     assert "--weights synthetic" in message
     assert "--tiny" in message
     assert "\n" not in message
@@ -32,8 +36,30 @@ def test_a_name_that_no_architecture_has_lists_those_that_exist():
 
 def test_weights_on_disk_are_not_replaced_by_random_ones(tmp_path):
     (tmp_path / "acestep-v15-turbo").mkdir()
-    with pytest.raises(CheckpointNotFound, match="not available yet"):
+    with pytest.raises(CheckpointInvalid, match="is not a diffusion model"):
         load_models(ModelSelection(lm=None, device="cpu", checkpoint_root=tmp_path))
+
+
+def test_weights_are_fetched_only_when_the_selection_says_how(tmp_path):
+    def fetch(name: str, root: Path) -> None:
+        asked.append(name)
+        (root / name).symlink_to(GOLDEN_CHECKPOINTS / "acestep-v15-turbo")
+
+    asked: list[str] = []
+    for beside in ("vae", "Qwen3-Embedding-0.6B"):
+        (tmp_path / beside).symlink_to(GOLDEN_CHECKPOINTS / beside)
+    selection = ModelSelection(lm=None, device="cpu", checkpoint_root=tmp_path)
+    with pytest.raises(CheckpointNotFound):
+        load_models(selection)
+    models = load_models(replace(selection, fetch=fetch))
+    assert models.renderer.models.weights == "checkpoint"
+    load_models(replace(selection, fetch=fetch))
+    assert asked == ["acestep-v15-turbo"]
+
+
+def test_what_a_fetch_did_not_bring_is_still_not_found(tmp_path):
+    with pytest.raises(CheckpointNotFound, match="no weights for 'acestep-v15-turbo'"):
+        load_models(ModelSelection(lm=None, device="cpu", checkpoint_root=tmp_path, fetch=lambda name, root: None))
 
 
 def test_an_unknown_device_or_backend_is_refused_before_anything_loads():

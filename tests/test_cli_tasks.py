@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from acestep import checkpoints
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.modes.example import Example
@@ -50,6 +51,19 @@ def test_every_task_runs_on_a_source(task: str, more: list[str], model: str, sec
     (encode,) = run.named(semconv.VAE_ENCODE)
     assert encode.attributes[semconv.LATENT_FRAMES] == seconds * 25
     assert run.root.attributes[semconv.REQUEST_MODEL] == model
+
+
+def test_a_song_in_the_place_of_its_source_is_refused_before_models_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoints, "load_renderer_models", None)
+    song = Path("output/song-1-seed42.wav")
+    song.parent.mkdir()
+    song.write_bytes(Path("source.wav").read_bytes())
+    assert main([*QUICK, "--task-type", "cover", "--src-audio", str(song)]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"error: the song would replace {song}: choose another output directory\n"
+    assert shown.out == ""
 
 
 def test_a_reference_reaches_the_engine() -> None:
@@ -107,7 +121,7 @@ def test_tiny_means_the_tiny_model_that_has_learnt_the_task() -> None:
         (["--task-type", "cover", "--src-audio", "source.wav", "--track", "drums"], "a track (drums) is for complete"),
         (["--task-type", "extract", "--src-audio", "source.wav", "--track", "kazoo"], "no track 'kazoo'"),
         (["--mode", "benchmark", "--task-type", "cover"], "--task-type belongs to --mode profile"),
-        (["--mode", "understand", "--track", "drums"], "--track belongs to --mode profile"),
+        (["--mode", "benchmark", "--track", "drums"], "--track belongs to --mode profile"),
         (["--repainting-end", "3"], "a window is for lego, repaint, not for text2music"),
         (["--reference-audio", "silence.wav"], "reference audio silence.wav is silent"),
         (

@@ -6,33 +6,41 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acestep.gpu_config import GPU_CONFIGS, gpu_config
+from acestep.renderer import preparation
+from acestep.renderer.compilation import compile_models
 from acestep_otel.cli import command, main
-from acestep_otel.errors import SetupError
 from acestep_otel.modes.options import DEFAULTS, require_available
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.terminal import render_breakdown
 from tests.report.recorded import guide_spans, run_of
+from tests.weights.hub import Hub, miniature_hub, serve, use_endpoint
+from tests.weights.test_adapters import write_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "docs" / "checkpoints.md"
 GUIDES = {language: ROOT / "docs" / language / "BENCHMARK.md" for language in ("en", "zh")}
 
 # What picks weights, hardware or the amount of work is left out of a command of the guide, and the smallest put in.
 LEFT_OUT = {
     "--config-path", "--lm-model", "--weights", "--device", "--lm-backend", "--duration", "--inference-steps",
 }  # fmt: skip
-LEFT_OUT_ALONE = {"--tiny"}
-SMALLEST = ("--tiny", "--device", "cpu", "--inference-steps", "2", "--lyrics-token-limit", "16")
+LEFT_OUT_ALONE = {"--tiny", "--download"}
+SMALLEST = ("--tiny", "--device", "cpu")
+FEWEST_STEPS = ("--inference-steps", "2")
 # A song made from a recording is as long as that.
 SHORTEST = ("--duration", "10")
-
-BUILT_IN_PART = {"mode"}
-"""Some of its values work, others end with "not available yet"."""
+SHORT_LYRICS = ("--lyrics-token-limit", "16")
+WORDS = ("understand", "create_sample", "format_sample")
+"""Modes that write in words."""
 
 
 def text(language: str) -> str:
@@ -40,8 +48,13 @@ def text(language: str) -> str:
 
 
 def blocks(language: str) -> list[str]:
+    """Fenced shell commands of the guide."""
+    return fenced(GUIDES[language])
+
+
+def fenced(path: Path) -> list[str]:
     """Fenced shell commands; those of one block run one after the other, in one folder."""
-    return re.findall(r"```bash\n(.*?)```", text(language), re.DOTALL)
+    return re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
 
 
 def made_small(arguments: list[str]) -> list[str]:
@@ -53,7 +66,9 @@ def made_small(arguments: list[str]) -> list[str]:
             next(rest)
         elif argument not in LEFT_OUT_ALONE:
             kept.append(argument)
-    return [*kept, *SMALLEST, *(() if "--src-audio" in kept else SHORTEST)]
+    if set(kept) & set(WORDS):
+        return [*kept, *SMALLEST, *SHORT_LYRICS]
+    return [*kept, *SMALLEST, *FEWEST_STEPS, *(() if "--src-audio" in kept else SHORTEST)]
 
 
 def run(line: str) -> int:
@@ -61,21 +76,42 @@ def run(line: str) -> int:
     words = shlex.split(line)
     if words[:2] == ["python", "profile_inference.py"]:
         return main(made_small(words[2:]))
-    if words[0] == "acestep-otel":
+    if words[:2] == ["acestep-otel", "compare"]:
         # On a busy machine tiny runs differ by far more than a gate should allow.
         return main([*words[1:], "--threshold", "1000"])
+    if words[0] == "acestep-otel":
+        return main(words[1:])
     assert words[0] == "python", f"the guide shows a command that this test cannot run: {line}"
     return subprocess.run([sys.executable, *words[1:]], capture_output=True).returncode
 
 
-@pytest.mark.parametrize("block", blocks("en"))
-def test_every_command_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """Models that the guide downloads: miniatures."""
+    with serve(miniature_hub()) as running:
+        yield running
+
+
+@pytest.fixture
+def reader_of_the_guide(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who has a network and two LoRA adapters of their own."""
     monkeypatch.chdir(tmp_path)
+    # PyTorch's own compiler takes a minute for what is quantised.
+    monkeypatch.setattr(preparation, "compile_models", partial(compile_models, backend="eager"))
+    use_endpoint(hub.url, monkeypatch)
+    for name in ("piano", "strings"):
+        write_adapter(tmp_path / name)
+
+
+@pytest.mark.usefixtures("reader_of_the_guide")
+@pytest.mark.parametrize("block", [*blocks("en"), *fenced(CHECKPOINTS)])
+def test_every_command_runs(block: str) -> None:
     for line in block.strip().splitlines():
         assert run(line) == 0, line
 
 
 def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
+    """R166."""
     assert blocks("en") == blocks("zh")
     table = render_breakdown(Breakdown.of(run_of(guide_spans())))
     for language in GUIDES:
@@ -86,12 +122,17 @@ def test_the_rule_keeps_what_a_command_is_about() -> None:
     assert made_small(["--weights", "synthetic", "--thinking", "--duration", "30", "--tiny"]) == [
         "--thinking",
         *SMALLEST,
+        *FEWEST_STEPS,
         *SHORTEST,
     ]
+    assert made_small(["--tiny", "--mode", "understand"]) == ["--mode", "understand", *SMALLEST, *SHORT_LYRICS]
 
 
 @pytest.mark.parametrize("language", GUIDES)
 def test_links_lead_somewhere(language: str) -> None:
+    """R166: one of them to the other language."""
+    (other,) = GUIDES.keys() - {language}
+    assert f"](../{other}/BENCHMARK.md)" in text(language)
     anchors = {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", text(language), re.MULTILINE)}
     for target in re.findall(r"\]\(([^)]+)\)", text(language)):
         if target.startswith("#"):
@@ -104,30 +145,44 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+TIERS = (ROOT / "docs" / "tiers.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python profile_inference.py (.*)$", TIERS, re.MULTILINE))
+def test_every_command_about_tiers_is_understood(line: str) -> None:
+    """They need a GPU to run; that their flags exist and go together needs none."""
+    values = command.make_context("test", shlex.split(line)).params
+    assert values["mode"] == "tier-test"
+    require_available(replace(DEFAULTS, **{name: value for name, value in values.items() if hasattr(DEFAULTS, name)}))
+
+
+def test_the_page_about_tiers_has_the_table_that_the_code_has() -> None:
+    rows = [re.split(r" *\| *", row.strip("| ")) for row in re.findall(r"^\| \d+ GB \|.*$", TIERS, re.MULTILINE)]
+    assert [row[1] for row in rows] == [config.tier for config in GPU_CONFIGS]
+    for card, _, lm, offload, int8, songs in rows:
+        config = gpu_config(float(card.split()[0]))
+        assert lm == (config.recommended_lm or "none")
+        places = ("no", "all but DiT", "all, DiT too")
+        assert offload == places[config.offload_to_cpu + config.offload_dit_to_cpu]
+        assert int8 == ("yes" if config.int8 else "no")
+        assert songs == f"{config.without_lm.batch_size} / {config.with_lm.batch_size}"
+
+
 @pytest.mark.parametrize("language", GUIDES)
-def test_the_reference_lists_every_flag_that_works_and_its_default(language: str) -> None:
+def test_the_reference_lists_every_flag_and_its_default(language: str) -> None:
     (reference,) = [section for section in text(language).split("\n## ") if "\n| `--device` |" in section]
     listed = dict(re.findall(r"^\| `(--[\w-]+)` \| (.+?) \|", reference, re.MULTILINE))
-    assert set(listed) == set(working_flags())
-    for flag, default in working_flags().items():
+    assert set(listed) == set(flags())
+    for flag, default in flags().items():
         if default is not None and not isinstance(default, (bool, tuple)):
             assert listed[flag] == f"`{default}`", flag
 
 
-def working_flags() -> dict[str, Any]:
-    """Every flag that does not end with "not available yet", and its default."""
+def flags() -> dict[str, Any]:
+    """Every flag and its default."""
     return {
         flag: getattr(DEFAULTS, str(option.name))
         for group in command.option_groups
         for option in group.options
-        if option.name in BUILT_IN_PART or is_built(str(option.name))
         for flag in (*option.opts, *option.secondary_opts)
     }
-
-
-def is_built(name: str) -> bool:
-    try:
-        require_available(replace(DEFAULTS, **{name: "something else"}))
-    except SetupError as error:
-        return "not available yet" not in str(error)
-    return True

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep.errors import InvalidRequest
-from acestep.gpu_config import GPU_CONFIGS, detect_gpu_memory, gpu_config
+from acestep.gpu_config import GPU_CONFIGS, detect_gpu_memory, gpu_config, needs_offload
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 1), torch.device("mps")
 
@@ -141,3 +141,12 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
 def test_a_wrong_size_is_refused_by_name(word: str) -> None:
     with pytest.raises(InvalidRequest, match="MAX_CUDA_VRAM"):
         detect_gpu_memory(CPU, {"MAX_CUDA_VRAM": word})
+
+
+@pytest.mark.parametrize(
+    ("memory", "offload"),
+    [(0, False), (0.5, True), (4, True), (16, True), (math.nextafter(19.5, 0), True), (19.5, False), (20, False),
+     (24, False), (80, False)],
+)  # fmt: skip
+def test_r80_r81_every_card_that_counts_as_less_than_20_gb_offloads_by_itself(memory: float, offload: bool) -> None:
+    assert needs_offload(memory) is offload

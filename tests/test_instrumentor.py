@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -17,12 +18,19 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from acestep import checkpoints, inference, songwriting
-from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection
+from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
+from acestep.errors import OutOfMemory
 from acestep.inference import create_sample, format_sample, generate_music, understand_music
+from acestep.placement import Placement
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
 from acestep.planner.songwriter import Songwriter
+from acestep.renderer.decoder import VaeDecoder
+from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
+from acestep.residence import Residence, stored_bytes
+from acestep.synthetic.language_model import build_language_model
+from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import GenerationRequest, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -47,7 +55,7 @@ VERBS = {
     "create_sample": lambda planner: create_sample(planner, "a wish nobody may see", settings=SETTINGS),
     "format_sample": lambda planner: format_sample(planner, SONG.caption, SONG.lyrics, settings=SETTINGS),
 }
-OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer)
+OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer, VaeDecoder, Residence)
 
 
 class Traced:
@@ -123,6 +131,54 @@ def test_a_thinking_run_has_the_documented_span_tree(traced, tiny_models, tmp_pa
             ],
         )
     ]
+
+
+def test_models_that_wait_on_the_host_move_once_around_what_needs_them(traced):
+    """R133, R134: what a move costs is no stage's own time."""
+    cpu, gpu = torch.device("cpu"), torch.device("cpu", 0)  # The same memory, but another device to a model.
+    residence = Residence(gpu, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
+    renderer = build_renderer_models(TINY_DIT, device=cpu, dtype=torch.float32)
+    prepare(renderer, residence)
+    planner = Planner.from_language_model(
+        build_language_model(TINY_LM, device=cpu, dtype=torch.float32), residence=residence
+    )
+    traced.instrument(detail="stage")
+    generate_music(Models(Renderer(renderer, residence), planner, cpu), SONG)
+    move = "acestep.offload.move"
+    assert tree(traced.spans) == [
+        (
+            "generate_music",
+            [
+                move,
+                ("acestep.lm", ["acestep.lm.cot", "acestep.lm.codes"]),
+                move,
+                # The text encoder, then the condition encoder and both models of the audio codes.
+                ("acestep.condition", [move] * (2 + 6)),
+                move,
+                "acestep.dit",
+                move,
+                move,
+                "acestep.vae.decode",
+                move,
+            ],
+        )
+    ]
+    moves = sorted(traced.named(move), key=lambda span: span.start_time)
+    around_stages = [span for span in moves if span.parent == traced.named("generate_music")[0].context]
+    assert [
+        (span.attributes["acestep.offload.model"], span.attributes["acestep.offload.direction"])
+        for span in around_stages
+    ] == [
+        (name, direction) for name in ("language_model", "transformer", "vae") for direction in ("to_device", "to_host")
+    ]
+    weights = {"language_model": planner.backend.model.body, "transformer": renderer.transformer, "vae": renderer.vae}
+    for span in around_stages:
+        assert span.attributes["acestep.offload.bytes"] == stored_bytes(
+            weights[span.attributes["acestep.offload.model"]]
+        )
+    (root,) = traced.named("generate_music")
+    assert root.attributes["acestep.offload"] is root.attributes["acestep.offload.dit"] is True
+    assert root.attributes["acestep.quantization"] == "none"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -346,9 +402,49 @@ def test_an_interrupt_passes_through_and_is_recorded(traced, tiny_models):
     assert root.attributes[semconv.ERROR_TYPE] == "KeyboardInterrupt"
 
 
+def test_requests_are_counted_while_they_run_and_not_after_it_however_they_end(traced, tiny_models, monkeypatch):
+    traced.instrument(detail="stage")
+    seen = []
+
+    def fails(*_, **__):
+        seen.append([(point.value, dict(point.attributes)) for point in traced.metric(semconv.REQUESTS_ACTIVE)])
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Renderer, "predict_velocity", fails)
+    with pytest.raises(OutOfMemory):
+        generate_music(tiny_models, replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False))
+    attributes = {semconv.REQUEST_MODEL: tiny_models.renderer.models.name, semconv.STAGE: "generate_music"}
+    assert seen == [[(1, attributes)]]
+    assert [point.value for point in traced.metric(semconv.REQUESTS_ACTIVE)] == [0]
+
+
+def test_what_the_process_may_take_is_absent_off_cuda_and_else_a_gauge(traced, tiny_models, monkeypatch):
+    traced.instrument(detail="stage")
+    request = replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False)
+    generate_music(tiny_models, request)
+    assert traced.metric(semconv.VRAM_LIMIT) == []
+    monkeypatch.setattr(VramTracker, "limit", lambda *_: 7_000)
+    generate_music(tiny_models, request)
+    assert [point.value for point in traced.metric(semconv.VRAM_LIMIT)] == [7_000]
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.1])
+def test_the_limit_is_the_fraction_that_the_process_is_held_to(monkeypatch, fraction):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction)
+    assert VramTracker().limit(torch.device("cuda", 0)) == int(80_000 * fraction)
+    assert VramTracker().limit(torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize(
     ("owner", "names"),
-    [(RequestRecording, ("begin", "end")), (HostClock, ("mark",)), (VramTracker, ("begin",)), (VramTracker, ("end",))],
+    [
+        (RequestRecording, ("begin", "end")),
+        (HostClock, ("mark",)),
+        (VramTracker, ("begin",)),
+        (VramTracker, ("read",)),
+        (VramTracker, ("limit",)),
+    ],
 )
 def test_faults_of_the_tracing_layer_never_reach_the_song(traced, tiny_models, monkeypatch, owner, names):
     traced.instrument()
@@ -357,7 +453,7 @@ def test_faults_of_the_tracing_layer_never_reach_the_song(traced, tiny_models, m
     assert generate_music(tiny_models, SONG).songs[0].audio.abs().max() > 0.5
 
 
-@pytest.mark.parametrize(("owner", "name"), [(HostClock, "mark"), (VramTracker, "end")])
+@pytest.mark.parametrize(("owner", "name"), [(HostClock, "mark"), (VramTracker, "read")])
 def test_a_fault_costs_what_it_would_have_measured_and_not_the_trace(traced, tiny_models, monkeypatch, owner, name):
     traced.instrument(detail="stage")
     started = []
@@ -366,7 +462,7 @@ def test_a_fault_costs_what_it_would_have_measured_and_not_the_trace(traced, tin
     def fails_after_the_start(*args):
         started.append(1)
         # A mark that begins a stage succeeds, the one that ends it does not.
-        return 1 / 0 if name == "end" or len(started) % 2 == 0 else original(*args)
+        return 1 / 0 if name == "read" or len(started) % 2 == 0 else original(*args)
 
     monkeypatch.setattr(owner, name, fails_after_the_start)
     generate_music(tiny_models, replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False))

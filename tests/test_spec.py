@@ -11,14 +11,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from acestep import inference
+from acestep import checkpoints, inference
+from acestep.renderer import preparation
+from acestep.renderer.compilation import compile_models
 from acestep.renderer.renderer import Renderer
 from acestep_otel.cli import command, main
+from acestep_otel.modes import benchmark, measurement
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--tiny", "--duration", "10", "--inference-steps", "3", "--audio-format", "wav")
@@ -209,6 +214,82 @@ def test_r35_inference_steps_changes_what_is_executed(table, monkeypatch):
     monkeypatch.setattr(Renderer, "denoise_step", count)
     table("--no-warmup", "--inference-steps", "5")
     assert executed == [0, 1, 2, 3, 4]
+
+
+def test_r99_r100_r101_nothing_is_offloaded_or_quantised_unless_asked_for(table):
+    table("--no-warmup", "--benchmark-output", "result.json")
+    (result,) = json.loads(Path("result.json").read_text(encoding="utf-8"))["results"]
+    assert result["effective_settings"]["placement"] == {
+        "offload_to_cpu": False,
+        "offload_dit_to_cpu": False,
+        "quantization": None,
+        "compile": False,
+        "automatic_offload": False,
+    }
+
+
+def test_r143_offload_and_quantisation_run_without_further_variables(capsys, monkeypatch):
+    # PyTorch's own compiler takes a minute here; that its graphs are those that run is tested with the renderer.
+    monkeypatch.setattr(preparation, "compile_models", partial(compile_models, backend="eager"))
+    flags = ("--no-warmup", "--offload-to-cpu", "--quantization", "int8_weight_only")
+    assert main([*SMALL, *flags, "--benchmark-output", "result.json"]) == 0
+    shown = capsys.readouterr()
+    assert "DiT quantised: int8_weight_only; compiled" in shown.out
+    assert shown.err == ""
+    (result,) = json.loads(Path("result.json").read_text(encoding="utf-8"))["results"]
+    assert result["effective_settings"]["placement"]["quantization"] == "int8_weight_only"
+    assert result["effective_settings"]["placement"]["compile"] is True
+
+
+def test_r101_there_are_three_forms_and_others_are_refused(capsys):
+    (option,) = [parameter for parameter in command.params if parameter.name == "quantization"]
+    assert list(option.type.choices) == ["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"]
+    assert "int4" in refusal(capsys, "--quantization", "int4")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--offload-to-cpu",), "--offload-to-cpu has no effect: this device has no memory of its own"),
+        (("--offload-dit-to-cpu",), "--offload-dit-to-cpu has no effect without --offload-to-cpu"),
+    ],
+)
+def test_r133_r134_a_flag_without_effect_says_so(capsys, flags, line):
+    assert main([*SMALL, "--no-warmup", *flags]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def noted(order: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which also enters its name when it is called."""
+
+    @wraps(function)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        order.append(function.__name__)
+        return function(*args, **kwargs)
+
+    return noting
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [("profile",), ("understand",), ("create_sample",), ("format_sample",), ("benchmark", "--batch-size", "1")],
+    ids=lambda mode: mode[0],
+)
+def test_r165_in_every_mode_the_memory_cap_is_set_before_anything_is_loaded(monkeypatch, mode):
+    order: list[str] = []
+    for module in (measurement, benchmark):
+        monkeypatch.setattr(module, "enforce_memory_cap", lambda device: order.append(f"cap on {device}"))
+    for name in ("load_renderer_models", "load_language_model"):
+        monkeypatch.setattr(checkpoints, name, noted(order, getattr(checkpoints, name)))
+    main([*SMALL, "--no-warmup", "--lyrics-token-limit", "8", "--mode", *mode])
+    assert order[0] == "cap on cpu"
+    assert order.count("cap on cpu") == 1
+    assert len(order) > 1
+
+
+def test_r165_a_size_that_is_none_is_refused_by_name(capsys, monkeypatch):
+    monkeypatch.setenv("MAX_CUDA_VRAM", "8GB")
+    assert "MAX_CUDA_VRAM='8GB'" in refusal(capsys)
 
 
 def test_r142_chain_of_thought_flags_run_together(table):

@@ -1,5 +1,6 @@
 """Requests are checked before any model runs; the error names the value and the range."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,18 @@ def test_tasks_on_single_tracks_need_a_base_model(tiny_models):
             require_task_support(task, turbo)
     for task in ("text2music", "cover", "repaint"):
         require_task_support(task, turbo)
+
+
+@pytest.mark.parametrize("name", ["acestep-v15-sft", "acestep-v15-xl-sft", "models/ACE-Step-v15-SFT", "sft"])
+def test_fine_tuned_models_have_lost_the_tasks_on_single_tracks(name, tiny_models):
+    """R135: only the name tells them from base models."""
+    sft = replace(tiny_models.renderer.models, name=name, is_turbo=False)
+    for task in BASE_TASKS:
+        with pytest.raises(InvalidRequest, match=r"needs a base model .* is an sft model"):
+            require_task_support(task, sft)
+    for task in ("text2music", "cover", "repaint"):
+        require_task_support(task, sft)
+    require_task_support("lego", replace(sft, name="acestep-v15-softsftening"))
 
 
 @pytest.mark.parametrize(

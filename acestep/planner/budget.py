@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-
 from acestep.errors import BudgetExceeded
+from acestep.memory_cap import effective_free_memory
 from acestep.planner.models import LanguageModel
 
 _POSITION_BLOCK: Final = 512
@@ -46,10 +45,15 @@ class PlannerBudget:
         """
         # Not the model itself: the limits must not keep its weights when it is unloaded.
         device = model.device
+
+        def free_bytes() -> int | None:
+            free = effective_free_memory(device)
+            return None if free is None else free + held_bytes()
+
         return cls(
             context_limit=model.context_limit,
             bytes_per_position=bytes_per_position(model),
-            free_bytes=lambda: free_cuda_bytes(device) + held_bytes() if device.type == "cuda" else None,
+            free_bytes=free_bytes,
         )
 
     def check(self, stage: str, *, prompt_tokens: int, output_tokens: int, rows: int) -> None:
@@ -92,15 +96,3 @@ def bytes_per_position(model: LanguageModel) -> int:
     config: Any = model.body.config
     per_layer: int = 2 * config.num_key_value_heads * config.head_dim * model.head.element_size()
     return int(config.num_hidden_layers) * per_layer
-
-
-def free_cuda_bytes(device: torch.device) -> int:
-    """Bytes that this process can still allocate: what the device has free, and what the allocator keeps in reserve.
-
-    A cap set by ``torch.cuda.set_per_process_memory_fraction`` counts.
-    """
-    free, total = torch.cuda.mem_get_info(device)
-    allocated = torch.cuda.memory_allocated(device)
-    reserve = torch.cuda.memory_reserved(device) - allocated
-    cap = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return min(free + reserve, cap - allocated)

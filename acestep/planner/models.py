@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from acestep.planner.vocabulary import Vocabulary
+
+CONTEXT_LIMIT: Final = 8_192
+"""Positions that the planner budgets for: 3,000 codes (600 s) and long lyrics fit."""
 
 
 @dataclass(frozen=True, slots=True)

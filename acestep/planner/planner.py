@@ -6,6 +6,7 @@ five per second, under the finished metadata.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,9 @@ from typing import Final
 
 import torch
 
+from acestep.environment import says_yes
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
+from acestep.placement import Placement
 from acestep.planner.backends import COMPOSING, REASONING, PhaseTokens, PlannerBackend
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.budget import PlannerBudget
@@ -23,10 +26,13 @@ from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise
 from acestep.planner.models import LanguageModel
 from acestep.planner.prompts import Prompts
 from acestep.planner.vocabulary import Vocabulary
+from acestep.residence import LANGUAGE_MODEL, Residence
 from acestep.types import CODES_PER_SECOND, GenerationRequest, ProgressCallback, SongMetadata
 
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
 """Most tokens of a metadata block: the caption and every other field."""
+FUSED_VARIABLE: Final = "ACESTEP_LM_FUSED"
+"""Environment variable: decode in Triton kernels of our own where they run (CUDA, bfloat16)."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
 
@@ -91,6 +97,7 @@ class Planner:
         dtype: of its weights.
         budget: limits of the model on its device.
         duration_limit: longest song in seconds.
+        residence: where the model lives between uses; on its device when not given.
     """
 
     def __init__(
@@ -104,6 +111,7 @@ class Planner:
         dtype: torch.dtype,
         budget: PlannerBudget,
         duration_limit: int = DURATION_RANGE[1],
+        residence: Residence | None = None,
     ) -> None:
         self.backend = backend
         self.model_name = model_name
@@ -114,11 +122,19 @@ class Planner:
         self.prompts = Prompts(vocabulary)
         self.budget = budget
         self.duration_limit = duration_limit
+        self.residence = residence or Residence(device, Placement())
 
     @classmethod
-    def from_language_model(cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1]) -> Planner:
-        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others."""
-        backend = PtBackend(model)
+    def from_language_model(
+        cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1], residence: Residence | None = None
+    ) -> Planner:
+        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others.
+
+        Raises:
+            InvalidRequest: ``ACESTEP_LM_FUSED`` says neither yes nor no.
+        """
+        # Asked for by hand until the kernels have been measured on a GPU.
+        backend = PtBackend(model, fuse=None if says_yes(os.environ, FUSED_VARIABLE) else False)
         return cls(
             backend,
             model.vocabulary,
@@ -128,7 +144,23 @@ class Planner:
             dtype=model.dtype,
             budget=PlannerBudget.of(model, backend.held_bytes),
             duration_limit=duration_limit,
+            residence=residence,
         )
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """The model on its device while the block runs; whatever calls ``plan`` or the backend does it in such a block.
+
+        One block around everything that a request asks of the model means one way there and one back.
+        """
+        if not (isinstance(self.backend, PtBackend) and self.residence.waits_on_host(LANGUAGE_MODEL)):
+            yield
+            return
+        with self.residence.using(**{LANGUAGE_MODEL: self.backend.model.body}):
+            try:
+                yield
+            finally:
+                self.backend.release()
 
     def plan(self, request: GenerationRequest, seeds: Sequence[int], progress: ProgressCallback | None = None) -> Plan:
         """Decide what the user left open, then write the codes.

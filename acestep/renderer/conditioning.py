@@ -77,19 +77,20 @@ class ConditionSwitch:
 
 
 def encode_prompt(
-    models: RendererModels, request: RenderRequest, instruction: str, timbre: torch.Tensor | None
-) -> torch.Tensor:
-    """Everything that is said about the songs under one instruction, shape ``[1, tokens, hidden]``.
+    models: RendererModels, request: RenderRequest, instruction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the text encoder makes of the songs under one instruction.
 
     Args:
         models: the loaded models.
         request: caption, metadata, lyrics and length.
         instruction: the task.
-        timbre: latents of the reference, or ``None`` for no reference.
+
+    Returns:
+        Text and lyrics, each of shape ``[1, tokens, hidden]``.
     """
     text = encode_text(models, caption_prompt(request.caption, request.metadata, request.duration, instruction))
-    lyrics = embed_lyrics(models, lyrics_prompt(request.lyrics, request.metadata.language))
-    return encode_conditions(models, text, lyrics, timbre)
+    return text, embed_lyrics(models, lyrics_prompt(request.lyrics, request.metadata.language))
 
 
 def encode_text(models: RendererModels, text: str) -> torch.Tensor:

@@ -6,36 +6,33 @@ denoising step and the copy of the audio to the host waits for the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from acestep.errors import stage_errors
+from acestep.placement import Placement
 from acestep.renderer.conditioning import (
     Conditions,
     ConditionSwitch,
+    encode_conditions,
     encode_prompt,
     timbre_excerpt,
 )
 from acestep.renderer.context import context_latents, silence_latents, task_context
+from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.finishing import finished, require_finite
 from acestep.renderer.guidance import AdaptiveProjectedGuidance, Guidance
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.request import Rendering, RenderRequest
 from acestep.renderer.schedule import Schedule, make_schedule
-from acestep.renderer.vae import (
-    DEFAULT_TILE_LENGTH,
-    Tile,
-    TilePlan,
-    encode_tile,
-    encoder_radius,
-    plan_tiles,
-    receptive_radius,
-)
-from acestep.types import SAMPLES_PER_FRAME, Progress, ProgressCallback
+from acestep.renderer.vae import TilePlan, encode, plan_encoding
+from acestep.renderer.vae_ladder import DecodeSettings
+from acestep.residence import Residence
+from acestep.types import Progress, ProgressCallback
 
 __all__ = ["RenderRequest", "Renderer", "Rendering"]
 
@@ -45,10 +42,16 @@ class Renderer:
 
     Args:
         models: loaded models; they are only read.
+        residence: where they live between uses; on their device when not given.
+        decoding: what the user settled about the VAE's decode.
     """
 
-    def __init__(self, models: RendererModels) -> None:
+    def __init__(
+        self, models: RendererModels, residence: Residence | None = None, decoding: DecodeSettings | None = None
+    ) -> None:
         self.models = models
+        self.residence = residence or Residence(models.device, Placement())
+        self.decoder = VaeDecoder(models, self.residence, decoding or DecodeSettings())
 
     def render(self, request: RenderRequest, progress: ProgressCallback | None = None) -> Rendering:
         """Render one song per seed. A song depends on its seed and codes, not on its place in the batch.
@@ -64,31 +67,30 @@ class Renderer:
         """
         schedule = make_schedule(request.steps, request.shift)
         guidance = self.guidance(request)
-        conditions = self.condition(request)
-        noise = self.noise(request.seeds, conditions.context_latents.shape[1])
-        latents = self.denoise(conditions, schedule, guidance, noise, progress)
-        if request.task == "repaint":
-            latents = conditions.with_source_kept(latents)
-        latents = latents[:, : request.frames]
-        audio = self.decode(latents, self.tile_plan(request.frames), progress)
+        try:
+            conditions = self.condition(request)
+            noise = self.noise(request.seeds, conditions.context_latents.shape[1])
+            with self.residence.using(transformer=self.models.transformer):
+                latents = self.denoise(conditions, schedule, guidance, noise, progress)
+            if request.task == "repaint":
+                latents = conditions.with_source_kept(latents)
+            latents = latents[:, : request.frames]
+            with self.decoder.present():
+                audio, decoding = self.decoder.decode(latents, self.decoder.ladder(request.frames), progress)
+        finally:
+            self.residence.give_back()
         require_finite(latents, audio)
         return Rendering(
-            finished(audio, request), steps=len(schedule.timesteps), guidance_scale=guidance.scale if guidance else 1.0
+            finished(audio, request),
+            steps=len(schedule.timesteps),
+            guidance_scale=guidance.scale if guidance else 1.0,
+            vae_decode=decoding,
         )
 
     def guidance(self, request: RenderRequest) -> Guidance | None:
         """The guidance to apply: ``None`` on turbo models, whose weights contain it, and for a scale of 1 or less."""
         guidance = Guidance(request.guidance_scale, request.guidance_interval)
         return guidance if guidance.scale > 1.0 and not self.models.is_turbo else None
-
-    def tile_plan(self, frames: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:
-        """Tiles with just the overlap that the decoder's receptive field needs."""
-        return plan_tiles(frames, tile_length, receptive_radius(self.models.vae.upsampling_ratios))
-
-    def encode_plan(self, samples: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:
-        """Tiles of a recording, with just the overlap that the encoder's receptive field needs."""
-        frames = math.ceil(samples / SAMPLES_PER_FRAME)
-        return plan_tiles(frames, tile_length, encoder_radius(self.models.vae.config.downsampling_ratios))
 
     @stage_errors("condition")
     @torch.inference_mode()
@@ -101,33 +103,44 @@ class Renderer:
             Conditions of one song for all, or of each song if there are audio codes, for at least 128 frames.
         """
         models = self.models
-        source = None if request.source is None else self._encode_whole(request.source.audio)
-        timbre = None if request.reference is None else self._encode_whole(timbre_excerpt(request.reference))
-        told = encode_prompt(models, request, request.instruction, timbre)
-        conditions = Conditions(told, task_context(models, request, source))
-        if request.cover_steps == request.steps:
-            return conditions
-        text_alone = Conditions(
-            encode_prompt(models, request, TEXT_INSTRUCTION, timbre),
-            context_latents(models, silence_latents(models, request.frames)),
-        )
+        source, timbre = self._encode_recordings(request)
+        follows_text_later = request.cover_steps < request.steps
+        instructions = (request.instruction, *((TEXT_INSTRUCTION,) if follows_text_later else ()))
+        with self.residence.using(text_encoder=models.text_encoder):
+            prompts = [encode_prompt(models, request, instruction) for instruction in instructions]
+        with self.residence.using(condition_encoder=models.condition_encoder, **self._code_models(request)):
+            told = [encode_conditions(models, text, lyrics, timbre) for text, lyrics in prompts]
+            conditions = Conditions(told[0], task_context(models, request, source))
+            if not follows_text_later:
+                return conditions
+            text_alone = Conditions(told[1], context_latents(models, silence_latents(models, request.frames)))
         return replace(conditions, switch=ConditionSwitch(request.cover_steps, text_alone))
 
+    def _encode_recordings(self, request: RenderRequest) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Latents of the source and of what stands for the reference, each where there is one."""
+        recordings = (
+            None if request.source is None else request.source.audio,
+            None if request.reference is None else timbre_excerpt(request.reference),
+        )
+        if recordings == (None, None):
+            return None, None
+        with self.residence.using(vae=self.models.vae):
+            source, timbre = (None if audio is None else self._encode_whole(audio) for audio in recordings)
+        return source, timbre
+
+    def _code_models(self, request: RenderRequest) -> dict[str, Any]:
+        """The models that the request's context is made with, beside the condition encoder."""
+        if not (request.has_codes or request.task == "cover"):
+            return {}
+        return {name: getattr(self.models, name) for name in ("audio_tokenizer", "audio_token_detokenizer")}
+
     def _encode_whole(self, audio: torch.Tensor) -> torch.Tensor:
-        return self.encode(audio, self.encode_plan(audio.shape[-1]))
+        return self.encode(audio, plan_encoding(self.models.vae, audio.shape[-1]))
 
     @torch.inference_mode()
     def encode(self, audio: torch.Tensor, plan: TilePlan) -> torch.Tensor:
-        """Audio to latents: the mean of the VAE's posterior, so the same audio gives the same latents.
-
-        Args:
-            audio: float32 on the host, shape ``[2, samples]``, 48 kHz; a last frame is filled up with silence.
-            plan: for as many samples.
-
-        Returns:
-            On the device, model dtype, shape ``[1, frames, channels]``.
-        """
-        return torch.cat([encode_tile(self.models, audio, tile) for tile in plan.tiles], dim=1)
+        """Audio to latents (``acestep.renderer.vae.encode``), shape ``[1, frames, channels]``."""
+        return encode(self.models, audio, plan)
 
     def noise(self, seeds: Sequence[int], frames: int) -> torch.Tensor:
         """Where the diffusion starts, float32 on the host, shape ``[songs, frames, channels]``.
@@ -192,7 +205,8 @@ class Renderer:
         plain = conditions.expanded(songs)
         if guidance is None:
             return plain, plain
-        return plain, plain.with_unconditional(self.models.condition_encoder.null_condition_emb)
+        null_condition = self.models.condition_encoder.null_condition_emb
+        return plain, plain.with_unconditional(null_condition.to(self.models.device, non_blocking=True))
 
     def denoise_step(
         self,
@@ -239,55 +253,3 @@ class Renderer:
             return_dict=False,
         )
         return velocity.float()
-
-    @stage_errors("vae.decode")
-    @torch.inference_mode()
-    def decode(self, latents: torch.Tensor, plan: TilePlan, progress: ProgressCallback | None = None) -> torch.Tensor:
-        """Latents to audio: all tiles of all songs on the device, then one copy to the host.
-
-        Songs are decoded one after the other, so memory does not grow with the batch.
-
-        Args:
-            latents: shape ``[songs, frames, channels]``.
-            plan: for ``frames``.
-            progress: called after every tile has been handed to the device.
-
-        Returns:
-            float32 on the host, shape ``[songs, 2, samples]``.
-        """
-        songs = latents.shape[0]
-        audio = torch.empty(
-            (songs, 2, plan.frames * SAMPLES_PER_FRAME), device=self.models.device, dtype=self.models.dtype
-        )
-        total = songs * len(plan.tiles)
-        for song in range(songs):
-            for number, tile in enumerate(plan.tiles):
-                index = song * len(plan.tiles) + number
-                start, stop = (frame * SAMPLES_PER_FRAME for frame in tile.kept)
-                audio[song, :, start:stop] = self.decode_tile(latents[song], tile=tile, index=index)
-                if progress is not None:
-                    progress(Progress("vae.decode", index + 1, total))
-        return audio.cpu().float()
-
-    def decode_tile(
-        self,
-        latents: torch.Tensor,
-        *,
-        tile: Tile,
-        index: int,  # noqa: ARG002 - names the tile to an observer
-    ) -> torch.Tensor:
-        """The decoder over one tile.
-
-        Args:
-            latents: of the whole song, shape ``[frames, channels]``.
-            tile: which frames to decode, and which to keep.
-            index: number of the tile in the request, from 0; the result does not depend on it.
-
-        Returns:
-            Audio of the kept frames on the device, model dtype, shape ``[2, samples]``.
-        """
-        window_start, window_stop = tile.window
-        window = latents[window_start:window_stop].to(self.models.dtype).T.unsqueeze(0)
-        decoded: torch.Tensor = self.models.vae.decode(window, return_dict=False)[0][0]
-        start, stop = ((frame - window_start) * SAMPLES_PER_FRAME for frame in tile.kept)
-        return decoded[:, start:stop]

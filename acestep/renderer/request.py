@@ -15,6 +15,7 @@ from acestep.types import (
     SAMPLES_PER_FRAME,
     SongMetadata,
     TaskType,
+    VaeDecoding,
 )
 
 if TYPE_CHECKING:
@@ -120,8 +121,10 @@ class Rendering:
         audio: float32 on the host, shape ``[songs, 2, samples]``, 48 kHz, within -1 ... 1.
         steps: diffusion steps executed.
         guidance_scale: guidance applied; 1 when it was off.
+        vae_decode: how the latents were decoded.
     """
 
     audio: torch.Tensor
     steps: int
     guidance_scale: float
+    vae_decode: VaeDecoding

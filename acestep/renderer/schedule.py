@@ -45,3 +45,13 @@ def make_schedule(steps: int, shift: float) -> Schedule:
         raise InvalidRequest(f"timestep shift must be a number above 0, not {shift}")
     uniform = ((steps - i) / steps for i in range(steps))
     return Schedule(tuple(shift * u / (1 + (shift - 1) * u) for u in uniform), shift)
+
+
+def trained_shift(name: str, *, is_turbo: bool) -> float:
+    """Timestep shift that a released model was trained for; its configuration does not say.
+
+    Args:
+        name: of the model; ``acestep-v15-turbo-shift1`` is the one turbo model that was distilled on uniform times.
+        is_turbo: whether guidance is distilled into the weights; models that are not were trained on uniform times.
+    """
+    return 3.0 if is_turbo and "shift1" not in name else 1.0

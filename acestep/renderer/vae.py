@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 import torch
 
 from acestep.errors import InvalidRequest
-from acestep.renderer.models import RendererModels
 from acestep.types import SAMPLES_PER_FRAME
 
 DEFAULT_TILE_LENGTH: Final = 512
@@ -124,7 +123,43 @@ def encoder_radius(downsampling_ratios: Sequence[int]) -> int:
     return math.ceil(max(before, after) / samples)
 
 
-def encode_tile(models: RendererModels, audio: torch.Tensor, tile: Tile) -> torch.Tensor:
+class VaeModels(Protocol):
+    """Loaded models with a VAE among them."""
+
+    @property
+    def vae(self) -> Any:
+        """``diffusers.AutoencoderOobleck``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+
+
+def plan_encoding(vae: Any, samples: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:
+    """Tiles of a recording, with just the overlap that the encoder's receptive field needs."""
+    frames = math.ceil(samples / SAMPLES_PER_FRAME)
+    return plan_tiles(frames, tile_length, encoder_radius(vae.config.downsampling_ratios))
+
+
+def encode(models: VaeModels, audio: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+    """Audio to latents: the mean of the VAE's posterior, so the same audio gives the same latents.
+
+    Args:
+        models: the loaded models.
+        audio: float32 on the host, shape ``[2, samples]``, 48 kHz; a last frame is filled up with silence.
+        plan: for as many samples.
+
+    Returns:
+        On the device, model dtype, shape ``[1, frames, channels]``.
+    """
+    return torch.cat([encode_tile(models, audio, tile) for tile in plan.tiles], dim=1)
+
+
+def encode_tile(models: VaeModels, audio: torch.Tensor, tile: Tile) -> torch.Tensor:
     """The encoder over one tile: the mean of the posterior, not a sample from it.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from transformers import Qwen3Config
 
-from acestep.planner.models import LanguageModel
+from acestep.planner.models import CONTEXT_LIMIT, LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout, Vocabulary
 from acestep.synthetic.qwen3 import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
@@ -24,8 +24,6 @@ TINY_LAYOUT: Final = TokenLayout(
     vocabulary_size=65_544,
 )
 """All audio codes and a few invalid code rows behind them, over a small text vocabulary."""
-CONTEXT_LIMIT: Final = 8_192
-"""Positions that the planner budgets for: 3,000 codes (600 s) and long lyrics fit."""
 _MODEL_POSITIONS: Final = 40_960
 
 
@@ -61,20 +59,23 @@ LANGUAGE_MODEL_CONFIGS: Final[dict[str, LanguageModelConfig]] = {
 """Architectures by name: the embedded ``tiny`` and those of the released models."""
 
 
-def build_language_model(name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LanguageModel:
+def build_language_model(
+    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0, storage: torch.device | None = None
+) -> LanguageModel:
     """Build a language model with random weights.
 
     Args:
         name: a key of ``LANGUAGE_MODEL_CONFIGS``.
-        device: where the weights live.
+        device: where the model runs, and where the weights are drawn.
         dtype: of the weights.
         seed: the model's seed; equal seeds give equal weights on the CPU.
+        storage: where the weights are kept; ``device`` when not given.
 
     Raises:
         KeyError: the name is not in the table.
     """
     config = LANGUAGE_MODEL_CONFIGS[name]
-    body = build_qwen3(qwen3_config(config), seed=seed, device=device, dtype=dtype)
+    body = build_qwen3(qwen3_config(config), seed=seed, device=device, dtype=dtype, storage=storage)
     return LanguageModel(
         name=name,
         weights="synthetic",

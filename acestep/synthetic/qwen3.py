@@ -6,21 +6,22 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from acestep.synthetic.weights import materialise
+from acestep.weights.empty import empty_qwen3, restore_rotary_frequencies
 
 
-def build_qwen3(config: Qwen3Config, *, seed: int, device: torch.device, dtype: torch.dtype) -> Qwen3Model:
+def build_qwen3(
+    config: Qwen3Config, *, seed: int, device: torch.device, dtype: torch.dtype, storage: torch.device | None = None
+) -> Qwen3Model:
     """Build the model without a head.
 
     Args:
         config: its architecture.
         seed: of its weights.
-        device: where they live.
+        device: where they are drawn.
         dtype: of the weights; the rotary frequencies stay in float32, as in a loaded model.
+        storage: where they are kept; ``device`` when not given.
     """
-    with torch.device("meta"):
-        model = Qwen3Model(config)
-    materialise(model, seed=seed, device=device, dtype=dtype)
-    frequencies, _ = model.rotary_emb.compute_default_rope_parameters(config)
-    model.rotary_emb.inv_freq = frequencies.to(device)
-    model.rotary_emb.original_inv_freq = frequencies.to(device, copy=True)
+    model = empty_qwen3(config)
+    materialise(model, seed=seed, device=device, dtype=dtype, storage=storage)
+    restore_rotary_frequencies(model, storage or device)
     return model

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from diffusers import AceStepTransformer1DModel, AutoencoderOobleck
-from diffusers.pipelines.ace_step import AceStepAudioTokenDetokenizer, AceStepAudioTokenizer, AceStepConditionEncoder
 from torch import nn
 from transformers import Qwen3Config
 
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout
+from acestep.renderer.audio_encoder import AudioEncoderModels
 from acestep.renderer.models import RendererModels
+from acestep.renderer.schedule import trained_shift
 from acestep.synthetic.language_model import TINY_LAYOUT
 from acestep.synthetic.qwen3 import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
-from acestep.synthetic.weights import materialise, tensor_seed
+from acestep.synthetic.weights import draw_normal, materialise, tensor_seed
+from acestep.weights.empty import AUDIO_ENCODER_MODULES, RENDERER_MODULES, empty_module, restore_quantizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,6 @@ class RendererConfig:
 
     Attributes:
         is_turbo: whether guidance is distilled into the weights.
-        default_shift: timestep shift that the model was trained for.
         transformer: of ``AceStepTransformer1DModel``, beyond what it shares with the encoders.
         encoder: shared by the condition encoder, the audio tokenizer and the detokenizer.
         condition_layers: layers of the lyric and of the timbre encoder.
@@ -38,7 +37,6 @@ class RendererConfig:
     """
 
     is_turbo: bool
-    default_shift: float
     transformer: Mapping[str, Any]
     encoder: Mapping[str, Any]
     condition_layers: tuple[int, int]
@@ -51,6 +49,7 @@ class RendererConfig:
 _RESIDUAL_GAIN: Final = 0.1
 _OUTPUT_GAIN: Final = 0.2
 _DOWNSAMPLING_RATIOS: Final = (2, 4, 4, 6, 10)
+_SILENCE_FRAMES: Final = 15_000
 _TRUE_SIZE: Final[Mapping[str, Any]] = {
     "encoder": {
         "hidden_size": 2048,
@@ -118,58 +117,62 @@ _XL_TRANSFORMER: Final = {
 }
 
 
-def _standard(*, is_turbo: bool, shift: float) -> RendererConfig:
-    return RendererConfig(is_turbo, shift, transformer=_STANDARD_TRANSFORMER, **_TRUE_SIZE)
+def _standard(*, is_turbo: bool) -> RendererConfig:
+    return RendererConfig(is_turbo, transformer=_STANDARD_TRANSFORMER, **_TRUE_SIZE)
 
 
-def _xl(*, is_turbo: bool, shift: float) -> RendererConfig:
-    return RendererConfig(is_turbo, shift, transformer=_XL_TRANSFORMER, **_TRUE_SIZE)
+def _xl(*, is_turbo: bool) -> RendererConfig:
+    return RendererConfig(is_turbo, transformer=_XL_TRANSFORMER, **_TRUE_SIZE)
 
 
 RENDERER_CONFIGS: Final[Mapping[str, RendererConfig]] = {
-    "acestep-v15-tiny": RendererConfig(True, 3.0, **_TINY_SIZE),
-    "acestep-v15-tiny-base": RendererConfig(False, 1.0, **_TINY_SIZE),
-    "acestep-v15-turbo": _standard(is_turbo=True, shift=3.0),
-    "acestep-v15-turbo-shift1": _standard(is_turbo=True, shift=1.0),
-    "acestep-v15-turbo-shift3": _standard(is_turbo=True, shift=3.0),
-    "acestep-v15-turbo-continuous": _standard(is_turbo=True, shift=3.0),
-    "acestep-v15-base": _standard(is_turbo=False, shift=1.0),
-    "acestep-v15-sft": _standard(is_turbo=False, shift=1.0),
-    "acestep-v15-xl-turbo": _xl(is_turbo=True, shift=3.0),
-    "acestep-v15-xl-base": _xl(is_turbo=False, shift=1.0),
-    "acestep-v15-xl-sft": _xl(is_turbo=False, shift=1.0),
+    "acestep-v15-tiny": RendererConfig(is_turbo=True, **_TINY_SIZE),
+    "acestep-v15-tiny-base": RendererConfig(is_turbo=False, **_TINY_SIZE),
+    "acestep-v15-turbo": _standard(is_turbo=True),
+    "acestep-v15-turbo-shift1": _standard(is_turbo=True),
+    "acestep-v15-turbo-shift3": _standard(is_turbo=True),
+    "acestep-v15-turbo-continuous": _standard(is_turbo=True),
+    "acestep-v15-base": _standard(is_turbo=False),
+    "acestep-v15-sft": _standard(is_turbo=False),
+    "acestep-v15-xl-turbo": _xl(is_turbo=True),
+    "acestep-v15-xl-base": _xl(is_turbo=False),
+    "acestep-v15-xl-sft": _xl(is_turbo=False),
 }
 """Every renderer that can be built with random weights, by name."""
 
 
-def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> RendererModels:
+def build_renderer_models(
+    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0, storage: torch.device | None = None
+) -> RendererModels:
     """Build a renderer's models with random weights.
 
     Args:
         name: a key of ``RENDERER_CONFIGS``.
-        device: where the weights live.
+        device: where the models run, and where the weights are drawn.
         dtype: of the weights.
         seed: the models' seed; equal seeds give equal weights on the CPU.
+        storage: where the weights are kept; ``device`` when not given.
 
     Raises:
         KeyError: the name is not in the table.
     """
     config = RENDERER_CONFIGS[name]
-    modules = diffusers_modules(config)
-    for role, module in modules.items():
-        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype)
-        _balance_transposed_convolutions(module)
-    _set_silence(modules["condition_encoder"], seed)
-    _set_vae_gains(modules["vae"])
-    _restore_quantizer(modules["audio_tokenizer"].quantizer)
+    modules = _materialised(diffusers_modules(config), device=device, dtype=dtype, seed=seed, storage=storage)
+    encoder = modules["condition_encoder"]
+    for buffer in ("silence_latent", "null_condition_emb"):
+        _fill(getattr(encoder, buffer), buffer, seed, device)
     return RendererModels(
         name=name,
         weights="synthetic",
         is_turbo=config.is_turbo,
-        default_shift=config.default_shift,
+        default_shift=trained_shift(name, is_turbo=config.is_turbo),
         **modules,
         text_encoder=build_qwen3(
-            text_encoder_config(config), seed=tensor_seed(seed, "text_encoder"), device=device, dtype=dtype
+            text_encoder_config(config),
+            seed=tensor_seed(seed, "text_encoder"),
+            device=device,
+            dtype=dtype,
+            storage=storage,
         ),
         text_tokenizer=build_tokenizer(config.text_layout),
         device=device,
@@ -177,41 +180,60 @@ def build_renderer_models(name: str, *, device: torch.device, dtype: torch.dtype
     )
 
 
-def diffusers_modules(config: RendererConfig) -> dict[str, Any]:
+def build_audio_encoder_models(
+    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> AudioEncoderModels:
+    """Build the VAE and the audio tokenizer of a renderer, with the weights that they have in it.
+
+    Args:
+        name: a key of ``RENDERER_CONFIGS``.
+        device: where the weights live.
+        dtype: of the weights.
+        seed: the models' seed.
+
+    Raises:
+        KeyError: the name is not in the table.
+    """
+    config = RENDERER_CONFIGS[name]
+    modules = _materialised(diffusers_modules(config, AUDIO_ENCODER_MODULES), device=device, dtype=dtype, seed=seed)
+    silence = torch.empty(1, _SILENCE_FRAMES, config.latent_channels, device=device, dtype=dtype)
+    _fill(silence, "silence_latent", seed, device)
+    return AudioEncoderModels(
+        name=name, weights="synthetic", **modules, silence_latent=silence, device=device, dtype=dtype
+    )
+
+
+def diffusers_modules(config: RendererConfig, roles: Collection[str] = RENDERER_MODULES) -> dict[str, Any]:
     """The modules that diffusers provides, by their name in ``RendererModels``, on the meta device (no memory)."""
     encoder, channels = config.encoder, config.latent_channels
     lyric_layers, timbre_layers = config.condition_layers
     shared_attention = {"head_dim": encoder["head_dim"], "sliding_window": encoder["sliding_window"]}
-    with warnings.catch_warnings(), torch.device("meta"):
-        # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.
-        warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
-        return {
-            "transformer": AceStepTransformer1DModel(
-                **config.transformer,
-                **shared_attention,
-                in_channels=3 * channels,
-                audio_acoustic_hidden_dim=channels,
-                encoder_hidden_size=encoder["hidden_size"],
-                is_turbo=config.is_turbo,
-            ),
-            "condition_encoder": AceStepConditionEncoder(
-                **encoder,
-                text_hidden_dim=config.text_encoder["hidden_size"],
-                timbre_hidden_dim=channels,
-                num_lyric_encoder_hidden_layers=lyric_layers,
-                num_timbre_encoder_hidden_layers=timbre_layers,
-            ),
-            "audio_tokenizer": AceStepAudioTokenizer(
-                **encoder, audio_acoustic_hidden_dim=channels, fsq_dim=encoder["hidden_size"]
-            ),
-            "audio_token_detokenizer": AceStepAudioTokenDetokenizer(**encoder, audio_acoustic_hidden_dim=channels),
-            "vae": AutoencoderOobleck(
-                **config.vae,
-                downsampling_ratios=list(_DOWNSAMPLING_RATIOS),
-                decoder_input_channels=channels,
-                sampling_rate=48_000,
-            ),
-        }
+    arguments: dict[str, dict[str, Any]] = {
+        "transformer": {
+            **config.transformer,
+            **shared_attention,
+            "in_channels": 3 * channels,
+            "audio_acoustic_hidden_dim": channels,
+            "encoder_hidden_size": encoder["hidden_size"],
+            "is_turbo": config.is_turbo,
+        },
+        "condition_encoder": {
+            **encoder,
+            "text_hidden_dim": config.text_encoder["hidden_size"],
+            "timbre_hidden_dim": channels,
+            "num_lyric_encoder_hidden_layers": lyric_layers,
+            "num_timbre_encoder_hidden_layers": timbre_layers,
+        },
+        "audio_tokenizer": {**encoder, "audio_acoustic_hidden_dim": channels, "fsq_dim": encoder["hidden_size"]},
+        "audio_token_detokenizer": {**encoder, "audio_acoustic_hidden_dim": channels},
+        "vae": {
+            **config.vae,
+            "downsampling_ratios": list(_DOWNSAMPLING_RATIOS),
+            "decoder_input_channels": channels,
+            "sampling_rate": 48_000,
+        },
+    }
+    return {role: empty_module(role, values) for role, values in arguments.items() if role in roles}
 
 
 def text_encoder_config(config: RendererConfig) -> Qwen3Config:
@@ -222,6 +244,23 @@ def text_encoder_config(config: RendererConfig) -> Qwen3Config:
         max_position_embeddings=32_768,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
     )
+
+
+def _materialised(
+    modules: dict[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    storage: torch.device | None = None,
+) -> dict[str, Any]:
+    """Give modules on the meta device their memory and their weights, which depend on nothing but role and seed."""
+    for role, module in modules.items():
+        materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype, storage=storage)
+        _balance_transposed_convolutions(module)
+    _set_vae_gains(modules["vae"])
+    restore_quantizer(modules["audio_tokenizer"])
+    return modules
 
 
 @torch.no_grad()
@@ -244,17 +283,6 @@ def _set_vae_gains(vae: Any) -> None:
 
 
 @torch.no_grad()
-def _set_silence(condition_encoder: Any, seed: int) -> None:
+def _fill(tensor: torch.Tensor, name: str, seed: int, device: torch.device) -> None:
     """Give "silence" and "no condition" the scale of latents and hidden states; no silence was ever encoded here."""
-    for name in ("silence_latent", "null_condition_emb"):
-        tensor = getattr(condition_encoder, name)
-        generator = torch.Generator(device=tensor.device).manual_seed(tensor_seed(seed, name))
-        tensor.normal_(generator=generator)
-
-
-def _restore_quantizer(quantizer: Any) -> None:
-    """Compute again what the quantizer's constructor computed on the meta device: levels, basis and scales."""
-    with torch.random.fork_rng(devices=[]):
-        computed = type(quantizer)(dim=1, levels=quantizer.levels, num_quantizers=quantizer.num_quantizers)
-    for name, buffer in computed.named_buffers():
-        setattr(quantizer, name, buffer.to(quantizer.project_in.weight.device))
+    draw_normal(tensor, 1.0, torch.Generator(device=device).manual_seed(tensor_seed(seed, name)))

@@ -18,7 +18,9 @@ def tensor_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def materialise(module: nn.Module, *, seed: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def materialise(
+    module: nn.Module, *, seed: int, device: torch.device, dtype: torch.dtype, storage: torch.device | None = None
+) -> nn.Module:
     """Give a module built on the meta device its memory and seeded values.
 
     Matrices and convolution kernels get variance 1/fan_in, so activations keep their scale through any depth;
@@ -28,15 +30,17 @@ def materialise(module: nn.Module, *, seed: int, device: torch.device, dtype: to
     Args:
         module: a module whose parameters may be on the meta device.
         seed: the model's seed.
-        device: where the weights live. Equal bits are promised for ``cpu`` only (one torch version).
+        device: where values are drawn. Equal bits are promised for ``cpu`` only (one torch version).
         dtype: of all floating-point parameters.
+        storage: where the weights are kept; ``device`` when not given. Tensor by tensor, so that the device never
+            holds more than one of them.
 
     Returns:
         The same module, in eval mode, without gradients.
     """
     # diffusers overrides ``to`` with a warning about loaded weights, of which there are none.
     nn.Module.to(module, dtype=dtype)
-    module.to_empty(device=device)
+    module.to_empty(device=storage or device)
     generator = torch.Generator(device=device)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -46,6 +50,14 @@ def materialise(module: nn.Module, *, seed: int, device: torch.device, dtype: to
                 parameter.fill_(1.0)
             else:
                 generator.manual_seed(tensor_seed(seed, name))
-                fan_in = parameter[0].numel()
-                parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+                draw_normal(parameter, parameter[0].numel() ** -0.5, generator)
     return module.eval().requires_grad_(False)
+
+
+def draw_normal(tensor: torch.Tensor, deviation: float, generator: torch.Generator) -> None:
+    """Fill a tensor from a generator that may be of another device, whose values it then holds."""
+    if tensor.device.type == generator.device.type:
+        tensor.normal_(0.0, deviation, generator=generator)
+        return
+    drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
+    tensor.copy_(drawn.normal_(0.0, deviation, generator=generator))

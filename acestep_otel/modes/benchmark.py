@@ -6,7 +6,6 @@ go on; the result file is written again after each one, so an interrupted benchm
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import torch
 
-from acestep.checkpoints import Models, load_models, load_planner, require_language_model
+from acestep.checkpoints import Models, ModelSelection, load_models, load_planner, require_language_model
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
 from acestep.gpu_config import GPUConfig, detect_gpu_memory, gpu_config
 from acestep.inference import generate_music
+from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectiveSettings, GenerationRequest
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
@@ -29,8 +28,9 @@ from acestep_otel.errors import RunFailed, SetupError
 from acestep_otel.files import require_writable
 from acestep_otel.modes.example import load_example
 from acestep_otel.modes.matrix import Matrix, cell_options
-from acestep_otel.modes.measurement import limit_threads, setup_errors
+from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.placement import describe_placement
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -67,7 +67,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         raise SetupError(f"--repeat {options.repeat}: a cell is run once or more")
     limit_threads(options)
     with setup_errors():
-        memory = detect_gpu_memory(resolve_device(options.device))
+        device = resolve_device(options.device)
+        enforce_memory_cap(device)
+        memory = detect_gpu_memory(device)
         config = gpu_config(memory)
         matrix = Matrix.of(options, config)
         requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}
@@ -107,14 +109,22 @@ class _Benchmark:
         """Run every cell: first those without the language model, which is in nobody's way until it is needed."""
         with setup_errors():
             if any(request.needs_language_model for request in self.requests.values()):
-                require_language_model(select_models(self.options, with_language_model=True))
+                require_language_model(self.select_planner())
             models = load_models(select_models(self.options, with_language_model=False))
+        for line in describe_placement(models.placement, self.options):
+            click.echo(line)
         with CellBar(self.matrix.cells, enabled=not self.options.no_progress) as bar:
             for cell in sorted(self.matrix.cells, key=lambda cell: self.requests[cell].needs_language_model):
                 bar.start(cell)
                 models = self.run_cell(cell, models)
                 self.write()
                 bar.finish(cell)
+
+    def select_planner(self) -> ModelSelection:
+        """The language model, with room for the largest cell that asks it something."""
+        asking = (request for request in self.requests.values() if request.needs_language_model)
+        songs = max(request.batch_size for request in asking)
+        return select_models(self.options, with_language_model=True, songs=songs)
 
     def run_cell(self, cell: Cell, models: Models) -> Models:
         """Run one cell and note its row; returns the models, with the language model when the cell brought it in."""
@@ -124,7 +134,7 @@ class _Benchmark:
         failure: Failure | None = None
         try:
             if request.needs_language_model and models.planner is None:
-                models = replace(models, planner=load_planner(select_models(self.options, with_language_model=True)))
+                models = replace(models, planner=load_planner(self.select_planner()))
             with annotated({semconv.BENCHMARK_CELL: self.matrix.cells.index(cell)}):
                 if not self.options.no_warmup:
                     with warmup():
@@ -139,7 +149,7 @@ class _Benchmark:
                 # A defect: its traceback is what helps, and the result file has no place for it.
                 click.echo("".join(traceback.format_exception(error)), err=True)
         if failure is not None:
-            _release_memory()
+            release_memory()
         result = CellResult(cell, tuple(figures), failure, tuple(entries))
         self.results[cell] = result
         self.record(result, models)
@@ -168,8 +178,6 @@ class _Benchmark:
         model = {semconv.REQUEST_MODEL: models.renderer.models.name}
         outcome = "ok" if result.failure is None else result.failure.type
         self.instruments.record(semconv.BENCHMARK_CELLS, 1, {**model, semconv.OUTCOME: outcome})
-        if (summary := result.summary) is None:
-            return
         attributes: dict[str, str | bool | int | float] = {
             **model,
             semconv.AUDIO_DURATION_REQUESTED: result.cell.duration,
@@ -177,6 +185,9 @@ class _Benchmark:
             semconv.THINKING: result.cell.thinking,
             semconv.DIT_STEPS_REQUESTED: result.cell.inference_steps,
         }
+        self.instruments.record(semconv.BENCHMARK_STATUS, int(result.failure is None), attributes)
+        if (summary := result.summary) is None:
+            return
         metrics = (semconv.BENCHMARK_WALL, semconv.BENCHMARK_LM, semconv.BENCHMARK_DIT, semconv.BENCHMARK_VAE)
         for metric, seconds in zip(metrics, summary.median, strict=True):
             self.instruments.record(metric, seconds, attributes)
@@ -247,10 +258,3 @@ def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:
     """Run a request; its songs are saved, because saving is part of the wall time, and then dropped."""
     with TemporaryDirectory() as folder:
         return generate_music(models, request, save_dir=Path(folder)).effective
-
-
-def _release_memory() -> None:
-    """Give back what a failed run left, so that the next cell starts with what the first one had."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,24 +13,27 @@ from acestep_otel.report.matrix_table import render_comparison
 from acestep_otel.report.results import write_result
 
 
-def compare(baseline: Path, candidate: Path, *, threshold: float, output: Path | None = None) -> None:
+def compare(
+    baseline: Path, candidate: Path, *, threshold: float, noise_floor: float = 0.0, output: Path | None = None
+) -> None:
     """Print the ratios of two result files, and write them to a file when one is named.
 
     Args:
         baseline: the file compared with.
         candidate: the file judged.
         threshold: largest ratio that passes.
+        noise_floor: milliseconds that a figure may lose whatever its ratio is.
         output: JSON file to write.
 
     Raises:
         SetupError: a file cannot be read or written, or the two have nothing to compare.
-        RunFailed: a ratio is above the threshold, or a cell fails that did not.
+        RunFailed: a ratio is above the threshold and more than noise, or a cell fails that did not.
         OSError: the output could not be written.
     """
     if output is not None:
         require_writable(output)
     try:
-        comparison = Comparison.of(ResultFile.read(baseline), ResultFile.read(candidate), threshold)
+        comparison = Comparison.of(ResultFile.read(baseline), ResultFile.read(candidate), threshold, noise_floor / 1000)
     except IncomparableResults as error:
         raise SetupError(str(error)) from error
     click.echo(render_comparison(comparison))

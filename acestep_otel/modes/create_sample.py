@@ -12,7 +12,7 @@ from acestep_otel import semconv
 from acestep_otel.modes.example import Example
 from acestep_otel.modes.measurement import measure, setup_errors
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.songwriting import Songwriting, songwriting_settings
+from acestep_otel.modes.songwriting import Songwriting, language_model, songwriting_settings
 from acestep_otel.providers import Telemetry
 
 DEFAULT_QUERY: Final = "an unhurried song for a long train ride at night"
@@ -31,4 +31,4 @@ def create_sample(options: Options, telemetry: Telemetry) -> None:
             planner, query, instrumental=options.instrumental, settings=settings, progress=progress
         )
 
-    measure(options, telemetry, Songwriting(semconv.CREATE_SAMPLE, verb, options))
+    measure(options, telemetry, Songwriting(semconv.CREATE_SAMPLE, language_model(options), verb, options))

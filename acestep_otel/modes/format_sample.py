@@ -10,7 +10,7 @@ from acestep_otel import semconv
 from acestep_otel.modes.example import load_example
 from acestep_otel.modes.measurement import measure, setup_errors
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.songwriting import Songwriting, songwriting_settings
+from acestep_otel.modes.songwriting import Songwriting, language_model, songwriting_settings
 from acestep_otel.providers import Telemetry
 
 
@@ -27,4 +27,4 @@ def format_sample(options: Options, telemetry: Telemetry) -> None:
     def verb(planner: Planner, progress: ProgressCallback) -> SongBlueprint:
         return songwriting.format_sample(planner, example.caption, example.lyrics, settings=settings, progress=progress)
 
-    measure(options, telemetry, Songwriting(semconv.FORMAT_SAMPLE, verb, options))
+    measure(options, telemetry, Songwriting(semconv.FORMAT_SAMPLE, language_model(options), verb, options))

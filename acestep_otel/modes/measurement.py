@@ -5,6 +5,7 @@ Everything reported is computed from the spans of the measured run, also when it
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,11 +15,23 @@ from typing import Protocol, TypeVar
 import click
 import torch
 
-from acestep.errors import AudioWriteError, BackendUnavailable, CheckpointNotFound, DeviceUnavailable, InvalidRequest
+from acestep.devices import resolve_device
+from acestep.errors import (
+    AudioWriteError,
+    BackendUnavailable,
+    CheckpointInvalid,
+    CheckpointNotFound,
+    DeviceUnavailable,
+    DownloadFailed,
+    InvalidRequest,
+    PlacementUnavailable,
+)
+from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
 from acestep_otel.modes.examination import examination_files, examine
+from acestep_otel.modes.figures import record_figures
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.progress import ProgressBars
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -89,6 +102,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
     limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
+            enforce_memory_cap(resolve_device(options.device))
             models = job.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
@@ -114,7 +128,16 @@ def setup_errors() -> Iterator[None]:
     """Before the run, what the engine refuses is a matter of set-up."""
     try:
         yield
-    except (InvalidRequest, AudioWriteError, CheckpointNotFound, DeviceUnavailable, BackendUnavailable) as error:
+    except (
+        InvalidRequest,
+        AudioWriteError,
+        CheckpointNotFound,
+        CheckpointInvalid,
+        DownloadFailed,
+        DeviceUnavailable,
+        PlacementUnavailable,
+        BackendUnavailable,
+    ) as error:
         raise SetupError(str(error)) from error
 
 
@@ -124,11 +147,20 @@ def limit_threads(options: Options) -> None:
         torch.set_num_threads(1)
 
 
+def release_memory() -> None:
+    """Give back what an earlier run left, so that the next one starts with what the first one had."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _report(
     options: Options, telemetry: Telemetry, root: str, outcome: Outcome | None, error: BaseException | None
 ) -> None:
     measured = measured_runs(telemetry.collector.finished_spans, root)
     run = measured[-1] if measured else None
+    if run is not None and error is None:
+        record_figures(run, telemetry)
     for line in _lines(options, outcome, run):
         click.echo(line)
     songs = outcome.songs if outcome is not None else ()

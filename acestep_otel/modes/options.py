@@ -55,6 +55,7 @@ class Options:
     tier_skip_compile: bool = False
     tier_boundary: bool = False
     tier_batch_boundary: bool = False
+    tier_timeout: float = 600.0
 
     example: str = "example_05.json"
     task_type: str = "text2music"
@@ -72,6 +73,8 @@ class Options:
     tiny: bool = False
     weights: Literal["checkpoint", "synthetic"] = "checkpoint"
     checkpoint_dir: Path = Path("checkpoints")
+    download: bool = False
+    lora: tuple[str, ...] = ()
     output_dir: Path = Path("output")
     audio_format: str = "flac"
     report: Path | None = None
@@ -82,25 +85,36 @@ class Options:
     trace_output: Path | None = None
     otlp_endpoint: str | None = None
     otlp_protocol: str | None = None
+    prometheus_port: int | None = None
 
 
 DEFAULTS: Final = Options()
 
-_NOT_BUILT: Final = (
-    "offload_to_cpu", "offload_dit_to_cpu", "quantization",
-    "tiers", "tier_with_lm", "tier_skip_compile", "tier_boundary", "tier_batch_boundary",
-)  # fmt: skip
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
-_BUILT_MODES: Final = (*_SINGLE_CALL_MODES, "benchmark")
+_MUSIC_MODES: Final = ("profile", "benchmark", "tier-test")
 _MODES_OF: Final = {
+    "duration": _MUSIC_MODES,
+    "batch_size": _MUSIC_MODES,
+    "inference_steps": _MUSIC_MODES,
+    "guidance_scale": _MUSIC_MODES,
+    "thinking": _MUSIC_MODES,
+    "use_cot_metas": _MUSIC_MODES,
+    "use_cot_caption": _MUSIC_MODES,
+    "use_cot_language": _MUSIC_MODES,
+    "audio_format": _MUSIC_MODES,
+    "example": (*_MUSIC_MODES, "format_sample"),
+    "lyrics_token_limit": ("understand", "create_sample", "format_sample"),
     # The rows of a benchmark are durations of their own; a source has one already.
     "task_type": ("profile",),
-    "src_audio": ("profile",),
+    "src_audio": ("profile", "understand"),
     "repainting_start": ("profile",),
     "repainting_end": ("profile",),
     "audio_cover_strength": ("profile",),
     "track": ("profile",),
     "reference_audio": ("profile", "benchmark"),
+    "offload_dit_to_cpu": ("profile", "benchmark"),
+    "quantization": ("profile", "benchmark"),
+    "lora": ("profile", "benchmark"),
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),
@@ -108,21 +122,35 @@ _MODES_OF: Final = {
     "detailed": _SINGLE_CALL_MODES,
     "llm_debug": _SINGLE_CALL_MODES,
     "torch_profile": _SINGLE_CALL_MODES,
+    "tiers": ("tier-test",),
+    "tier_with_lm": ("tier-test",),
+    "tier_skip_compile": ("tier-test",),
+    "tier_boundary": ("tier-test",),
+    "tier_batch_boundary": ("tier-test",),
+    "tier_timeout": ("tier-test",),
 }
 """Options that some modes alone read."""
+_TIER_DECIDES: Final = {
+    "batch_size": "--tier-batch-boundary tries several",
+    "thinking": "--tier-with-lm lets the tier's language model think",
+    "use_cot_metas": "--tier-with-lm lets the tier's language model think",
+    "offload_to_cpu": "--tier-boundary tries without",
+    "offload_dit_to_cpu": "--tier-boundary tries without",
+    "quantization": "--tier-boundary tries without",
+}
+"""Options that a tier test does not take, because the tier settles them, and what there is instead."""
 
 
 def require_available(options: Options) -> None:
-    """Refuse what the reference documents and this version cannot do.
+    """Refuse options that are not available in the mode.
 
     Raises:
-        SetupError: the first such option, or one that the mode does not read.
+        SetupError: the first such option.
     """
-    if options.mode not in _BUILT_MODES:
-        raise SetupError(f"--mode {options.mode} is not available yet")
     for field in fields(options):
-        if field.name in _NOT_BUILT and getattr(options, field.name) != field.default:
-            raise SetupError(f"--{field.name.replace('_', '-')} is not available yet")
+        instead = _TIER_DECIDES.get(field.name) if options.mode == "tier-test" else None
+        if instead is not None and getattr(options, field.name) != field.default:
+            raise SetupError(f"--{field.name.replace('_', '-')} is settled by the tier in --mode tier-test: {instead}")
         modes = _MODES_OF.get(field.name, (options.mode,))
         if options.mode not in modes and getattr(options, field.name) != field.default:
             raise SetupError(f"--{field.name.replace('_', '-')} belongs to --mode {', '.join(modes)}")

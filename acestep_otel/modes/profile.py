@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 
 from acestep.audio import check_output_directory
 from acestep.checkpoints import Models, load_models
-from acestep.inference import generate_music
+from acestep.inference import generate_music, require_recordings_kept, resolve_seeds
 from acestep.types import EffectiveSettings, GenerationRequest, ProgressCallback
 from acestep.validation import validate
 from acestep_otel import semconv
 from acestep_otel.modes.example import load_example
 from acestep_otel.modes.measurement import Outcome, measure, setup_errors
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.placement import describe_decoding, describe_placement
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording import calibrate_guidance
@@ -29,6 +30,8 @@ def profile(options: Options, telemetry: Telemetry) -> None:
     with setup_errors():
         validate(request)
         check_output_directory(options.output_dir)
+        # Seeds that were given; a random one is known in the run, which looks again.
+        require_recordings_kept(request, options.output_dir, resolve_seeds(request) if request.seeds else ())
     measure(options, telemetry, _Generation(request, options))
 
 
@@ -41,7 +44,8 @@ class _Generation:
     root: str = semconv.GENERATE_MUSIC
 
     def load(self) -> Models:
-        return load_models(select_models(self.options, with_language_model=self.request.needs_language_model))
+        asked = self.request.needs_language_model
+        return load_models(select_models(self.options, with_language_model=asked, songs=self.request.batch_size))
 
     def rehearse(self, models: Models, progress: ProgressCallback) -> None:
         with TemporaryDirectory() as folder:
@@ -54,15 +58,17 @@ class _Generation:
         result = generate_music(models, self.request, save_dir=self.options.output_dir, progress=progress)
         return Outcome(
             effective=result.effective,
-            summary=_summary(result.effective),
+            summary=_summary(result.effective, self.options),
             songs=tuple(song.path for song in result.songs if song.path is not None),
         )
 
 
-def _summary(done: EffectiveSettings) -> tuple[str, ...]:
+def _summary(done: EffectiveSettings, options: Options) -> tuple[str, ...]:
     planner = f", {done.lm_model} ({done.lm_backend})" if done.lm_model else ""
     seeds = ", ".join(map(str, done.seeds))
     return (
         f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}",
         f"{done.batch_size} x {done.duration:g} s, {done.steps} steps, seed {seeds}",
+        *describe_placement(done.placement, options),
+        describe_decoding(done.vae_decode),
     )

@@ -21,6 +21,7 @@ from rich.progress import Progress as Bars
 
 from acestep.types import Progress
 from acestep_otel.report.cells import Cell
+from acestep_otel.report.tiers import Trial
 
 _REDRAWS_PER_SECOND: Final = 4
 _MINIMUM_SECONDS_BETWEEN_UPDATES: Final = 0.1
@@ -135,6 +136,39 @@ class CellBar(_TerminalBars):
     def finish(self, cell: Cell) -> None:
         """Count a cell as done."""
         self._bars.update(self._task, advance=_weight(cell))
+
+
+class TrialBar(_TerminalBars):
+    """One bar over the rows of a tier test, with the stage that the child process is in, on standard error.
+
+    Used as a context manager, once per tier test.
+    """
+
+    def __init__(self, trials: Sequence[Trial], *, enabled: bool, console: Console | None = None) -> None:
+        """Prepare the bar.
+
+        Args:
+            trials: all that may be tried.
+            enabled: whether the user wants a bar; without a terminal there is none either way.
+            console: where it is drawn; standard error when not given.
+        """
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            enabled=enabled,
+            console=console,
+        )
+        self._task = self._bars.add_task("starting", total=len(trials))
+
+    def show(self, trial: Trial, stage: str) -> None:
+        """Show what runs now."""
+        self._bars.update(self._task, description=f"{trial}: {stage}")
+
+    def finish(self, trial: Trial) -> None:
+        """Count a row as done."""
+        self._bars.update(self._task, description=str(trial), advance=1)
 
 
 def _weight(cell: Cell) -> float:

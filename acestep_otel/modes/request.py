@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import cast
 
 from acestep.checkpoints import TINY_BASE_DIT, TINY_DIT, TINY_LM, ModelSelection
+from acestep.devices import resolve_device
 from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata, TaskType
 from acestep_otel.modes.example import Example
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.placement import choose_placement
+from acestep_otel.modes.weights import fetch_model, parse_adapter
 
 
 def build_request(example: Example, options: Options) -> GenerationRequest:
@@ -51,8 +54,18 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
     )
 
 
-def select_models(options: Options, *, with_language_model: bool) -> ModelSelection:
-    """The models that the options name; the language model only when it is asked something."""
+def select_models(options: Options, *, with_language_model: bool, songs: int = 1) -> ModelSelection:
+    """The models that the options name; the language model only when it is asked something.
+
+    Args:
+        options: of the command line.
+        with_language_model: whether it is asked something.
+        songs: most that it will be asked for at once.
+
+    Raises:
+        DeviceUnavailable: the device does not exist here.
+        InvalidRequest: a variable about the placement means nothing.
+    """
     language_model = TINY_LM if options.tiny else options.lm_model
     tiny_dit = TINY_BASE_DIT if options.task_type in BASE_TASKS else TINY_DIT
     return ModelSelection(
@@ -61,6 +74,9 @@ def select_models(options: Options, *, with_language_model: bool) -> ModelSelect
         weights=options.weights,
         device=options.device,
         lm_backend=options.lm_backend,
-        songs=options.batch_size,
+        songs=songs,
         checkpoint_root=options.checkpoint_dir,
+        placement=choose_placement(options, resolve_device(options.device)),
+        adapters=tuple(map(parse_adapter, options.lora)),
+        fetch=fetch_model if options.download else None,
     )

@@ -1,58 +1,59 @@
-"""What ``understand``, ``create_sample`` and ``format_sample`` share: the language model alone, and a song in words."""
+"""What ``understand``, ``create_sample`` and ``format_sample`` share: a song in words, and no renderer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Generic, TypeVar
 
 from acestep.checkpoints import load_planner
 from acestep.planner.planner import Planner
-from acestep.types import TEXT_SAMPLING, ProgressCallback, SongBlueprint, SongwritingSettings
+from acestep.types import CODES_PER_SECOND, TEXT_SAMPLING, ProgressCallback, SongBlueprint, SongwritingSettings
 from acestep_otel.modes.measurement import Outcome
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.placement import describe_placement
 from acestep_otel.modes.request import select_models
 
 _TITLE_RULE: Final = "=" * 100
 _ABSENT: Final = "—"
 
-
-class Verb(Protocol):
-    """A call of one of the engine's verbs, with everything but the model settled."""
-
-    def __call__(self, planner: Planner, progress: ProgressCallback) -> SongBlueprint:
-        """Make it."""
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, slots=True)
-class Songwriting:
-    """The measured call of a verb that needs the language model alone.
+class Songwriting(Generic[Loaded]):
+    """The measured call of a verb that writes a song in words.
 
     Attributes:
         root: name of the verb's root span.
-        verb: the call.
+        load: loads the models; no renderer is among them.
+        verb: the call, with everything but the models settled.
         options: of the command line.
     """
 
     root: str
-    verb: Verb
+    load: Callable[[], Loaded]
+    verb: Callable[[Loaded, ProgressCallback], SongBlueprint]
     options: Options
 
-    def load(self) -> Planner:
-        """The language model; no renderer."""
-        return load_planner(select_models(self.options, with_language_model=True))
-
-    def rehearse(self, models: Planner, progress: ProgressCallback) -> None:
+    def rehearse(self, models: Loaded, progress: ProgressCallback) -> None:
         """The call itself: it writes no files."""
         self.verb(models, progress)
 
-    def calibrate(self, models: Planner) -> None:
+    def calibrate(self, models: Loaded) -> None:
         """Nothing: text is written without guidance."""
 
-    def run(self, models: Planner, progress: ProgressCallback) -> Outcome:
+    def run(self, models: Loaded, progress: ProgressCallback) -> Outcome:
         """The call."""
         blueprint = self.verb(models, progress)
-        return Outcome(effective=blueprint.effective, summary=tuple(render_blueprint(blueprint)), blueprint=blueprint)
+        return Outcome(
+            effective=blueprint.effective, summary=tuple(render_blueprint(blueprint, self.options)), blueprint=blueprint
+        )
+
+
+def language_model(options: Options) -> Callable[[], Planner]:
+    """Loads the language model that the options name, and nothing else."""
+    return lambda: load_planner(select_models(options, with_language_model=True))
 
 
 def songwriting_settings(options: Options, *, default_seed: int) -> SongwritingSettings:
@@ -66,11 +67,16 @@ def songwriting_settings(options: Options, *, default_seed: int) -> SongwritingS
     )
 
 
-def render_blueprint(blueprint: SongBlueprint) -> Iterator[str]:
+def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str]:
     """Lines for the terminal: what ran, then the metadata and the words."""
     done, metadata = blueprint.effective, blueprint.metadata
     yield f"{done.lm_model} ({done.lm_backend}) on {done.device}, {done.dtype}, weights: {done.weights}"
     yield f"seed {done.seeds[0]}"
+    yield from describe_placement(done.placement, options)
+    if blueprint.audio_codes:
+        seconds = len(blueprint.audio_codes) / CODES_PER_SECOND
+        heard_by = f", heard by the audio tokenizer of {done.audio_encoder}" if done.audio_encoder else ""
+        yield f"{len(blueprint.audio_codes)} audio codes ({seconds:g} s){heard_by}"
     yield ""
     yield "SONG BLUEPRINT"
     yield _TITLE_RULE

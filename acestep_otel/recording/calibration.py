@@ -84,4 +84,5 @@ def calibrate_guidance(models: Models, request: GenerationRequest) -> GuidanceSh
     if not isinstance(planner.backend, CalibratedBackend):
         return None
     shape = planner.codes_shape(request)
-    return CALIBRATION.measure(planner.backend, request.batch_size, shape.middle_context, shape.prompt_tokens)
+    with planner.present():
+        return CALIBRATION.measure(planner.backend, request.batch_size, shape.middle_context, shape.prompt_tokens)

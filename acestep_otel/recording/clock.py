@@ -48,6 +48,9 @@ class Clock(Protocol):
     def mark(self) -> Mark:
         """Mark this moment without waiting for anything."""
 
+    def host_time(self, mark: Mark) -> int:
+        """Unix time, in integer nanoseconds, of the host's side of a mark; the device is not asked."""
+
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
         """Unix times in integer nanoseconds, one per mark, in order. Each mark is resolved at most once."""
 
@@ -64,9 +67,13 @@ class HostClock:
         """The host's time now."""
         return host_mark()
 
-    def resolve(self, marks: Sequence[Mark]) -> list[int]:
+    def host_time(self, mark: Mark) -> int:
         """Add the anchor's offset."""
-        return [mark.host_ns + self._offset_ns for mark in marks]
+        return mark.host_ns + self._offset_ns
+
+    def resolve(self, marks: Sequence[Mark]) -> list[int]:
+        """The host's times."""
+        return [self.host_time(mark) for mark in marks]
 
 
 class CudaEventClock:
@@ -87,6 +94,10 @@ class CudaEventClock:
         event = self._events.take()
         event.record(self._events.current_stream())
         return Mark(time.perf_counter_ns(), event)
+
+    def host_time(self, mark: Mark) -> int:
+        """The host's time, by the same anchor as everything that it resolves."""
+        return self._host.host_time(mark)
 
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
         """Read the events, which the request's own synchronisation has completed by now.

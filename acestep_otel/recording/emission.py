@@ -68,7 +68,8 @@ class Emitter:
         for name, value in chain(common.items(), run.attributes_of(tree)):
             root.set_attribute(name, value)
         run.children_of(tree, root)
-        run.request_metrics(tree, root)
+        if run.is_measured:
+            run.request_metrics(tree, root)
         _close(root, tree, scrub)
 
 
@@ -91,6 +92,8 @@ class _Emission:
         self._scrub = scrub
         self._common = common
         self._model = recording.root.attributes.get(semconv.REQUEST_MODEL, "")
+        # A warm-up's share of a sum or a histogram could never be taken out again.
+        self.is_measured = not common.get(semconv.WARMUP)
 
     def children_of(self, parent: _Resolved, parent_span: Span) -> None:
         """Emit the subtrees below a span."""
@@ -103,7 +106,8 @@ class _Emission:
                 attributes={**self._common, **dict(self.attributes_of(child))},
             )
             self.children_of(child, span)
-            self._stage_metrics(child, span)
+            if self.is_measured:
+                self._stage_metrics(child, span)
             if child.phase is not None and self._detail >= Detail.TOKEN:
                 self._token_windows(child.phase, span)
             _close(span, child, self._scrub)
@@ -115,6 +119,9 @@ class _Emission:
         yield semconv.CLOCK, self._clock_name if stage.device_clock else HOST
         if stage.device_clock:
             yield semconv.HOST_DURATION, node.host_seconds
+        if stage.vram is not None:
+            yield semconv.VRAM_ALLOCATED, stage.vram.allocated
+            yield semconv.VRAM_RESERVED, stage.vram.reserved
         if stage.peak is not None:
             yield semconv.VRAM_PEAK_ALLOCATED, stage.peak.allocated
             yield semconv.VRAM_PEAK_RESERVED, stage.peak.reserved
@@ -187,8 +194,10 @@ class _Emission:
         record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
         if stage.error is None and semconv.AUDIO_DURATION in stage.attributes:
             songs = int(stage.attributes.get(semconv.BATCH_SIZE, 0))
-            seconds = float(stage.attributes[semconv.AUDIO_DURATION])
-            record(semconv.AUDIO_SECONDS, songs * seconds, attributes, context)
+            audio = songs * float(stage.attributes[semconv.AUDIO_DURATION])
+            record(semconv.AUDIO_SECONDS, audio, attributes, context)
+            if audio > 0:
+                record(semconv.AUDIO_COMPUTE_DURATION, tree.seconds / audio, attributes, context)
 
     def _metric_attributes(self, stage: Stage) -> dict[str, AttributeValue]:
         attributes: dict[str, AttributeValue] = {

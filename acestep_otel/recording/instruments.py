@@ -46,5 +46,9 @@ def _create(meter: Meter, definition: MetricDefinition) -> _Record:
             ).record
         case "counter":
             return meter.create_counter(definition.name, unit=definition.unit, description=definition.meaning).add
+        case "up_down_counter":
+            return meter.create_up_down_counter(
+                definition.name, unit=definition.unit, description=definition.meaning
+            ).add
         case "gauge":
             return meter.create_gauge(definition.name, unit=definition.unit, description=definition.meaning).set

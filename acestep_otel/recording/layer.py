@@ -117,8 +117,8 @@ class StageRecorder(Protocol):
     def load(self, call: Call, /, *, model: str, role: str, device: torch.device) -> Any:
         """Run a model's loading (``TracingLayer.load``)."""
 
-    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> None:
-        """Emit a span that a library below measured (``TracingLayer.adopt``)."""
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> bool:
+        """Emit a span that a library below measured (``TracingLayer.adopt``); returns whether it did."""
 
 
 class TracingLayer:
@@ -153,6 +153,7 @@ class TracingLayer:
         recording_token = set_current(recording)
         context_token = otel_context.attach(trace.set_span_in_context(span))
         error: BaseException | None = None
+        self._count_active(name, start, 1)
         try:
             with self._vram.request(start.device):
                 result = call.run()
@@ -163,6 +164,7 @@ class TracingLayer:
         finally:
             otel_context.detach(context_token)
             reset_current(recording_token)
+            self._count_active(name, start, -1)
             self._finish(recording, span, error, start.user_texts)
         return result
 
@@ -220,7 +222,7 @@ class TracingLayer:
             self._loaded(span, seconds, model, device)
             return result
 
-    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind) -> None:
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind) -> bool:
         """Emit a span that a library below the engine measured by itself and that ends now.
 
         Args:
@@ -229,10 +231,14 @@ class TracingLayer:
             attributes: as the library has them.
             parent: context of the span that it lies below.
             kind: as the library has it.
+
+        Returns:
+            True: nobody else has to emit it.
         """
         self._tracer.start_span(
             name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
         ).end()
+        return True
 
     @never_raises
     def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:
@@ -241,7 +247,8 @@ class TracingLayer:
             semconv.REQUEST_MODEL: model,
         }
         self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)
-        if (peak := self._vram.end(device)) is not None:
+        if (reading := self._vram.read(device)) is not None:
+            peak = reading.peak
             span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
             span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
             for kind, value in (("allocated", peak.allocated), ("reserved", peak.reserved)):
@@ -260,17 +267,25 @@ class TracingLayer:
             vram=self._vram,
         )
         recording.root.attributes.update(start.attributes)
-        span = self._tracer.start_span(
-            name, start_time=time.time_ns(), attributes={**self._common(), **start.attributes}
-        )
+        # The root's own mark, so that its span is as long as what the metrics record.
+        started_ns = recording.clock.host_time(recording.root.start)
+        span = self._tracer.start_span(name, start_time=started_ns, attributes={**self._common(), **start.attributes})
         return recording, span
+
+    @never_raises
+    def _count_active(self, name: str, start: RequestStart, change: int) -> None:
+        attributes = {**start.attributes, semconv.STAGE: semconv.stage_of(name)}
+        self._instruments.record(semconv.REQUESTS_ACTIVE, change, attributes)
 
     @never_raises
     def _finish(
         self, recording: RequestRecording, span: Span, error: BaseException | None, user_texts: tuple[str, ...]
     ) -> None:
-        recording.end(recording.root, error)
+        # What the end could not read is missing on the root, and is no reason to lose the trace.
+        never_raises(recording.end)(recording.root, error)
         self._emitter.emit(recording, span, Scrubber(user_texts), self._common())
+        if (limit := self._vram.limit(recording.device)) is not None:
+            self._instruments.record(semconv.VRAM_LIMIT, limit, {})
 
     @never_raises
     def _begin(self, recording: RequestRecording, name: str, device_clock: bool, tracks_memory: bool) -> Stage:

@@ -33,5 +33,6 @@ class ProfilerRanges:
         """Run a model's loading in a range of its own."""
         return self.request(semconv.MODEL_LOAD, call)
 
-    def adopt(self, *_details: Any) -> None:
-        """Nothing: what a library measured by itself cannot become a range afterwards."""
+    def adopt(self, *_details: Any) -> bool:
+        """Leave it to others: what a library measured by itself cannot become a range afterwards."""
+        return False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from acestep_otel.recording.clock import Clock, Mark, host_mark
 from acestep_otel.recording.phase import PhaseRecord
-from acestep_otel.recording.vram import VramPeak, VramTracker
+from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Stage:
         attributes: what is known about it so far.
         children: stages inside it, in order.
         error: the exception that ended it.
+        vram: VRAM in use on exit; ``None`` off CUDA.
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
     """
@@ -51,6 +52,7 @@ class Stage:
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
     children: list[Stage] = field(default_factory=list)
     error: BaseException | None = None
+    vram: VramReading | None = None
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
 
@@ -92,8 +94,9 @@ class RequestRecording:
             pass
         if stage.device_clock:
             stage.end = self.clock.mark()
-        if tracks_memory:
-            stage.peak = self._vram.end(self.device)
+        stage.vram = self._vram.read(self.device)
+        if tracks_memory and stage.vram is not None:
+            stage.peak = stage.vram.peak
 
 
 _current: ContextVar[RequestRecording | None] = ContextVar("acestep_otel_recording", default=None)

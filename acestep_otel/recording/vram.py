@@ -1,4 +1,4 @@
-"""Peak VRAM of a stage.
+"""VRAM in use, and the peak of a stage.
 
 The allocator has one peak counter per device, so exactly one owner may reset it. The tracker is that owner: stages
 of one request follow each other, and when two requests run on one device at once the peak is both's, which each of
@@ -31,6 +31,24 @@ class VramPeak:
     allocated: int
     reserved: int
     shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VramReading:
+    """The allocator's counters at one moment of the host.
+
+    The allocator hands out memory in the order of the stream, while the host may be ahead of the device. So these are
+    the bytes that the work enqueued until now needs when the device gets there.
+
+    Attributes:
+        allocated: bytes in live tensors.
+        reserved: bytes held by the caching allocator.
+        peak: of both since the last reset.
+    """
+
+    allocated: int
+    reserved: int
+    peak: VramPeak
 
 
 class VramTracker:
@@ -66,8 +84,8 @@ class VramTracker:
             if device not in self._crowded:
                 torch.cuda.reset_peak_memory_stats(device)
 
-    def end(self, device: torch.device) -> VramPeak | None:
-        """The peak since ``begin``; ``None`` off CUDA, where there is no such counter."""
+    def read(self, device: torch.device) -> VramReading | None:
+        """What is in use, and the peak since ``begin``; ``None`` off CUDA, where there are no such counters."""
         if device.type != "cuda":
             return None
         import torch
@@ -76,5 +94,15 @@ class VramTracker:
             shared = device in self._crowded
         # One look at the counters: the public getters flatten and sort all of them for every single figure.
         counters = torch.cuda.memory_stats_as_nested_dict(device)
-        allocated, reserved = (counters[kind]["all"]["peak"] for kind in ("allocated_bytes", "reserved_bytes"))
-        return VramPeak(allocated, reserved, shared)
+        allocated, reserved = (counters[kind]["all"] for kind in ("allocated_bytes", "reserved_bytes"))
+        peak = VramPeak(allocated["peak"], reserved["peak"], shared)
+        return VramReading(allocated["current"], reserved["current"], peak)
+
+    def limit(self, device: torch.device) -> int | None:
+        """Bytes that this process may take of the device; ``None`` off CUDA."""
+        if device.type != "cuda":
+            return None
+        import torch
+
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return int(total * torch.cuda.get_per_process_memory_fraction(device))

@@ -28,6 +28,8 @@ class Breakdown:
         steps: steps executed.
         vae_decode: latents to audio.
         audio_save: encoding and writing the files.
+        vae_encode: a recording to latents, where that is a stage of its own; inside conditioning it is ``other``.
+        audio_tokenization: those latents to audio codes.
     """
 
     wall: float
@@ -38,6 +40,8 @@ class Breakdown:
     steps: int = 0
     vae_decode: float = 0.0
     audio_save: float = 0.0
+    vae_encode: float = 0.0
+    audio_tokenization: float = 0.0
 
     @property
     def token_generation(self) -> float:
@@ -52,7 +56,8 @@ class Breakdown:
     @property
     def other(self) -> float:
         """The rest of ``wall``."""
-        return self.wall - self.planner - self.diffusion - self.vae_decode - self.audio_save
+        encoding = self.vae_encode + self.audio_tokenization
+        return self.wall - self.planner - self.diffusion - self.vae_decode - self.audio_save - encoding
 
     def share(self, seconds: float) -> float:
         """Percentage of the wall time."""
@@ -76,6 +81,8 @@ class Breakdown:
             steps=executed or len(run.named(semconv.DIT_STEP)),
             vae_decode=_total(run.named(semconv.VAE_DECODE)),
             audio_save=_total(run.named(semconv.AUDIO_SAVE)),
+            vae_encode=_total([span for span in run.named(semconv.VAE_ENCODE) if span.parent_id == run.root.span_id]),
+            audio_tokenization=_total(run.named(semconv.AUDIO_TOKENIZE)),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -49,13 +49,17 @@ class ResultFile:
         version = document.get("schema_version") if isinstance(document, dict) else None
         if version != SCHEMA_VERSION:
             raise IncomparableResults(f"{path} is not a result file of version {SCHEMA_VERSION}")
+        if document.get("mode") == "tier-test":
+            raise IncomparableResults(f"{path} is a tier test: its rows are verdicts, only times can be compared")
         try:
-            entries = _benchmark_cells if document["mode"] == "benchmark" else _profile_cells
+            mode = document["mode"]
+            if mode not in _CELLS_OF:
+                raise IncomparableResults(f"{path} is of mode {mode}: compare takes {' and '.join(_CELLS_OF)}")
             return cls(
                 name=str(path),
-                mode=document["mode"],
+                mode=mode,
                 environment=_environment(document["environment"]),
-                cells=dict(entries(document)),
+                cells=dict(_CELLS_OF[mode](document)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise IncomparableResults(f"{path} has no cells to compare: {error!r}") from error
@@ -89,6 +93,13 @@ def _profile_cells(document: Mapping[str, Any]) -> Iterator[tuple[Cell, Figures 
                 vae_time=stages["vae_decode"]["total"],
             ),
         )
+
+
+_CELLS_OF: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[tuple[Cell, Figures | None]]]]] = {
+    "benchmark": _benchmark_cells,
+    "profile": _profile_cells,
+}
+"""Modes whose result files can be compared, and how their cells are read."""
 
 
 def _environment(environment: Mapping[str, Any]) -> str:
@@ -130,9 +141,16 @@ class ComparedCell:
         """Whether the second file fails what the first one did."""
         return self.baseline is not None and self.candidate is None
 
-    def slower(self, threshold: float) -> list[str]:
-        """Columns whose ratio is above a threshold."""
-        return [column for column, ratio in self.ratios.items() if ratio is not None and ratio > threshold]
+    def slower(self, threshold: float, noise_floor: float = 0.0) -> list[str]:
+        """Columns whose ratio is above a threshold, and whose difference is above a number of seconds."""
+        if self.baseline is None or self.candidate is None:
+            return []
+        lost = dict(zip(COLUMNS, (b - a for a, b in zip(self.baseline, self.candidate, strict=True)), strict=True))
+        return [
+            column
+            for column, ratio in self.ratios.items()
+            if ratio is not None and ratio > threshold and lost[column] > noise_floor
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +161,7 @@ class Comparison:
         baseline: the file compared with.
         candidate: the file judged.
         threshold: largest ratio that passes.
+        noise_floor: seconds that a figure may lose whatever its ratio is.
         cells: those that both have, in the first file's order.
         only_in_baseline: cells that the second lacks.
         only_in_candidate: cells that the first lacks.
@@ -151,12 +170,13 @@ class Comparison:
     baseline: ResultFile
     candidate: ResultFile
     threshold: float
+    noise_floor: float
     cells: tuple[ComparedCell, ...]
     only_in_baseline: tuple[Cell, ...]
     only_in_candidate: tuple[Cell, ...]
 
     @classmethod
-    def of(cls, baseline: ResultFile, candidate: ResultFile, threshold: float) -> Self:
+    def of(cls, baseline: ResultFile, candidate: ResultFile, threshold: float, noise_floor: float = 0.0) -> Self:
         """Pair the cells up.
 
         Raises:
@@ -173,10 +193,15 @@ class Comparison:
             baseline,
             candidate,
             threshold,
+            noise_floor,
             cells=tuple(ComparedCell(cell, baseline.cells[cell], candidate.cells[cell]) for cell in common),
             only_in_baseline=tuple(cell for cell in baseline.cells if cell not in candidate.cells),
             only_in_candidate=tuple(cell for cell in candidate.cells if cell not in baseline.cells),
         )
+
+    def slower(self, compared: ComparedCell) -> list[str]:
+        """Columns of a cell that do not pass."""
+        return compared.slower(self.threshold, self.noise_floor)
 
     @property
     def regressions(self) -> list[str]:
@@ -185,10 +210,7 @@ class Comparison:
         for compared in self.cells:
             if compared.broke:
                 lines.append(f"{compared.cell}: failed")
-            lines += [
-                f"{compared.cell}: {column} x {compared.ratios[column]:.2f}"
-                for column in compared.slower(self.threshold)
-            ]
+            lines += [f"{compared.cell}: {column} x {compared.ratios[column]:.2f}" for column in self.slower(compared)]
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -198,13 +220,14 @@ class Comparison:
             "baseline": self.baseline.name,
             "candidate": self.candidate.name,
             "threshold": self.threshold,
+            "noise_floor": self.noise_floor,
             "cells": [
                 {
                     "config": asdict(compared.cell),
                     "baseline": None if compared.baseline is None else asdict(compared.baseline),
                     "candidate": None if compared.candidate is None else asdict(compared.candidate),
                     "ratios": compared.ratios,
-                    "slower": compared.slower(self.threshold),
+                    "slower": self.slower(compared),
                     "broke": compared.broke,
                 }
                 for compared in self.cells

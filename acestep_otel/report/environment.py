@@ -56,13 +56,17 @@ class Environment:
     git_revision: str | None
 
     @classmethod
-    def current(cls) -> Environment:
-        """Describe this machine and this process."""
+    def current(cls, *, ask_pytorch: bool = True) -> Environment:
+        """Describe this machine and this process.
+
+        Args:
+            ask_pytorch: whether PyTorch may be asked for its GPUs, which touches CUDA; else none are listed.
+        """
         return cls(
             cpu=_cpu_model(),
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_bytes=_memory_bytes(),
-            accelerators=_accelerators(),
+            accelerators=_accelerators() if ask_pytorch else (),
             operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
             python=platform.python_version(),
             packages=_package_versions(),

@@ -39,18 +39,18 @@ def render_comparison(comparison: Comparison) -> str:
     ]
     for compared in comparison.cells:
         ratios = (_ABSENT if ratio is None else f"{ratio:.2f}" for ratio in compared.ratios.values())
-        lines.append(_configured(compared.cell, ratios, 11) + _verdict(compared, comparison.threshold))
+        lines.append(_configured(compared.cell, ratios, 11) + _verdict(compared, comparison))
     lines += [f"only in A: {cell}" for cell in comparison.only_in_baseline]
     lines += [f"only in B: {cell}" for cell in comparison.only_in_candidate]
     return "\n".join(lines)
 
 
-def _verdict(compared: ComparedCell, threshold: float) -> str:
+def _verdict(compared: ComparedCell, comparison: Comparison) -> str:
     if compared.baseline is None:
         return "failed in both" if compared.candidate is None else "failed in A"
     if compared.candidate is None:
         return "failed in B"
-    return "SLOWER" if compared.slower(threshold) else "OK"
+    return "SLOWER" if comparison.slower(compared) else "OK"
 
 
 def _header(columns: Sequence[str], width: int) -> str:

@@ -57,7 +57,7 @@ class RunResult:
 
 
 class ResultEntry(Protocol):
-    """What a mode reports: a run, or a cell of several."""
+    """What a mode reports: a run, a cell of several, or a row of a tier test."""
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``results``."""
@@ -70,6 +70,7 @@ def result_document(
     arguments: Mapping[str, Any],
     results: Sequence[ResultEntry],
     benchmark: Mapping[str, Any] | None = None,
+    tier_test: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document.
 
@@ -77,8 +78,9 @@ def result_document(
         mode: of the command line.
         environment: what it ran on.
         arguments: every option of the command line, given or not.
-        results: the measured runs, or the cells of a benchmark, in order.
+        results: the measured runs, the cells of a benchmark or the rows of a tier test, in order.
         benchmark: how a benchmark's matrix came about; ``None`` in every other mode.
+        tier_test: what the rows of a tier test say together; ``None`` in every other mode.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -87,6 +89,7 @@ def result_document(
         "environment": asdict(environment),
         "arguments": dict(arguments),
         "benchmark": None if benchmark is None else dict(benchmark),
+        "tier_test": None if tier_test is None else dict(tier_test),
         "results": [result.to_json() for result in results],
     }
 
@@ -126,6 +129,8 @@ def _measurement(run: Run) -> dict[str, Any]:
         "trace_id": run.root.trace_id,
         "wall": breakdown.wall,
         "stages": {
+            "vae_encode": {"total": breakdown.vae_encode},
+            "audio_tokenization": {"total": breakdown.audio_tokenization},
             "llm_planning": {
                 "total": breakdown.planner,
                 "token_generation": breakdown.token_generation,

@@ -1,4 +1,7 @@
-"""The rows of the time breakdown, in the order and with the names of the benchmark guide; every view draws these."""
+"""The rows of the time breakdown, in the order and with the names of the benchmark guide; every view draws these.
+
+Two rows of our own precede them where a recording was encoded before the language model read it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from typing import Final, Literal
 from acestep_otel.report.breakdown import Breakdown
 
 Component = Literal[
-    "planner", "token_generation", "constrained_decoding", "guidance", "diffusion", "step_average", "steps",
-    "vae_decode", "audio_save", "other", "wall",
+    "vae_encode", "audio_tokenization", "planner", "token_generation", "constrained_decoding", "guidance", "diffusion",
+    "step_average", "steps", "vae_decode", "audio_save", "other", "wall",
 ]  # fmt: skip
 
 _LABELS: Final[dict[Component, str]] = {
+    "vae_encode": "VAE Encode",
+    "audio_tokenization": "Audio Tokenizer",
     "planner": "LLM Planning (total)",
     "token_generation": "Token generation",
     "constrained_decoding": "Constrained decoding",
@@ -27,6 +32,8 @@ _LABELS: Final[dict[Component, str]] = {
     "wall": "Wall Time (total)",
 }
 _CHILDREN: Final = frozenset({"token_generation", "constrained_decoding", "guidance", "step_average", "steps"})
+_OPTIONAL: Final = frozenset({"vae_encode", "audio_tokenization"})
+"""Rows that the guide's table lacks: they are there when a recording was heard."""
 _WITHOUT_SHARE: Final = frozenset({"step_average", "steps"})
 
 
@@ -56,8 +63,10 @@ class Row:
 
 
 def breakdown_rows(breakdown: Breakdown) -> Iterator[Row]:
-    """Every row, the wall time last."""
+    """Every row that the run has, the wall time last."""
     for component in _LABELS:
         value: float | None = getattr(breakdown, component)
+        if component in _OPTIONAL and not value:
+            continue
         shared = value is not None and component not in _WITHOUT_SHARE
         yield Row(component, value, breakdown.share(value) if shared and value is not None else None)

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, format_span_id, format_trace_id
 
 from acestep_otel import semconv
 
@@ -105,6 +107,27 @@ class FinishedSpan:
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"line {number} is not an OTLP trace request: {error!r}") from error
 
+    def to_readable_span(self, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+        """A span of the SDK, as an exporter takes it: for spans that another process of the same run made.
+
+        Args:
+            resource: that the span is attributed to.
+            scope: that made it.
+        """
+        parent = None if self.parent_id is None else _context(self.trace_id, self.parent_id)
+        return ReadableSpan(
+            self.name,
+            _context(self.trace_id, self.span_id),
+            parent=parent,
+            resource=resource,
+            attributes=self.attributes,
+            events=[Event(event.name, event.attributes, event.time_ns) for event in self.events],
+            status=Status(StatusCode.ERROR, self.error) if self.status == "error" else Status(),
+            start_time=self.start_ns,
+            end_time=self.end_ns,
+            instrumentation_scope=scope,
+        )
+
     @classmethod
     def _from_otlp(cls, encoded: Mapping[str, Any]) -> FinishedSpan:
         attributes = _attributes(encoded)
@@ -123,6 +146,10 @@ class FinishedSpan:
                 for event in encoded.get("events", ())
             ),
         )
+
+
+def _context(trace_id: str, span_id: str) -> SpanContext:
+    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
 def _encoded_spans(request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

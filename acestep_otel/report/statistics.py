@@ -140,3 +140,36 @@ def memory_peaks(run: Run) -> list[MemoryPeak]:
         for span in (run.root, *run.spans)
         if semconv.VRAM_PEAK_ALLOCATED in span.attributes
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """VRAM in use when a stage, a step or a tile had ended, in bytes.
+
+    Attributes:
+        stage: what had ended, for example ``dit.step``.
+        time: seconds since the run started.
+        allocated: in live tensors.
+        reserved: held by the allocator.
+    """
+
+    stage: str
+    time: float
+    allocated: int
+    reserved: int
+
+
+def memory_samples(run: Run) -> list[MemorySample]:
+    """Every reading, in order of time; empty off CUDA."""
+    # A stage ends after what is inside it, also where the clock cannot tell the two ends apart.
+    spans = sorted((run.root, *run.spans), key=lambda span: (span.end_ns, -span.start_ns))
+    return [
+        MemorySample(
+            stage=semconv.stage_of(span.name),
+            time=(span.end_ns - run.root.start_ns) / 1e9,
+            allocated=int(span.attributes[semconv.VRAM_ALLOCATED]),
+            reserved=int(span.attributes[semconv.VRAM_RESERVED]),
+        )
+        for span in spans
+        if semconv.VRAM_ALLOCATED in span.attributes
+    ]

@@ -7,6 +7,7 @@ layer's sake.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
@@ -19,7 +20,7 @@ from acestep_otel.targets.seam import Seam, Wrapper
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
     from acestep.renderer.vae import TilePlan
-    from acestep.types import GenerationRequest, GenerationResult
+    from acestep.types import GenerationRequest, GenerationResult, VaeDecoding
 
 
 def seams(layer: StageRecorder) -> list[Seam]:
@@ -29,12 +30,17 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.inference", "save_songs", _audio_save(layer)),
         Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
         Seam("acestep.checkpoints", "start_planner", _load(layer, "planner", "lm")),
+        Seam("acestep.checkpoints", "load_audio_encoder_models", _load(layer, "audio_encoder", "dit")),
         Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
-        Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer)),
+        # Inside acestep.condition, whose memory peak is the stage's.
+        Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer, tracks_memory=False)),
         Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
         Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
-        Seam("acestep.renderer.renderer", "Renderer.decode", _vae_decode(layer)),
-        Seam("acestep.renderer.renderer", "Renderer.decode_tile", _vae_tile(layer)),
+        Seam("acestep.renderer.decoder", "VaeDecoder.decode", _vae_decode(layer)),
+        Seam("acestep.renderer.decoder", "VaeDecoder.decode_tile", _vae_tile(layer)),
+        Seam("acestep.residence", "Residence.move", _move(layer)),
+        Seam("acestep.renderer.audio_encoder", "AudioEncoder.encode", _vae_encode(layer, tracks_memory=True)),
+        Seam("acestep.renderer.audio_encoder", "AudioEncoder.tokenize", _audio_tokenize(layer)),
         *planner.seams(layer),
         *songwriting.seams(layer),
         *vllm.seams(layer),
@@ -78,6 +84,11 @@ def _request_attributes(models: Models, request: GenerationRequest, capture_cont
         semconv.DEVICE: str(models.device),
         semconv.DTYPE: str(renderer.dtype).removeprefix("torch."),
         semconv.WEIGHTS: renderer.weights,
+        semconv.OFFLOAD: models.placement.offload_to_cpu,
+        semconv.OFFLOAD_DIT: models.placement.offload_dit_to_cpu,
+        semconv.OFFLOAD_AUTOMATIC: models.placement.automatic_offload,
+        semconv.QUANTIZATION: models.placement.quantization or "none",
+        semconv.COMPILED: models.placement.compile,
     }
     if request.duration is not None:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(request.duration)
@@ -94,7 +105,8 @@ def _result_attributes(result: GenerationResult) -> Attributes:
 def _load(layer: StageRecorder, role: str, field: str) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
-        model = str(getattr(call.arguments["selection"], field))
+        # A model may be named by a path, which is nobody's business but the user's.
+        model = Path(str(getattr(call.arguments["selection"], field))).absolute().name
         return layer.load(call, model=model, role=role, device=call.arguments["device"])
 
     return wrapper
@@ -130,11 +142,30 @@ def _condition(layer: StageRecorder) -> Wrapper:
     return wrapper
 
 
-def _vae_encode(layer: StageRecorder) -> Wrapper:
+def _vae_encode(layer: StageRecorder, *, tracks_memory: bool) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
 
-        return layer.stage(semconv.VAE_ENCODE, call, known=lambda: _tiling(call.arguments["plan"], recordings=1))
+        return layer.stage(
+            semconv.VAE_ENCODE,
+            call,
+            tracks_memory=tracks_memory,
+            known=lambda: _tiling(call.arguments["plan"], recordings=1),
+        )
+
+    return wrapper
+
+
+def _audio_tokenize(layer: StageRecorder) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        return layer.stage(
+            semconv.AUDIO_TOKENIZE,
+            call,
+            tracks_memory=True,
+            known=lambda: {semconv.LATENT_FRAMES: call.arguments["latents"].shape[1]},
+            found=lambda _, codes: {semconv.AUDIO_CODES_COUNT: len(codes)},
+        )
 
     return wrapper
 
@@ -184,14 +215,38 @@ def _vae_decode(layer: StageRecorder) -> Wrapper:
         call = Call(wrapped, instance, args, kwargs)
 
         def known() -> Attributes:
-            plan, latents = call.arguments["plan"], call.arguments["latents"]
+            latents = call.arguments["latents"]
+            return {semconv.BATCH_SIZE: latents.shape[0], semconv.LATENT_FRAMES: latents.shape[1]}
+
+        def found(_: Stage, decoded: tuple[Any, VaeDecoding]) -> Attributes:
+            decoding = decoded[1]
             return {
-                **_tiling(plan, recordings=latents.shape[0]),
-                semconv.VAE_RUNG: "cpu" if instance.models.device.type == "cpu" else "gpu",
-                semconv.BATCH_SIZE: latents.shape[0],
+                semconv.VAE_RUNG: decoding.rung,
+                semconv.VAE_TILE_LENGTH: decoding.tile_length,
+                semconv.VAE_OVERLAP: decoding.overlap,
+                semconv.VAE_TILES: decoding.tiles,
+                semconv.VAE_ATTEMPTS: decoding.attempts,
             }
 
-        return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known)
+        return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known, found=found)
+
+    return wrapper
+
+
+def _move(layer: StageRecorder) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        return layer.stage(
+            semconv.OFFLOAD_MOVE,
+            call,
+            known=lambda: {
+                semconv.OFFLOAD_MODEL: call.arguments["name"],
+                semconv.OFFLOAD_DIRECTION: (
+                    "to_device" if call.arguments["destination"] == instance.device else "to_host"
+                ),
+            },
+            found=lambda _, moved: {semconv.OFFLOAD_BYTES: moved},
+        )
 
     return wrapper
 

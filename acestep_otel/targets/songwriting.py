@@ -1,4 +1,4 @@
-"""The seams of the engine's verbs that need the language model alone: the roots of their traces."""
+"""The seams of the engine's verbs that write songs in words: the roots of their traces."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
     """Every such verb, bound to a layer."""
     return [
         Seam("acestep.songwriting", "_understand", _root(layer, semconv.UNDERSTAND_MUSIC, (), _codes)),
+        Seam("acestep.songwriting", "_understand_recording", _root(layer, semconv.UNDERSTAND_MUSIC, ())),
         Seam("acestep.songwriting", "_create", _root(layer, semconv.CREATE_SAMPLE, ("query",), _wish)),
         Seam("acestep.songwriting", "_format", _root(layer, semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
     ]
@@ -85,4 +86,7 @@ def _root(
 
 
 def _blueprint(blueprint: SongBlueprint) -> Attributes:
-    return {semconv.LYRICS_COMPLETE: blueprint.lyrics_complete}
+    attributes: dict[str, AttributeValue] = {semconv.LYRICS_COMPLETE: blueprint.lyrics_complete}
+    if blueprint.audio_codes:
+        attributes[semconv.AUDIO_CODES_COUNT] = len(blueprint.audio_codes)
+    return attributes

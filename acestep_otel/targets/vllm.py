@@ -56,8 +56,7 @@ def _current_trace() -> dict[str, str] | None:
 def _own_span(layer: StageRecorder) -> Wrapper:
     @never_raises
     def adopt(name: str, start_time: int, attributes: dict[str, Any], context: Any, kind: SpanKind) -> bool:
-        layer.adopt(name, start_time, attributes, context, kind)
-        return True
+        return layer.adopt(name, start_time, attributes, context, kind)
 
     def wrapper(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Without a parent it is a request that no trace of ours sent: vLLM's own affair.

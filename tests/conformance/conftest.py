@@ -10,16 +10,20 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from acestep.placement import Placement
 from acestep.planner.backends.registry import create_planner
 from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
+from acestep.residence import Residence
 from acestep.synthetic.language_model import build_language_model
 from acestep.types import SongMetadata
 
 BACKEND = os.environ.get("ACESTEP_CONFORMANCE_BACKEND", "pt")
 SONGS = 3
+CPU = torch.device("cpu")
+HERE = Residence(CPU, Placement())
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", language="en", timesignature="4")
 
 # What is special to one engine can only be imported where that engine is installed.
@@ -28,13 +32,13 @@ collect_ignore_glob = [f"test_{engine}*.py" for engine in ("vllm", "mlx") if eng
 
 @pytest.fixture(scope="session")
 def tiny() -> LanguageModel:
-    return build_language_model("acestep-5Hz-lm-tiny", device=torch.device("cpu"), dtype=torch.float32)
+    return build_language_model("acestep-5Hz-lm-tiny", device=CPU, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def planner(tiny) -> Iterator[Planner]:
     """On the backend under test, started for three songs; a process has one vLLM at a time."""
-    planner = create_planner(BACKEND, tiny, torch.device("cpu"), SONGS)
+    planner = create_planner(BACKEND, tiny, SONGS, HERE)
     yield planner
     planner.backend.unload()
 

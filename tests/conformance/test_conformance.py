@@ -10,7 +10,7 @@ from acestep.errors import BudgetExceeded
 from acestep.planner.backends.registry import create_planner
 from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
 from tests.conformance import definition
-from tests.conformance.conftest import BACKEND, COMPLETE
+from tests.conformance.conftest import BACKEND, COMPLETE, HERE
 
 GREEDY = SamplingSettings(temperature=0)
 SAMPLED = SamplingSettings()
@@ -149,7 +149,7 @@ def test_a_whole_plan_is_the_same_on_every_backend(planner, tiny):
         use_cot_caption=True,
         use_cot_language=True,
     )
-    reference = create_planner("pt", tiny, torch.device("cpu"), 2)
+    reference = create_planner("pt", tiny, 2, HERE)
     plan, expected = planner.plan(request, [1, 2]), reference.plan(request, [1, 2])
     assert (plan.metadata, plan.codes) == (expected.metadata, expected.codes)
     assert [len(series) for series in plan.codes] == [50, 50]

@@ -13,7 +13,7 @@ from acestep.errors import BackendUnavailable, InvalidOutput
 from acestep.inference import generate_music
 from acestep.planner.backends.registry import create_planner
 from acestep.types import GenerationRequest, SamplingSettings
-from tests.conformance.conftest import BACKEND
+from tests.conformance.conftest import BACKEND, HERE
 
 SAMPLED = SamplingSettings()
 
@@ -32,7 +32,7 @@ def test_not_a_number_is_an_error_and_unloading_frees_the_weights(tiny, conditio
     with torch.no_grad():
         body.norm.weight.fill_(torch.nan)
     poisoned = replace(tiny, body=body, head=body.embed_tokens.weight)
-    planner = create_planner(BACKEND, poisoned, torch.device("cpu"), 1)
+    planner = create_planner(BACKEND, poisoned, 1, HERE)
     with pytest.raises(InvalidOutput, match="NaN") as caught:
         planner.backend.generate_codes(conditional, unconditional, 3, SAMPLED, [1])
     assert caught.value.stage == "lm.codes"

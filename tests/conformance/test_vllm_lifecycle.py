@@ -21,8 +21,8 @@ from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
+from tests.conformance.conftest import CPU, HERE
 
-CPU = torch.device("cpu")
 SAMPLED = SamplingSettings()
 
 
@@ -74,7 +74,7 @@ def test_a_vllm_for_another_device_says_so(tiny):
 
 def test_what_vllm_refuses_is_one_line(tiny):
     with pytest.raises(BackendUnavailable, match="vLLM refuses to start") as caught:
-        create_planner("vllm", replace(tiny, context_limit=10**6), CPU, 1)
+        create_planner("vllm", replace(tiny, context_limit=10**6), 1, HERE)
     assert "\n" not in str(caught.value)
 
 
@@ -89,7 +89,7 @@ def spans():
 
 
 def test_vllm_spans_and_timings_join_the_trace(spans, tiny):
-    planner = create_planner("vllm", tiny, CPU, 1)
+    planner = create_planner("vllm", tiny, 1, HERE)
     songwriting.create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=30))
     planner.backend.unload()
     finished = {span.name: span for span in spans.get_finished_spans()}

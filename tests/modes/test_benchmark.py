@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from acestep import checkpoints
 from acestep.errors import OutOfMemory
 from acestep.planner.planner import Planner
+from acestep.renderer import renderer
+from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
 from acestep_otel.cli import main
@@ -59,7 +64,7 @@ def table(shown: str) -> list[list[str]]:
 
 
 def test_the_matrix_is_clamped_run_and_written(capsys: pytest.CaptureFixture[str]) -> None:
-    """R20, R39, R40, R41, R44, R45, R144, R159: without a GPU the limits of the smallest tier."""
+    """R5, R20, R39, R40, R41, R44, R45, R144, R159: without a GPU the limits of the smallest tier."""
     assert benchmark("--no-warmup") == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -152,6 +157,94 @@ def test_an_out_of_memory_cell_is_a_row_and_the_others_go_on(
     assert run["measurement"]["stages"]["llm_planning"]["total"] > 0
 
 
+FULL_STAGES: dict[str, tuple[Any, str, Callable[[tuple[Any, ...], dict[str, Any]], int]]] = {
+    "condition": (renderer, "encode_prompt", lambda arguments, _: len(arguments[1].seeds)),
+    "dit": (Renderer, "denoise_step", lambda arguments, _: len(arguments[1])),
+    # Songs are decoded one by one, and one of ten seconds is one tile.
+    "vae.decode": (VaeDecoder, "decode_tile", lambda _, options: options["index"] + 1),
+}
+"""Where a stage can be made to fail, and how many songs it is working on."""
+
+
+class FullDevice:
+    """A double of a device on which two songs at once do not fit, in one stage of the renderer.
+
+    What the failing stage holds stays alive as long as anything holds its frame, which is what a kept exception does.
+    """
+
+    def __init__(self, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        owner, name, self._songs = FULL_STAGES[stage]
+        self._monkeypatch = monkeypatch
+        self._work = getattr(owner, name)
+        self.held: list[weakref.ref[torch.Tensor]] = []
+        self.alive_afterwards: list[bool] = []
+        self.emptied = 0
+        # A function, which becomes a method of every renderer; a bound method would not.
+        monkeypatch.setattr(owner, name, lambda *arguments, **options: self._run(*arguments, **options))
+
+    def _run(self, *arguments: Any, **options: Any) -> Any:
+        self.alive_afterwards += [reference() is not None for reference in self.held]
+        if self._songs(arguments, options) < 2:
+            return self._work(*arguments, **options)
+        activations = torch.ones(1_000_000)
+        self.held.append(weakref.ref(activations))
+        # From here on there seems to be a GPU whose cache can be emptied.
+        self._monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        self._monkeypatch.setattr(torch.cuda, "empty_cache", self._empty)
+        raise torch.OutOfMemoryError(f"no room beside {activations.numel() * 4} bytes")
+
+    def _empty(self) -> None:
+        self.emptied += 1
+        self._monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("stage", FULL_STAGES)
+@pytest.mark.parametrize("warmup", [True, False])
+def test_a_cell_that_does_not_fit_gives_its_memory_back_before_the_next_one(
+    stage: str, warmup: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R46: status, later rows and file are right, and nothing of the failed run is alive when the next cell starts."""
+    monkeypatch.setenv("MAX_CUDA_VRAM", "12")
+    device = FullDevice(stage, monkeypatch)
+    flags = ("--inference-steps", "1", *(() if warmup else ("--no-warmup",)))
+    # Batch sizes 1, 2 and 4; the second and third do not fit. The cells that think come last.
+    assert benchmark(*flags) == 1
+    shown = capsys.readouterr()
+    assert shown.err == "error: 4 of 6 cells failed\n"
+    assert [(row[1], row[2], row[-1]) for row in table(shown.out)] == [
+        ("1", "False", "OK"), ("1", "True", "OK"),
+        ("2", "False", "OutOfMemory"), ("2", "True", "OutOfMemory"),
+        ("4", "False", "OutOfMemory"), ("4", "True", "OutOfMemory"),
+    ]  # fmt: skip
+    assert shown.out.count(f"OutOfMemory: out of memory in stage '{stage}': no room beside 4000000 bytes") == 4
+    for row in document()["results"]:
+        if row["config"]["batch_size"] == 1:
+            assert (row["status"], row["error"]) == ("ok", None)
+            assert row["wall_time"] > 0
+        else:
+            assert (row["status"], row["wall_time"], row["minimum"]) == ("error", None, None)
+            assert (row["error"]["type"], row["error"]["stage"]) == ("OutOfMemory", stage)
+            # A run is in the file once it was measured; a warm-up never is.
+            assert len(row["runs"]) == (0 if warmup else 1)
+    assert device.emptied == len(device.held) == 4
+    assert device.alive_afterwards
+    assert not any(device.alive_afterwards)
+
+
+def test_a_language_model_that_does_not_fit_fails_the_cells_that_think(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R46."""
+
+    def full(*_arguments: Any, **_options: Any) -> Any:
+        raise torch.OutOfMemoryError("no room for the language model")
+
+    monkeypatch.setattr(checkpoints, "build_language_model", full)
+    assert benchmark("--no-warmup", "--inference-steps", "1") == 1
+    assert [row[-1] for row in table(capsys.readouterr().out)] == ["OK", "OutOfMemory"]
+    assert document()["results"][1]["error"]["stage"] == "model.load"
+
+
 def test_an_engine_error_needs_no_traceback_and_a_defect_has_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +253,7 @@ def test_an_engine_error_needs_no_traceback_and_a_defect_has_one(
     def fail(*_arguments: Any, **_options: Any) -> Any:
         raise next(errors)
 
-    monkeypatch.setattr(Renderer, "decode_tile", fail)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", fail)
     assert benchmark("--no-warmup", "--inference-steps", "1") == 1
     shown = capsys.readouterr()
     assert "10 s x 1, not thinking, 1 steps: OutOfMemory: out of memory in stage 'vae.decode': no room" in shown.out
@@ -188,7 +281,7 @@ def test_a_warm_up_that_fails_is_a_failed_cell(monkeypatch: pytest.MonkeyPatch) 
 def test_a_signal_keeps_the_rows_so_far(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decode = Renderer.decode_tile
+    decode = VaeDecoder.decode_tile
     calls = []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -197,7 +290,7 @@ def test_a_signal_keeps_the_rows_so_far(
             os.kill(os.getpid(), number)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(Renderer, "decode_tile", interrupted)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", interrupted)
     try:
         ended: object = benchmark("--no-warmup")
     except SystemExit as error:
@@ -213,13 +306,13 @@ def test_a_signal_keeps_the_rows_so_far(
 
 def test_the_result_file_is_written_after_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
-    decode = Renderer.decode_tile
+    decode = VaeDecoder.decode_tile
 
     def look(*arguments: Any, **options: Any) -> Any:
         counts.append(len(document()["results"]) if Path("result.json").exists() else 0)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(Renderer, "decode_tile", look)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", look)
     assert benchmark("--no-warmup") == 0
     assert counts == [0, 1, 2, 3]
 

@@ -18,8 +18,8 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write(name: str, *, wall: float = 1.0, mode: str = "benchmark", failed: bool = False) -> str:
-    figures: dict[str, Any] = {"wall_time": wall, "lm_time": 0.0, "dit_time": 0.5, "vae_time": 0.1}
+def write(name: str, *, wall: float = 1.0, vae: float = 0.1, mode: str = "benchmark", failed: bool = False) -> str:
+    figures: dict[str, Any] = {"wall_time": wall, "lm_time": 0.0, "dit_time": 0.5, "vae_time": vae}
     row = {
         "config": {"duration": 30.0, "batch_size": 1, "thinking": False, "inference_steps": 8},
         "status": "error" if failed else "ok",
@@ -43,6 +43,28 @@ def test_the_default_threshold_is_a_tenth(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr()
     assert "30 s x 1, not thinking, 8 steps: wall_time x 1.20" in shown.out
     assert shown.err == "error: 1 of the figures did not pass the threshold of 1.1\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "after", "code"),
+    [
+        ((), 0.003, 0), ((), 0.0071, 1), (("--noise-floor", "0"), 0.003, 1), (("--noise-floor", "0.5"), 0.003, 1),
+        (("--noise-floor", "20"), 0.02, 0), (("--noise-floor", "20"), 0.0221, 1),
+    ],
+)  # fmt: skip
+def test_a_stage_of_two_milliseconds_may_take_three(
+    flags: tuple[str, ...], after: float, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The floor is five milliseconds unless --noise-floor says otherwise."""
+    assert main(["compare", write("a.json", vae=0.002), write("b.json", vae=after), *flags]) == code
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("30         1")]
+    # The ratio is shown either way.
+    assert row.split()[-2:] == [f"{after / 0.002:.2f}", "SLOWER" if code else "OK"]
+
+
+def test_the_floor_is_written_in_seconds() -> None:
+    assert main(["compare", write("a.json"), write("b.json"), "--noise-floor", "2", "--output", "ratios.json"]) == 0
+    assert json.loads(Path("ratios.json").read_text("utf-8"))["noise_floor"] == 0.002
 
 
 def test_a_cell_that_fails_now_does_not_pass() -> None:
@@ -96,6 +118,7 @@ def test_files_that_cannot_be_compared_are_refused(
     [
         (["compare", "a.json"], "Missing argument 'B.json'"),
         (["compare", "a.json", "b.json", "--threshold", "0"], "--threshold"),
+        (["compare", "a.json", "b.json", "--noise-floor", "-1"], "--noise-floor"),
         (["--tiny", "compare", "a.json", "b.json"], "compare does not take --tiny"),
         (["--tiny", "a.json"], "No such command 'a.json'"),
     ],

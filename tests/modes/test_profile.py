@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
 from acestep_otel.cli import main
@@ -134,7 +135,7 @@ def failing(error: Callable[[], BaseException]) -> Callable[..., Any]:
 def test_out_of_memory_keeps_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Renderer, "decode_tile", failing(lambda: torch.OutOfMemoryError("no room for 3 GiB")))
+    monkeypatch.setattr(VaeDecoder, "decode_tile", failing(lambda: torch.OutOfMemoryError("no room for 3 GiB")))
     assert profile("--no-warmup") == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("error: out of memory in stage 'vae.decode'")
@@ -161,7 +162,7 @@ def test_a_warm_up_that_fails_is_a_failed_run(
 
 
 def test_a_defect_shows_its_traceback_and_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Renderer, "decode_tile", failing(lambda: ZeroDivisionError("a bug")))
+    monkeypatch.setattr(VaeDecoder, "decode_tile", failing(lambda: ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):
         profile("--no-warmup")
     assert result()["error"] == {"type": "ZeroDivisionError", "message": "a bug", "stage": None}
@@ -186,13 +187,13 @@ def test_a_disk_that_fills_up_fails_the_run_after_the_table(
 def test_a_signal_ends_the_run_with_its_spans_written(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = Renderer.decode_tile
+    decode = VaeDecoder.decode_tile
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), number)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(Renderer, "decode_tile", interrupted)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", interrupted)
     handler = signal.getsignal(number)
     try:
         ended = profile("--no-warmup")

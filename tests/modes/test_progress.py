@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from acestep.types import Progress
-from acestep_otel.modes.progress import CellBar, ProgressBars
+from acestep_otel.modes.progress import CellBar, ProgressBars, TrialBar
 from acestep_otel.report.cells import Cell
+from tests.report.tier_rows import trial
 
 
 def drawn(*, terminal: bool, enabled: bool) -> str:
@@ -61,3 +62,26 @@ def test_a_benchmark_shows_its_cell_and_the_time_left() -> None:
 @pytest.mark.parametrize(("terminal", "enabled"), [(False, True), (True, False)])
 def test_a_benchmark_has_no_bar_elsewhere_or_when_switched_off(terminal: bool, enabled: bool) -> None:
     assert "cell" not in drawn_cells(terminal=terminal, enabled=enabled)
+
+
+def drawn_trials(*, terminal: bool, enabled: bool) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
+    trials = [trial(8), trial(16, lm_model="acestep-5Hz-lm-1.7B")]
+    with TrialBar(trials, enabled=enabled, console=console) as bar:
+        bar.finish(trials[0])
+        bar.show(trials[1], "vae.decode")
+        bar.finish(trials[1])
+        bar.show(trials[1], "vae.decode")
+    return stream.getvalue()
+
+
+def test_a_tier_test_shows_the_card_and_the_stage() -> None:
+    shown = drawn_trials(terminal=True, enabled=True)
+    assert "16GB default, LM 1.7B: vae.decode" in shown
+    assert "2/2" in shown
+
+
+@pytest.mark.parametrize(("terminal", "enabled"), [(False, True), (True, False)])
+def test_a_tier_test_has_no_bar_elsewhere_or_when_switched_off(terminal: bool, enabled: bool) -> None:
+    assert "GB" not in drawn_trials(terminal=terminal, enabled=enabled)

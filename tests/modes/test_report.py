@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from acestep.renderer.renderer import Renderer
+from acestep.renderer.decoder import VaeDecoder
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.report.environment import Environment
@@ -18,14 +18,13 @@ from acestep_otel.report.html import Report, render_report
 from acestep_otel.report.spans import measured_runs
 from tests.modes.outputs import OUTPUTS, traced
 
-SHORT = (
-    "--tiny", "--device", "cpu", "--no-warmup", "--duration", "10", "--inference-steps", "3",
-    "--lyrics-token-limit", "16",
-)  # fmt: skip
+SMALL = ("--tiny", "--device", "cpu", "--no-warmup")
+SHORT_SONG = ("--duration", "10", "--inference-steps", "3")
+SHORT = {"profile": (*SHORT_SONG, "--thinking"), "format_sample": ("--lyrics-token-limit", "16")}
 
 
-def run(*arguments: str) -> int:
-    return main([*SHORT, *OUTPUTS, "--report", "pages/report.html", *arguments])
+def run(*arguments: str, mode: str = "profile") -> int:
+    return main([*SMALL, "--mode", mode, *SHORT[mode], *OUTPUTS, "--report", "pages/report.html", *arguments])
 
 
 def page() -> str:
@@ -41,7 +40,7 @@ def article(source: str) -> str:
     ("mode", "root"), [("profile", semconv.GENERATE_MUSIC), ("format_sample", semconv.FORMAT_SAMPLE)]
 )
 def test_the_page_says_what_the_trace_says(mode: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--mode", mode, "--detail", "token", *(["--thinking"] if mode == "profile" else [])) == 0
+    assert run("--detail", "token", mode=mode) == 0
     assert "Report:  pages/report.html\n" in capsys.readouterr().out
     from_trace = render_report(
         Report(mode=mode, environment=Environment.current(), arguments={}, runs=measured_runs(traced(), root))
@@ -54,24 +53,24 @@ def test_a_failed_run_leaves_a_page_with_what_was_measured(monkeypatch: pytest.M
     def full(*_arguments: Any, **_options: Any) -> Callable[..., Any]:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(Renderer, "decode_tile", full)
+    monkeypatch.setattr(VaeDecoder, "decode_tile", full)
     assert run() == 1
     assert "OutOfMemory: out of memory in stage &#39;vae.decode&#39;" in page()
     assert "dit.step × 3" in page()
 
 
 def test_a_benchmark_leaves_its_matrix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    decode = Renderer.decode_tile
+    decode = VaeDecoder.decode_tile
 
-    def fails_for_two(self: Renderer, latents: torch.Tensor, **options: Any) -> Any:
+    def fails_for_two(self: VaeDecoder, latents: torch.Tensor, **options: Any) -> Any:
         calls.append(1)
         if len(calls) > 1:
             raise torch.OutOfMemoryError("no room")
         return decode(self, latents, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr(Renderer, "decode_tile", fails_for_two)
-    assert main([*SHORT, *OUTPUTS, "--report", "report.html", "--mode", "benchmark"]) == 1
+    monkeypatch.setattr(VaeDecoder, "decode_tile", fails_for_two)
+    assert main([*SMALL, *SHORT_SONG, *OUTPUTS, "--report", "report.html", "--mode", "benchmark"]) == 1
     assert "Report:  report.html\n" in capsys.readouterr().out
     source = Path("report.html").read_text("utf-8")
     cells = json.loads(Path("result.json").read_text("utf-8"))["results"]
@@ -88,6 +87,6 @@ def test_without_tracing_the_page_says_so() -> None:
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SHORT, "--report", "."]) == 2
+    assert main([*SMALL, *SHORT_SONG, "--report", "."]) == 2
     assert capsys.readouterr().err == "error: cannot write .: it is a directory, give a file name\n"
     assert not list(Path().rglob("*.flac"))

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from acestep import checkpoints, songwriting
+from acestep.placement import Placement
 from acestep.planner.backends.pt import PtBackend
 from acestep.types import EffectivePlannerSettings, SongBlueprint, SongMetadata
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.modes.create_sample import DEFAULT_QUERY
 from acestep_otel.modes.example import load_example
+from acestep_otel.modes.options import DEFAULTS
 from acestep_otel.modes.songwriting import render_blueprint
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.spans import Run, measured_runs, runs
@@ -238,14 +240,14 @@ def test_switched_off_tracing_still_makes_a_blueprint(capsys: pytest.CaptureFixt
 
 # The text on the terminal
 
-EFFECTIVE = EffectivePlannerSettings("cpu", "float32", "acestep-5Hz-lm-tiny", "pt", (42,), "synthetic")
+EFFECTIVE = EffectivePlannerSettings("cpu", "float32", "acestep-5Hz-lm-tiny", "pt", (42,), "synthetic", Placement())
 
 
 def test_a_blueprint_on_the_terminal() -> None:
     blueprint = SongBlueprint(
         SongMetadata(96, "Warm soul", 180, "C# minor", "en", "4"), "[Verse]\nla\n\nla", True, EFFECTIVE
     )
-    assert "\n".join(render_blueprint(blueprint)) == (
+    assert "\n".join(render_blueprint(blueprint, DEFAULTS)) == (
         "acestep-5Hz-lm-tiny (pt) on cpu, float32, weights: synthetic\nseed 42\n\nSONG BLUEPRINT\n"
         + "=" * 100
         + "\n  Caption         Warm soul\n  BPM             96\n  Duration        180 s\n  Key             C# minor\n"
@@ -254,10 +256,10 @@ def test_a_blueprint_on_the_terminal() -> None:
 
 
 def test_what_was_not_found_is_a_dash_and_a_cut_is_named() -> None:
-    nothing = list(render_blueprint(SongBlueprint(SongMetadata(), "", False, EFFECTIVE)))
+    nothing = list(render_blueprint(SongBlueprint(SongMetadata(), "", False, EFFECTIVE), DEFAULTS))
     assert nothing[-8:] == [
         "  Caption         —", "  BPM             —", "  Duration        —", "  Key             —",
         "  Language        —", "  Time signature  —", "  Lyrics", "    —",
     ]  # fmt: skip
-    cut = list(render_blueprint(SongBlueprint(SongMetadata(), "la", False, EFFECTIVE)))
+    cut = list(render_blueprint(SongBlueprint(SongMetadata(), "la", False, EFFECTIVE), DEFAULTS))
     assert cut[-2:] == ["  Lyrics (cut at the token limit)", "    la"]

@@ -50,6 +50,6 @@ def test_positions_are_set_aside_in_blocks() -> None:
 
 
 def test_memory_that_the_backend_holds_can_be_used_again(tiny: LanguageModel, monkeypatch) -> None:
-    monkeypatch.setattr("acestep.planner.budget.free_cuda_bytes", lambda device: 1000)
+    monkeypatch.setattr("acestep.planner.budget.effective_free_memory", lambda device: 1000)
     on_cuda = replace(tiny, device=torch.device("cuda"))
     assert PlannerBudget.of(on_cuda, held_bytes=lambda: 24).free_bytes() == 1024

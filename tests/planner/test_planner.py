@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, InvalidOutput, InvalidRequest, OutOfMemory
+from acestep.placement import Placement
 from acestep.planner.backends import PhaseTokens
 from acestep.planner.budget import PlannerBudget
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
+from acestep.residence import Residence
 from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
 
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", timesignature="4")
@@ -325,3 +327,15 @@ def test_the_shape_of_the_codes_is_known_beforehand(planner: Planner) -> None:
     assert shape.middle_context == shape.prompt_tokens + 75
     assert shape.prompt_tokens == planner.plan(request(thinking=True, duration=30.0), [1]).composed.prompt_tokens
     assert planner.codes_shape(request(thinking=True)).count == 600
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_keys_and_values_leave_with_the_weights(tiny, monkeypatch, waits):
+    residence = Residence(torch.device("cpu", 0), Placement(offload_to_cpu=waits))
+    planner = Planner.from_language_model(tiny, residence=residence)
+    with planner.present():
+        inside = planner.plan(request(use_cot_metas=True), [1])
+        assert planner.backend.held_bytes() > 0
+    assert (planner.backend.held_bytes() == 0) == waits
+    with planner.present():
+        assert planner.plan(request(use_cot_metas=True), [1]) == inside

@@ -19,7 +19,7 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.privacy import Scrubber
 from acestep_otel.recording.stages import RequestRecording, Stage
-from acestep_otel.recording.vram import VramPeak, VramTracker
+from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.settings import Detail
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ class Bench:
         self.emitter = Emitter(self.tracer, Instruments(MeterProvider([self.reader]).get_meter("test")), detail)
         self.detail = detail
 
-    def emit(self, build, scrub=()):
+    def emit(self, build, scrub=(), **common):
         recording = RequestRecording(
             semconv.GENERATE_MUSIC, clock=HostClock(), device=CPU, detail=self.detail, vram=VramTracker()
         )
@@ -46,7 +46,7 @@ class Bench:
         recording.root.start, recording.root.end = Mark(0), Mark(1_000 * MS)
         build(recording.root)
         root = self.tracer.start_span(semconv.GENERATE_MUSIC, start_time=recording.clock.resolve([Mark(0)])[0])
-        self.emitter.emit(recording, root, Scrubber(scrub), {semconv.RUN_ID: "run"})
+        self.emitter.emit(recording, root, Scrubber(scrub), {semconv.RUN_ID: "run", **common})
         return {span.name: span for span in self.exporter.get_finished_spans()}
 
     def metrics(self):
@@ -200,6 +200,50 @@ def test_memory_peaks_are_attributes_and_gauges_and_absent_without_a_counter():
     points = {point.attributes[semconv.VRAM_KIND]: point for point in bench.metrics()[semconv.VRAM_PEAK.name]}
     assert (points["allocated"].value, points["reserved"].value) == (5_000, 8_000)
     assert points["allocated"].attributes[semconv.STAGE] == "dit"
+
+
+def test_the_cost_of_a_second_of_audio_is_over_all_songs_and_leads_to_the_request():
+    def build(root):
+        root.attributes |= {semconv.AUDIO_DURATION: 10.0, semconv.BATCH_SIZE: 4}
+
+    bench = Bench()
+    spans = bench.emit(build)
+    (point,) = bench.metrics()[semconv.AUDIO_COMPUTE_DURATION.name]
+    assert point.sum == pytest.approx(1.0 / 40)
+    assert point.exemplars[0].span_id == spans[semconv.GENERATE_MUSIC].context.span_id
+
+
+def test_a_request_that_made_no_audio_has_no_such_cost():
+    def fails(root):
+        root.attributes |= {semconv.AUDIO_DURATION: 10.0, semconv.BATCH_SIZE: 4}
+        root.error = OutOfMemory("no room", stage="dit")
+
+    for build in (fails, lambda root: root.attributes.update({semconv.AUDIO_DURATION: 10.0, semconv.BATCH_SIZE: 0})):
+        bench = Bench()
+        bench.emit(build)
+        assert semconv.AUDIO_COMPUTE_DURATION.name not in bench.metrics()
+
+
+def test_readings_of_vram_are_on_every_span_that_has_one():
+    bench = Bench()
+
+    def build(root):
+        dit = add(root, semconv.DIT, 0, 100 * MS)
+        add(dit, semconv.DIT_STEP, 0, 50 * MS, vram=VramReading(300, 900, VramPeak(700, 900, False)))
+
+    spans = bench.emit(build)
+    step, dit = spans[semconv.DIT_STEP].attributes, spans[semconv.DIT].attributes
+    assert (step[semconv.VRAM_ALLOCATED], step[semconv.VRAM_RESERVED]) == (300, 900)
+    assert semconv.VRAM_PEAK_ALLOCATED not in step
+    assert semconv.VRAM_ALLOCATED not in dit
+
+
+def test_a_warm_up_leaves_spans_and_no_metrics():
+    """A histogram cannot be cleaned of it afterwards."""
+    bench = Bench()
+    spans = bench.emit(planner, **{semconv.WARMUP: True})
+    assert spans[semconv.LM_COT].attributes[semconv.WARMUP] is True
+    assert bench.reader.get_metrics_data() is None
 
 
 def test_metrics_have_the_declared_units_buckets_and_attributes_only():

@@ -17,6 +17,8 @@ from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import CODES_INSTRUCTION
 from acestep.renderer.renderer import Renderer, RenderRequest
 from acestep.renderer.schedule import make_schedule
+from acestep.renderer.vae import plan_tiles
+from acestep.renderer.vae_ladder import DecodeStep
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import Progress, SongMetadata
 
@@ -274,7 +276,7 @@ class TestSteps:
         conditions, noise = base.condition(asked), base.noise(asked.seeds, asked.frames)
         with NoReadBack():
             latents = base.denoise(conditions, make_schedule(2, 1.0), base.guidance(asked), noise)
-            base.decode(latents, base.tile_plan(asked.frames, tile_length=50))
+            base.decoder.decode(latents, [DecodeStep("cpu", plan_tiles(asked.frames, 50, 9))])
 
 
 class NoReadBack(TorchDispatchMode):
@@ -298,8 +300,10 @@ class TestSeams:
 
             return wrapped
 
-        for name in ("condition", "noise", "denoise", "denoise_step", "decode", "decode_tile"):
+        for name in ("condition", "noise", "denoise", "denoise_step"):
             monkeypatch.setattr(turbo, name, wrap(name, getattr(turbo, name)))
+        for name in ("decode", "decode_tile"):
+            monkeypatch.setattr(turbo.decoder, name, wrap(name, getattr(turbo.decoder, name)))
         turbo.render(ask(seeds=(1, 2), steps=2, duration=30.0))
         assert told == [
             ("condition", None),
@@ -312,16 +316,16 @@ class TestSeams:
         ]
 
     def test_steps_and_tiles_are_given_by_name(self, turbo, monkeypatch):
-        step, tile = spy_on(monkeypatch, turbo, "denoise_step"), spy_on(monkeypatch, turbo, "decode_tile")
+        step, tile = spy_on(monkeypatch, turbo, "denoise_step"), spy_on(monkeypatch, turbo.decoder, "decode_tile")
         turbo.render(ask(steps=2, shift=1.0, duration=30.0))
         assert [kwargs["timestep"] for _, kwargs in step.calls] == [1.0, 0.5]
-        assert [kwargs["tile"] for _, kwargs in tile.calls] == list(turbo.tile_plan(750).tiles)
+        assert [kwargs["tile"] for _, kwargs in tile.calls] == list(plan_tiles(750, 512, 9).tiles)
 
     def test_tiles_join_to_what_one_decode_gives(self, turbo):
         latents = turbo.noise([1, 2], 200)
-        whole = turbo.decode(latents, turbo.tile_plan(200))
-        tiled = turbo.decode(latents, turbo.tile_plan(200, tile_length=64))
-        assert len(turbo.tile_plan(200, tile_length=64).tiles) == 4
+        whole, _ = turbo.decoder.decode(latents, [DecodeStep("cpu", plan_tiles(200, 200, 9))])
+        tiled, decoding = turbo.decoder.decode(latents, [DecodeStep("cpu", plan_tiles(200, 64, 9))])
+        assert decoding.tiles == 2 * 4
         assert (tiled - whole).abs().max() < TOLERANCE
 
     def test_progress_is_told_after_every_step_and_tile(self, turbo):

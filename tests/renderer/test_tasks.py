@@ -17,6 +17,7 @@ from acestep.renderer.conditioning import TIMBRE_FRAMES, timbre_excerpt
 from acestep.renderer.context import cover_latents
 from acestep.renderer.renderer import Renderer, RenderRequest
 from acestep.renderer.source import Source
+from acestep.renderer.vae import plan_encoding
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import BASE_TASKS, SAMPLES_PER_FRAME, SongMetadata
 from tests.renderer.test_renderer import CODES, MODULES, TOLERANCE, spy_on
@@ -59,7 +60,7 @@ def source_and_mask(renderer: Renderer, request: RenderRequest) -> tuple[torch.T
 
 
 def encoded(renderer: Renderer, audio: torch.Tensor) -> torch.Tensor:
-    return renderer.encode(audio, renderer.encode_plan(audio.shape[-1]))
+    return renderer.encode(audio, plan_encoding(renderer.models.vae, audio.shape[-1]))
 
 
 class TestContext:
@@ -205,7 +206,7 @@ class TestSongs:
 
     def test_the_decoder_finds_the_sources_latents_outside_the_window(self, base, monkeypatch):
         source = Source.with_window(recording(), 2.0, 4.0)
-        decode = spy_on(monkeypatch, base, "decode")
+        decode = spy_on(monkeypatch, base.decoder, "decode")
         base.render(ask("repaint", source))
         ((latents, _, _), _) = decode.calls[0]
         heard = encoded(base, source.audio)
@@ -323,7 +324,7 @@ class TestDiffusersAgrees:
         request = ask(task, source, guidance_scale=7.0)
         window = {"repainting_start": 2.0, "repainting_end": 4.0}
         theirs = self.render(base, request, source, output_type="latent", **window)
-        decode = spy_on(monkeypatch, base, "decode")
+        decode = spy_on(monkeypatch, base.decoder, "decode")
         base.render(request)
         ((latents, _, _), _) = decode.calls[0]
         assert (latents - theirs)[:, 50:100].abs().max() < TOLERANCE

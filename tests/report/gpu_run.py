@@ -44,6 +44,7 @@ def gpu_spans(caption: str = "rain") -> list[FinishedSpan]:
             semconv.LM_CFG_DURATION: 0.5,
             semconv.CLOCK: "host",
             **_peak(5.2, 5.6),
+            **_vram(4.9, 5.6),
         },
     )
     codes = span(
@@ -75,7 +76,9 @@ def gpu_spans(caption: str = "rain") -> list[FinishedSpan]:
         )
         for index in range(19)
     ]
-    dit = span(semconv.DIT, 4.4, 3.2, root, {semconv.DIT_STEPS: 50, **_device(1.9), **_peak(7.4, 8.1)})
+    dit = span(
+        semconv.DIT, 4.4, 3.2, root, {semconv.DIT_STEPS: 50, **_device(1.9), **_peak(7.4, 8.1), **_vram(5.4, 8.1)}
+    )
     steps = [
         span(
             semconv.DIT_STEP,
@@ -87,12 +90,16 @@ def gpu_spans(caption: str = "rain") -> list[FinishedSpan]:
                 semconv.DIT_STEP_TIMESTEP: 1 - index / 50,
                 semconv.DIT_STEP_GUIDED: True,
                 **_device(0.038),
+                **_vram(5.5 + index / 1000, 8.1),
             },
         )
         for index in range(50)
     ]
-    vae = span(semconv.VAE_DECODE, 7.7, 1.1, root, {**_device(1.1), **_peak(11.9, 13.25)})
-    tiles = [span(semconv.VAE_TILE, 7.7 + 0.04 * index, 0.04, vae, _device(0.01)) for index in range(24)]
+    vae = span(semconv.VAE_DECODE, 7.7, 1.1, root, {**_device(1.1), **_peak(11.9, 13.25), **_vram(6.1, 13.25)})
+    tiles = [
+        span(semconv.VAE_TILE, 7.7 + 0.04 * index, 0.04, vae, {**_device(0.01), **_vram(6.0, 13.0)})
+        for index in range(24)
+    ]
     save = span(semconv.AUDIO_SAVE, 8.82, 0.2, root, {semconv.CLOCK: "host"})
     return [root, planner, codes, *windows, dit, *steps, vae, *tiles, save]
 
@@ -103,6 +110,10 @@ def gpu_run(caption: str = "rain") -> Run:
 
 def _device(host_duration: float) -> dict[str, str | float]:
     return {semconv.CLOCK: "cuda_event", semconv.HOST_DURATION: host_duration}
+
+
+def _vram(allocated: float, reserved: float) -> dict[str, int]:
+    return {semconv.VRAM_ALLOCATED: round(allocated * GIB), semconv.VRAM_RESERVED: round(reserved * GIB)}
 
 
 def _peak(allocated: float, reserved: float) -> dict[str, int]:

@@ -30,6 +30,17 @@ def test_a_column_is_slower_when_its_ratio_passes_the_threshold(
     assert compared.slower(threshold) == expected
 
 
+@given(figures, figures, st.floats(1, 5), st.floats(0, 10))
+def test_what_a_column_lost_must_also_be_more_than_noise(
+    before: Figures, after: Figures, threshold: float, noise_floor: float
+) -> None:
+    compared = ComparedCell(CELL, before, after)
+    slower = compared.slower(threshold, noise_floor)
+    assert set(slower) <= set(compared.slower(threshold))
+    for column in compared.slower(threshold):
+        assert (column in slower) == (getattr(after, column) - getattr(before, column) > noise_floor)
+
+
 @given(figures)
 def test_a_file_is_as_fast_as_itself(one: Figures) -> None:
     comparison = Comparison.of(result_file({CELL: one}), result_file({CELL: one}), 1.0)
@@ -66,6 +77,7 @@ def test_files_without_a_common_cell_are_refused() -> None:
         ("{", "cannot read"),
         ("[]", "not a result file of version 1"),
         ('{"schema_version": 2}', "not a result file of version 1"),
+        ('{"schema_version": 1, "mode": "understand"}', "of mode understand: compare takes benchmark and profile"),
         ('{"schema_version": 1, "mode": "benchmark"}', "no cells to compare: KeyError"),
         ('{"schema_version": 1, "mode": "benchmark", "environment": {}, "results": []}', "no cells to compare"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -146,6 +147,36 @@ def test_the_matrix_is_shaded_by_column() -> None:
     # 5.67 s for 30 s of sound, and the median of two runs.
     assert "189 ms" in source
     assert "2.92 s" in source
+
+
+def test_vram_is_drawn_over_time_with_the_stages_peaks() -> None:
+    source = render_report(report(gpu_run()))
+    page = Page(source)
+    assert "VRAM over time" in page.texts
+    # The planner, 50 steps, their loop, 24 tiles and the decode.
+    summary = "VRAM over time in 77 readings, the highest 13.2 GiB reserved after vae.decode at 8.80 s"
+    assert f'aria-label="{summary}"' in source
+    assert source.count("after dit.step, allocated:") == 50
+    assert "vae.decode, highest allocated: 11.9 GiB" in source
+    drawing = source[source.index("<h4>VRAM over time</h4>") :]
+    assert re.findall(r'<path class="line ([\w-]+)"', drawing) == ["vram-reserved", "vram-allocated"]
+    assert page.row("vae.tile")[0].endswith(" s")
+
+
+def test_without_readings_there_are_peaks_and_no_curve() -> None:
+    page = Page(render_report(report(_vae_run(readings=False))))
+    assert "Peak VRAM" in page.texts
+    assert "VRAM over time" not in page.texts
+
+
+def _vae_run(*, readings: bool) -> Run:
+    """Only the decode, so that nothing but the curve has the colour of the peaks."""
+    run = gpu_run()
+    kept = (semconv.VRAM_PEAK_ALLOCATED, semconv.VRAM_PEAK_RESERVED)
+    kept += (semconv.VRAM_ALLOCATED, semconv.VRAM_RESERVED) if readings else ()
+    spans = [found for found in run.spans if found.name in (semconv.VAE_DECODE, semconv.VAE_TILE)]
+    only = ({name: value for name, value in found.attributes.items() if name in kept} for found in spans)
+    return Run(run.root, tuple(replace(found, attributes=left) for found, left in zip(spans, only, strict=True)))
 
 
 def test_failures_are_named() -> None:
@@ -297,6 +328,20 @@ def test_arrow_keys_walk_along_the_trace(page: Path, tmp_path: Path) -> None:
     card = Page(dom[dom.index('class="span-card"') : dom.index("<summary>Every span</summary>")]).texts
     assert card[card.index("Span") + 1] == "acestep.lm"
     assert card[card.index("Duration") + 1] == "4.20 s"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_curve_of_vram_is_painted(tmp_path: Path, scheme: Literal["light", "dark"]) -> None:
+    counts = []
+    for readings in (True, False):
+        write_report(tmp_path / "report.html", report(_vae_run(readings=readings)))
+        pixels = Counter(screenshot(tmp_path / "report.html", scheme).get_flattened_data())
+        counts.append([pixels[colours(scheme)[name]] for name in ("condition", "dit", "other")])
+    (peaks, allocated, reserved), (no_peaks, allocated_bar, reserved_bar) = counts
+    assert peaks > 100
+    assert no_peaks == 0
+    assert allocated > allocated_bar + 100
+    assert reserved > reserved_bar + 100
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

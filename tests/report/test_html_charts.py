@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from acestep_otel.report.html.axis import Axis
 from acestep_otel.report.html.charts import WIDTH, Part, column_chart, row_chart
+from acestep_otel.report.html.curve import Level, Reading, Series, curve_chart
 from acestep_otel.report.html.quantities import duration, number, share, shortened, size
 
 positive = st.floats(1e-6, 1e6)
@@ -89,3 +90,23 @@ def test_columns_stand_on_the_axis_and_do_not_overlap(values: list[tuple[float, 
         assert bar.x + bar.width <= after.x + 0.02
     assert chart.bars[-1].x + chart.bars[-1].width <= WIDTH
     assert len(chart.labels) <= 25
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 2**37)), max_size=60))
+def test_a_curve_holds_each_reading_until_the_next_and_stays_inside(readings: list[tuple[float, int]]) -> None:
+    ordered = [Reading(time, value, str(value)) for time, value in sorted(readings)]
+    peak = Level(0, 10, 2**37, "vram-peak", "")
+    chart = curve_chart("c", [Series("dit", ordered)], [peak], duration=10, time_text=duration, value_text=size)
+    (line,) = chart.lines
+    assert [point.title for point in line.points] == [reading.title for reading in ordered]
+    assert line.path.count(" H ") == line.path.count(" V ") == max(0, len(ordered) - 1)
+    for point in line.points:
+        assert chart.left <= point.x <= WIDTH
+        assert 0 <= point.y <= chart.bottom
+    for before, after in zip(line.points, line.points[1:], strict=False):
+        assert before.x <= after.x
+        assert f" H {after.x} V {after.y}" in line.path
+    (segment,) = chart.segments
+    # The highest value there is.
+    assert all(segment.y <= point.y for point in line.points)
+    assert (segment.left, segment.right) == (chart.left, chart.times.at(10))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from acestep.errors import OutOfMemory
-from acestep.types import EffectiveSettings
+from acestep.placement import Placement
+from acestep.types import EffectiveSettings, VaeDecoding
 from acestep_otel.report.environment import Environment
 from acestep_otel.report.results import SCHEMA_VERSION, RunResult, result_document, write_result
 from tests.report.recorded import guide_spans, run_of
@@ -20,6 +21,8 @@ SCHEMA: dict[str, Any] = json.loads((files("acestep_otel.report") / "result.sche
 EFFECTIVE = EffectiveSettings(
     device="cpu", dtype="float32", dit_model="acestep-v15-turbo", lm_model=None, lm_backend=None, steps=8, shift=3.0,
     guidance_scale=1.0, batch_size=1, duration=30.0, seeds=(42,), weights="synthetic",
+    placement=Placement(quantization="int8_weight_only", compile=True),
+    vae_decode=VaeDecoding("gpu+cpu buffer", tile_length=64, overlap=9, tiles=17, attempts=6),
 )  # fmt: skip
 
 
@@ -43,6 +46,8 @@ def test_a_finished_run_keeps_to_the_schema(environment: Environment) -> None:
     assert result["status"] == "ok"
     assert result["songs"] == ["song.flac"]
     assert result["effective_settings"]["seeds"] == [42]
+    assert result["effective_settings"]["placement"]["quantization"] == "int8_weight_only"
+    assert result["effective_settings"]["vae_decode"]["rung"] == "gpu+cpu buffer"
     measurement = result["measurement"]
     assert measurement["trace_id"] == run.root.trace_id
     stages = measurement["stages"]

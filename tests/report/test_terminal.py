@@ -31,6 +31,7 @@ TIME COSTS BREAKDOWN
 
 
 def test_the_guides_sample_is_reproduced_to_the_byte() -> None:
+    """R148 ... R150, R152: title, columns, rows, nesting, order, a wall time of 100.0%, steps and their average."""
     assert render_breakdown(Breakdown.of(run_of(guide_spans()))) == GUIDE_TABLE
 
 

@@ -15,6 +15,7 @@ from diffusers.pipelines.ace_step import AceStepAudioTokenizer
 from transformers import Qwen3Model
 
 from acestep.renderer.models import RendererModels
+from acestep.renderer.schedule import trained_shift
 from acestep.synthetic.renderer import (
     RENDERER_CONFIGS,
     build_renderer_models,
@@ -37,6 +38,7 @@ XL_TRANSFORMER = 4_168_897_088
 
 DIGEST = """
 import hashlib, torch
+from acestep.renderer.schedule import trained_shift
 from acestep.synthetic.renderer import build_renderer_models
 from tests.synthetic.test_renderer_models import digest
 print(digest(build_renderer_models("acestep-v15-tiny", device=torch.device("cpu"), dtype=torch.float32)))
@@ -77,7 +79,10 @@ def test_true_sizes_are_those_of_the_published_models(name):
 
 
 def test_names_say_which_models_are_distilled_and_their_shift():
-    assert {name: (config.is_turbo, config.default_shift) for name, config in RENDERER_CONFIGS.items()} == {
+    assert {
+        name: (config.is_turbo, trained_shift(name, is_turbo=config.is_turbo))
+        for name, config in RENDERER_CONFIGS.items()
+    } == {
         "acestep-v15-tiny": (True, 3.0),
         "acestep-v15-tiny-base": (False, 1.0),
         "acestep-v15-turbo": (True, 3.0),

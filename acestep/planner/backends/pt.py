@@ -4,7 +4,7 @@ Three things make it fast everywhere. Guidance is combined on hidden states befo
 has half the rows to compute. The head is a view of the rows that can be sampled at all. And what the grammar forces is
 never sampled: it rides along with the next pass as a chunk.
 
-On CUDA, where launching would be the bottleneck, small passes run in kernels of their own (``FusedForward``), and they
+On CUDA, where launching is the bottleneck, small passes can run in kernels of their own (``FusedForward``), and they
 and the choice of a code are replayed as graphs. Elsewhere the body of ``transformers`` does all passes.
 """
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from acestep.errors import BackendUnavailable
-from acestep.planner.budget import free_cuda_bytes
+from acestep.memory_cap import effective_free_memory
+from acestep.placement import Placement
 from acestep.planner.planner import Planner
+from acestep.residence import LANGUAGE_MODEL, Residence
 
 if TYPE_CHECKING:
     from acestep.planner.backends.mlx.backend import MlxBackend
@@ -47,18 +49,25 @@ ENGINES: Final = {
 BACKEND_NAMES: Final = ("auto", "vllm", "pt", "mlx")
 
 
-def resolve_backend(name: str, device: torch.device) -> str:
+def resolve_backend(name: str, device: torch.device, placement: Placement | None = None) -> str:
     """Turn the user's word into a backend.
 
     Args:
-        name: ``auto`` (CUDA: vllm, MPS: mlx, where installed; else pt), ``pt``, ``vllm`` or ``mlx``.
+        name: ``auto`` (CUDA: vllm, MPS: mlx, where installed and nothing waits in host memory; else pt), ``pt``,
+            ``vllm`` or ``mlx``.
         device: that the language model runs on.
+        placement: as it comes into effect there; without one, everything stays on the device.
 
     Raises:
-        BackendUnavailable: an unknown name, a package that is not installed, or a device that the backend does not
-            run on. An explicit choice is never replaced: that would change what is measured.
+        BackendUnavailable: an unknown name, a package that is not installed, a device that the backend does not run on,
+            or an engine that shall wait in host memory. An explicit choice is never replaced: that would change what
+            is measured.
     """
+    placement = placement or Placement()
     if name == "auto":
+        if placement.offload_to_cpu:
+            # The only one whose weights can leave the device.
+            return "pt"
         preferred = [kind for kind, engine in ENGINES.items() if engine.preferred_on == device.type]
         return next((kind for kind in preferred if _installed(ENGINES[kind])), "pt")
     if name == "pt":
@@ -73,31 +82,37 @@ def resolve_backend(name: str, device: torch.device) -> str:
         )
     if not _installed(engine):
         raise BackendUnavailable(f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'")
+    if placement.offload_to_cpu and not placement.automatic_offload:
+        raise BackendUnavailable(
+            f"--lm-backend {name} keeps its weights on the device, and --offload-to-cpu asks for models to wait in "
+            "host memory: use --lm-backend pt or auto, or leave out --offload-to-cpu"
+        )
     return name
 
 
-def storage_device(name: str, device: torch.device) -> torch.device:
+def storage_device(name: str, residence: Residence) -> torch.device:
     """Where a backend wants the weights to be loaded: an engine makes its own copy, so the host will do."""
-    return device if name == "pt" else torch.device("cpu")
+    return residence.home(LANGUAGE_MODEL) if name == "pt" else torch.device("cpu")
 
 
-def create_planner(name: str, model: LanguageModel, device: torch.device, songs: int) -> Planner:
+def create_planner(name: str, model: LanguageModel, songs: int, residence: Residence) -> Planner:
     """A planner on a backend.
 
     Args:
         name: ``pt``, ``vllm`` or ``mlx`` (see ``resolve_backend``).
         model: the loaded language model.
-        device: that it shall run on.
         songs: made together, which an engine that reserves its memory makes room for.
+        residence: of the language model, on the device that it shall run on; an engine never leaves it.
 
     Raises:
         BackendUnavailable: the backend cannot run here.
         OutOfMemory: it does not fit.
     """
     if name == "pt":
-        return Planner.from_language_model(model)
+        residence.settle(LANGUAGE_MODEL, model.body)
+        return Planner.from_language_model(model, residence=residence)
     try:
-        backend = _start_vllm(model, device, songs) if name == "vllm" else _start_mlx(model)
+        backend = _start_vllm(model, residence.device, songs) if name == "vllm" else _start_mlx(model)
     except ImportError as error:
         raise BackendUnavailable(
             f"--lm-backend {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
@@ -108,7 +123,7 @@ def create_planner(name: str, model: LanguageModel, device: torch.device, songs:
         model.vocabulary,
         model_name=model.name,
         weights=model.weights,
-        device=device,
+        device=residence.device,
         dtype=model.dtype,
         budget=backend.budget,
     )
@@ -117,10 +132,10 @@ def create_planner(name: str, model: LanguageModel, device: torch.device, songs:
 def _start_vllm(model: LanguageModel, device: torch.device, songs: int) -> VllmBackend:
     from acestep.planner.backends.vllm.backend import VllmBackend
 
-    limit = None
-    if device.type == "cuda":
+    limit, free = None, effective_free_memory(device)
+    if free is not None:
         weights = sum(parameter.nbytes for parameter in model.body.parameters())
-        limit = int(max(free_cuda_bytes(device) - weights, 0) * _RESERVED_SHARE)
+        limit = int(max(free - weights, 0) * _RESERVED_SHARE)
     return VllmBackend(model, device=device, songs=songs, memory_limit=limit)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from acestep_otel.report.html.charts import Chart
+from acestep_otel.report.html.curve import CurveChart
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +32,14 @@ class Figure:
     """
 
     chart: Chart
+    legend: tuple[tuple[str, str], ...]
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class CurveFigure:
+    """The same with values over time."""
+
+    chart: CurveChart
     legend: tuple[tuple[str, str], ...]
     table: Table

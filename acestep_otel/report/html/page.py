@@ -22,10 +22,13 @@ from acestep_otel.report.html.facts import argument_facts, environment_facts
 from acestep_otel.report.html.figure import Figure
 from acestep_otel.report.html.headline import Headline, headline
 from acestep_otel.report.html.matrix import MATRIX_COLUMNS, matrix_lines
-from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, memory_section, step_section
+from acestep_otel.report.html.memory import MemorySection, memory_section
+from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, step_section
+from acestep_otel.report.html.tiers import tier_section
 from acestep_otel.report.html.tokens import TokenSection, token_section
 from acestep_otel.report.html.waterfall import Waterfall, waterfall
 from acestep_otel.report.spans import Run
+from acestep_otel.report.tiers import TierResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Report:
         arguments: every option of the command line, given or not.
         runs: the measured runs, in order; none when tracing was off or nothing got that far.
         matrix: rows of a benchmark; none in other modes.
+        tiers: rows of a tier test; none in other modes.
         failure: one line on what ended the command, or ``None``.
     """
 
@@ -46,6 +50,7 @@ class Report:
     arguments: Mapping[str, Any]
     runs: Sequence[Run] = ()
     matrix: Sequence[CellResult] = ()
+    tiers: Sequence[TierResult] = ()
     failure: str | None = None
 
 
@@ -58,7 +63,7 @@ class RunSections:
     waterfall: Waterfall
     steps: Figure | None
     tokens: TokenSection | None
-    memory: Figure | None
+    memory: MemorySection | None
 
     @classmethod
     def of(cls, run: Run) -> RunSections:
@@ -94,6 +99,7 @@ def render_report(report: Report) -> str:
         runs=[RunSections.of(run) for run in report.runs],
         matrix_columns=MATRIX_COLUMNS,
         matrix=matrix_lines(report.matrix),
+        tiers=tier_section(report.tiers),
         environment=environment_facts(report.environment),
         arguments=argument_facts(report.arguments),
         style=Markup(style),

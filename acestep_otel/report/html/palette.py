@@ -12,6 +12,8 @@ OTHER: Final = "other"
 _STAGES: Final = frozenset({"model", "lm", "condition", "dit", "vae", "audio"})
 
 COMPONENTS: Final[dict[Component, str]] = {
+    "vae_encode": "vae",
+    "audio_tokenization": "audio",
     "token_generation": "lm",
     "constrained_decoding": "lm-grammar",
     "guidance": "lm-guidance",

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from acestep_otel import semconv
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.html.charts import Chart, Part, column_chart, row_chart
 from acestep_otel.report.html.figure import Figure, Table
 from acestep_otel.report.html.palette import COMPONENTS
-from acestep_otel.report.html.quantities import ABSENT, duration, number, share, size
+from acestep_otel.report.html.quantities import ABSENT, duration, number, share
 from acestep_otel.report.rows import Row, breakdown_rows
 from acestep_otel.report.spans import FinishedSpan, Run
-from acestep_otel.report.statistics import MemoryPeak, memory_peaks
-
-_GIB: Final = 2.0**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,32 +99,3 @@ def _step_parts(step: FinishedSpan, has_device_clock: bool) -> list[Part]:
     if has_device_clock and host is not None:
         parts.append(Part(host, "host", f"step {_step_index(step)}, host: {duration(host)}"))
     return parts
-
-
-def memory_section(run: Run) -> Figure | None:
-    """Peak VRAM of every stage that recorded one; ``None`` off CUDA."""
-    peaks = memory_peaks(run)
-    if not peaks:
-        return None
-    highest = max(peaks, key=lambda peak: peak.reserved)
-    return Figure(
-        chart=row_chart(
-            f"Peak VRAM by stage, the highest {size(highest.reserved)} reserved in {highest.stage}",
-            [(peak.stage, _peak_parts(peak)) for peak in peaks],
-            size,
-            stacked=False,
-            unit=_GIB,
-        ),
-        legend=(("vram-allocated", "allocated"), ("vram-reserved", "reserved")),
-        table=Table(
-            ("Stage", "Allocated", "Reserved"),
-            tuple((peak.stage, size(peak.allocated), size(peak.reserved)) for peak in peaks),
-        ),
-    )
-
-
-def _peak_parts(peak: MemoryPeak) -> list[Part]:
-    return [
-        Part(peak.reserved, "vram-reserved", f"{peak.stage}, reserved: {size(peak.reserved)}"),
-        Part(peak.allocated, "vram-allocated", f"{peak.stage}, allocated: {size(peak.allocated)}"),
-    ]

@@ -1,0 +1,94 @@
+"""A hard limit on CUDA memory, so that running out on a smaller card can be tried on a larger one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+import torch
+
+from acestep.gpu_config import CUDA_MEMORY_VARIABLE, memory_size
+
+CONTEXT_GIB: Final = 0.5
+"""What a process takes of a card beside its tensors: the CUDA context and the libraries' workspaces."""
+_SMALLEST_BUDGET_GIB: Final = 0.5
+_SMALLEST_FRACTION: Final = 0.01
+_GIB: Final = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCap:
+    """What a process may take of a card.
+
+    Attributes:
+        limit_gib: memory in GiB of the card that is stood in for; the card's own when nothing is capped.
+        allocator_budget_bytes: what the caching allocator may reserve.
+        fraction: the same as a share of the card's memory; 1 when nothing is capped.
+    """
+
+    limit_gib: float
+    allocator_budget_bytes: int
+    fraction: float
+
+    @classmethod
+    def of(cls, limit_gib: float | None, total_bytes: int) -> Self:
+        """The cap that makes a card behave like one of ``limit_gib``.
+
+        Half a GiB of the limit is left to the CUDA context. A limit that is not below the card's own memory caps
+        nothing.
+
+        Args:
+            limit_gib: ``None`` for no limit.
+            total_bytes: memory of the card.
+        """
+        total_gib = total_bytes / _GIB
+        if limit_gib is None or limit_gib >= total_gib:
+            return cls(total_gib, total_bytes, 1.0)
+        budget = max(_SMALLEST_BUDGET_GIB, limit_gib - CONTEXT_GIB)
+        fraction = min(max(budget / total_gib, _SMALLEST_FRACTION), 1.0)
+        return cls(limit_gib, int(fraction * total_bytes), fraction)
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether the process may take less than the whole card."""
+        return self.fraction < 1.0
+
+
+def enforce_memory_cap(device: torch.device, environment: Mapping[str, str] | None = None) -> MemoryCap | None:
+    """Hold this process to ``MAX_CUDA_VRAM`` from now on; call it before anything is loaded.
+
+    The share is always set, also to 1, so that a cap never outlives the variable that asked for it.
+
+    Args:
+        device: the device that models will be loaded onto.
+        environment: where ``MAX_CUDA_VRAM`` is looked up; that of the process when not given.
+
+    Returns:
+        The cap, or ``None`` off CUDA, where the allocator has none.
+
+    Raises:
+        InvalidRequest: the variable is not a size.
+    """
+    environment = os.environ if environment is None else environment
+    limit = memory_size(environment, CUDA_MEMORY_VARIABLE)
+    if device.type != "cuda":
+        return None
+    cap = MemoryCap.of(limit, torch.cuda.get_device_properties(device).total_memory)
+    torch.cuda.set_per_process_memory_fraction(cap.fraction, device)
+    return cap
+
+
+def effective_free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still allocate, or ``None`` off CUDA.
+
+    What the device has free and what the allocator keeps in reserve, but no more than the cap leaves.
+    """
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    reserve = torch.cuda.memory_reserved(device) - allocated
+    budget = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free + reserve, budget - allocated))

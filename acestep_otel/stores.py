@@ -1,0 +1,107 @@
+"""Whether a trace is in Jaeger and a metric in Prometheus, asked over their HTTP interfaces."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any, Final, Literal
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import urlopen
+
+from acestep_otel import semconv
+from acestep_otel.errors import SetupError
+
+Answer = Literal["found", "missing", "unreachable"]
+
+JAEGER_URL: Final = "http://localhost:16686"
+"""Where Jaeger's interface is when nothing else is said."""
+PROMETHEUS_URL: Final = "http://localhost:9090"
+"""The same of Prometheus."""
+DOCTOR_SERIES: Final = f"{semconv.DOCTOR_TIME.name.replace('.', '_')}_seconds"
+"""The doctor's metric by its name in Prometheus."""
+_ANSWER_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Jaeger:
+    """Jaeger's query interface at a URL."""
+
+    url: str
+
+    def has(self, trace_id: str) -> bool:
+        """Whether it shows the trace.
+
+        Raises:
+            OSError: nobody answers there, or not in its language.
+        """
+        answer = _fetch(f"{self.url.rstrip('/')}/api/traces/{trace_id}")
+        return answer is not None and bool(answer.get("data"))
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """Prometheus's query interface at a URL."""
+
+    url: str
+
+    def has(self, sent: float) -> bool:
+        """Whether it has the doctor's metric with this value or a later one.
+
+        Raises:
+            OSError: nobody answers there, or not in its language.
+        """
+        answer = _fetch(f"{self.url.rstrip('/')}/api/v1/query?query={quote(f'max({DOCTOR_SERIES})')}")
+        samples = [] if answer is None else answer.get("data", {}).get("result", [])
+        # A scrape keeps all digits of a value; a millisecond is for whoever rounds on the way.
+        return any(float(sample["value"][1]) >= sent - 0.001 for sample in samples)
+
+
+def wait_for(found: Callable[[], bool], seconds: float) -> Answer:
+    """Ask until the answer is yes or the time is over; who cannot be reached is asked once.
+
+    Args:
+        found: the question.
+        seconds: the longest wait.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if found():
+                return "found"
+        except OSError:
+            return "unreachable"
+        if time.monotonic() >= deadline:
+            return "missing"
+        time.sleep(_PAUSE_SECONDS)
+
+
+def require_url(option: str, url: str) -> None:
+    """Refuse what is no HTTP address.
+
+    Raises:
+        SetupError: naming the option and the value.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SetupError(f"{option} {url!r} is not a URL such as {JAEGER_URL}")
+
+
+def _fetch(url: str) -> dict[str, Any] | None:
+    """The JSON object behind a URL; ``None`` for "not found"."""
+    try:
+        with urlopen(url, timeout=_ANSWER_SECONDS) as response:
+            content = json.load(response)
+    except HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
+    except (URLError, HTTPException, ValueError) as error:
+        raise OSError(str(error)) from error
+    if not isinstance(content, dict):
+        raise OSError(f"{url} does not answer with an object")
+    return content

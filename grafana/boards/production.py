@@ -1,0 +1,205 @@
+"""Board *Production*: a service that makes songs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, stat, table, timeseries
+from grafana_foundation_sdk.models import common as models
+from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
+
+from acestep_otel import semconv
+from acestep_otel.semconv import MetricDefinition
+from grafana.panels import Query, Size, Text, heat_map, stats, time_series
+from grafana.series import MODEL, RATE, STAGE, label, quantile, rate, selected, values_of
+from grafana.tables import Column, Labels, data_table
+from grafana.traces import TraceSearch, traces
+from grafana.variables import assembled, board, choice, with_traces
+
+_OUTCOME: Final = label(semconv.OUTCOME)
+_FAILED: Final = f'{_OUTCOME}!="ok"'
+_TOKEN: Final = label(semconv.TOKEN_KIND)
+_WORK: Final = f'{STAGE}!="model.load",{STAGE}!~"lm[.].*",{STAGE}!~"vae.encode"'
+"""Stages that do not lie inside another one."""
+
+
+def production() -> dashboard.Dashboard:
+    """The board."""
+    requests = semconv.REQUESTS
+    empty = (
+        board(
+            "acestep-production",
+            "Production",
+            "A service that makes songs: rate, errors, duration by stage, pace, cost, memory, slowest traces.",
+            from_="now-1h",
+            refresh="30s",
+        )
+        .with_variable(choice("job", "Service", values_of(requests, "job")))
+        .with_variable(choice("instance", "Instance", values_of(requests, "instance", 'job=~"$job"')))
+        .with_variable(dashboard.TextBoxVariable("slower_than").label("longer than").default_value("1s"))
+    )
+    return assembled(
+        with_traces(empty, values_of(requests, "job")),
+        {
+            "Requests": (_now(), _requests(), _errors(), _active(), _durations(), _duration_map()),
+            "Stages": (_stage_durations(), _use(), _stage_table()),
+            "Language model": (_first_token(), _tokens()),
+            "Cost and memory": (_compute(), _audio(), _memory(), _out_of_memory()),
+            "Traces": (_slowest(),),
+        },
+    )
+
+
+def _now() -> stat.Panel:
+    per_second = f"sum({rate(semconv.REQUESTS)})"
+    failed = f"(sum({rate(semconv.REQUESTS, _FAILED)}) or vector(0))"
+    return stats(
+        Text("Now", "Requests per second, share that fails, requests in progress.", "none"),
+        Query(per_second, "requests/s"),
+        Query(f"{failed} / ({per_second} > 0)", "failing"),
+        Query(f"sum({selected(semconv.REQUESTS_ACTIVE)})", "in progress"),
+        size=Size(24, 4),
+    ).override_by_name("failing", [DynamicConfigValue(id_val="unit", value="percentunit")])
+
+
+def _requests() -> timeseries.Panel:
+    return time_series(
+        Text("Rate", "Finished requests per second, by kind.", "reqps"),
+        Query(f"sum by ({STAGE}) ({rate(semconv.REQUESTS)})", f"{{{{{STAGE}}}}}"),
+        size=Size(8),
+    )
+
+
+def _active() -> timeseries.Panel:
+    return time_series(
+        Text("In progress", "Requests that are being worked on, by instance.", "none"),
+        Query(f"sum by (instance) ({selected(semconv.REQUESTS_ACTIVE)})", "{{instance}}"),
+        size=Size(8),
+    )
+
+
+def _errors() -> timeseries.Panel:
+    return time_series(
+        Text("Errors", "Requests per second that failed, by the class of the error.", "reqps"),
+        Query(f"sum by ({_OUTCOME}) ({rate(semconv.REQUESTS, _FAILED)})", f"{{{{{_OUTCOME}}}}}"),
+        size=Size(8),
+    )
+
+
+def _durations() -> timeseries.Panel:
+    return time_series(
+        Text("Duration", "Of a whole request: median and 95th percentile; a dot leads to the trace.", "s"),
+        *_median_and_95th(semconv.REQUEST_DURATION, STAGE),
+    )
+
+
+def _duration_map() -> heatmap.Panel:
+    counts = f"sum by (le) (increase({selected(semconv.REQUEST_DURATION, part='bucket')}[{RATE}]))"
+    return heat_map(
+        Text("Duration over time", "How many requests took how long; a dot leads to the trace.", "s"),
+        Query(counts, exemplars=True),
+    )
+
+
+def _stage_durations() -> timeseries.Panel:
+    return time_series(
+        Text("Duration by stage", "95th percentile of each stage; a dot leads to the trace.", "s"),
+        Query(quantile(0.95, semconv.STAGE_DURATION, by=(STAGE,)), f"{{{{{STAGE}}}}}", exemplars=True),
+    )
+
+
+def _use() -> timeseries.Panel:
+    busy = rate(semconv.STAGE_DURATION, _WORK, part="sum")
+    return time_series(
+        Text(
+            "Use of the device",
+            "Share of the time in which each stage runs, over all instances chosen: 1 is one device that never rests. "
+            "On CUDA by the device's clock.",
+            "percentunit",
+        ),
+        Query(f"sum by ({STAGE}) ({busy})", f"{{{{{STAGE}}}}}"),
+    ).stacking(common.StackingConfig().mode(models.StackingMode.NORMAL))
+
+
+def _stage_table() -> table.Panel:
+    by = (STAGE, MODEL)
+    grouping = ", ".join(by)
+    seconds, count = (
+        f"sum by ({grouping}) (increase({selected(semconv.STAGE_DURATION, part=part)}[$__range]))"
+        for part in ("sum", "count")
+    )
+    return data_table(
+        Text("Stages in the time range", "How often each stage ran, its mean, and all its time.", "s"),
+        Labels({STAGE: "Stage", MODEL: "Model"}, sort=(STAGE,)),
+        Column("Times", count, unit="none", decimals=0),
+        Column("Mean", f"{seconds} / ({count} > 0)", decimals=3),
+        Column("Total", seconds, decimals=1),
+        size=Size(24, 9),
+    )
+
+
+def _median_and_95th(metric: MetricDefinition, by: str) -> Iterator[Query]:
+    for value in (0.5, 0.95):
+        yield Query(quantile(value, metric, by=(by,)), f"p{value * 100:g} {{{{{by}}}}}", exemplars=True)
+
+
+def _first_token() -> timeseries.Panel:
+    return time_series(
+        Text("Time to first token", "Of each phase: median and 95th percentile; a dot leads to the trace.", "s"),
+        *_median_and_95th(semconv.TIME_TO_FIRST_TOKEN, STAGE),
+    )
+
+
+def _tokens() -> timeseries.Panel:
+    return time_series(
+        Text("Tokens per second", "Over all requests, by kind.", "none"),
+        Query(f"sum by ({_TOKEN}) ({rate(semconv.LM_TOKENS_COUNT)})", f"{{{{{_TOKEN}}}}}"),
+    )
+
+
+def _compute() -> timeseries.Panel:
+    return time_series(
+        Text(
+            "Seconds of compute per second of audio",
+            "Wall time of a request over the audio it made: below 1 is faster than real time.",
+            "s",
+        ),
+        *_median_and_95th(semconv.AUDIO_COMPUTE_DURATION, MODEL),
+    )
+
+
+def _audio() -> timeseries.Panel:
+    return time_series(
+        Text("Audio made", "Seconds of audio per second, over all songs.", "none"),
+        Query(f"sum by ({MODEL}) ({rate(semconv.AUDIO_SECONDS)})", f"{{{{{MODEL}}}}}"),
+    )
+
+
+def _memory() -> timeseries.Panel:
+    kind = label(semconv.VRAM_KIND)
+    return time_series(
+        Text(
+            "VRAM", "Highest peak of the last request's stages, and what the process may take. Empty off CUDA.", "bytes"
+        ),
+        Query(f"max by ({kind}, instance) ({selected(semconv.VRAM_PEAK)})", f"{{{{{kind}}}}} {{{{instance}}}}"),
+        Query(f"min by (instance) ({selected(semconv.VRAM_LIMIT)})", "limit {{instance}}"),
+    )
+
+
+def _out_of_memory() -> timeseries.Panel:
+    return time_series(
+        Text("Out of memory", "Errors in the time between two points, by stage.", "none"),
+        Query(f"sum by ({STAGE}) (increase({selected(semconv.OUT_OF_MEMORY)}[{RATE}]))", f"{{{{{STAGE}}}}}"),
+    )
+
+
+def _slowest() -> table.Panel:
+    return traces(
+        Text(
+            "Slowest traces",
+            "Of the newest traces longer than the duration above, the longest first; a click opens one in Jaeger.",
+            "none",
+        ),
+        TraceSearch("generate_music", shortest="$slower_than", limit=100),
+    )

@@ -1,0 +1,123 @@
+"""Names and PromQL expressions of what ``acestep_otel.semconv`` declares.
+
+Expressions are built from the declarations, so a metric that is renamed renames its panels. Two kinds of selection:
+
+* ``last``: the newest value in the dashboard's time range. A run that has ended still shows, because its series end
+  with its last values.
+* ``rate`` and ``quantile`` over ``$__rate_interval``: what a service does now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from acestep_otel import semconv
+from acestep_otel.semconv import MetricDefinition
+
+_UNIT_SUFFIXES: Final = {"s": "_seconds", "By": "_bytes"}
+
+RUN: Final = 'job=~"$job",instance=~"$instance"'
+"""The runs or services, and the machines, that a board's variables select."""
+STAGE: Final = "acestep_stage"
+MODEL: Final = "gen_ai_request_model"
+RANGE: Final = "$__range"
+"""The dashboard's time range."""
+RATE: Final = "$__rate_interval"
+"""The shortest window with enough scrapes in it."""
+
+
+def label(attribute: str) -> str:
+    """An attribute's name as a label."""
+    return attribute.replace(".", "_")
+
+
+def series(metric: MetricDefinition, part: str = "") -> str:
+    """A metric's name in Prometheus, as a collector's exporter translates it.
+
+    Args:
+        metric: its declaration.
+        part: ``bucket``, ``sum`` or ``count`` of a histogram.
+
+    Raises:
+        ValueError: a unit whose translation differs between exporters.
+    """
+    if metric.unit not in _UNIT_SUFFIXES and not metric.unit.startswith("{"):
+        raise ValueError(f"{metric.name}: no one translation of the unit {metric.unit!r}")
+    name = metric.name.replace(".", "_")
+    suffix = _UNIT_SUFFIXES.get(metric.unit, "")
+    if not name.endswith(suffix):
+        name += suffix
+    if metric.kind == "counter" and not name.endswith("_total"):
+        name += "_total"
+    return f"{name}_{part}" if part else name
+
+
+def selected(metric: MetricDefinition, *matchers: str, part: str = "", run: str = RUN) -> str:
+    """A selector.
+
+    Args:
+        metric: its declaration.
+        matchers: for example ``acestep_stage="dit"``.
+        part: of a histogram.
+        run: matchers of the runs.
+    """
+    return f"{series(metric, part)}{{{','.join(filter(None, (run, *matchers)))}}}"
+
+
+def last(metric: MetricDefinition, *matchers: str, part: str = "", run: str = RUN) -> str:
+    """The newest value in the time range."""
+    return f"last_over_time({selected(metric, *matchers, part=part, run=run)}[{RANGE}])"
+
+
+def rate(metric: MetricDefinition, *matchers: str, part: str = "") -> str:
+    """Change per second."""
+    return f"rate({selected(metric, *matchers, part=part)}[{RATE}])"
+
+
+def mean_of_last(metric: MetricDefinition, *matchers: str, by: Iterable[str]) -> str:
+    """Mean of everything that a histogram has counted."""
+    grouping = ", ".join(by)
+    total, count = (f"sum by ({grouping}) ({last(metric, *matchers, part=part)})" for part in ("sum", "count"))
+    return f"{total} / ({count} > 0)"
+
+
+def quantile_of_last(quantile: float, metric: MetricDefinition, *matchers: str, by: Iterable[str] = ()) -> str:
+    """Quantile of everything that a histogram has counted."""
+    return _quantile(quantile, last(metric, *matchers, part="bucket"), by)
+
+
+def quantile(quantile: float, metric: MetricDefinition, *matchers: str, by: Iterable[str] = ()) -> str:
+    """Quantile of what a histogram counts now."""
+    return _quantile(quantile, rate(metric, *matchers, part="bucket"), by)
+
+
+def _quantile(quantile: float, buckets: str, by: Iterable[str]) -> str:
+    return f"histogram_quantile({quantile:g}, sum by ({', '.join(('le', *by))}) ({buckets}))"
+
+
+def named(expression: str, name: str, separator: str, *labels: str) -> str:
+    """Join labels to a new one."""
+    joined = ", ".join(f'"{item}"' for item in labels)
+    return f'label_join({expression}, "{name}", "{separator}", {joined})'
+
+
+def values_of(metric: MetricDefinition, name: str, *matchers: str) -> str:
+    """Query of a template variable: the values of a metric's label."""
+    return (
+        f"label_values({series(metric)}{{{','.join(matchers)}}}, {name})"
+        if matchers
+        else (f"label_values({series(metric)}, {name})")
+    )
+
+
+CELL: Final = tuple(
+    label(name)
+    for name in (
+        semconv.AUDIO_DURATION_REQUESTED,
+        semconv.BATCH_SIZE,
+        semconv.THINKING,
+        semconv.DIT_STEPS_REQUESTED,
+    )
+)
+"""Labels of a benchmark's cell: duration, batch size, thinking, steps."""

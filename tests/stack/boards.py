@@ -1,0 +1,94 @@
+"""Reads the committed dashboards and rules."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
+RULES = ROOT / "collectors" / "prometheus"
+PROVISIONING = ROOT / "grafana" / "provisioning"
+
+RANGE, RATE = "1h", "5m"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A PromQL expression, and where it is."""
+
+    place: str
+    text: str
+    exemplars: bool = False
+
+    def __str__(self) -> str:
+        return self.place
+
+
+def load(board: Path) -> dict[str, Any]:
+    return dict(json.loads(board.read_text("utf-8")))
+
+
+def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every panel that is no row."""
+    for panel in board["panels"]:
+        if panel["type"] == "row":
+            yield from panel.get("panels", [])
+        else:
+            yield panel
+
+
+def panel_expressions() -> Iterator[Expression]:
+    for path in BOARDS:
+        for panel in panels(load(path)):
+            for target in panel["targets"]:
+                if "expr" in target:
+                    place = f"{path.stem}: {panel['title']} {target['refId']}"
+                    yield Expression(place, target["expr"], target.get("exemplar", False))
+
+
+def data_sources() -> list[dict[str, Any]]:
+    text = (PROVISIONING / "datasources" / "acestep.yaml").read_text("utf-8")
+    return list(yaml.safe_load(text)["datasources"])
+
+
+def link_expressions() -> Iterator[Expression]:
+    for source in data_sources():
+        for query in source["jsonData"].get("tracesToMetrics", {}).get("queries", []):
+            yield Expression(f"link: {query['name']}", query["query"])
+
+
+def rules(file: str) -> list[dict[str, Any]]:
+    text = (RULES / file).read_text("utf-8")
+    return [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+
+
+def rule_expressions() -> Iterator[Expression]:
+    for rule in rules("recording.yml"):
+        yield Expression(f"recording: {rule['record']}", rule["expr"])
+    for rule in rules("alerts.yml"):
+        yield Expression(f"alert: {rule['alert']}", without_threshold(rule["expr"]))
+
+
+def without_threshold(expression: str) -> str:
+    """An alert's expression, so that it says 0 or 1 instead of nothing or something."""
+    found, count = re.subn(r"([<>]=?|==)\s*([\d.]+)\s*$", r"\1 bool \2", expression)
+    assert count == 1, expression
+    return found
+
+
+def filled_in(expression: str) -> str:
+    """With values for Grafana's variables: everything that can be chosen is."""
+    for name, value in (
+        ("$__rate_interval", RATE),
+        ("$__range", RANGE),
+        ("$$__tags", 'job="studio"'),
+    ):
+        expression = expression.replace(name, value)
+    return re.sub(r"\$\w+", ".*", expression)

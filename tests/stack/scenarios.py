@@ -1,0 +1,118 @@
+"""What the boards are looked at with: real tiny runs, a service with errors, and a tier test as one GPU saw it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from unittest.mock import patch
+
+from acestep.checkpoints import Models
+from acestep.errors import AceStepError, OutOfMemory
+from acestep.inference import generate_music
+from acestep.renderer.renderer import Renderer
+from acestep.types import GenerationRequest
+from acestep_otel.cli import main
+from acestep_otel.modes.options import Options
+from acestep_otel.modes.tier_test.outputs import Outputs, record_row
+from acestep_otel.modes.tier_test.plan import Plan
+from acestep_otel.modes.tracing import instrumented
+from acestep_otel.providers import Telemetry
+from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.vram import VramPeak, VramTracker
+from acestep_otel.report.cells import Failure, Figures
+from acestep_otel.report.tiers import GIB, Observation, TierResult
+from acestep_otel.settings import Detail
+from tests.report.tier_rows import memory_use
+
+PROFILES = ("before", "after")
+BENCHMARKS = ("bench-a", "bench-b")
+TIERS = "tiers"
+SERVICE = "studio"
+ENDED = (*PROFILES, *BENCHMARKS, TIERS)
+"""Runs that are over when they are looked at."""
+SHORT = ("--tiny", "--duration", "10", "--inference-steps", "2", "--no-progress")
+
+
+def profile(endpoint: str, folder: Path, name: str) -> None:
+    """``--mode profile`` with both phases of the language model."""
+    with _named(name):
+        arguments = (*SHORT, "--thinking", "--use-cot-metas", "--otlp-endpoint", endpoint)
+        assert main([*arguments, "--output-dir", str(folder)]) == 0
+
+
+def benchmark(endpoint: str, folder: Path, name: str) -> None:
+    """``--mode benchmark``, two cells."""
+    with _named(name):
+        arguments = (*SHORT, "--mode", "benchmark", "--batch-size", "1", "--otlp-endpoint", endpoint)
+        assert main([*arguments, "--output-dir", str(folder)]) == 0
+
+
+def tier_test(endpoint: str) -> None:
+    """What ``--mode tier-test`` records: its own plan and recorders, with rows as a GPU makes them."""
+    options = Options(
+        mode="tier-test", tiers=(8, 24), tier_boundary=True, tier_batch_boundary=True, tier_with_lm=True, tiny=True
+    )
+    plan = Plan.of(options, 8)
+    rows = []
+    with _named(TIERS), Telemetry(endpoint=endpoint) as telemetry:
+        instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel"))
+        for trial in (row.trial for row in plan.rows if row.skipped is None):
+            seen = Observation("cuda:0", None, True, Figures(3.0, 1.0, 1.0, 0.5), memory_use(6.0))
+            failure = None if trial.batch_size < 8 else Failure("OutOfMemory", "no room", "dit")
+            rows.append(TierResult(trial, "ok" if failure is None else "out_of_memory", failure, seen))
+            record_row(instruments, rows[-1])
+        Outputs(options, plan).record_boundaries(instruments, rows)
+
+
+@contextmanager
+def service(endpoint: str, models: Models) -> Iterator[Telemetry]:
+    """A process that goes on, traced by the layer; its device's memory counters are a stand-in off CUDA."""
+    with (
+        _named(SERVICE),
+        patch.object(VramTracker, "end", lambda *_: VramPeak(4 * GIB, 98 * GIB // 10, shared=False)),
+        patch.object(VramTracker, "limit", lambda *_: 10 * GIB),
+        Telemetry(endpoint=endpoint) as telemetry,
+        instrumented(telemetry, Detail.STEP),
+    ):
+        yield telemetry
+
+
+def serve(telemetry: Telemetry, models: Models, songs: int) -> None:
+    """Make songs, every third one without success, and send the metrics after each."""
+    request = GenerationRequest(
+        caption="slow piano",
+        lyrics="[Verse]\nhome",
+        duration=10.0,
+        inference_steps=2,
+        thinking=True,
+        use_cot_metas=True,
+    )
+    for song in range(songs):
+        with suppress(AceStepError), _failing() if song % 3 == 2 else _succeeding():
+            generate_music(models, request)
+        telemetry.meter_provider.force_flush()
+        telemetry.tracer_provider.force_flush()
+        time.sleep(0.5)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    def full(*_: object, **__: object) -> None:
+        raise OutOfMemory("no room for 3 GiB", stage="dit")
+
+    with patch.object(Renderer, "predict_velocity", full):
+        yield
+
+
+@contextmanager
+def _succeeding() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _named(service: str) -> Iterator[None]:
+    with patch.dict(os.environ, {"OTEL_SERVICE_NAME": service, "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=here"}):
+        yield
