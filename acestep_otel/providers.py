@@ -135,9 +135,6 @@ class Telemetry:
         resource = service_resource()
         # The report is made from the spans, so none may be sampled out: OTEL_TRACES_EXPORTER=none keeps them here.
         self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
-        self.tracer_provider.add_span_processor(self.collector)
-        if self._trace_file is not None:
-            self.tracer_provider.add_span_processor(self._trace_file)
         traces = None if self.disabled else otlp_target("traces", endpoint=endpoint, protocol=protocol)
         metrics = None if self.disabled else otlp_target("metrics", endpoint=endpoint, protocol=protocol)
         # Both exporters first, threads after: a wrong setting leaves nothing running.
@@ -145,9 +142,12 @@ class Telemetry:
         self._metric_exporter = None if metrics is None else metric_exporter(metrics)
         self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
         self._processors: list[SpanProcessor] = [self.collector]
+        if self._trace_file is not None:
+            self._processors.append(self._trace_file)
         if self._span_exporter is not None:
             self._processors.append(BatchSpanProcessor(self._span_exporter))
-            self.tracer_provider.add_span_processor(self._processors[-1])
+        for processor in self._processors:
+            self.tracer_provider.add_span_processor(processor)
         readers: list[MetricReader] = []
         if self._metric_exporter is not None:
             readers.append(PeriodicExportingMetricReader(self._metric_exporter))
@@ -177,6 +177,11 @@ class Telemetry:
             readable = span.to_readable_span(self.tracer_provider.resource, scope)
             for processor in self._processors:
                 processor.on_end(readable)
+
+    def write_ended_spans(self) -> None:
+        """Let the trace file, if one was asked for, hold what ended so far; a failure shows in ``write_trace_file``."""
+        if self._trace_file is not None:
+            self._trace_file.write_ended()
 
     def write_trace_file(self) -> None:
         """Write the finished spans that the trace file, if one was asked for, does not hold yet.

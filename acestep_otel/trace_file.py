@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from opentelemetry.exporter.otlp.json.file import FileSpanExporter
@@ -30,12 +31,15 @@ class TraceFile(SpanProcessor):
         """Take a finished span; with a root, or one whose parent is in another process, write what is there."""
         with self._lock:
             self._pending.append(span)
-            if span.parent is None or span.parent.is_remote:
-                try:
-                    self._write()
-                except OSError:
-                    # A full disk is no reason to stop a song: finish() tries again, and tells.
-                    return
+        if span.parent is None or span.parent.is_remote:
+            self.write_ended()
+
+    def write_ended(self) -> None:
+        """Write the spans that ended so far."""
+        with self._lock, suppress(OSError):
+            # A full disk is no reason to stop a song: finish() tries again, and tells.
+            if self._pending:
+                self._write()
 
     def finish(self) -> None:
         """Write what is left; a trace without spans is a file without spans.

@@ -271,17 +271,20 @@ def noted(order: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    "mode",
-    [("profile",), ("understand",), ("create_sample",), ("format_sample",), ("benchmark", "--batch-size", "1")],
-    ids=lambda mode: mode[0],
+    ("mode", "flags"),
+    [
+        ("profile", SMALL),
+        ("benchmark", (*SMALL, "--batch-size", "1")),
+        *((mode, ("--tiny", "--lyrics-token-limit", "8")) for mode in ("understand", "create_sample", "format_sample")),
+    ],
 )
-def test_r165_in_every_mode_the_memory_cap_is_set_before_anything_is_loaded(monkeypatch, mode):
+def test_r165_in_every_mode_the_memory_cap_is_set_before_anything_is_loaded(monkeypatch, mode, flags):
     order: list[str] = []
     for module in (measurement, benchmark):
         monkeypatch.setattr(module, "enforce_memory_cap", lambda device: order.append(f"cap on {device}"))
     for name in ("load_renderer_models", "load_language_model"):
         monkeypatch.setattr(checkpoints, name, noted(order, getattr(checkpoints, name)))
-    main([*SMALL, "--no-warmup", "--lyrics-token-limit", "8", "--mode", *mode])
+    main(["--mode", mode, *flags, "--no-warmup"])
     assert order[0] == "cap on cpu"
     assert order.count("cap on cpu") == 1
     assert len(order) > 1

@@ -162,6 +162,19 @@ def test_a_killed_child_is_a_row_and_its_stages_are_in_the_trace(
     assert below == {semconv.CONDITION: None, semconv.DIT: None, semconv.VAE_DECODE: True}
 
 
+def test_the_trace_of_each_card_is_on_disk_before_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[list[str]] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, Started):
+            held.append([str(span.attributes[semconv.TIER_NAME]) for span in named(traced(), semconv.TIER_PROCESS)])
+
+    Path("trace.jsonl").touch()
+    on_event(monkeypatch, look)
+    assert tier_test(*TINY, "--tiers", "4", "8", *OUTPUTS) == 0
+    assert held == [[], ["tier1"]]
+
+
 # --- Stand-ins ----------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from acestep_otel.modes.tier_test.plan import Plan
 from acestep_otel.modes.tracing import instrumented
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.recording.vram import VramPeak, VramTracker
+from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.report.cells import Failure, Figures
 from acestep_otel.report.tiers import GIB, Observation, TierResult
 from acestep_otel.settings import Detail
@@ -70,9 +70,10 @@ def tier_test(endpoint: str) -> None:
 @contextmanager
 def service(endpoint: str, models: Models) -> Iterator[Telemetry]:
     """A process that goes on, traced by the layer; its device's memory counters are a stand-in off CUDA."""
+    peak = VramPeak(4 * GIB, 98 * GIB // 10, shared=False)
     with (
         _named(SERVICE),
-        patch.object(VramTracker, "end", lambda *_: VramPeak(4 * GIB, 98 * GIB // 10, shared=False)),
+        patch.object(VramTracker, "read", lambda *_: VramReading(4 * GIB, 98 * GIB // 10, peak)),
         patch.object(VramTracker, "limit", lambda *_: 10 * GIB),
         Telemetry(endpoint=endpoint) as telemetry,
         instrumented(telemetry, Detail.STEP),

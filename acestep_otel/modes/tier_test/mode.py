@@ -120,6 +120,7 @@ class _TierTest:
             finally:
                 child.stages.trace(self.tracer, span, time.time_ns())
             _describe(span, ending)
+        self.telemetry.write_ended_spans()
         if "Traceback (most recent call last):\n" in ending.errors:
             # A defect: its traceback is what helps, and the rows have no place for it.
             click.echo("".join(ending.errors), err=True)
