@@ -21,6 +21,9 @@ from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.recording.ranges import ProfilerRanges
+from acestep_otel.targets.acestep import seams
+from acestep_otel.targets.seam import Patches
 from tests.conformance.conftest import CPU, HERE
 
 SAMPLED = SamplingSettings()
@@ -88,7 +91,16 @@ def spans():
     AceStepInstrumentor().uninstrument()
 
 
-def test_vllm_spans_and_timings_join_the_trace(spans, tiny):
+@pytest.fixture
+def ranges():
+    """What a profiler run puts around the tracing layer at the same seams."""
+    patches = Patches()
+    patches.apply(seams(ProfilerRanges()))
+    yield
+    patches.remove()
+
+
+def test_vllm_spans_and_timings_join_the_trace(spans, ranges, tiny):
     planner = create_planner("vllm", tiny, 1, HERE)
     songwriting.create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=30))
     planner.backend.unload()
