@@ -9,9 +9,9 @@ from vllm import SamplingParams
 
 from acestep.errors import BackendFailed, BudgetExceeded, OutOfMemory
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.vllm.draws import CodesDraw, DrawingDesk
+from acestep.planner.backends.vllm.draws import ROW, CodesDraw, DrawingDesk
 from acestep.planner.backends.vllm.engine import Reservation
-from acestep.planner.backends.vllm.processors import ROW, processor_class
+from acestep.planner.backends.vllm.processors import processor_class
 from acestep.planner.budget import bytes_per_position
 from acestep.planner.sampling import item_keys
 from acestep.types import GenerationRequest, SamplingSettings

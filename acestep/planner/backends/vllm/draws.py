@@ -7,7 +7,7 @@ the same as on the other backends, whatever the engine's own random numbers are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
@@ -15,6 +15,9 @@ from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.text import TextGuide
 from acestep.planner.sampling import sample
 from acestep.types import SamplingSettings
+
+ROW: Final = "acestep_row"
+"""Key of a request's extra arguments: which of the phase's rows it is."""
 
 
 class Draw(Protocol):

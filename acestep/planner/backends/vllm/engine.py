@@ -11,6 +11,7 @@ import json
 import os
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -197,10 +198,10 @@ def _register_loader(model: LanguageModel) -> None:
 
 @contextmanager
 def _process_as_it_was() -> Iterator[None]:
-    """Undo what starting an engine does to the rest of the process.
+    """Undo what starting an engine does to the rest of the process, and keep it quiet.
 
     It reads its switches from the environment, seeds every random generator there is, and on the CPU disables
-    ``torch.set_num_threads``.
+    ``torch.set_num_threads``. How much it says is settled when vLLM is imported, so that happens in here too.
     """
     quiet = {} if "VLLM_LOGGING_LEVEL" in os.environ else {"VLLM_LOGGING_LEVEL": "ERROR"}
     switches = _ENVIRONMENT | quiet
@@ -208,7 +209,9 @@ def _process_as_it_was() -> Iterator[None]:
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
     os.environ.update(switches)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+            # About what PyTorch will drop one day: vLLM's affair.
+            warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
         for name, value in before.items():

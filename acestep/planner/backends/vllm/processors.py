@@ -5,19 +5,16 @@ Which one applies depends on the engine's model runner: V1, or V2, which vLLM ta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
 
-from acestep.planner.backends.vllm.draws import DrawingDesk
+from acestep.planner.backends.vllm.draws import ROW, DrawingDesk
 
 if TYPE_CHECKING:
     import torch
-
-ROW: Final = "acestep_row"
-"""Key of ``SamplingParams.extra_args``: which of the phase's rows the request is."""
 
 
 def processor_class(desk: DrawingDesk, *, v2: bool) -> type[Any]:

@@ -9,12 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from vllm.inputs.engine import tokens_input
-from vllm.sampling_params import RequestOutputKind, SamplingParams
-
 from acestep.errors import BackendFailed, BudgetExceeded
 from acestep.planner.backends import EngineTimes
-from acestep.planner.backends.vllm.processors import ROW
+from acestep.planner.backends.vllm.draws import ROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +122,8 @@ class EngineRows:
                 self.times = _slowest(self.times, output.metrics)
 
     def _submit(self) -> None:
+        from vllm.inputs.engine import tokens_input
+
         room = self._capacity - len(self._running)
         while self._waiting and (needed := _prompt_tokens(self._waiting[0])) <= room:
             for request in self._waiting.popleft():
@@ -141,6 +140,8 @@ def _prompt_tokens(group: Sequence[RowRequest]) -> int:
 
 
 def _parameters(request: RowRequest) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
     return SamplingParams(
         # The token is decided by the processor: the only one with a finite logit is the greatest.
         temperature=0.0,
