@@ -15,7 +15,7 @@ demo: $(VENV)/.installed  ## Make a song on the CPU with tiny built-in models an
 		--report output/report.html
 
 test: $(VENV)/.installed-test lint types  ## Run ruff, mypy --strict and pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-vllm: $(VENV)-vllm/.installed  ## Run the conformance suite on vLLM's CPU build, in an environment of its own
 	ACESTEP_CONFORMANCE_BACKEND=vllm OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/conformance

@@ -23,7 +23,7 @@ from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
 from acestep.renderer.models import RendererModels
-from acestep.renderer.preparation import prepare
+from acestep.renderer.preparation import prepare, prepare_audio_encoder
 from acestep.renderer.renderer import Renderer
 from acestep.renderer.vae_ladder import DecodeSettings
 from acestep.residence import Residence, loading_device
@@ -134,14 +134,16 @@ def load_planner(selection: ModelSelection) -> Planner:
         OutOfMemory: the model does not fit.
     """
     device = resolve_device(selection.device)
-    # The rest of a placement is about the renderer.
-    waits = Placement(
-        offload_to_cpu=selection.placement.offload_to_cpu, automatic_offload=selection.placement.automatic_offload
-    )
-    residence = Residence(device, waits.on(device))
+    residence = Residence(device, _whereabouts(selection).on(device))
     resolve_backend(selection.lm_backend, device, residence.placement)
     with stage_errors("model.load"):
         return start_planner(selection, device, default_dtype(device), residence)
+
+
+def _whereabouts(selection: ModelSelection) -> Placement:
+    """The part of the placement that is about any model; the rest is about the diffusion transformer."""
+    asked = selection.placement
+    return Placement(offload_to_cpu=asked.offload_to_cpu, automatic_offload=asked.automatic_offload)
 
 
 def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
@@ -154,8 +156,11 @@ def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
         OutOfMemory: the models do not fit.
     """
     device = resolve_device(selection.device)
+    residence = Residence(device, _whereabouts(selection).on(device))
     with stage_errors("model.load"):
-        return AudioEncoder(load_audio_encoder_models(selection, device, default_dtype(device)))
+        models = load_audio_encoder_models(selection, device, default_dtype(device), residence.home("vae"))
+        prepare_audio_encoder(models, residence)
+    return AudioEncoder(models, residence)
 
 
 def require_language_model(selection: ModelSelection) -> None:
@@ -171,7 +176,7 @@ def require_language_model(selection: ModelSelection) -> None:
     if selection.lm is None:
         raise ValueError("the selection names no language model")
     device = resolve_device(selection.device)
-    resolve_backend(selection.lm_backend, device, selection.placement.on(device))
+    resolve_backend(selection.lm_backend, device, _whereabouts(selection).on(device))
     folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
     if folder is not None:
         require_language_model_folder(folder)
@@ -199,9 +204,9 @@ def load_renderer_models(selection: ModelSelection, device: torch.device, dtype:
 
 
 def load_audio_encoder_models(
-    selection: ModelSelection, device: torch.device, dtype: torch.dtype
+    selection: ModelSelection, device: torch.device, dtype: torch.dtype, storage: torch.device
 ) -> AudioEncoderModels:
-    """VAE and audio tokenizer under ``selection.dit``.
+    """VAE and audio tokenizer under ``selection.dit``, loaded to where they are kept.
 
     Raises:
         CheckpointNotFound: no weights under the name.
@@ -209,9 +214,12 @@ def load_audio_encoder_models(
     """
     folder = require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
     if folder is None:
-        return build_audio_encoder_models(selection.dit, device=device, dtype=dtype, seed=selection.seed)
+        return build_audio_encoder_models(
+            selection.dit, device=device, dtype=dtype, seed=selection.seed, storage=storage
+        )
     found = find_renderer(folder, selection.checkpoint_root)
-    return load_audio_encoder_weights(found, device=device, dtype=dtype)
+    loaded = load_audio_encoder_weights(found, device=storage, dtype=dtype)
+    return replace(loaded, silence_latent=loaded.silence_latent.to(device), device=device)
 
 
 def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.dtype, residence: Residence) -> Planner:

@@ -1,7 +1,8 @@
 """The verbs that write a song in words: from audio codes, from a recording, from a wish, from a draft.
 
 They take a planner (``acestep.checkpoints.load_planner``, or ``planner`` of loaded models) and load no renderer. A
-recording also takes an audio encoder (``load_audio_encoder``, or ``AudioEncoder(AudioEncoderModels.of(...))``).
+recording also takes an audio encoder: ``load_audio_encoder``, or, of a renderer that is loaded,
+``AudioEncoder(AudioEncoderModels.of(renderer.models), renderer.residence)``.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ from typing import Any, Final, Self
 import torch
 
 from acestep.errors import AudioReadError, stage_errors
+from acestep.placement import Placement
 from acestep.renderer.models import RendererModels
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
+from acestep.residence import Residence
 from acestep.types import CODES_PER_SECOND, SAMPLE_RATE
 
 MIN_RECORDING_SECONDS: Final = 1 / CODES_PER_SECOND
@@ -26,7 +28,7 @@ class AudioEncoderModels:
         vae: ``diffusers.AutoencoderOobleck``.
         audio_tokenizer: ``AceStepAudioTokenizer``.
         silence_latent: what the VAE encodes silence to, shape ``[1, frames, channels]``; fills up a last code.
-        device: where the models live.
+        device: where the models run.
         dtype: of their weights.
     """
 
@@ -59,10 +61,13 @@ class AudioEncoder:
 
     Args:
         models: loaded models; they are only read.
+        residence: where they live between uses, a renderer's own where they are a renderer's; on their device when not
+            given.
     """
 
-    def __init__(self, models: AudioEncoderModels) -> None:
+    def __init__(self, models: AudioEncoderModels, residence: Residence | None = None) -> None:
         self.models = models
+        self.residence = residence or Residence(models.device, Placement())
 
     def codes(self, recording: torch.Tensor) -> tuple[int, ...]:
         """The audio codes that a recording is heard as.
@@ -78,7 +83,12 @@ class AudioEncoder:
             OutOfMemory: a stage did not fit; ``stage`` says which.
         """
         require_encodable(recording.shape[-1] / SAMPLE_RATE)
-        return self.tokenize(self.encode(recording, plan_encoding(self.models.vae, recording.shape[-1])))
+        with self.residence.using(vae=self.models.vae):
+            latents = self.encode(recording, plan_encoding(self.models.vae, recording.shape[-1]))
+        with self.residence.using(audio_tokenizer=self.models.audio_tokenizer):
+            codes = self.tokenize(latents)
+        self.residence.give_back()
+        return codes
 
     @stage_errors("vae.encode")
     @torch.inference_mode()

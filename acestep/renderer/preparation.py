@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from acestep.renderer.audio_encoder import AudioEncoderModels
 from acestep.renderer.compilation import compile_models
 from acestep.renderer.models import RendererModels
 from acestep.renderer.quantization import quantize
@@ -37,6 +38,13 @@ def prepare(models: RendererModels, residence: Residence) -> None:
     if placement.compile:
         compile_models(models)
     for name in MODEL_NAMES:
+        residence.settle(name, getattr(models, name))
+
+
+def prepare_audio_encoder(models: AudioEncoderModels, residence: Residence) -> None:
+    """The same for what hears a recording: it is small, so it is neither quantised nor compiled."""
+    fold_weight_norm(models.vae)
+    for name in ("vae", "audio_tokenizer"):
         residence.settle(name, getattr(models, name))
 
 

@@ -181,21 +181,24 @@ def build_renderer_models(
 
 
 def build_audio_encoder_models(
-    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0
+    name: str, *, device: torch.device, dtype: torch.dtype, seed: int = 0, storage: torch.device | None = None
 ) -> AudioEncoderModels:
     """Build the VAE and the audio tokenizer of a renderer, with the weights that they have in it.
 
     Args:
         name: a key of ``RENDERER_CONFIGS``.
-        device: where the weights live.
+        device: where the models run, and where the weights are drawn.
         dtype: of the weights.
         seed: the models' seed.
+        storage: where the weights are kept; ``device`` when not given.
 
     Raises:
         KeyError: the name is not in the table.
     """
     config = RENDERER_CONFIGS[name]
-    modules = _materialised(diffusers_modules(config, AUDIO_ENCODER_MODULES), device=device, dtype=dtype, seed=seed)
+    modules = _materialised(
+        diffusers_modules(config, AUDIO_ENCODER_MODULES), device=device, dtype=dtype, seed=seed, storage=storage
+    )
     silence = torch.empty(1, _SILENCE_FRAMES, config.latent_channels, device=device, dtype=dtype)
     _fill(silence, "silence_latent", seed, device)
     return AudioEncoderModels(

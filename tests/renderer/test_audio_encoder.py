@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from acestep.checkpoints import ModelSelection, load_audio_encoder
 from acestep.errors import AudioReadError, CheckpointNotFound, OutOfMemory
+from acestep.placement import Placement
 from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
 from acestep.renderer.context import code_latents, cover_latents
 from acestep.renderer.vae import plan_encoding
+from acestep.residence import Residence
 from acestep.synthetic import renderer as synthetic
 from acestep.types import AUDIO_CODE_COUNT, SAMPLE_RATE
 from acestep.weights import empty
@@ -92,3 +97,31 @@ def test_out_of_memory_names_its_stage(module: str, method: str, stage: str, mon
     with pytest.raises(OutOfMemory) as failure:
         encoder.codes(recording(1))
     assert failure.value.stage == stage
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_r133_each_model_is_on_the_device_while_it_is_used_and_only_then(
+    tiny_models, monkeypatch: pytest.MonkeyPatch, offload: bool
+) -> None:
+    moves: list[tuple[str, str]] = []
+
+    class Watched(Residence):
+        def move(self, name: str, model: nn.Module, destination: torch.device) -> int:
+            moves.append((name, "here" if destination is self.device else "away"))
+            return super().move(name, model, destination)
+
+    models = AudioEncoderModels.of(tiny_models.renderer.models)
+    encoder = AudioEncoder(models, Watched(models.device, Placement(offload_to_cpu=offload)))
+    assert encoder.codes(recording(1)) == AudioEncoder(models).codes(recording(1))
+    travels = [(name, where) for name in ("vae", "audio_tokenizer") for where in ("here", "away")]
+    assert moves == (travels if offload else [])
+
+
+def test_r133_what_waits_on_the_host_is_loaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[Placement] = []
+    monkeypatch.setattr(Placement, "on", lambda asked, _device: placed.append(asked) or asked)
+    encoder = load_audio_encoder(replace(SELECTION, placement=Placement(offload_to_cpu=True, compile=True)))
+    assert encoder.residence.waits_on_host("vae")
+    # Compiling is about the diffusion transformer, which is not here.
+    assert placed == [Placement(offload_to_cpu=True)]
+    assert len(encoder.codes(recording(1))) == 5
