@@ -17,6 +17,7 @@ from acestep_otel.recording.stages import current_recording, never_raises
 from acestep_otel.targets.seam import Seam, Wrapper
 
 _BACKEND = "acestep.planner.backends.vllm.backend"
+_ASKED = "gen_ai.request."
 
 
 def seams(layer: StageRecorder) -> list[Seam]:
@@ -56,7 +57,9 @@ def _current_trace() -> dict[str, str] | None:
 def _own_span(layer: StageRecorder) -> Wrapper:
     @never_raises
     def adopt(name: str, start_time: int, attributes: dict[str, Any], context: Any, kind: SpanKind) -> bool:
-        return layer.adopt(name, start_time, attributes, context, kind)
+        # What the engine was asked is not what the user asked: it draws no tokens itself.
+        measured = {key: value for key, value in attributes.items() if not key.startswith(_ASKED)}
+        return layer.adopt(name, start_time, measured, context, kind)
 
     def wrapper(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Without a parent it is a request that no trace of ours sent: vLLM's own affair.

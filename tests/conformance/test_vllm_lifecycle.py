@@ -5,10 +5,12 @@ import os
 import random
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -26,6 +28,7 @@ from acestep_otel.targets.acestep import seams
 from acestep_otel.targets.seam import Patches
 from tests.conformance.conftest import CPU, HERE
 
+GATEWAY = yaml.safe_load((Path(__file__).parents[2] / "collectors" / "gateway.yaml").read_text("utf-8"))
 SAMPLED = SamplingSettings()
 
 
@@ -113,6 +116,9 @@ def test_vllm_spans_and_timings_join_the_trace(spans, ranges, tiny):
         assert request.context.trace_id == root.context.trace_id
         assert request.attributes["gen_ai.latency.time_to_first_token"] > 0
         assert request.attributes[semconv.RUN_ID] == root.attributes[semconv.RUN_ID]
+        # The sampling settings that vLLM sees are not the request's.
+        assert semconv.REQUEST_TOP_P not in request.attributes
+        assert set(request.attributes) <= set(GATEWAY["processors"]["redaction"]["allowed_keys"])
     assert finished[semconv.LM].attributes[semconv.LM_BACKEND] == "vllm"
     phase = finished[semconv.LM_COT].attributes
     assert phase[semconv.LM_CONSTRAINED_DECODING_DURATION] > 0
