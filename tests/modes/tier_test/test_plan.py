@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from acestep.placement import Placement
 from acestep_otel.cli import command
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.tier_test.plan import Plan
+from acestep_otel.modes.tier_test.plan import BATCH_SIZES, Plan
 from acestep_otel.report.tiers import Trial
 
 
@@ -146,3 +146,5 @@ def test_every_row_is_one_of_its_kind_and_tried_once_or_skipped(
     assert [row.trial for row in found.rows if row.skipped is None] == [t for job in found.jobs for t in job.trials]
     for job in found.jobs:
         assert len({(trial.memory, trial.placement, trial.lm_model) for trial in job.trials}) == 1
+        # What a language model's engine makes room for when it starts.
+        assert job.songs == (8 if len(job.trials) >= len(BATCH_SIZES) else 1)
