@@ -30,7 +30,7 @@ from acestep_otel.modes.example import load_example
 from acestep_otel.modes.matrix import Matrix, cell_options
 from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.placement import describe_placement
+from acestep_otel.modes.placement import describe_models, describe_placement
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -75,8 +75,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}
         for request in requests.values():
             validate(request)
+    cells = "cell" if len(matrix.cells) == 1 else "cells"
     found = f"{memory:.1f} GiB of GPU memory" if memory else "no GPU"
-    for line in (f"{len(matrix.cells)} cells, limits of {config.tier} ({found})", *matrix.clamp_lines()):
+    for line in (f"{len(matrix.cells)} {cells}, limits of {config.tier} ({found})", *matrix.clamp_lines()):
         click.echo(line)
 
     with instrumented(telemetry, detail):
@@ -101,6 +102,7 @@ class _Benchmark:
     requests: Mapping[Cell, GenerationRequest]
     environment: Environment = field(default_factory=Environment.current)
     results: dict[Cell, CellResult] = field(default_factory=dict)
+    models_line: str | None = None
 
     def __post_init__(self) -> None:
         self.instruments = Instruments(self.telemetry.meter_provider.get_meter("acestep_otel", __version__))
@@ -162,6 +164,8 @@ class _Benchmark:
         error: BaseException | None = None
         try:
             effective = _generate(models, request)
+            if effective.lm_model is not None or self.models_line is None:
+                self.models_line = describe_models(effective)
         except BaseException as raised:
             error = raised
             raise
@@ -223,6 +227,8 @@ class _Benchmark:
 
     def report(self) -> None:
         """Print the table, and write the page and the trace file."""
+        if self.models_line is not None:
+            click.echo(self.models_line)
         if rows := self.rows:
             click.echo(f"\n{render_matrix(rows)}\n")
             if self.options.repeat > 1:

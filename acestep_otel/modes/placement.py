@@ -11,7 +11,7 @@ import torch
 from acestep.environment import says_yes
 from acestep.gpu_config import detect_gpu_memory, needs_offload
 from acestep.placement import Placement, Quantization
-from acestep.types import VaeDecoding
+from acestep.types import EffectiveSettings, VaeDecoding
 from acestep_otel.modes.options import Options
 
 COMPILE_VARIABLE: Final = "ACESTEP_COMPILE_MODEL"
@@ -40,6 +40,12 @@ def choose_placement(options: Options, device: torch.device, environment: Mappin
         compile=says_yes(environment, COMPILE_VARIABLE),
         automatic_offload=automatic,
     )
+
+
+def describe_models(done: EffectiveSettings) -> str:
+    """Which models ran, by which backend, where and in which form."""
+    planner = f", {done.lm_model} ({done.lm_backend})" if done.lm_model else ""
+    return f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}"
 
 
 def describe_placement(placement: Placement, options: Options) -> Iterator[str]:
