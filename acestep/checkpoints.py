@@ -15,8 +15,10 @@ from typing import Literal
 import torch
 
 from acestep.devices import default_dtype, resolve_device
-from acestep.errors import BackendUnavailable, CheckpointNotFound, stage_errors
+from acestep.errors import CheckpointNotFound, stage_errors
+from acestep.gpu_config import detect_gpu_memory, gpu_config
 from acestep.placement import Placement
+from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
 from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
@@ -24,7 +26,7 @@ from acestep.renderer.models import RendererModels
 from acestep.renderer.preparation import prepare, prepare_audio_encoder
 from acestep.renderer.renderer import Renderer
 from acestep.renderer.vae_ladder import DecodeSettings
-from acestep.residence import LANGUAGE_MODEL, Residence, loading_device
+from acestep.residence import Residence, loading_device
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
 from acestep.weights.adapters import Adapter, merge_adapters
@@ -53,7 +55,8 @@ class ModelSelection:
         weights: ``checkpoint`` looks on disk; ``synthetic`` builds the named architecture at its true size with
             seeded random weights: real speed and memory, and noise for music.
         device: see ``acestep.devices.resolve_device``.
-        lm_backend: ``auto`` or ``pt``.
+        lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
+        songs: made together at most; vllm reserves memory for so many when it starts. ``None``: the GPU tier's limit.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.
         adapters: LoRA adapters of the diffusion transformer.
@@ -66,6 +69,7 @@ class ModelSelection:
     weights: WeightsKind = "checkpoint"
     device: str = "auto"
     lm_backend: str = "auto"
+    songs: int | None = None
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
     placement: Placement = field(default_factory=Placement)
     adapters: tuple[Adapter, ...] = ()
@@ -114,10 +118,8 @@ def load_models(selection: ModelSelection) -> Models:
         require_language_model(selection)
     with stage_errors("model.load"):
         renderer = Renderer(load_renderer_models(selection, device, dtype), residence, decoding)
-        if selection.lm is None:
-            return Models(renderer, None, device)
-        language_model = load_language_model(selection, device, dtype)
-    return Models(renderer, Planner.from_language_model(language_model, residence=residence), device)
+        planner = None if selection.lm is None else start_planner(selection, device, dtype, residence)
+    return Models(renderer, planner, device)
 
 
 def load_planner(selection: ModelSelection) -> Planner:
@@ -133,10 +135,9 @@ def load_planner(selection: ModelSelection) -> Planner:
     """
     device = resolve_device(selection.device)
     residence = Residence(device, _whereabouts(selection).on(device))
-    _require_backend(selection.lm_backend)
+    resolve_backend(selection.lm_backend, device, residence.placement)
     with stage_errors("model.load"):
-        language_model = load_language_model(selection, device, default_dtype(device))
-    return Planner.from_language_model(language_model, residence=residence)
+        return start_planner(selection, device, default_dtype(device), residence)
 
 
 def _whereabouts(selection: ModelSelection) -> Placement:
@@ -167,21 +168,18 @@ def require_language_model(selection: ModelSelection) -> None:
 
     Raises:
         ValueError: the selection names no language model.
+        DeviceUnavailable: the device does not exist here.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
         CheckpointInvalid: what is under the name is no language model.
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
-    _require_backend(selection.lm_backend)
+    device = resolve_device(selection.device)
+    resolve_backend(selection.lm_backend, device, _whereabouts(selection).on(device))
     folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
     if folder is not None:
         require_language_model_folder(folder)
-
-
-def _require_backend(name: str) -> None:
-    if name not in ("auto", "pt"):
-        raise BackendUnavailable(f"language-model backend {name!r} is not available yet: use --lm-backend pt or auto")
 
 
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
@@ -224,8 +222,32 @@ def load_audio_encoder_models(
     return replace(loaded, silence_latent=loaded.silence_latent.to(device), device=device)
 
 
-def load_language_model(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.dtype, residence: Residence) -> Planner:
+    """Load the language model under ``selection.lm`` and start the backend that runs it.
+
+    Raises:
+        ValueError: the selection names no language model.
+        BackendUnavailable: the language-model backend cannot run here.
+        CheckpointNotFound: no weights under the name.
+        CheckpointInvalid: the weights cannot be used.
+        OutOfMemory: what the backend reserves does not fit.
+    """
+    backend = resolve_backend(selection.lm_backend, device, residence.placement)
+    model = load_language_model(selection, device, dtype, storage_device(backend, residence))
+    songs = selection.songs or gpu_config(detect_gpu_memory(device)).with_lm.batch_size
+    return create_planner(backend, model, songs, residence)
+
+
+def load_language_model(
+    selection: ModelSelection, device: torch.device, dtype: torch.dtype, storage: torch.device | None = None
+) -> LanguageModel:
     """The language model under ``selection.lm``.
+
+    Args:
+        selection: names it.
+        device: that it will run on.
+        dtype: of its weights.
+        storage: where its weights are kept; ``device`` when not given.
 
     Raises:
         ValueError: the selection names no language model.
@@ -235,15 +257,10 @@ def load_language_model(selection: ModelSelection, device: torch.device, dtype: 
     if selection.lm is None:
         raise ValueError("the selection names no language model")
     folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
-    residence = Residence(device, selection.placement.on(device))
-    storage = residence.home(LANGUAGE_MODEL)
     if folder is None:
-        model = build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed, storage=storage)
-    else:
-        require_language_model_folder(folder)
-        model = replace(load_language_model_folder(folder, device=storage, dtype=dtype), device=device)
-    residence.settle(LANGUAGE_MODEL, model.body)
-    return model
+        return build_language_model(selection.lm, device=device, dtype=dtype, seed=selection.seed, storage=storage)
+    require_language_model_folder(folder)
+    return replace(load_language_model_folder(folder, device=storage or device, dtype=dtype), device=device)
 
 
 def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> Path | None:

@@ -83,6 +83,7 @@ class GPUConfig:
             offload_dit_to_cpu=self.offload_dit_to_cpu,
             quantization="int8_weight_only" if self.int8 else None,
             compile=self.int8 or not skip_compile,
+            automatic_offload=self.offload_to_cpu,
         )
 
     def holds(self, memory: float) -> bool:

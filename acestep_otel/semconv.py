@@ -298,6 +298,30 @@ LM_TIME_TO_FIRST_TOKEN = _attribute(
 )
 LM_PREFILL_DURATION = _attribute("acestep.lm.prefill.duration", float, "Prompt forward passes, all rows.", "s")
 LM_DECODE_DURATION = _attribute("acestep.lm.decode.duration", float, "From the first sampled token to the last.", "s")
+LM_ENGINE_QUEUE_DURATION = _attribute(
+    "acestep.lm.engine.queue.duration",
+    float,
+    "By the engine's own clock: the longest that a row of the phase waited in its scheduler.",
+    "s",
+)
+LM_ENGINE_TIME_TO_FIRST_TOKEN = _attribute(
+    "acestep.lm.engine.time_to_first_token",
+    float,
+    "The same: the longest from a row's arrival to its first token.",
+    "s",
+)
+LM_ENGINE_PREFILL_DURATION = _attribute(
+    "acestep.lm.engine.prefill.duration",
+    float,
+    "The same: the longest from a row's first pass to its first token.",
+    "s",
+)
+LM_ENGINE_DECODE_DURATION = _attribute(
+    "acestep.lm.engine.decode.duration",
+    float,
+    "The same: the longest from a row's first token to its last.",
+    "s",
+)
 LM_TOKENS_PER_SECOND = _attribute(
     "acestep.lm.tokens_per_second", float, "Sampled tokens after the first, over the decode duration.", "{token}/s"
 )

@@ -140,10 +140,6 @@ def test_repeating_a_flag_keeps_every_value_and_gives_each_a_flag(arguments: lis
     assert list(repeat_flag("--tiers", repeated)) == repeated
 
 
-def test_what_is_not_built_yet_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(capsys, "--tiny", "--lm-backend", "vllm") == "--lm-backend vllm is not available yet: use pt or auto"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

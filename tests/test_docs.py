@@ -18,7 +18,6 @@ from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
 from acestep.renderer.compilation import compile_models
 from acestep_otel.cli import command, main
-from acestep_otel.errors import SetupError
 from acestep_otel.modes.options import DEFAULTS, require_available
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.terminal import render_breakdown
@@ -42,9 +41,6 @@ SHORTEST = ("--duration", "10")
 SHORT_LYRICS = ("--lyrics-token-limit", "16")
 WORDS = ("understand", "create_sample", "format_sample")
 """Modes that write in words."""
-
-BUILT_IN_PART = {"mode", "lm_backend"}
-"""Some of their values work, others end with "not available yet"."""
 
 
 def text(language: str) -> str:
@@ -173,29 +169,20 @@ def test_the_page_about_tiers_has_the_table_that_the_code_has() -> None:
 
 
 @pytest.mark.parametrize("language", GUIDES)
-def test_the_reference_lists_every_flag_that_works_and_its_default(language: str) -> None:
+def test_the_reference_lists_every_flag_and_its_default(language: str) -> None:
     (reference,) = [section for section in text(language).split("\n## ") if "\n| `--device` |" in section]
     listed = dict(re.findall(r"^\| `(--[\w-]+)` \| (.+?) \|", reference, re.MULTILINE))
-    assert set(listed) == set(working_flags())
-    for flag, default in working_flags().items():
+    assert set(listed) == set(flags())
+    for flag, default in flags().items():
         if default is not None and not isinstance(default, (bool, tuple)):
             assert listed[flag] == f"`{default}`", flag
 
 
-def working_flags() -> dict[str, Any]:
-    """Every flag that does not end with "not available yet", and its default."""
+def flags() -> dict[str, Any]:
+    """Every flag and its default."""
     return {
         flag: getattr(DEFAULTS, str(option.name))
         for group in command.option_groups
         for option in group.options
-        if option.name in BUILT_IN_PART or is_built(str(option.name))
         for flag in (*option.opts, *option.secondary_opts)
     }
-
-
-def is_built(name: str) -> bool:
-    try:
-        require_available(replace(DEFAULTS, **{name: "something else"}))
-    except SetupError as error:
-        return "not available yet" not in str(error)
-    return True

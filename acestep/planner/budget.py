@@ -27,11 +27,13 @@ class PlannerBudget:
         context_limit: positions that one sequence may take, prompt and output together.
         bytes_per_position: key-value memory of one position of one row.
         free_bytes: memory that is free now; ``None`` where it is not limited in advance (no CUDA).
+        row_limit: rows that run together; ``None`` where only memory limits them.
     """
 
     context_limit: int
     bytes_per_position: int
     free_bytes: Callable[[], int | None]
+    row_limit: int | None = None
 
     @classmethod
     def of(cls, model: LanguageModel, held_bytes: Callable[[], int] = lambda: 0) -> PlannerBudget:
@@ -41,16 +43,16 @@ class PlannerBudget:
             model: the language model.
             held_bytes: memory that the backend holds for keys and values now, and would use again.
         """
-        config: Any = model.body.config
-        per_layer = 2 * config.num_key_value_heads * config.head_dim * model.head.element_size()
+        # Not the model itself: the limits must not keep its weights when it is unloaded.
+        device = model.device
 
         def free_bytes() -> int | None:
-            free = effective_free_memory(model.device)
+            free = effective_free_memory(device)
             return None if free is None else free + held_bytes()
 
         return cls(
             context_limit=model.context_limit,
-            bytes_per_position=config.num_hidden_layers * per_layer,
+            bytes_per_position=bytes_per_position(model),
             free_bytes=free_bytes,
         )
 
@@ -73,6 +75,12 @@ class PlannerBudget:
                 f"but the language model has {self.context_limit}: shorten the lyrics or the duration",
                 stage=stage,
             )
+        if self.row_limit is not None and rows > self.row_limit:
+            raise BudgetExceeded(
+                f"{rows} rows were asked for (a song is one, with guidance two), but the language model's engine was "
+                f"started for {self.row_limit}: make fewer songs at once, or load it for more",
+                stage=stage,
+            )
         reserved = rounded_positions(positions)
         needed, free = reserved * rows * self.bytes_per_position, self.free_bytes()
         if free is not None and needed > free:
@@ -81,3 +89,10 @@ class PlannerBudget:
                 f"{free / 2**30:.2f} GiB are free: make fewer songs at once, or shorter ones",
                 stage=stage,
             )
+
+
+def bytes_per_position(model: LanguageModel) -> int:
+    """Key-value memory of one position of one row, over all layers."""
+    config: Any = model.body.config
+    per_layer: int = 2 * config.num_key_value_heads * config.head_dim * model.head.element_size()
+    return int(config.num_hidden_layers) * per_layer

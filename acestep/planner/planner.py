@@ -18,8 +18,8 @@ import torch
 from acestep.environment import says_yes
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
 from acestep.placement import Placement
-from acestep.planner.backends import PhaseTokens, PlannerBackend
-from acestep.planner.backends.pt import COMPOSING, REASONING, PtBackend
+from acestep.planner.backends import COMPOSING, REASONING, PhaseTokens, PlannerBackend
+from acestep.planner.backends.pt import PtBackend
 from acestep.planner.budget import PlannerBudget
 from acestep.planner.grammar import CAPTION_TOKEN_LIMIT, MetadataGrammar
 from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise, parse_metadata
@@ -128,7 +128,7 @@ class Planner:
     def from_language_model(
         cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1], residence: Residence | None = None
     ) -> Planner:
-        """A planner on the PyTorch backend.
+        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others.
 
         Raises:
             InvalidRequest: ``ACESTEP_LM_FUSED`` says neither yes nor no.

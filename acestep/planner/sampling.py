@@ -15,13 +15,13 @@ from acestep.types import SamplingSettings
 
 _BINS: Final = 4_096
 """Of each histogram over the logits; two of them resolve 20 nats to a millionth."""
-_MASS_UNIT: Final = 2**40
+MASS_UNIT: Final = 2**40
 """Probability 1 as a whole number: sums of 64,000 tokens are exact to 1e-7."""
-_INCREMENT: Final = 0x9E3779B97F4A7C15 - 2**64
-_MULTIPLIERS: Final = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
-_SHIFTS: Final = (30, 27, 31)
+INCREMENT: Final = 0x9E3779B97F4A7C15 - 2**64
+MULTIPLIERS: Final = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+SHIFTS: Final = (30, 27, 31)
 """SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), in signed arithmetic."""
-_NOISE_BITS: Final = 40
+NOISE_BITS: Final = 40
 """Of each random word that make a number in [0, 1); small ones, which decide, keep float32's relative precision."""
 
 
@@ -82,7 +82,7 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     drops = logits.amax(dim=-1, keepdim=True) - logits
     log_total = (-drops).logsumexp(dim=-1, keepdim=True)
     # Whole numbers, so that the order in which a GPU adds them does not matter.
-    mass = ((-drops - log_total).exp() * _MASS_UNIT).long()
+    mass = ((-drops - log_total).exp() * MASS_UNIT).long()
     # All tokens below the far end together have less than 1 - top_p, so the crossing lies before it.
     near = torch.zeros_like(log_total)
     far = (math.log(logits.shape[-1] / (1 - top_p)) - log_total).clamp(min=0) + 1e-3
@@ -91,7 +91,7 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
         # Bin 0 holds what is certainly kept, the last one what is certainly not.
         bins = ((drops - near) / width).floor().clamp(-1, _BINS).nan_to_num(_BINS).long() + 1
         histogram = mass.new_zeros(logits.shape[0], _BINS + 2).scatter_add_(1, bins, mass)
-        below_limit = histogram.cumsum(dim=-1) <= top_p * _MASS_UNIT
+        below_limit = histogram.cumsum(dim=-1) <= top_p * MASS_UNIT
         crossing = below_limit.sum(dim=-1, keepdim=True).clamp(1, _BINS)
         near, far = near + (crossing - 1) * width, near + crossing * width
     return logits.masked_fill(bins > crossing, -torch.inf)
@@ -103,17 +103,17 @@ def _draw(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     Unlike inverting the cumulative distribution, this gives the same token when rounding (which depends on the batch)
     moves another token across the edge of the nucleus.
     """
-    clocks = -torch.log1p(-_noise(keys, logits.shape[-1]))
+    clocks = -torch.log1p(-noise(keys, logits.shape[-1]))
     return (logits - clocks.log()).argmax(dim=-1)
 
 
-def _noise(keys: torch.Tensor, count: int) -> torch.Tensor:
+def noise(keys: torch.Tensor, count: int) -> torch.Tensor:
     """Uniform float32 numbers of each key, shape ``[keys, count]``, within (0, 1]: SplitMix64 started at the key."""
-    words = keys.unsqueeze(-1) + torch.arange(1, count + 1, device=keys.device) * _INCREMENT
-    for shift, multiplier in zip(_SHIFTS[:2], _MULTIPLIERS, strict=True):
+    words = keys.unsqueeze(-1) + torch.arange(1, count + 1, device=keys.device) * INCREMENT
+    for shift, multiplier in zip(SHIFTS[:2], MULTIPLIERS, strict=True):
         words = (words ^ _shift_right(words, shift)) * multiplier
-    words = words ^ _shift_right(words, _SHIFTS[2])
-    return (_shift_right(words, 64 - _NOISE_BITS) + 0.5) * 2.0**-_NOISE_BITS
+    words = words ^ _shift_right(words, SHIFTS[2])
+    return (_shift_right(words, 64 - NOISE_BITS) + 0.5) * 2.0**-NOISE_BITS
 
 
 def _shift_right(words: torch.Tensor, bits: int) -> torch.Tensor:

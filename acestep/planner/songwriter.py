@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from acestep.errors import InvalidOutput, device_errors
-from acestep.planner.backends import PhaseTokens
-from acestep.planner.backends.pt import LYRICS, REASONING
+from acestep.planner.backends import LYRICS, REASONING, PhaseTokens
 from acestep.planner.lyrics import parse_lyrics
 from acestep.planner.planner import REASONING_TOKEN_LIMIT, Planner
 from acestep.planner.vocabulary import TokenLayout

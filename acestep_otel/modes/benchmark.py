@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from acestep.checkpoints import Models, load_models, load_planner, require_language_model
+from acestep.checkpoints import Models, ModelSelection, load_models, load_planner, require_language_model
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
 from acestep.gpu_config import GPUConfig, detect_gpu_memory, gpu_config
@@ -30,7 +30,7 @@ from acestep_otel.modes.example import load_example
 from acestep_otel.modes.matrix import Matrix, cell_options
 from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.placement import describe_placement
+from acestep_otel.modes.placement import describe_models, describe_placement
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.modes.tracing import detail_level, instrumented
@@ -75,8 +75,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}
         for request in requests.values():
             validate(request)
+    cells = "cell" if len(matrix.cells) == 1 else "cells"
     found = f"{memory:.1f} GiB of GPU memory" if memory else "no GPU"
-    for line in (f"{len(matrix.cells)} cells, limits of {config.tier} ({found})", *matrix.clamp_lines()):
+    for line in (f"{len(matrix.cells)} {cells}, limits of {config.tier} ({found})", *matrix.clamp_lines()):
         click.echo(line)
 
     with instrumented(telemetry, detail):
@@ -101,6 +102,7 @@ class _Benchmark:
     requests: Mapping[Cell, GenerationRequest]
     environment: Environment = field(default_factory=Environment.current)
     results: dict[Cell, CellResult] = field(default_factory=dict)
+    models_line: str | None = None
 
     def __post_init__(self) -> None:
         self.instruments = Instruments(self.telemetry.meter_provider.get_meter("acestep_otel", __version__))
@@ -109,7 +111,7 @@ class _Benchmark:
         """Run every cell: first those without the language model, which is in nobody's way until it is needed."""
         with setup_errors():
             if any(request.needs_language_model for request in self.requests.values()):
-                require_language_model(select_models(self.options, with_language_model=True))
+                require_language_model(self.select_planner())
             models = load_models(select_models(self.options, with_language_model=False))
         for line in describe_placement(models.placement, self.options):
             click.echo(line)
@@ -120,6 +122,12 @@ class _Benchmark:
                 self.write()
                 bar.finish(cell)
 
+    def select_planner(self) -> ModelSelection:
+        """The language model, with room for the largest cell that asks it something."""
+        asking = (request for request in self.requests.values() if request.needs_language_model)
+        songs = max(request.batch_size for request in asking)
+        return select_models(self.options, with_language_model=True, songs=songs)
+
     def run_cell(self, cell: Cell, models: Models) -> Models:
         """Run one cell and note its row; returns the models, with the language model when the cell brought it in."""
         request = self.requests[cell]
@@ -128,7 +136,7 @@ class _Benchmark:
         failure: Failure | None = None
         try:
             if request.needs_language_model and models.planner is None:
-                models = replace(models, planner=load_planner(select_models(self.options, with_language_model=True)))
+                models = replace(models, planner=load_planner(self.select_planner()))
             with annotated({semconv.BENCHMARK_CELL: self.matrix.cells.index(cell)}):
                 if not self.options.no_warmup:
                     with warmup():
@@ -156,6 +164,8 @@ class _Benchmark:
         error: BaseException | None = None
         try:
             effective = _generate(models, request)
+            if effective.lm_model is not None or self.models_line is None:
+                self.models_line = describe_models(effective)
         except BaseException as raised:
             error = raised
             raise
@@ -217,6 +227,8 @@ class _Benchmark:
 
     def report(self) -> None:
         """Print the table, and write the page and the trace file."""
+        if self.models_line is not None:
+            click.echo(self.models_line)
         if rows := self.rows:
             click.echo(f"\n{render_matrix(rows)}\n")
             if self.options.repeat > 1:

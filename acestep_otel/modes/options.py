@@ -91,7 +91,6 @@ class Options:
 DEFAULTS: Final = Options()
 
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
-_BUILT_BACKENDS: Final = ("auto", "pt")
 _MUSIC_MODES: Final = ("profile", "benchmark", "tier-test")
 _MODES_OF: Final = {
     "duration": _MUSIC_MODES,
@@ -143,13 +142,11 @@ _TIER_DECIDES: Final = {
 
 
 def require_available(options: Options) -> None:
-    """Refuse what the reference documents and this version cannot do.
+    """Refuse options that are not available in the mode.
 
     Raises:
-        SetupError: the first such option, or one that the mode does not read.
+        SetupError: the first such option.
     """
-    if options.lm_backend not in _BUILT_BACKENDS:
-        raise SetupError(f"--lm-backend {options.lm_backend} is not available yet: use pt or auto")
     for field in fields(options):
         instead = _TIER_DECIDES.get(field.name) if options.mode == "tier-test" else None
         if instead is not None and getattr(options, field.name) != field.default:

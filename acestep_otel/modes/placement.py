@@ -11,7 +11,7 @@ import torch
 from acestep.environment import says_yes
 from acestep.gpu_config import detect_gpu_memory, needs_offload
 from acestep.placement import Placement, Quantization
-from acestep.types import VaeDecoding
+from acestep.types import EffectiveSettings, VaeDecoding
 from acestep_otel.modes.options import Options
 
 COMPILE_VARIABLE: Final = "ACESTEP_COMPILE_MODEL"
@@ -42,11 +42,20 @@ def choose_placement(options: Options, device: torch.device, environment: Mappin
     )
 
 
+def describe_models(done: EffectiveSettings) -> str:
+    """Which models ran, by which backend, where and in which form."""
+    planner = f", {done.lm_model} ({done.lm_backend})" if done.lm_model else ""
+    return f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}"
+
+
 def describe_placement(placement: Placement, options: Options) -> Iterator[str]:
     """A line about what came into effect, if anything did, and one about each flag that has no effect."""
     words = []
     if placement.offload_to_cpu:
-        which = "all models" if placement.offload_dit_to_cpu else "all models but the DiT"
+        staying = [] if placement.offload_dit_to_cpu else ["the DiT"]
+        if options.lm_backend == "vllm":
+            staying.append("vLLM's")
+        which = f"all models but {' and '.join(staying)}" if staying else "all models"
         reason = " (automatic: the GPU counts as less than 20 GB)" if placement.automatic_offload else ""
         words.append(f"{which} wait in host memory{reason}")
     if placement.quantization is not None:

@@ -18,7 +18,7 @@ from acestep_otel import semconv
 from acestep_otel.modes.example import load_example
 from acestep_otel.modes.measurement import Outcome, measure, setup_errors
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.placement import describe_decoding, describe_placement
+from acestep_otel.modes.placement import describe_decoding, describe_models, describe_placement
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording import calibrate_guidance
@@ -44,7 +44,8 @@ class _Generation:
     root: str = semconv.GENERATE_MUSIC
 
     def load(self) -> Models:
-        return load_models(select_models(self.options, with_language_model=self.request.needs_language_model))
+        asked = self.request.needs_language_model
+        return load_models(select_models(self.options, with_language_model=asked, songs=self.request.batch_size))
 
     def rehearse(self, models: Models, progress: ProgressCallback) -> None:
         with TemporaryDirectory() as folder:
@@ -63,10 +64,9 @@ class _Generation:
 
 
 def _summary(done: EffectiveSettings, options: Options) -> tuple[str, ...]:
-    planner = f", {done.lm_model} ({done.lm_backend})" if done.lm_model else ""
     seeds = ", ".join(map(str, done.seeds))
     return (
-        f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}",
+        describe_models(done),
         f"{done.batch_size} x {done.duration:g} s, {done.steps} steps, seed {seeds}",
         *describe_placement(done.placement, options),
         describe_decoding(done.vae_decode),

@@ -54,8 +54,13 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
     )
 
 
-def select_models(options: Options, *, with_language_model: bool) -> ModelSelection:
+def select_models(options: Options, *, with_language_model: bool, songs: int = 1) -> ModelSelection:
     """The models that the options name; the language model only when it is asked something.
+
+    Args:
+        options: of the command line.
+        with_language_model: whether it is asked something.
+        songs: most that it will be asked for at once.
 
     Raises:
         DeviceUnavailable: the device does not exist here.
@@ -69,6 +74,7 @@ def select_models(options: Options, *, with_language_model: bool) -> ModelSelect
         weights=options.weights,
         device=options.device,
         lm_backend=options.lm_backend,
+        songs=songs,
         checkpoint_root=options.checkpoint_dir,
         placement=choose_placement(options, resolve_device(options.device)),
         adapters=tuple(map(parse_adapter, options.lora)),

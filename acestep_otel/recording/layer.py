@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
-from opentelemetry.trace import Span, Tracer
+from opentelemetry.trace import Span, SpanKind, Tracer
 
 from acestep_otel import semconv
 from acestep_otel.recording.annotations import current_annotations, is_measured
@@ -54,6 +55,9 @@ class _Request:
     recording: RequestRecording | None
     scrub: Scrubber
     common: Attributes
+
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> bool:
+        """Emit a span that a library below measured (``TracingLayer.adopt``); returns whether it did."""
 
 
 class TracingLayer:
@@ -234,6 +238,24 @@ class TracingLayer:
     def close(self) -> None:
         """Observe no hardware any more: what is left of a layer that was switched off."""
         self._gpus.forget()
+
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind) -> bool:
+        """Emit a span that a library below the engine measured by itself and that ends now.
+
+        Args:
+            name: as the library has it.
+            start_ns: Unix nanoseconds.
+            attributes: as the library has them.
+            parent: context of the span that it lies below.
+            kind: as the library has it.
+
+        Returns:
+            True: nobody else has to emit it.
+        """
+        self._tracer.start_span(
+            name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
+        ).end()
+        return True
 
     @never_raises
     def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:

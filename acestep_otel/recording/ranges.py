@@ -32,3 +32,7 @@ class ProfilerRanges:
     def load(self, call: Call, **_details: Any) -> Any:
         """Run a model's loading in a range of its own."""
         return self.request(semconv.MODEL_LOAD, call)
+
+    def adopt(self, *_details: Any) -> bool:
+        """Leave it to others: what a library measured by itself cannot become a range afterwards."""
+        return False

@@ -17,7 +17,7 @@ from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.recording.recorder import StageRecorder
 from acestep_otel.recording.stages import AttributeValue, Stage, never_raises
 from acestep_otel.settings import Detail
-from acestep_otel.targets import planner, songwriting
+from acestep_otel.targets import planner, songwriting, vllm
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.inference", "_generate", _request(layer)),
         Seam("acestep.inference", "save_songs", _audio_save(layer)),
         Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
-        Seam("acestep.checkpoints", "load_language_model", _load(layer, "planner", "lm")),
+        Seam("acestep.checkpoints", "start_planner", _load(layer, "planner", "lm")),
         Seam("acestep.checkpoints", "load_audio_encoder_models", _load(layer, "audio_encoder", "dit")),
         Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
         # Inside acestep.condition, whose memory peak is the stage's.
@@ -52,6 +52,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.renderer.audio_encoder", "AudioEncoder.tokenize", _audio_tokenize(layer)),
         *planner.seams(layer),
         *songwriting.seams(layer),
+        *vllm.seams(layer),
     ]
 
 

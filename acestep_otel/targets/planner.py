@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
 from acestep_otel.recording.calibration import CALIBRATION
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from acestep.planner.songwriter import Songwriter
 
 
+_BACKENDS: Final = (
+    ("acestep.planner.backends.pt", "PtBackend"),
+    ("acestep.planner.backends.vllm.backend", "VllmBackend"),
+    ("acestep.planner.backends.mlx.backend", "MlxBackend"),
+)
+
+
 def seams(layer: StageRecorder) -> list[Seam]:
     """Every seam of the language model, bound to a layer."""
     return [
@@ -30,10 +37,11 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.planner.songwriter", "Songwriter.write", _planning(layer)),
         Seam("acestep.planner.songwriter", "Songwriter.reason", _phase(layer, semconv.LM_COT)),
         Seam("acestep.planner.songwriter", "Songwriter.write_lyrics", _phase(layer, semconv.LM_LYRICS)),
-        Seam("acestep.planner.backends.pt", "PtBackend.prefill", _prefill),
-        Seam("acestep.planner.backends.pt", "PtBackend.decode", _decode_pass),
-        Seam("acestep.planner.backends.pt", "PtBackend.constrain", _constrained),
-        Seam("acestep.planner.backends.pt", "PtBackend.accept", _constrained),
+        *(
+            Seam(module, f"{backend}.{method}", wrapper)
+            for module, backend in _BACKENDS
+            for method, wrapper in _BACKEND_SEAMS
+        ),
     ]
 
 
@@ -87,6 +95,19 @@ def _summed_tokens(phases: Sequence[PhaseTokens]) -> Attributes:
     }
 
 
+def _engine_times(tokens: PhaseTokens) -> Attributes:
+    """What an engine measured by itself, beside the layer's own figures."""
+    times = tokens.engine_times
+    if times is None:
+        return {}
+    return {
+        semconv.LM_ENGINE_QUEUE_DURATION: times.queue,
+        semconv.LM_ENGINE_TIME_TO_FIRST_TOKEN: times.time_to_first_token,
+        semconv.LM_ENGINE_PREFILL_DURATION: times.prefill,
+        semconv.LM_ENGINE_DECODE_DURATION: times.decode,
+    }
+
+
 def _phase(layer: StageRecorder, name: str) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
@@ -97,7 +118,7 @@ def _phase(layer: StageRecorder, name: str) -> Wrapper:
             }
 
         def found(_: Stage, tokens: PhaseTokens) -> Attributes:
-            attributes = dict(_summed_tokens([tokens]))
+            attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
             share = CALIBRATION.share_of(instance.backend, len(tokens.ids))
             if tokens.unconditional_tokens and share is not None:
                 attributes |= {semconv.LM_CFG_SHARE: share.decode, semconv.LM_CFG_PREFILL_SHARE: share.prefill}
@@ -153,3 +174,12 @@ def _constrained(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, .
     result = wrapped(*args, **kwargs)
     running[1].constrained_ns += time.perf_counter_ns() - start_ns
     return result
+
+
+_BACKEND_SEAMS: Final = (
+    ("prefill", _prefill),
+    ("decode", _decode_pass),
+    ("constrain", _constrained),
+    ("accept", _constrained),
+)
+"""Methods that every backend has for its passes and for the grammar."""

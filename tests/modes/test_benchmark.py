@@ -73,6 +73,7 @@ def test_the_matrix_is_clamped_run_and_written(capsys: pytest.CaptureFixture[str
         "clamped, not thinking: batch size 2, 4 -> 1\n"
         "clamped, thinking: batch size 2, 4 -> 1\n"
     )
+    assert "acestep-v15-tiny, acestep-5Hz-lm-tiny (pt) on cpu, float32, weights: synthetic\n" in shown.out
     rows = table(shown.out)
     assert [row[:4] for row in rows] == [
         ["10", "1", "False", "8"], ["10", "1", "False", "16"], ["10", "1", "True", "8"], ["10", "1", "True", "16"],

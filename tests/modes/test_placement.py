@@ -72,6 +72,18 @@ def test_what_came_into_effect_is_told(placement: Placement, lines: list[str]) -
     assert list(describe_placement(placement, DEFAULTS)) == lines
 
 
+def test_a_language_model_on_vllm_is_not_said_to_wait() -> None:
+    options = replace(DEFAULTS, lm_backend="vllm")
+    told = [
+        next(describe_placement(Placement(True, with_dit, automatic_offload=True), options))
+        for with_dit in (False, True)
+    ]
+    assert [line.partition(" wait")[0] for line in told] == [
+        "all models but the DiT and vLLM's",
+        "all models but vLLM's",
+    ]
+
+
 def test_the_rung_of_the_decode_is_told() -> None:
     assert describe_decoding(VaeDecoding("gpu", 750, 9, 1)) == "VAE on gpu: 1 tile of 750 frames, overlap 9"
     assert describe_decoding(VaeDecoding("gpu+cpu buffer", 64, 9, 17, attempts=6)) == (

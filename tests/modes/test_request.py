@@ -61,6 +61,11 @@ def test_named_models_are_selected() -> None:
     assert (selection.dit, selection.lm, selection.weights) == ("acestep-v15-base", "acestep-5Hz-lm-4B", "synthetic")
 
 
+def test_an_engine_makes_room_for_the_songs_that_are_made() -> None:
+    assert select_models(Options(thinking=True), with_language_model=True).songs == 1
+    assert select_models(Options(thinking=True), with_language_model=True, songs=4).songs == 4
+
+
 def test_tiny_selects_the_built_in_models() -> None:
     options = Options(tiny=True, thinking=True)
     selection = select_models(options, with_language_model=True)

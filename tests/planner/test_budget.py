@@ -30,6 +30,13 @@ def test_b2_too_little_memory_is_refused_before_the_first_pass() -> None:
         budget(free=2**30).check("lm.codes", prompt_tokens=400, output_tokens=600, rows=2)
 
 
+def test_b2_more_rows_than_an_engine_was_started_for_are_refused() -> None:
+    limits = replace(budget(), row_limit=4)
+    limits.check("lm.codes", prompt_tokens=400, output_tokens=600, rows=4)
+    with pytest.raises(BudgetExceeded, match=r"6 rows were asked for .* was started for 4: make fewer songs"):
+        limits.check("lm.codes", prompt_tokens=1, output_tokens=1, rows=6)
+
+
 def test_memory_per_position_follows_the_architecture(tiny: LanguageModel) -> None:
     limits = PlannerBudget.of(tiny)
     # keys and values, 2 layers, 1 head of 32, float32

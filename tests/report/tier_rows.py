@@ -49,7 +49,7 @@ def effective(of: Trial, **fields: Any) -> dict[str, Any]:
         "offload_dit_to_cpu": of.placement.offload_dit_to_cpu,
         "quantization": of.placement.quantization,
         "compile": of.placement.compile,
-        "automatic_offload": False,
+        "automatic_offload": of.placement.automatic_offload,
     }
     decoding = {"rung": "gpu", "tile_length": 750, "overlap": 9, "tiles": of.batch_size, "attempts": 1}
     backend = None if of.lm_model is None else "pt"

@@ -34,6 +34,11 @@ def rewrite(file: Path, tensors: Mapping[str, torch.Tensor | None]) -> None:
     save_file(state, file)
 
 
+def change(file: Path, **values: object) -> None:
+    """Set values of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 def shard(file: Path, count: int) -> list[Path]:
     """Split a safetensors file the way transformers names shards."""
     state = load_file(file)

@@ -17,7 +17,7 @@ from acestep.synthetic.language_model import TINY_LAYOUT, build_language_model
 from acestep.types import SongMetadata
 from acestep.weights.text_tokenizer import load_vocabulary
 from tests.planner.qwen_tokenizer import build_qwen_tokenizer
-from tests.weights.miniature import LANGUAGE_MODEL, code_tokens, rewrite, shard, write_language_model
+from tests.weights.miniature import LANGUAGE_MODEL, change, code_tokens, rewrite, shard, write_language_model
 
 CPU = torch.device("cpu")
 
@@ -37,10 +37,6 @@ def refusal(root: Path, name: str = LANGUAGE_MODEL) -> str:
         load(root, name)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def change(path: Path, **values: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.fixture

@@ -8,10 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from acestep.planner.grammar import GrammarCursor
 from acestep.types import ProgressCallback, SamplingSettings
+
+REASONING: Final = "lm.cot"
+COMPOSING: Final = "lm.codes"
+LYRICS: Final = "lm.lyrics"
+PROGRESS_INTERVAL: Final = 32
+"""Codes between two reports; a report may have to wait for the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimes:
+    """What an engine measured about a phase by itself: seconds, of the slowest of its requests.
+
+    Attributes:
+        queue: from the request's arrival in the scheduler to its first pass.
+        time_to_first_token: from the request's arrival in the process to its first token.
+        prefill: from its first pass to its first token.
+        decode: from its first token to its last.
+    """
+
+    queue: float
+    time_to_first_token: float
+    prefill: float
+    decode: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +48,7 @@ class PhaseTokens:
         forced_tokens: tokens that the grammar left no choice about.
         unconditional_tokens: prompt and output of the unconditional rows; 0 without guidance.
         forwards: forward passes, the one over the prompts included.
+        engine_times: the engine's own timings; ``None`` where the backend is no engine of its own.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -33,6 +57,7 @@ class PhaseTokens:
     forced_tokens: int
     unconditional_tokens: int
     forwards: int
+    engine_times: EngineTimes | None = None
 
 
 class PlannerBackend(Protocol):
@@ -63,6 +88,7 @@ class PlannerBackend(Protocol):
 
         Raises:
             InvalidOutput: the model produced NaN or infinity.
+            BackendFailed: the engine did not do what it was asked to.
         """
 
     def generate_lyrics(
@@ -89,6 +115,7 @@ class PlannerBackend(Protocol):
 
         Raises:
             InvalidOutput: the model produced NaN or infinity.
+            BackendFailed: the engine did not do what it was asked to.
         """
 
     def generate_codes(
@@ -112,4 +139,8 @@ class PlannerBackend(Protocol):
 
         Raises:
             InvalidOutput: the model produced NaN or infinity.
+            BackendFailed: the engine did not do what it was asked to.
         """
+
+    def unload(self) -> None:
+        """Free the model's memory; the backend cannot be used afterwards. Unloading twice is fine."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from acestep.planner.backends.cache import CacheWindow, KeyValueCache
+from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.fused import FusedForward
 from acestep.planner.models import LanguageModel
 
@@ -29,21 +30,17 @@ class Candidates:
     bias: torch.Tensor | None = None
 
     @classmethod
-    def rows(cls, head: torch.Tensor, first: int, count: int) -> Candidates:
-        """Consecutive rows, without a copy."""
-        return cls(head[first : first + count], first=first)
-
-    @classmethod
-    def gathered(cls, head: torch.Tensor, ids: torch.Tensor) -> Candidates:
-        """A few rows, copied."""
-        return cls(head[ids], ids=ids)
-
-    @classmethod
-    def masked(cls, head: torch.Tensor, count: int, ids: torch.Tensor) -> Candidates:
-        """The first ``count`` rows, of which only ``ids`` may be drawn."""
-        bias = torch.full((count,), -torch.inf, device=head.device)
-        bias[ids] = 0
-        return cls(head[:count], bias=bias)
+    def of(cls, choice: TokenChoice, head: torch.Tensor) -> Candidates:
+        """The rows that a choice leaves: a view of consecutive ones, a copy of a few others."""
+        if choice.gathered is not None:
+            ids = torch.from_numpy(choice.gathered).to(head.device)
+            return cls(head[ids], ids=ids)
+        weights = head[choice.first : choice.first + choice.count]
+        if choice.allowed is None:
+            return cls(weights, first=choice.first)
+        bias = torch.full((choice.count,), -torch.inf, device=head.device)
+        bias[torch.from_numpy(choice.allowed).to(head.device) - choice.first] = 0
+        return cls(weights, first=choice.first, bias=bias)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits of float32 hidden states, shape ``[items, candidates]``."""

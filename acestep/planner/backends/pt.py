@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import Final
 
 import torch
 
-from acestep.errors import InvalidOutput
-from acestep.planner.backends import PhaseTokens
+from acestep.errors import BackendUnavailable, InvalidOutput
+from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
 from acestep.planner.backends.cache import KeyValueCache
 from acestep.planner.backends.decode_state import Candidates, DecodeState
-from acestep.planner.backends.text import ConstrainedText, FreeText, TextGuide
+from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide
 from acestep.planner.backends.timing import share_saved
 from acestep.planner.backends.workspace import Workspace, start_apart
 from acestep.planner.grammar import GrammarCursor
@@ -29,14 +28,8 @@ from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys
 from acestep.types import Progress, ProgressCallback, SamplingSettings
 
-REASONING: Final = "lm.cot"
-COMPOSING: Final = "lm.codes"
-LYRICS: Final = "lm.lyrics"
-PROGRESS_INTERVAL: Final = 32
-"""Codes between two reports; each report waits for the device."""
 
-
-class PtBackend:
+class PtBackend(GrammarWalk):
     """``PlannerBackend`` on PyTorch, for every device that PyTorch has. Phases of several threads take turns.
 
     Args:
@@ -47,23 +40,39 @@ class PtBackend:
     name = "pt"
 
     def __init__(self, model: LanguageModel, *, fuse: bool | None = None) -> None:
-        self.model = model
         self._turn = Lock()
-        self._workspace = Workspace(model, fuse)
+        self._loaded: Workspace | None = Workspace(model, fuse)
 
     def release(self) -> None:
         """Free keys and values, recorded graphs and copies of weights; the next phase makes them anew."""
         with self._turn:
-            self._workspace.clear()
+            if self._loaded is not None:
+                self._loaded.clear()
+
+    def unload(self) -> None:
+        """Let go of the model (see ``PlannerBackend.unload``)."""
+        with self._turn:
+            self._loaded = None
 
     def held_bytes(self) -> int:
         """Memory of keys and values that is kept from one phase to the next."""
-        return self._workspace.nbytes
+        return 0 if self._loaded is None else self._loaded.nbytes
 
     @property
     def decode_path(self) -> str:
         """``fused`` or ``eager``: how small passes run."""
         return "fused" if self._workspace.fuses else "eager"
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model."""
+        return self._workspace.model
+
+    @property
+    def _workspace(self) -> Workspace:
+        if self._loaded is None:
+            raise BackendUnavailable("the language model was unloaded: load it again")
+        return self._loaded
 
     @torch.inference_mode()
     def generate_metadata(
@@ -77,7 +86,7 @@ class PtBackend:
     ) -> PhaseTokens:
         """Phase 1 (see ``PlannerBackend.generate_metadata``): one token is read back per pass, for the grammar."""
         layout = self.model.vocabulary.layout
-        guide: TextGuide
+        guide: TextGuide[Candidates]
         with self._phase():
             if cursor is None:
                 guide = FreeText(self._workspace.text(), frozenset({layout.think_close, layout.eos, layout.pad}))
@@ -180,18 +189,6 @@ class PtBackend:
         """The candidates that the grammar leaves at this place."""
         return self._workspace.of_grammar(cursor.allowed())
 
-    def accept(self, cursor: GrammarCursor, token_id: int | None) -> list[int]:
-        """Move the cursor over a drawn token (``None`` at the start) and over all that is forced behind it.
-
-        Returns:
-            The drawn token and the forced ones: the chunk that the next pass has to see.
-        """
-        drawn = []
-        if token_id is not None:
-            cursor.accept(token_id)
-            drawn = [token_id]
-        return drawn + cursor.forced()
-
     @torch.inference_mode()
     def measure_guidance_share(self, rows: int, context: int) -> float:
         """Share of a decode pass that the unconditional rows cost.
@@ -237,7 +234,7 @@ class PtBackend:
         self,
         stage: str,
         prompt: Sequence[int],
-        guide: TextGuide,
+        guide: TextGuide[Candidates],
         sampling: SamplingSettings,
         seed: int,
         token_limit: int,

@@ -9,26 +9,23 @@ from dataclasses import replace
 from typing import Final
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 
 from acestep.planner.backends.cache import KeyValueCache
 from acestep.planner.backends.capture import TensorFunction, captured
+from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.decode_state import Candidates, DecodeState
 from acestep.planner.backends.fused import FusedForward, can_fuse, weight_addresses
 from acestep.planner.budget import rounded_positions
 from acestep.planner.grammar import AllowedTokens
 from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import sample
-from acestep.planner.vocabulary import TokenIds
 from acestep.types import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
 _CHOICE_LIMIT: Final = 16
 """Recorded choices that are kept: one per kind of candidates, number of rows and sampling settings."""
-_GATHER_LIMIT: Final = 256
-"""Up to this many candidates, their rows of the head are copied out; above, a mask hides the other rows."""
 _TOLERANCE: Final = 0.1
 """Relative difference that rounding to bfloat16 explains, over all layers."""
 _TRIED_TOKENS: Final = 4
@@ -40,10 +37,13 @@ class Workspace:
     Args:
         model: the language model.
         fuse: run small passes in kernels of their own; ``None`` does where they run and agree with the body.
+
+    Attributes:
+        model: the language model.
     """
 
     def __init__(self, model: LanguageModel, fuse: bool | None) -> None:
-        self._model = model
+        self.model = model
         self._fuse = fuse
         self._cache: KeyValueCache | None = None
         self._fused: FusedForward | None = None
@@ -61,7 +61,7 @@ class Workspace:
     def fuses(self) -> bool:
         """Whether small passes run in kernels of their own; asked for the first time, this tries them."""
         if self._fuse is None:
-            self._fuse = can_fuse(self._model) and kernels_agree(self._model)
+            self._fuse = can_fuse(self.model) and kernels_agree(self.model)
         return self._fuse
 
     def clear(self) -> None:
@@ -72,7 +72,7 @@ class Workspace:
 
     def follow_weights(self) -> None:
         """Free what belongs to weights that were moved since the last call."""
-        addresses = weight_addresses(self._model)
+        addresses = weight_addresses(self.model)
         if addresses != self._addresses:
             self.clear()
             self._addresses = addresses
@@ -88,18 +88,18 @@ class Workspace:
         shared = cache.shared_with(prompts[0])
         cache.held = []
         if self.fuses and self._fused is None:
-            self._fused = FusedForward(self._model, cache)
-        return DecodeState.start(self._model, cache, prompts, items=items, shared=shared, fused=self._fused)
+            self._fused = FusedForward(self.model, cache)
+        return DecodeState.start(self.model, cache, prompts, items=items, shared=shared, fused=self._fused)
 
     def _reserve(self, rows: int, positions: int) -> KeyValueCache:
         """The cache, dealt out to the rows; what is held in one that grows goes along, recorded passes end with it."""
         capacity = rounded_positions(positions)
         cache, self._cache = self._cache, None
         if cache is None:
-            cache = KeyValueCache(self._model, rows * capacity)
+            cache = KeyValueCache(self.model, rows * capacity)
         elif cache.slots < rows * capacity:
             self._fused = None
-            cache = cache.grown(self._model, rows * capacity)
+            cache = cache.grown(self.model, rows * capacity)
         cache.deal(capacity)
         self._cache = cache
         return cache
@@ -129,35 +129,25 @@ class Workspace:
 
     def codes(self) -> Candidates:
         """Every valid audio code."""
-        layout = self._model.vocabulary.layout
-        return Candidates.rows(self._model.head, layout.code_base, layout.code_count)
+        return Candidates.of(TokenChoice.codes(self.model.vocabulary.layout), self.model.head)
 
     def text(self) -> Candidates:
         """Every text and special token."""
-        return Candidates.rows(self._model.head, 0, self._model.vocabulary.layout.text_size)
+        return Candidates.of(TokenChoice.text(self.model.vocabulary.layout), self.model.head)
 
     def lyrics(self) -> Candidates:
         """Text, and the end of the turn."""
         if self._lyrics is None:
-            vocabulary = self._model.vocabulary
-            self._lyrics = self._masked(np.append(vocabulary.text_ids, vocabulary.layout.eos))
+            self._lyrics = Candidates.of(TokenChoice.lyrics(self.model.vocabulary), self.model.head)
         return self._lyrics
 
     def of_grammar(self, allowed: AllowedTokens) -> Candidates:
         """What a grammar leaves, made once per place in it."""
         candidates = self._of_grammar.get(allowed)
         if candidates is None:
-            if len(allowed.ids) <= _GATHER_LIMIT:
-                ids = torch.from_numpy(allowed.ids).to(self._model.device)
-                candidates = Candidates.gathered(self._model.head, ids)
-            else:
-                candidates = self._masked(allowed.ids)
-            self._of_grammar[allowed] = candidates
+            choice = TokenChoice.of_grammar(allowed, self.model.vocabulary.layout)
+            candidates = self._of_grammar[allowed] = Candidates.of(choice, self.model.head)
         return candidates
-
-    def _masked(self, ids: TokenIds) -> Candidates:
-        size = self._model.vocabulary.layout.text_size
-        return Candidates.masked(self._model.head, size, torch.from_numpy(ids).to(self._model.device))
 
 
 def kernels_agree(model: LanguageModel) -> bool:

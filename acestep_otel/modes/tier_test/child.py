@@ -156,9 +156,9 @@ class _Work:
             with annotated(trial_attributes(trial)), TemporaryDirectory() as folder:
                 if self.models is None:
                     with setup_errors():
-                        self.models = load_models(
-                            trial_selection(self.job.options, trial, asked_placement(str(self.device), trial))
-                        )
+                        placement = asked_placement(str(self.device), trial)
+                        selection = trial_selection(self.job.options, trial, placement, self.job.songs)
+                        self.models = load_models(selection)
                 result = generate_music(self.models, request, save_dir=Path(folder))
         except SetupError as refused:
             return Refused(Failure.of(refused.__cause__ or refused))

@@ -60,6 +60,10 @@ class StageJournal:
         """Run a model's loading and tell when."""
         return self.request(semconv.MODEL_LOAD, call)
 
+    def adopt(self, *_details: Any) -> bool:
+        """Leave it to the tracing layer: what is told afterwards is nothing that a child could be killed in."""
+        return False
+
     def _mark(self, name: str, *, ended: bool) -> int:
         driver, now_ns = self._watch.look(), time.time_ns()
         self._send(StageMark(name, ended, now_ns, self.trial, driver))

@@ -51,6 +51,11 @@ class Job:
         """GiB of the simulated card."""
         return self.trials[0].memory
 
+    @property
+    def songs(self) -> int:
+        """Most songs at once."""
+        return max(trial.batch_size for trial in self.trials)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

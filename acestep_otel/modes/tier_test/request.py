@@ -30,9 +30,16 @@ def trial_request(example: Example, options: Options, trial: Trial) -> Generatio
     )
 
 
-def trial_selection(options: Options, trial: Trial, placement: Placement) -> ModelSelection:
-    """The models of a trial: the language model is the tier's, whatever the command line names."""
-    selection = select_models(options, with_language_model=False)
+def trial_selection(options: Options, trial: Trial, placement: Placement, songs: int) -> ModelSelection:
+    """The models of a trial: the language model is the tier's, whatever the command line names.
+
+    Args:
+        options: of the command line.
+        trial: the first that uses them.
+        placement: where they live.
+        songs: most at once that a trial with these models makes.
+    """
+    selection = select_models(options, with_language_model=False, songs=songs)
     return replace(selection, lm=trial.lm_model, placement=placement)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from acestep.placement import Placement
 from acestep_otel.cli import command
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.tier_test.plan import Plan
+from acestep_otel.modes.tier_test.plan import BATCH_SIZES, Plan
 from acestep_otel.report.tiers import Trial
 
 
@@ -86,7 +86,7 @@ def test_the_boundary_has_three_variants_in_order() -> None:
     assert [trial.variant for trial in rows] == ["default", "no-quant", "no-offload"]
     own, no_quant, no_offload = (trial.placement for trial in rows)
     assert own == default(8).placement
-    assert no_quant == Placement(offload_to_cpu=True, offload_dit_to_cpu=True, compile=True)
+    assert no_quant == Placement(offload_to_cpu=True, offload_dit_to_cpu=True, compile=True, automatic_offload=True)
     assert no_offload == Placement(compile=True)
     assert {trial.lm_size for trial in rows} == {"0.6B"}
 
@@ -146,3 +146,5 @@ def test_every_row_is_one_of_its_kind_and_tried_once_or_skipped(
     assert [row.trial for row in found.rows if row.skipped is None] == [t for job in found.jobs for t in job.trials]
     for job in found.jobs:
         assert len({(trial.memory, trial.placement, trial.lm_model) for trial in job.trials}) == 1
+        # What a language model's engine makes room for when it starts.
+        assert job.songs == (8 if len(job.trials) >= len(BATCH_SIZES) else 1)

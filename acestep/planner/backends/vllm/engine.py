@@ -1,0 +1,224 @@
+"""vLLM's engine inside this process: configured, given its weights, and taken down again.
+
+The engine is vLLM's ``LLMEngine`` with the scheduler and the model in the calling thread, so a step is a function
+call, its requests start together, and CUDA events recorded around it are on the same stream.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from acestep.errors import BackendUnavailable, OutOfMemory
+from acestep.planner.backends.vllm.draws import DrawingDesk
+from acestep.planner.budget import bytes_per_position
+from acestep.planner.models import LanguageModel
+
+_LOAD_FORMAT: Final = "acestep"
+_BLOCK: Final = 128
+"""Positions in a block of keys and values, the engine's largest default: what a row may take beyond its own."""
+_ENVIRONMENT: Final = {
+    # The scheduler and the worker in this process, not in children.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What the engine sets aside when it starts; nothing is added later.
+
+    Attributes:
+        rows: sequences that run together: a song, and with guidance its unconditional twin.
+        context_limit: positions of one row.
+        bytes: for keys and values that requests may ask for.
+    """
+
+    rows: int
+    context_limit: int
+    bytes: int
+
+    @classmethod
+    def for_songs(cls, model: LanguageModel, songs: int, limit: int | None) -> Reservation:
+        """Room for the worst case: so many songs, all guided and as long as the model allows.
+
+        Args:
+            model: the language model.
+            songs: made together.
+            limit: bytes that may be reserved at most; ``None`` when the worst case has to fit.
+
+        Raises:
+            OutOfMemory: the limit does not even hold one guided song.
+        """
+        rows, row = 2 * songs, model.context_limit * bytes_per_position(model)
+        reserved = rows * row if limit is None else min(rows * row, limit)
+        if reserved < 2 * row:
+            raise OutOfMemory(
+                f"keys and values of one guided song need {2 * row / 2**30:.2f} GiB, but only {reserved / 2**30:.2f} "
+                "GiB can be reserved beside the weights: take a smaller language model, or --lm-backend pt, which "
+                "takes what a request needs",
+                stage="model.load",
+            )
+        return cls(rows, model.context_limit, reserved)
+
+
+def build_engine(model: LanguageModel, device: torch.device, reservation: Reservation, desk: DrawingDesk) -> Any:
+    """Start an engine with the weights of a loaded model, which it copies.
+
+    Args:
+        model: the language model; usually in host memory.
+        device: where the engine runs.
+        reservation: of rows, and of memory for keys and values.
+        desk: decides the tokens.
+
+    Returns:
+        ``vllm.v1.engine.llm_engine.LLMEngine``.
+
+    Raises:
+        BackendUnavailable: the installed vLLM is not built for the device, refuses the configuration, or already runs
+            in this process.
+        OutOfMemory: weights and reservation do not fit.
+    """
+    with _process_as_it_was():
+        import vllm.v1.worker.gpu.sample.logits_processor  # noqa: F401  (Model Runner V2 is part of what is needed)
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory, model_parallel_is_initialized
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.v1.executor import Executor
+
+        from acestep.planner.backends.vllm.processors import processor_class
+
+        if current_platform.device_type != device.type:
+            raise BackendUnavailable(
+                f"this vLLM is built for {current_platform.device_type or 'no device of this machine'}, "
+                f"and the device is {device.type}: use --lm-backend pt, or install a vLLM for {device.type}"
+            )
+        if model_parallel_is_initialized():
+            # Engines share the process's groups of workers: stopping one would stop the other.
+            raise BackendUnavailable("vLLM already runs in this process: unload that language model first")
+        _register_loader(model)
+        with tempfile.TemporaryDirectory(prefix="acestep-vllm-") as folder:
+            _write_config(model, Path(folder))
+            arguments = EngineArgs(model=folder, **_settings(model, device, reservation))
+            try:
+                config = arguments.create_engine_config()
+                # Which of vLLM's two model runners will run decides which interface the processor has.
+                config.model_config.logits_processors = [processor_class(desk, v2=config.use_v2_model_runner)]
+                return LLMEngine(
+                    vllm_config=config,
+                    executor_class=Executor.get_class(config),
+                    log_stats=True,
+                    multiprocess_mode=False,
+                )
+            except torch.OutOfMemoryError:
+                cleanup_dist_env_and_memory()
+                raise
+            except (ValueError, RuntimeError) as error:
+                cleanup_dist_env_and_memory()
+                raise BackendUnavailable(
+                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use --lm-backend pt)"
+                ) from error
+
+
+def close_engine(engine: Any) -> None:
+    """Stop an engine and give its memory back."""
+    engine.engine_core.shutdown()
+    # The collector was told to leave the engine's objects alone; shutdown has lifted that.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _settings(model: LanguageModel, device: torch.device, reservation: Reservation) -> dict[str, Any]:
+    spare = reservation.rows * _BLOCK * bytes_per_position(model)
+    settings: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "load_format": _LOAD_FORMAT,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        # One position more than is ever asked for: the step that ends a request takes one.
+        "max_model_len": reservation.context_limit + 1,
+        "max_num_seqs": reservation.rows,
+        "max_num_batched_tokens": reservation.context_limit + reservation.rows,
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": reservation.bytes + spare,
+        "async_scheduling": False,
+        "disable_log_stats": False,
+    }
+    if device.type == "cuda":
+        weights = sum(parameter.nbytes for parameter in model.body.parameters())
+        total = torch.cuda.get_device_properties(device).total_memory
+        # Not used to size anything here, but the engine insists that this share is free before it starts.
+        settings["gpu_memory_utilization"] = min((weights + reservation.bytes + spare) / total, 1.0)
+        settings["compilation_config"] = {"cudagraph_capture_sizes": [1, *range(2, reservation.rows + 1, 2)]}
+    else:
+        settings["enforce_eager"] = True
+    return settings
+
+
+def _write_config(model: LanguageModel, folder: Path) -> None:
+    config: dict[str, Any] = model.body.config.to_dict()  # type: ignore[operator, union-attr]
+    config["architectures"] = ["Qwen3ForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config, default=str))
+
+
+def _register_loader(model: LanguageModel) -> None:
+    """Let the engine read the weights from the loaded model: no file is written, whatever its size."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    parameters = {f"model.{name}": parameter for name, parameter in model.body.named_parameters()}
+
+    class LoadedWeights(BaseModelLoader):
+        """Copies each weight once, then lets go of them all."""
+
+        def download_model(self, model_config: Any) -> None:
+            """Nothing to download."""
+
+        def load_weights(self, model: Any, model_config: Any) -> None:  # noqa: ARG002
+            """Copy the weights."""
+            model.load_weights(iter(parameters.items()))
+            parameters.clear()
+
+    register_model_loader(_LOAD_FORMAT)(LoadedWeights)
+
+
+@contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    """Undo what starting an engine does to the rest of the process, and keep it quiet.
+
+    It reads its switches from the environment, seeds every random generator there is, and on the CPU disables
+    ``torch.set_num_threads``. How much it says is settled when vLLM is imported, so that happens in here too.
+    """
+    quiet = {} if "VLLM_LOGGING_LEVEL" in os.environ else {"VLLM_LOGGING_LEVEL": "ERROR"}
+    switches = _ENVIRONMENT | quiet
+    before = {name: os.environ.get(name) for name in switches}
+    python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
+    os.environ.update(switches)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+            # About what PyTorch will drop one day: vLLM's affair.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_num_threads = set_num_threads

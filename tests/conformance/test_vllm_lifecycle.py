@@ -1,0 +1,129 @@
+"""Starting, tracing and unloading vLLM (R14)."""
+
+import gc
+import os
+import random
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from acestep import songwriting
+from acestep.errors import BackendUnavailable
+from acestep.planner.backends.registry import create_planner
+from acestep.planner.backends.vllm.backend import VllmBackend
+from acestep.types import SamplingSettings, SongwritingSettings
+from acestep_otel import semconv
+from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.recording.ranges import ProfilerRanges
+from acestep_otel.targets.acestep import seams
+from acestep_otel.targets.seam import Patches
+from tests.conformance.conftest import CPU, HERE
+
+GATEWAY = yaml.safe_load((Path(__file__).parents[2] / "collectors" / "gateway.yaml").read_text("utf-8"))
+SAMPLED = SamplingSettings()
+
+
+def test_starting_an_engine_leaves_the_process_as_it_was(tiny):
+    torch.manual_seed(5)
+    before = (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+        dict(os.environ),
+        torch.set_num_threads,
+        os.sched_getaffinity(0),
+    )
+    backend = VllmBackend(tiny, device=CPU, songs=1)
+    changed = {name for name in os.environ if os.environ[name] != before[3].get(name)}
+    assert not {name for name in changed if name.startswith(("OTEL", "VLLM_ENABLE", "VLLM_LOG", "VLLM_NO"))}
+    assert (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+        torch.set_num_threads,
+        os.sched_getaffinity(0),
+    ) == (*before[:3], *before[4:])
+    backend.unload()
+
+
+def test_b23_unloading_frees_the_engine_and_another_one_can_start(tiny, conditional, unconditional):
+    """In the reference an exit hook keeps the engine for the life of the process."""
+    written = []
+    for _ in range(2):
+        backend = VllmBackend(tiny, device=CPU, songs=1)
+        written.append(backend.generate_codes(conditional, unconditional, 10, SAMPLED, [1]).ids)
+        runner = backend._engine.model_executor.driver_worker.worker.model_runner
+        weights, keys_and_values = weakref.ref(runner.model), weakref.ref(runner.kv_caches[0])
+        del runner
+        with pytest.raises(BackendUnavailable, match="already runs"):
+            VllmBackend(tiny, device=CPU, songs=1)
+        backend.unload()
+        gc.collect()
+        assert weights() is None
+        assert keys_and_values() is None
+    assert written[0] == written[1]
+
+
+def test_a_vllm_for_another_device_says_so(tiny):
+    with pytest.raises(BackendUnavailable, match="built for cpu"):
+        VllmBackend(tiny, device=torch.device("cuda"), songs=1)
+
+
+def test_what_vllm_refuses_is_one_line(tiny):
+    with pytest.raises(BackendUnavailable, match="vLLM refuses to start") as caught:
+        create_planner("vllm", replace(tiny, context_limit=10**6), 1, HERE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def spans():
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    AceStepInstrumentor().instrument(tracer_provider=provider)
+    yield exporter
+    AceStepInstrumentor().uninstrument()
+
+
+@pytest.fixture
+def ranges():
+    """What a profiler run puts around the tracing layer at the same seams."""
+    patches = Patches()
+    patches.apply(seams(ProfilerRanges()))
+    yield
+    patches.remove()
+
+
+def test_vllm_spans_and_timings_join_the_trace(spans, ranges, tiny):
+    planner = create_planner("vllm", tiny, 1, HERE)
+    songwriting.create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=30))
+    planner.backend.unload()
+    finished = {span.name: span for span in spans.get_finished_spans()}
+    root = finished[semconv.CREATE_SAMPLE]
+    requests = [span for span in spans.get_finished_spans() if span.name == "llm_request"]
+    assert len(requests) == 2
+    for request in requests:
+        assert request.parent.span_id == root.context.span_id
+        assert request.context.trace_id == root.context.trace_id
+        assert request.attributes["gen_ai.latency.time_to_first_token"] > 0
+        assert request.attributes[semconv.RUN_ID] == root.attributes[semconv.RUN_ID]
+        # The sampling settings that vLLM sees are not the request's.
+        assert semconv.REQUEST_TOP_P not in request.attributes
+        assert set(request.attributes) <= set(GATEWAY["processors"]["redaction"]["allowed_keys"])
+    assert finished[semconv.LM].attributes[semconv.LM_BACKEND] == "vllm"
+    phase = finished[semconv.LM_COT].attributes
+    assert phase[semconv.LM_CONSTRAINED_DECODING_DURATION] > 0
+    # Two clocks on the same pass: the engine's and the layer's.
+    assert phase[semconv.LM_ENGINE_TIME_TO_FIRST_TOKEN] <= phase[semconv.LM_TIME_TO_FIRST_TOKEN]
+    assert phase[semconv.LM_ENGINE_DECODE_DURATION] > 0
+    assert "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" not in os.environ
+    assert not isinstance(trace.get_tracer_provider(), TracerProvider)

@@ -1,0 +1,134 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from acestep.checkpoints import TINY_LM, ModelSelection, load_planner, require_language_model
+from acestep.errors import BackendUnavailable
+from acestep.gpu_config import gpu_config
+from acestep.placement import Placement
+from acestep.planner.backends import registry
+from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
+from acestep.planner.budget import PlannerBudget
+from acestep.residence import LANGUAGE_MODEL, Residence
+from acestep_otel.cli import main
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Which packages there are; what else is looked for is not there."""
+    names: set[str] = set()
+    monkeypatch.setattr(registry, "find_spec", lambda name: object() if name in names else None)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("device", "packages", "backend"),
+    [
+        (CUDA, {"vllm"}, "vllm"),
+        (CUDA, {"mlx_lm"}, "pt"),
+        (CUDA, set(), "pt"),
+        (MPS, {"mlx_lm"}, "mlx"),
+        (MPS, {"vllm"}, "pt"),
+        (MPS, set(), "pt"),
+        (CPU, {"vllm", "mlx_lm"}, "pt"),
+    ],
+)
+def test_r17_auto_takes_the_best_that_is_installed(installed, device, packages, backend):
+    installed |= packages
+    assert resolve_backend("auto", device) == backend
+
+
+@pytest.mark.parametrize(("name", "device"), [("vllm", CUDA), ("vllm", CPU), ("mlx", MPS), ("mlx", CPU)])
+def test_r14_r16_an_engine_that_is_not_installed_names_the_command_in_one_line(installed, name, device):
+    with pytest.raises(BackendUnavailable) as caught:
+        resolve_backend(name, device)
+    assert str(caught.value) == f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'"
+
+
+@pytest.mark.parametrize(("name", "device"), [("vllm", MPS), ("mlx", CUDA)])
+def test_an_engine_for_other_devices_is_refused_and_not_replaced(installed, name, device):
+    installed |= {"vllm", "mlx_lm"}
+    with pytest.raises(BackendUnavailable, match=f"{name} runs on .* the device is {device.type}"):
+        resolve_backend(name, device)
+
+
+def test_an_explicit_choice_stands(installed):
+    installed |= {"vllm", "mlx_lm"}
+    assert resolve_backend("pt", CUDA) == "pt"
+    assert resolve_backend("vllm", CPU) == "vllm"
+    assert resolve_backend("mlx", CPU) == "mlx"
+
+
+def test_an_unknown_backend_names_those_that_there_are(installed):
+    with pytest.raises(BackendUnavailable, match="'fast': choose auto, vllm, pt, mlx"):
+        resolve_backend("fast", CPU)
+
+
+OFFLOAD = Placement(offload_to_cpu=True)
+AUTOMATIC = Placement(offload_to_cpu=True, automatic_offload=True)
+
+
+def test_an_engine_copies_its_weights_from_the_host():
+    assert storage_device("pt", Residence(CUDA, Placement())) == CUDA
+    assert storage_device("pt", Residence(CUDA, OFFLOAD)) == CPU
+    assert storage_device("vllm", Residence(CUDA, AUTOMATIC)) == CPU
+    assert storage_device("mlx", Residence(MPS, Placement())) == CPU
+
+
+@pytest.mark.parametrize("placement", [OFFLOAD, AUTOMATIC])
+def test_r99_where_models_wait_on_the_host_auto_takes_the_backend_whose_weights_can(installed, placement):
+    installed |= {"vllm"}
+    assert resolve_backend("auto", CUDA, placement) == "pt"
+
+
+def test_r99_an_engine_that_shall_wait_on_the_host_is_refused_by_the_flag_that_says_so(installed):
+    installed |= {"vllm"}
+    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* --offload-to-cpu asks .* --lm-backend pt or auto"):
+        resolve_backend("vllm", CUDA, OFFLOAD)
+
+
+def test_an_engine_that_was_asked_for_stands_where_offload_comes_by_itself(installed):
+    installed |= {"vllm"}
+    assert resolve_backend("vllm", CUDA, AUTOMATIC) == "vllm"
+    tiers = [gpu_config(memory).placement() for memory in (4, 16, 24)]
+    assert [resolve_backend("vllm", CUDA, placement) for placement in tiers] == ["vllm"] * 3
+    assert [resolve_backend("auto", CUDA, placement) for placement in tiers] == ["pt", "pt", "vllm"]
+
+
+def test_an_engine_s_planner_stays_on_its_device(tiny, monkeypatch):
+    monkeypatch.setattr(
+        registry, "_start_mlx", lambda model: SimpleNamespace(name="mlx", budget=PlannerBudget.of(model))
+    )
+    residence = Residence(torch.device("cpu", 0), AUTOMATIC)
+    planner = create_planner("mlx", tiny, 1, residence)
+    assert planner.device == residence.device
+    assert not planner.residence.waits_on_host(LANGUAGE_MODEL)
+    assert create_planner("pt", tiny, 1, residence).residence.waits_on_host(LANGUAGE_MODEL)
+
+
+@pytest.mark.parametrize("name", ["vllm", "mlx"])
+def test_a_broken_installation_says_what_is_missing(tiny, installed, monkeypatch, name):
+    def broken(*_arguments):
+        raise ImportError("no module named 'xyz'")
+
+    monkeypatch.setattr(registry, f"_start_{name}", broken)
+    with pytest.raises(BackendUnavailable, match=f"{name} is installed but cannot be used .*'xyz'.*pip install"):
+        create_planner(name, tiny, 1, Residence(CPU, Placement()))
+
+
+def test_backends_are_looked_for_before_anything_is_loaded(installed):
+    selection = ModelSelection(lm=TINY_LM, device="cpu", lm_backend="mlx")
+    for refuse in (load_planner, require_language_model):
+        with pytest.raises(BackendUnavailable, match="not installed"):
+            refuse(selection)
+
+
+@pytest.mark.parametrize("name", ["vllm", "mlx"])
+def test_r136_r137_the_command_line_says_it_in_one_line(installed, capsys, name):
+    assert main(["--tiny", "--device", "cpu", "--thinking", "--no-progress", "--lm-backend", name]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'\n"
+    )
