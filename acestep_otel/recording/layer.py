@@ -56,9 +56,6 @@ class _Request:
     scrub: Scrubber
     common: Attributes
 
-    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> bool:
-        """Emit a span that a library below measured (``TracingLayer.adopt``); returns whether it did."""
-
 
 class TracingLayer:
     """Everything that instrumentation holds while it is switched on.

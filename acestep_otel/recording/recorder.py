@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+
 from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.settings import Settings
 
@@ -27,3 +30,6 @@ class StageRecorder(Protocol):
 
     def load(self, call: Call, /, *, model: str, role: str, device: torch.device) -> Any:
         """Run a model's loading (``TracingLayer.load``)."""
+
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> bool:
+        """Emit a span that a library below measured (``TracingLayer.adopt``); returns whether it did."""

@@ -12,7 +12,7 @@ from typing import Any
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from acestep_otel.recording.layer import StageRecorder
+from acestep_otel.recording.recorder import StageRecorder
 from acestep_otel.recording.stages import current_recording, never_raises
 from acestep_otel.targets.seam import Seam, Wrapper
 

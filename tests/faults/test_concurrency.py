@@ -109,12 +109,12 @@ def test_a_model_that_is_loaded_beside_a_request_shares_its_memory(traced, tiny_
     gpu = torch.device("cuda", 0)
     allocator, tracker = Allocator(monkeypatch), VramTracker()
     monkeypatch.setattr("acestep_otel.recording.layer.VramTracker", lambda: tracker)
-    monkeypatch.setattr(checkpoints, "load_language_model", lambda selection, device: "model")
+    monkeypatch.setattr(checkpoints, "start_planner", lambda selection, device: "model")
     traced.instrument()
     with tracker.request(gpu):
         tracker.begin(gpu)
         resets = allocator.resets
-        checkpoints.load_language_model(checkpoints.ModelSelection(), gpu)
+        checkpoints.start_planner(checkpoints.ModelSelection(), gpu)
         assert allocator.resets == resets
     AceStepInstrumentor().uninstrument()
     (load,) = traced.named("acestep.model.load")
