@@ -158,9 +158,10 @@ class Worker:
             self._finish(job, "done", songs=len(job.files))
 
     def _finish(self, job: Job, state: str, **details: object) -> None:
-        job.move_to(state, **details)  # type: ignore[arg-type]
         with self._changed:
             finished = [other for other in self._jobs.values() if other.state in FINAL]
-            for old in finished[: max(0, len(finished) - self._kept)]:
+            # Room for this one as well, which is told last: whoever hears of it finds the others gone.
+            for old in finished[: max(0, len(finished) + 1 - self._kept)]:
                 del self._jobs[old.id]
                 shutil.rmtree(self._folder / old.id, ignore_errors=True)
+        job.move_to(state, **details)  # type: ignore[arg-type]
