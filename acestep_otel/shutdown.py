@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-SHUTDOWN_SECONDS: Final = 5.0
-"""The longest that all signals together may delay the exit of the process."""
+SHUTDOWN_SECONDS: Final = 4.0
+"""The longest that all signals together wait, so that an exit is delayed by less than five seconds."""
 _ABORT_SECONDS: Final = 0.5
 """Of these, how long an exporter may take to notice that it was shut down."""
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("acestep_otel")
 
 
 def bound_exit() -> None:
-    """Let the process exit within five seconds whatever the collector does, and flush on SIGTERM too.
+    """Let the process exit within ``SHUTDOWN_SECONDS`` whatever the collector does, and flush on SIGTERM too.
 
     Takes the place of the providers' own shutdown at exit. Processes forked by ``multiprocessing``, which skip the
     exit handlers, deliver at their end as well.

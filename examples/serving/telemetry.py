@@ -67,7 +67,7 @@ class Telemetry:
         FastAPIInstrumentor.instrument_app(app, excluded_urls=UNTRACED, exclude_spans=["receive", "send"])
 
     def close(self) -> None:
-        """Deliver what is queued, within five seconds."""
+        """Deliver what is queued, within ``SHUTDOWN_SECONDS``."""
         AceStepInstrumentor().finish()
         deliver_within(
             SHUTDOWN_SECONDS,

@@ -25,7 +25,7 @@ def test_the_end_of_the_program_delivers_everything(tmp_path):
 
 
 @pytest.mark.parametrize("endpoint", [refusing_endpoint, silent_endpoint])
-def test_a_collector_that_takes_nothing_delays_the_exit_by_five_seconds_at_most(tmp_path, endpoint):
+def test_a_collector_that_takes_nothing_delays_the_exit_by_less_than_five_seconds(tmp_path, endpoint):
     with endpoint() as url, service(tmp_path, "song(); say('done')", url) as running:
         done = running.wait_for("done")
         code, moment = running.end()
