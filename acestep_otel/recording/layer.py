@@ -29,10 +29,10 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.privacy import Scrubber
 from acestep_otel.recording.stages import (
-    UNRECORDED,
     AttributeValue,
     RequestRecording,
     Stage,
+    Unrecorded,
     current_recording,
     inside_request,
     never_raises,
@@ -52,7 +52,7 @@ class _Request:
 
     root: Stage
     span: Span
-    recording: RequestRecording | None
+    recording: RequestRecording | Unrecorded
     scrub: Scrubber
     common: Attributes
 
@@ -107,7 +107,7 @@ class TracingLayer:
         request = None if inside_request() else self._start(name, start)
         if request is None:
             return call.run()
-        recording_token = set_current(request.recording or UNRECORDED)
+        recording_token = set_current(request.recording)
         context_token = otel_context.attach(trace.set_span_in_context(request.span))
         error: BaseException | None = None
         try:
@@ -281,7 +281,7 @@ class TracingLayer:
         # The root's own mark, so that its span is as long as what the metrics record.
         started_ns = host.time_of(root.start)
         span = self._tracer.start_span(name, start_time=started_ns, attributes={**common, **start.attributes})
-        recording = None
+        recording: RequestRecording | Unrecorded = Unrecorded()
         if span.is_recording():
             recording = RequestRecording(
                 root,
@@ -302,7 +302,8 @@ class TracingLayer:
             return
         self._count_active(request, -1)
         recording = request.recording
-        if recording is None:
+        if isinstance(recording, Unrecorded):
+            recording.is_over = True
             self._finish_unrecorded(request, error)
             return
         # What the end could not read is missing on the root, and is no reason to lose the trace.

@@ -7,9 +7,10 @@ in here loses telemetry, not a song.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -118,6 +119,11 @@ class RequestRecording:
         return next((stage for stage in reversed(self._open) if stage.name == name), None)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the request has ended, or the process did not wait for its end."""
+        return not self._open
+
+    @property
     def reached(self) -> bool:
         """Whether the device has done everything that was marked."""
         return self._latest is None or self.clock.reached(self._latest)
@@ -128,25 +134,58 @@ class RequestRecording:
 
 
 class Unrecorded:
-    """Stands in for the recording of a request that was sampled out."""
+    """Stands in for the recording of a request that was sampled out.
+
+    Attributes:
+        is_over: whether the request has ended.
+    """
+
+    is_over = False
 
 
-UNRECORDED: Final = Unrecorded()
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A request, and the thread that runs it.
 
-_current: ContextVar[RequestRecording | Unrecorded | None] = ContextVar("acestep_otel_recording", default=None)
+    A task or thread that was started inside a request has a copy of its context, and may outlive it.
+    """
 
-set_current: Final = _current.set
+    request: RequestRecording | Unrecorded
+    thread: int
+
+
+_current: ContextVar[_Running | None] = ContextVar("acestep_otel_recording", default=None)
+
 reset_current: Final = _current.reset
 
 
+def set_current(request: RequestRecording | Unrecorded) -> Token[_Running | None]:
+    """From now on this context runs a request, in this thread."""
+    return _current.set(_Running(request, threading.get_ident()))
+
+
+def take_over() -> None:
+    """Go on with the request of a copied context in this thread, while its own waits."""
+    running = _current.get()
+    if running is not None:
+        _current.set(replace(running, thread=threading.get_ident()))
+
+
+def _request_here() -> RequestRecording | Unrecorded | None:
+    running = _current.get()
+    if running is None or running.request.is_over or running.thread != threading.get_ident():
+        return None
+    return running.request
+
+
 def inside_request() -> bool:
-    """Whether this context is running a request, recorded or not."""
-    return _current.get() is not None
+    """Whether this context is running a request, recorded or not, in this thread."""
+    return _request_here() is not None
 
 
 def current_recording() -> RequestRecording | None:
-    """The recording of the request that this context is running; ``None`` when there is none."""
-    current = _current.get()
+    """The recording of the request that this context is running in this thread; ``None`` when there is none."""
+    current = _request_here()
     return current if isinstance(current, RequestRecording) else None
 
 
@@ -164,3 +203,12 @@ def never_raises(
             return None
 
     return guarded
+
+
+@never_raises
+def running_phase() -> tuple[RequestRecording, PhaseRecord] | None:
+    """The recording of the current request and the planner phase that it is in; ``None`` outside of one."""
+    recording = current_recording()
+    if recording is None or recording.innermost.phase is None:
+        return None
+    return recording, recording.innermost.phase

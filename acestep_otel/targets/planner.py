@@ -12,7 +12,7 @@ from acestep_otel.recording.call import Attributes, Call
 from acestep_otel.recording.clock import Mark
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.recorder import StageRecorder
-from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage, current_recording, never_raises
+from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage, never_raises, running_phase
 from acestep_otel.targets.seam import Seam, Wrapper
 
 if TYPE_CHECKING:
@@ -131,20 +131,13 @@ def _phase(layer: StageRecorder, name: str) -> Wrapper:
     return wrapper
 
 
-def _running_phase() -> tuple[RequestRecording, PhaseRecord] | None:
-    recording = current_recording()
-    if recording is None or recording.innermost.phase is None:
-        return None
-    return recording, recording.innermost.phase
-
-
 @never_raises
 def _mark(recording: RequestRecording) -> Mark:
     return recording.clock.mark()
 
 
 def _prefill(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = _running_phase()
+    running = running_phase()
     if running is None:
         return wrapped(*args, **kwargs)
     recording, phase = running
@@ -157,7 +150,7 @@ def _prefill(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...],
 
 
 def _decode_pass(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = _running_phase()
+    running = running_phase()
     result = wrapped(*args, **kwargs)
     if running is not None:
         recording, phase = running
@@ -167,7 +160,7 @@ def _decode_pass(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, .
 
 
 def _constrained(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = _running_phase()
+    running = running_phase()
     if running is None:
         return wrapped(*args, **kwargs)
     start_ns = time.perf_counter_ns()

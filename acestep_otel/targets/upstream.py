@@ -16,7 +16,15 @@ from acestep_otel import semconv
 from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.recording.layer import TracingLayer
 from acestep_otel.recording.phase import PhaseRecord
-from acestep_otel.recording.stages import AttributeValue, Stage, current_recording, inside_request, never_raises
+from acestep_otel.recording.stages import (
+    AttributeValue,
+    Stage,
+    current_recording,
+    inside_request,
+    never_raises,
+    running_phase,
+    take_over,
+)
 from acestep_otel.settings import Detail
 from acestep_otel.targets.devices import device_named
 from acestep_otel.targets.loan import LoanedMethods
@@ -160,12 +168,16 @@ class _Handler:
             self._layer.end(semconv.DIT, lambda loop: {semconv.DIT_STEPS: len(loop.children)} if loop.children else {})
             return result
 
+        def run_for_caller() -> Any:
+            take_over()
+            return run()
+
         callers = self._contexts.get(instance, [])
         # With two callers at once nobody can say whose thread this is: no span rather than one in the wrong trace.
         if inside_request() or len(callers) != 1:
             return run()
         # A context cannot be entered twice, so the thread gets a copy of its caller's.
-        return callers[0].copy().run(run)
+        return callers[0].copy().run(run_for_caller)
 
     def decode(self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The decode of all tiles; of nested ones the outermost counts."""
@@ -248,10 +260,10 @@ def _phase_name(call: Call) -> str | None:
 
 def _engine_step(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One pass of the engine: it says how many tokens were read (above zero) or written (below)."""
-    recording = current_recording()
-    phase = None if recording is None else recording.innermost.phase
-    if recording is None or phase is None:
+    running = running_phase()
+    if running is None:
         return wrapped(*args, **kwargs)
+    recording, phase = running
     mark = never_raises(recording.clock.mark)
     start = mark()
     outputs, tokens = wrapped(*args, **kwargs)

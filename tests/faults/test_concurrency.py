@@ -3,9 +3,11 @@
 import asyncio
 import contextvars
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 from acestep import inference
 from acestep.inference import generate_music
@@ -14,9 +16,10 @@ from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording.vram import VramTracker
 from tests.allocator import Allocator
-from tests.tracing import tree
+from tests.tracing import Traced, tree
 
 SONG = GenerationRequest(caption="a song", duration=10, seeds=(7,), inference_steps=2)
+THINKING = replace(SONG, thinking=True)
 STAGES = ["acestep.condition", ("acestep.dit", ["acestep.dit.step"] * 2), ("acestep.vae.decode", ["acestep.vae.tile"])]
 
 
@@ -68,6 +71,61 @@ def test_a_generator_that_is_resumed_elsewhere_leaves_no_context_behind(traced, 
     assert trees(traced) == [[("generate_music", STAGES)]] * 2
     generate_music(tiny_models, SONG)
     assert traced.named("generate_music")[-1].parent is None
+
+
+class Callback:
+    """Keeps a copy of the context that it is first called in, as a task does that it starts."""
+
+    def __init__(self, work=lambda: None):
+        self.work = work
+        self.context = None
+
+    def __call__(self, _progress):
+        if self.context is None:
+            self.context = contextvars.copy_context()
+            self.work()
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_task_that_outlives_its_request_makes_songs_of_its_own(tiny_models, sampled):
+    """Its context says still that the request runs."""
+    plain = generate_music(tiny_models, THINKING)
+    traced = Traced(ALWAYS_ON if sampled else ALWAYS_OFF)
+    traced.instrument()
+    try:
+        callback = Callback()
+        generate_music(tiny_models, SONG, progress=callback)
+        song = callback.context.run(generate_music, tiny_models, THINKING)
+    finally:
+        AceStepInstrumentor().uninstrument()
+    assert torch.equal(song.songs[0].audio, plain.songs[0].audio)
+    assert sum(point.value for point in traced.metric(semconv.REQUESTS)) == 2
+    assert len(traced.named("generate_music")) == (2 if sampled else 0)
+
+
+def test_a_thread_that_is_started_inside_a_request_crosses_no_stages_with_it(traced, tracer, tiny_models):
+    def song_beside():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(contextvars.copy_context().run, generate_music, tiny_models, SONG).result()
+
+    generate_music(tiny_models, SONG, progress=Callback(song_beside))
+    outer = next(span for span in traced.named("generate_music") if span.parent is None)
+    beside = next(span for span in traced.named("generate_music") if span.parent is not None)
+    assert beside.parent.span_id == outer.context.span_id
+    for song in (outer, beside):
+        stages = [span for span in traced.spans if span.parent and span.parent.span_id == song.context.span_id]
+        own = [span.name for span in stages if span is not beside]
+        assert own == ["acestep.condition", "acestep.dit", "acestep.vae.decode"]
+
+
+def test_a_song_goes_on_when_tracing_is_finished_under_it(traced, tiny_models):
+    """At the end of a process a thread may still be at work, here in a pass of the language model."""
+    plain = generate_music(tiny_models, THINKING)
+    traced.instrument()
+    song = generate_music(tiny_models, THINKING, progress=Callback(AceStepInstrumentor().finish))
+    assert torch.equal(song.songs[0].audio, plain.songs[0].audio)
+    (root,) = traced.named("generate_music")
+    assert root.attributes[semconv.TRUNCATED]
 
 
 def test_instrumenting_twice_traces_once_and_is_taken_off_once(traced, tiny_models):
