@@ -14,19 +14,22 @@ from opentelemetry.trace import StatusCode
 
 from acestep import checkpoints, inference, songwriting
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
-from acestep.errors import OutOfMemory
+from acestep.errors import AceStepError, AudioReadError, InvalidRequest, OutOfMemory
 from acestep.inference import create_sample, format_sample, generate_music, understand_music
 from acestep.placement import Placement
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
+from acestep.planner.prompts import Prompts
 from acestep.planner.songwriter import Songwriter
+from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
 from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
 from acestep.residence import Residence, stored_bytes
+from acestep.songwriting import understand_recording
 from acestep.synthetic.language_model import build_language_model
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import GenerationRequest, SongMetadata, SongwritingSettings
+from acestep.types import GenerationRequest, SamplingSettings, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import calibrate_guidance, warmup
@@ -172,6 +175,32 @@ def test_wishes_and_drafts_stay_off_spans_unless_asked_for(traced, tiny_models, 
     captured = {semconv.QUERY, semconv.CAPTION, semconv.LYRICS} & set(traced.named(verb)[-1].attributes)
     expected = {"create_sample": {semconv.QUERY}, "format_sample": {semconv.CAPTION, semconv.LYRICS}}
     assert captured == expected.get(verb, set())
+
+
+def test_a_recording_s_name_stays_off_spans(traced, tiny_models, tmp_path):
+    encoder = AudioEncoder(AudioEncoderModels.of(tiny_models.renderer.models), tiny_models.renderer.residence)
+    traced.instrument()
+    with pytest.raises(AudioReadError, match="nobody may see"):
+        understand_recording(tiny_models.planner, encoder, tmp_path / "what nobody may see.wav")
+    (root,) = traced.named("understand_music")
+    assert root.events
+    assert str(tmp_path) not in root.to_json()
+    assert "nobody may see" not in root.to_json()
+
+
+def test_what_the_unconditional_prompt_says_stays_off_spans(traced, tiny_models, monkeypatch):
+    negative = "no drums that anybody could hear"
+
+    def quotes_it(*_args, **_kwargs):
+        raise InvalidRequest(f"{negative!r} cannot be said")
+
+    monkeypatch.setattr(Prompts, "unconditional_codes", quotes_it)
+    traced.instrument()
+    with pytest.raises(InvalidRequest):
+        generate_music(tiny_models, replace(SONG, sampling=SamplingSettings(negative_prompt=negative)))
+    (root,) = traced.named("generate_music")
+    assert root.events
+    assert "that anybody" not in "".join(span.to_json() for span in traced.spans)
 
 
 def test_encoding_a_source_and_a_reference_is_part_of_the_conditions(traced, tiny_models, tmp_path):
@@ -441,6 +470,19 @@ def test_loading_is_a_span_per_model(traced):
         (TINY_DIT, "renderer"),
         (TINY_LM, "planner"),
     }
+
+
+def test_a_load_that_fails_says_why_without_the_path(traced, tmp_path):
+    folder = tmp_path / "what nobody may see"
+    folder.mkdir()
+    traced.instrument()
+    with pytest.raises(AceStepError, match="nobody may see"):
+        checkpoints.load_models(ModelSelection(dit=str(folder), lm=None, device="cpu"))
+    (load,) = traced.named("acestep.model.load")
+    (event,) = load.events
+    assert load.status.status_code is StatusCode.ERROR
+    assert load.attributes[semconv.ERROR_TYPE] in event.attributes["exception.type"]
+    assert str(folder) not in str(event.attributes)
 
 
 def test_the_request_joins_the_caller_s_trace(traced, tiny_models):

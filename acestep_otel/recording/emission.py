@@ -211,6 +211,20 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return type(error).__name__ in _OUT_OF_MEMORY
 
 
+def record_failure(span: Span, error: BaseException, scrub: Scrubber, timestamp_ns: int | None = None) -> None:
+    """Say on a span what ended it.
+
+    Args:
+        span: still open.
+        error: that passed through.
+        scrub: removes what the user wrote from its message.
+        timestamp_ns: Unix nanoseconds; now when not given.
+    """
+    span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
+    span.record_exception(error, scrub.event(error), timestamp=timestamp_ns, escaped=True)
+    span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+
+
 def metric_attributes(stage: Stage, model: AttributeValue) -> dict[str, AttributeValue]:
     """What a stage's metrics may carry; each metric takes those that its definition lists.
 
@@ -315,9 +329,6 @@ def _planner_attributes(node: _Resolved) -> Iterator[tuple[str, AttributeValue]]
 
 
 def _close(span: Span, node: _Resolved, scrub: Scrubber) -> None:
-    error = node.stage.error
-    if error is not None:
-        span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
-        span.record_exception(error, scrub.event(error), timestamp=node.end_ns, escaped=True)
-        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+    if node.stage.error is not None:
+        record_failure(span, node.stage.error, scrub, node.end_ns)
     span.end(end_time=node.end_ns)

@@ -23,7 +23,7 @@ from acestep_otel.recording.annotations import current_annotations, is_measured
 from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
 from acestep_otel.recording.deferral import Deferral
-from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes
+from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes, record_failure
 from acestep_otel.recording.hardware import GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
@@ -207,16 +207,30 @@ class TracingLayer:
         if found is not None:
             self._describe(stage, lambda: found(stage))
 
-    def load(self, call: Call, *, model: str, role: str, device: torch.device) -> Any:
-        """Run a model's loading in a span of its own, below whatever span is current."""
+    def load(self, call: Call, *, model: str, role: str, device: torch.device, user_texts: tuple[str, ...] = ()) -> Any:
+        """Run a model's loading in a span of its own, below whatever span is current.
+
+        Args:
+            call: what to run.
+            model: its name.
+            role: what it is for.
+            device: that it is loaded for.
+            user_texts: what must not appear in exception messages.
+        """
         self._gpus.add(device)
         attributes = {**self._common(), semconv.MODEL_NAME: model, semconv.MODEL_ROLE: role, semconv.CLOCK: "host"}
         # Loading beside a running request uses the same memory counters, so it counts as one more request.
         with nullcontext() if inside_request() else self._vram.request(device):
             never_raises(self._vram.begin)(device)
             start_ns = time.perf_counter_ns()
-            with self._tracer.start_as_current_span(semconv.MODEL_LOAD, attributes=attributes) as span:
-                result = call.run()
+            with self._tracer.start_as_current_span(
+                semconv.MODEL_LOAD, attributes=attributes, record_exception=False, set_status_on_exception=False
+            ) as span:
+                try:
+                    result = call.run()
+                except BaseException as error:
+                    never_raises(record_failure)(span, error, Scrubber(user_texts))
+                    raise
                 seconds = (time.perf_counter_ns() - start_ns) / 1e9
                 self._loaded(span, seconds, model, device)
                 return result

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 REDACTED: Final = "[redacted]"
@@ -13,6 +14,13 @@ _SHORTEST_QUOTE: Final = 4
 """Texts below this length are too common to be told from the rest of a message."""
 _QUOTED_WORDS: Final = 3
 """So many words in a row, in the user's order, are a quotation, also where the rest was cut off."""
+
+
+def file_names(*paths: str | Path | None) -> Iterator[str]:
+    """The ways in which a message may quote the files that a user named."""
+    for path in paths:
+        if path:
+            yield from (str(path), str(Path(path).absolute()), Path(path).name)
 
 
 class Scrubber:

@@ -28,7 +28,9 @@ class StageRecorder(Protocol):
     def stage(self, name: str, call: Call, /, *args: Any, **details: Any) -> Any:
         """Run a call as a stage of the current request (``TracingLayer.stage``)."""
 
-    def load(self, call: Call, /, *, model: str, role: str, device: torch.device) -> Any:
+    def load(
+        self, call: Call, /, *, model: str, role: str, device: torch.device, user_texts: tuple[str, ...] = ()
+    ) -> Any:
         """Run a model's loading (``TracingLayer.load``)."""
 
     def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> bool:

@@ -7,13 +7,14 @@ layer's sake.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acestep_otel import semconv
 from acestep_otel.recording.call import Attributes, Call, RequestStart
+from acestep_otel.recording.privacy import file_names
 from acestep_otel.recording.recorder import StageRecorder
 from acestep_otel.recording.stages import AttributeValue, Stage, never_raises
 from acestep_otel.settings import Detail
@@ -72,14 +73,13 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
     return RequestStart(
         device=models.device,
         attributes=_request_attributes(models, request, capture_content),
-        user_texts=(request.caption, request.lyrics, *_file_names(request)),
+        user_texts=(
+            request.caption,
+            request.lyrics,
+            request.sampling.negative_prompt,
+            *file_names(request.src_audio, request.reference_audio),
+        ),
     )
-
-
-def _file_names(request: GenerationRequest) -> Iterator[str]:
-    for path in (request.src_audio, request.reference_audio):
-        if path is not None:
-            yield from (str(path), path.name)
 
 
 def _request_attributes(models: Models, request: GenerationRequest, capture_content: bool) -> dict[str, AttributeValue]:
@@ -120,9 +120,11 @@ def _result_attributes(result: GenerationResult) -> Attributes:
 def _load(layer: StageRecorder, role: str, field: str) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
+        named = str(getattr(call.arguments["selection"], field))
+        model = Path(named).absolute().name
         # A model may be named by a path, which is nobody's business but the user's.
-        model = Path(str(getattr(call.arguments["selection"], field))).absolute().name
-        return layer.load(call, model=model, role=role, device=call.arguments["device"])
+        private = () if model == named else tuple(file_names(named))
+        return layer.load(call, model=model, role=role, device=call.arguments["device"], user_texts=private)
 
     return wrapper
 

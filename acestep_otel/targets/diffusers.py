@@ -49,6 +49,7 @@ def _request(layer: TracingLayer) -> Wrapper:
 def _request_start(call: Call, capture_content: bool) -> RequestStart:
     arguments, pipeline = call.arguments, call.instance
     captions, lyrics = _texts(arguments["prompt"]), _texts(arguments["lyrics"])
+    instructions = _texts(arguments["instruction"] or "")
     songs = len(captions)
     attributes: dict[str, AttributeValue] = {
         semconv.OPERATION_NAME: "generate_content",
@@ -70,7 +71,7 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(arguments["audio_duration"])
     if capture_content:
         attributes[semconv.CAPTION], attributes[semconv.LYRICS] = "\n".join(captions), "\n".join(lyrics)
-    return RequestStart(device_named(str(pipeline._execution_device)), attributes, (*captions, *lyrics))
+    return RequestStart(device_named(str(pipeline._execution_device)), attributes, (*captions, *lyrics, *instructions))
 
 
 def _texts(value: str | list[str]) -> list[str]:

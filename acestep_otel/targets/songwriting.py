@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
 from acestep_otel.recording.call import Attributes, Call, RequestStart
+from acestep_otel.recording.privacy import file_names
 from acestep_otel.recording.recorder import StageRecorder
 from acestep_otel.recording.stages import AttributeValue, never_raises
 from acestep_otel.targets.seam import Seam, Wrapper
@@ -61,6 +62,7 @@ def _root(
     def start_of(call: Call) -> RequestStart:
         planner: Planner = call.arguments["planner"]
         written = {parameter: str(call.arguments[parameter]) for parameter in texts}
+        recording = file_names(call.arguments.get("recording"))
         attributes: dict[str, AttributeValue] = {
             semconv.OPERATION_NAME: "generate_content",
             semconv.PROVIDER_NAME: "ace_step",
@@ -76,7 +78,7 @@ def _root(
             attributes[length] = len(text)
             if layer.settings.capture_content:
                 attributes[content] = text
-        return RequestStart(device=planner.device, attributes=attributes, user_texts=tuple(written.values()))
+        return RequestStart(device=planner.device, attributes=attributes, user_texts=(*written.values(), *recording))
 
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)

@@ -16,6 +16,7 @@ from acestep_otel import semconv
 from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.recording.layer import TracingLayer
 from acestep_otel.recording.phase import PhaseRecord
+from acestep_otel.recording.privacy import file_names
 from acestep_otel.recording.stages import (
     AttributeValue,
     Stage,
@@ -85,8 +86,10 @@ def _song(layer: TracingLayer) -> Wrapper:
         }
         if params.duration and params.duration > 0:
             attributes[semconv.AUDIO_DURATION_REQUESTED] = float(params.duration)
-        files = [str(path) for path in (params.src_audio, params.reference_audio) if path]
-        return RequestStart(device_named(str(handler.device)), attributes, (params.caption, params.lyrics, *files))
+        # Not in all versions.
+        others = (str(getattr(params, name, "")) for name in ("instruction", "lm_negative_prompt"))
+        texts = (params.caption, params.lyrics, *others, *file_names(params.src_audio, params.reference_audio))
+        return RequestStart(device_named(str(handler.device)), attributes, texts)
 
     return _root(layer, semconv.GENERATE_MUSIC, start_of, _made)
 
