@@ -58,6 +58,7 @@ COMPARED: Final = (
 )
 ALLOWED_SHARE: Final = 0.02
 ALLOWED_SECONDS: Final = 50e-6
+_PATIENCE_SECONDS: Final = 10.0
 
 
 class RangedLayer(TracingLayer):
@@ -153,12 +154,15 @@ def main() -> None:
         patches.apply(acestep.seams(layer))
         stack.callback(patches.remove)
         make_songs(models, song, options.streams)
+        # Spans of a song that came back before the device was done follow later.
+        layer.finish(_PATIENCE_SECONDS)
         exporter.clear()
         with profile(
             activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
             experimental_config=_ExperimentalConfig(profile_all_threads=True),
         ) as profiler:
             make_songs(models, song, options.streams)
+        layer.finish(_PATIENCE_SECONDS)
         profiler.export_chrome_trace(str(folder / "trace.json"))
         kernels = device_intervals(load_events(folder / "trace.json"), RANGE)
 

@@ -114,6 +114,8 @@ class CudaEventClock:
         deadline = time.perf_counter_ns() + _COMPLETION_TIMEOUT_NS
         for mark, host_ns in zip(marks, self._host.resolve(marks), strict=True):
             if mark.event is None or anchor is None or not _completed(mark.event, deadline):
+                # Whoever looks at the mark shall see which clock it was.
+                mark.event = None
                 times.append(host_ns)
                 continue
             times.append(anchor_ns - round(mark.event.elapsed_time(anchor) * 1e6))

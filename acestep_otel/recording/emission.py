@@ -137,7 +137,9 @@ class _Emission:
         """Everything that is known about a stage."""
         stage = node.stage
         yield from stage.attributes.items()
-        yield semconv.CLOCK, self._clock_name if stage.device_clock else HOST
+        assert stage.end is not None
+        on_device = None not in (stage.start.event, stage.end.event)
+        yield semconv.CLOCK, self._clock_name if on_device else HOST
         if stage.device_clock:
             yield semconv.HOST_DURATION, node.host_seconds
         if stage.vram is not None:

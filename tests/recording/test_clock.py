@@ -96,6 +96,7 @@ def test_an_anchor_that_does_not_complete_falls_back_to_host_time():
     marks = [Mark(1_000, device.take()), Mark(4_000, device.take())]
     first, second = clock.resolve(marks)
     assert second - first == 3_000
+    assert [mark.event for mark in marks] == [None, None]
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "meta"])

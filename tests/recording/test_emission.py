@@ -13,7 +13,7 @@ from opentelemetry.trace import StatusCode
 
 from acestep.errors import OutOfMemory
 from acestep_otel import semconv
-from acestep_otel.recording.clock import HostClock, Mark
+from acestep_otel.recording.clock import CUDA_EVENT, HostClock, Mark
 from acestep_otel.recording.emission import Emitter
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
@@ -38,10 +38,10 @@ class Bench:
         self.emitter = Emitter(self.tracer, Instruments(MeterProvider([self.reader]).get_meter("test")), detail)
         self.detail = detail
 
-    def emit(self, build, scrub=(), **common):
+    def emit(self, build, scrub=(), clock=HostClock, **common):
         request = Stage(semconv.GENERATE_MUSIC, Mark(0), device_clock=False, end=Mark(1_000 * MS))
         request.attributes[semconv.REQUEST_MODEL] = "acestep-v15-tiny"
-        recording = RequestRecording(request, clock=HostClock(), device=CPU, detail=self.detail, vram=VramTracker())
+        recording = RequestRecording(request, clock=clock(), device=CPU, detail=self.detail, vram=VramTracker())
         build(request)
         root = self.tracer.start_span(semconv.GENERATE_MUSIC, start_time=recording.clock.resolve([Mark(0)])[0])
         self.emitter.emit(recording, root, Scrubber(scrub), {semconv.RUN_ID: "run", **common})
@@ -55,6 +55,12 @@ class Bench:
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
+
+
+class EventClock(HostClock):
+    """A CUDA device's by its name; the test gives marks their events."""
+
+    name = CUDA_EVENT
 
 
 def add(parent: Stage, name: str, start: int, end: int, **fields) -> Stage:
@@ -96,6 +102,18 @@ def test_the_tree_is_emitted_under_the_root_with_the_times_of_its_marks():
     assert step.attributes[semconv.DIT_STEP_INDEX] == 0
     assert step.attributes[semconv.CLOCK] == "host"
     assert all(span.attributes[semconv.RUN_ID] == "run" for span in spans.values())
+
+
+@pytest.mark.parametrize("unread", ["start", "end", None])
+def test_a_span_names_the_clock_that_its_times_were_read_from(unread):
+    def build(root):
+        stage = add(root, semconv.DIT, 10 * MS, 20 * MS)
+        for side in {"start", "end"} - {unread}:
+            getattr(stage, side).event = object()
+
+    spans = Bench().emit(build, clock=EventClock)
+    assert spans[semconv.DIT].attributes[semconv.CLOCK] == ("host" if unread else "cuda_event")
+    assert spans[semconv.GENERATE_MUSIC].attributes[semconv.CLOCK] == "host"
 
 
 @given(st.lists(st.tuples(st.integers(-50, 1_100), st.integers(-50, 1_100)), max_size=8))

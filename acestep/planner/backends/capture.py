@@ -28,14 +28,16 @@ class CapturedCall:
 
     def __init__(self, function: TensorFunction, *examples: torch.Tensor) -> None:
         self._inputs = [example.clone() for example in examples]
-        # What is made on first use (kernels, workspaces) must not be made while recording.
-        function(*self._inputs)
         # PyTorch's stubs leave graphs untyped.
         cuda: Any = torch.cuda
         self._graph = cuda.CUDAGraph()
-        # Other threads go on using the device.
-        with cuda.device(examples[0].device), cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._output = function(*self._inputs)
+        # Kernels of Triton run on the current device, wherever their tensors are.
+        with cuda.device(examples[0].device):
+            # What is made on first use (kernels, workspaces) must not be made while recording.
+            function(*self._inputs)
+            # Other threads go on using the device.
+            with cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._output = function(*self._inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Copy the inputs and replay."""
