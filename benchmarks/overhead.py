@@ -3,6 +3,8 @@
     python -m benchmarks.overhead                                                              # tiny models, CPU
     python -m benchmarks.overhead --device cuda --weights synthetic --compile --duration 240   # true size, GPU
 
+A round is sixteen cases of three songs each: `--minutes` ends a run with the rounds that are complete by then.
+
 All cases take turns in one process, in another order each round, and each song is compared with the untraced song of
 its own round. Four figures, per song:
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import random
 import statistics
 import sys
@@ -133,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--rounds", type=int, default=15, help="songs of each case that are compared")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after these no further round begins")
     options = parser.parse_args()
     # The dead collector is meant to be dead.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
@@ -153,14 +157,15 @@ def main() -> None:
         order = random.Random(0)
         plain: list[Sample] = []
         samples: dict[Case, list[Sample]] = {case: [] for case in cases}
-        for _ in range(options.rounds):
+        deadline = time.monotonic() + 60 * options.minutes
+        while len(plain) < options.rounds and (not plain or time.monotonic() < deadline):
             plain.append(measured(models, song))
             for case in order.sample(cases, len(cases)):
                 with case.instrumented():
                     samples[case].append(measured(models, song))
         rows = [summary(case, samples[case], plain) for case in cases]
     song_seconds = statistics.median(sample.wall for sample in plain)
-    print(f"song without tracing: {song_seconds:.3f} s, {options.rounds} rounds; milliseconds per song")
+    print(f"song without tracing: {song_seconds:.3f} s, {len(plain)} rounds; milliseconds per song")
     titles = ("added p50", "added p99", "in layer p50", "in layer p99", "share", "CPU", "blocks")
     print(f"{'detail':12} {'collector':10}" + "".join(f"{title:>14}" for title in titles))
     for row in rows:
@@ -172,7 +177,7 @@ def main() -> None:
             f"{row['added_blocks']:.0f}",
         )
         print(f"{row['detail']:12} {row['collector']:10}" + "".join(f"{figure:>14}" for figure in figures))
-    result = {"rounds": options.rounds, "song_median_seconds": song_seconds, "rows": rows}
+    result = {"rounds": len(plain), "song_median_seconds": song_seconds, "rows": rows}
     write_result(options.output, {"environment": environment(), **result})
 
 

@@ -70,6 +70,7 @@ class TracingLayer:
         self._instruments = Instruments(meter)
         self._emitter = Emitter(tracer, self._instruments, settings.detail)
         self._gpus = GpuWatch(meter)
+        self._running: dict[int, _Request] = {}
         self._start_afresh(run_id)
         if hasattr(os, "register_at_fork"):
             # The hook cannot be taken off again, so it must not keep the layer alive.
@@ -82,7 +83,9 @@ class TracingLayer:
         self._clocks = Clocks()
         self._vram = VramTracker()
         self._deferral = Deferral()
-        self._running: dict[int, _Request] = {}
+        for request in self._running.values():
+            request.recording.abandon()
+        self._running.clear()
         self._gpus.forget()
 
     def request(
@@ -317,7 +320,7 @@ class TracingLayer:
         self._count_active(request, -1)
         recording = request.recording
         if isinstance(recording, Unrecorded):
-            recording.is_over = True
+            recording.abandon()
             self._finish_unrecorded(request, error)
             return
         # What the end could not read is missing on the root, and is no reason to lose the trace.

@@ -123,6 +123,10 @@ class RequestRecording:
         """Whether the request has ended, or the process did not wait for its end."""
         return not self._open
 
+    def abandon(self) -> None:
+        """Be over without an end."""
+        self._open.clear()
+
     @property
     def reached(self) -> bool:
         """Whether the device has done everything that was marked."""
@@ -141,6 +145,10 @@ class Unrecorded:
     """
 
     is_over = False
+
+    def abandon(self) -> None:
+        """Be over."""
+        self.is_over = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -126,6 +128,28 @@ def test_a_song_goes_on_when_tracing_is_finished_under_it(traced, tiny_models):
     assert torch.equal(song.songs[0].audio, plain.songs[0].audio)
     (root,) = traced.named("generate_music")
     assert root.attributes[semconv.TRUNCATED]
+
+
+def test_a_child_that_is_forked_inside_a_request_traces_songs_of_its_own(traced, tracer, tiny_models):
+    reading, writing = os.pipe()
+
+    def fork():
+        if child := os.fork():
+            os.waitpid(child, 0)
+            return
+        try:
+            generate_music(tiny_models, SONG)
+            os.write(writing, json.dumps(trees(traced)).encode())
+        finally:
+            os._exit(0)
+
+    generate_music(tiny_models, SONG, progress=Callback(fork))
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        in_child = json.load(told)
+    expected = json.loads(json.dumps([[("generate_music", STAGES)]]))
+    assert in_child == expected
+    assert json.loads(json.dumps(trees(traced))) == expected
 
 
 def test_instrumenting_twice_traces_once_and_is_taken_off_once(traced, tiny_models):
