@@ -119,6 +119,15 @@ def test_kernels_that_fail_are_not_used_and_a_warning_says_so(tiny, caplog, monk
     assert len(backend.generate_codes([1, 2, 3], None, 2, GREEDY, [1]).ids[0]) == 2
 
 
+def test_a_choice_that_cannot_be_recorded_keeps_the_kernels_off(tiny: LanguageModel, caplog, monkeypatch) -> None:
+    def unrecordable(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(workspace, "captured", unrecordable)
+    assert not kernels_agree(tiny)
+    assert "capturing" in caplog.text
+
+
 def test_running_out_of_memory_says_nothing_about_the_kernels(tiny: LanguageModel, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from acestep.planner.backends import COMPOSING
 from acestep.planner.backends.cache import KeyValueCache
 from acestep.planner.backends.capture import TensorFunction, captured
 from acestep.planner.backends.choices import TokenChoice
@@ -19,7 +20,7 @@ from acestep.planner.backends.fused import FusedForward, can_fuse, weight_addres
 from acestep.planner.budget import rounded_positions
 from acestep.planner.grammar import AllowedTokens
 from acestep.planner.models import LanguageModel
-from acestep.planner.sampling import sample
+from acestep.planner.sampling import item_keys, sample
 from acestep.types import SamplingSettings
 
 logger = logging.getLogger(__name__)
@@ -153,21 +154,23 @@ class Workspace:
 def kernels_agree(model: LanguageModel) -> bool:
     """Whether passes in kernels of our own give what the body gives, with this GPU, its driver and its Triton.
 
-    Compared are the hidden states of a few tokens behind a prompt: two rows of one token, and one row of a chunk.
-    When they differ, or the kernels cannot be built, a warning says so.
+    Compared are the hidden states of a few tokens behind a prompt: two rows of one token, and one row of a chunk; and
+    the code that a guided song then draws, with the choice recorded and not. When they differ, or the kernels cannot be
+    built or recorded, a warning says so.
     """
     try:
         states = [_hidden_behind_prompts(model, fuse) for fuse in (False, True)]
         difference = float((states[1] - states[0]).norm() / states[0].norm())
+        codes = [_guided_code(model, fuse, states[0][:2]) for fuse in (False, True)]
     except torch.OutOfMemoryError:
         raise
     # Whatever else a compiler or driver raises: the body of transformers still works.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     else:
-        if difference < _TOLERANCE:
+        if difference < _TOLERANCE and codes[0] == codes[1]:
             return True
-        reason = f"their hidden states differ by {difference:.1%}"
+        reason = f"their hidden states differ by {difference:.1%}, and codes {codes} are drawn"
     logger.warning("the language model decodes without its own kernels, many times slower: %s", reason)
     return False
 
@@ -181,6 +184,13 @@ def _hidden_behind_prompts(model: LanguageModel, fuse: bool) -> torch.Tensor:
     hidden = [pair.hidden.float()]
     single.advance(torch.tensor([[5, 6, 7]], device=model.device))
     return torch.cat([*hidden, single.hidden.float()])
+
+
+@torch.inference_mode()
+def _guided_code(model: LanguageModel, fuse: bool, hidden: torch.Tensor) -> int:
+    workspace = Workspace(model, fuse)
+    inputs = hidden.to(model.dtype), item_keys(0, COMPOSING, 1).to(model.device)
+    return int(workspace.choice(workspace.codes(), SamplingSettings(), *inputs)(*inputs))
 
 
 def start_apart(model: LanguageModel, prompts: Sequence[Sequence[int]], items: int, fuse: bool) -> DecodeState:
