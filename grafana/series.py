@@ -91,6 +91,12 @@ def rate(metric: MetricDefinition, *matchers: str, part: str = "") -> str:
     return f"rate({selected(metric, *matchers, part=part)}[{RATE}])"
 
 
+def counted(metric: MetricDefinition, *matchers: str) -> str:
+    """What a counter of rare events counts now; its first value is an increase that ``increase`` does not see."""
+    found = selected(metric, *matchers)
+    return f"({found} unless {found} offset {RATE}) or increase({found}[{RATE}])"
+
+
 def mean_of_last(metric: MetricDefinition, *matchers: str, by: Iterable[str]) -> str:
     """Mean of everything that a histogram has counted."""
     grouping = ", ".join(by)

@@ -9,9 +9,10 @@ from grafana_foundation_sdk.builders import barchart, bargauge, dashboard, heatm
 from acestep_otel import semconv
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.rows import breakdown_rows
-from grafana.panels import Query, Size, Text, bars, heat_map, stacked_bars, stats
+from grafana.panels import Axes, Query, Size, Text, bars, heat_map, stacked_bars, stats
 from grafana.series import (
     MODEL,
+    RATE,
     RUN,
     STAGE,
     label,
@@ -38,6 +39,8 @@ _KEY_METRICS: Final = {
     "diffusion": "DiT Total Time",
     "vae_decode": "VAE Decode Time",
 }
+_COLUMNS: Final = 96
+"""Of a heat map."""
 _PHASES: Final = f'{STAGE}=~"lm.+"'
 _WHOLE: Final = "All measured runs since the process started; warm-ups are left out."
 
@@ -133,8 +136,7 @@ def _comparison() -> barchart.Panel:
     return stacked_bars(
         Text("Runs side by side", "The parts of the wall time, one bar for each run and machine.", "s"),
         f"max by (run, {_ROW}) ({run})",
-        "run",
-        _ROW,
+        Axes("run", _ROW, ("run",)),
         Size(12, 14),
     )
 
@@ -186,8 +188,11 @@ def _buckets(title: str, description: str, of: str) -> heatmap.Panel:
         "vae": semconv.VAE_TILE_DURATION,
         "token": semconv.TIME_PER_OUTPUT_TOKEN,
     }[of]
-    counts = f"sum by (le) ({selected(metric, part='bucket')})"
-    return heat_map(Text(title, f"{description} {_WHOLE}", "s"), Query(counts, exemplars=True), Size(8))
+    # The window reaches back to the point before: else a run would fall between two points of a long time range.
+    counts = f"sum by (le) (last_over_time({selected(metric, part='bucket')}[{RATE}]))"
+    panel = heat_map(Text(title, f"{description} {_WHOLE}", "s"), Query(counts, exemplars=True), Size(8))
+    # Few and wide, so that a run of seconds is seen in a day.
+    return panel.max_data_points(_COLUMNS)
 
 
 def _phases() -> table.Panel:
