@@ -266,5 +266,5 @@ def _slowest() -> table.Panel:
             "Of the newest traces longer than the duration above, the longest first; a click opens one in Jaeger.",
             "none",
         ),
-        TraceSearch("generate_music", shortest="$slower_than", limit=100),
+        TraceSearch(semconv.GENERATE_MUSIC, shortest="$slower_than", limit=100),
     )

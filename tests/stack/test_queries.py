@@ -28,7 +28,6 @@ from tests.stack.boards import (
 from tests.stack.conftest import Stack
 from tests.stack.prometheus import wait_until
 
-
 HOUR, DAY = 3600, 24 * 3600
 # The runs that each board of ended runs is opened for.
 ENDED = {"profile": scenarios.PROFILES, "benchmark": scenarios.BENCHMARKS, "tiers": (scenarios.TIERS,)}
