@@ -13,6 +13,8 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
 
+from grafana.series import RATE
+
 METRICS: Final = common_models.DataSourceRef(type_val="prometheus", uid="${metrics}")
 TRACES: Final = common_models.DataSourceRef(type_val="jaeger", uid="${traces}")
 METRICS_UID: Final = "prometheus"
@@ -21,6 +23,9 @@ TRACES_UID: Final = "jaeger"
 """Uid of the provisioned data source of traces."""
 WIDTH: Final = 24
 """Columns of Grafana's grid."""
+SEND_INTERVAL: Final = "1m"
+"""How often a process sends its metrics, by OpenTelemetry's default. A counter rises that often, however often it is
+scraped: the window of a rate has to hold several of them, else the rate is zero in between and quantiles are not there."""
 REFERENCES: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Target = cog.Builder[variants.Dataquery]
@@ -122,6 +127,8 @@ def _target(query: Query, reference: str, format_: prometheus_models.PromQueryFo
         .exemplar(query.exemplars)
     )
     target = target.instant() if query.instant else target.range()
+    if RATE in query.expression:
+        target = target.interval(SEND_INTERVAL)
     return target if format_ is None else target.format(format_)
 
 

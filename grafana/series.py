@@ -24,7 +24,7 @@ MODEL: Final = "gen_ai_request_model"
 RANGE: Final = "$__range"
 """The dashboard's time range."""
 RATE: Final = "$__rate_interval"
-"""The shortest window with enough scrapes in it."""
+"""The shortest window with enough points in it."""
 
 
 def label(attribute: str) -> str:

@@ -18,8 +18,10 @@ PROVISIONING = ROOT / "grafana" / "provisioning"
 
 STEP = 144
 """Seconds between the points of a panel 600 pixels wide that shows a day."""
-RATE = f"{STEP + 5}s"
-"""What Grafana makes of $__rate_interval then: the step and one scrape."""
+SEND = 60
+"""Seconds between two sends of a process, the least step of a query with a rate."""
+RATE = f"{max(STEP + SEND, 4 * SEND)}s"
+"""What Grafana makes of $__rate_interval then."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from acestep_otel.report.tier_table import render_tiers
 from acestep_otel.report.tiers import GIB
 from grafana.build import BOARDS as SOURCES
 from grafana.build import rendered
-from tests.stack.boards import BOARDS, PROVISIONING, ROOT, data_sources, load, panels, rules
+from tests.stack.boards import BOARDS, PROVISIONING, ROOT, SEND, data_sources, load, panels, rules
 
 DOCUMENT = ROOT / "docs" / "dashboards.md"
 # Grafana's own variables.
@@ -151,6 +151,15 @@ def test_the_boundary_table_names_the_tier_of_each_size() -> None:
     for memory in (4, 6, 8, 12, 16, 20, 24, 80):
         (tier,) = [r["result"]["text"] for r in ranges if r["from"] <= memory * GIB <= r["to"]]
         assert tier == gpu_config(memory).tier
+
+
+@every_board
+def test_the_window_of_a_rate_holds_several_sends(path: Path) -> None:
+    """Grafana's $__rate_interval is four times a query's least step, or more; a process sends once a minute."""
+    for panel in panels(load(path)):
+        for target in panel["targets"]:
+            if "$__rate_interval" in target.get("expr", ""):
+                assert target["interval"] == f"{SEND // 60}m", panel["title"]
 
 
 @every_board
