@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -174,7 +174,7 @@ def test_guidance_scale_changes_a_base_model_and_a_turbo_model_says_one(generate
 def test_a_flag_that_changes_nothing_is_named(
     task: str, flag: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    soundfile.write("source.wav", numpy.zeros((48_000, 2), dtype=numpy.float32), 48_000)
+    soundfile.write("source.wav", np.zeros((48_000, 2), dtype=np.float32), 48_000)
     command = ("--tiny", "--device", "cpu", "--no-warmup", "--inference-steps", "1", "--src-audio", "source.wav")
     for flags, expected in (((), []), ((flag,), [line])):
         assert main([*command, "--task-type", task, *flags]) == 0
