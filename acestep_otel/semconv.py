@@ -538,7 +538,7 @@ BENCHMARK_STATUS = _metric(
     "acestep.benchmark.status", "gauge", "{cell}", "1 for a benchmark's cell that ran, 0 for one that failed.", _CELL
 )
 DOCTOR_TIME = _metric("acestep.doctor.time", "gauge", "s", "Unix time at which the subcommand doctor sent it.", ())
-_TRIAL = (TIER_NAME, TIER_MEMORY, TIER_VARIANT, TIER_LM, BATCH_SIZE)
+_TRIAL = (TIER_NAME, TIER_MEMORY, TIER_VARIANT, TIER_LM, AUDIO_DURATION_REQUESTED, BATCH_SIZE)
 TIER_PEAK = _metric(
     "acestep.tier.peak", "gauge", "By", "Highest memory of a tier test's row, by kind; absent off CUDA.",
     (*_TRIAL, VRAM_KIND),

@@ -56,7 +56,9 @@ class Prometheus:
             OSError: nobody answers there, or not in its language.
         """
         answer = _fetch(f"{self.url.rstrip('/')}/api/v1/query?query={quote(f'max({DOCTOR_SERIES})')}")
-        samples = [] if answer is None else answer.get("data", {}).get("result", [])
+        if answer is None:
+            raise OSError(f"{self.url} has no query interface of Prometheus")
+        samples = answer.get("data", {}).get("result", [])
         # A scrape keeps all digits of a value; a millisecond is for whoever rounds on the way.
         return any(float(sample["value"][1]) >= sent - 0.001 for sample in samples)
 

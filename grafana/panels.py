@@ -13,6 +13,8 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
 
+from grafana.series import RATE
+
 METRICS: Final = common_models.DataSourceRef(type_val="prometheus", uid="${metrics}")
 TRACES: Final = common_models.DataSourceRef(type_val="jaeger", uid="${traces}")
 METRICS_UID: Final = "prometheus"
@@ -21,9 +23,16 @@ TRACES_UID: Final = "jaeger"
 """Uid of the provisioned data source of traces."""
 WIDTH: Final = 24
 """Columns of Grafana's grid."""
+SEND_INTERVAL: Final = "1m"
+"""How often a process sends its metrics, by default. A counter rises that often, however often it is scraped. A rate's
+window has to hold several of them: else it is zero in between, and quantiles are not there."""
 REFERENCES: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Target = cog.Builder[variants.Dataquery]
+Steps = Sequence[tuple[float | None, str]]
+"""From which value on which colour; the first value is ignored by Grafana."""
+PLAIN: Final[Steps] = ((None, "blue"),)
+"""One colour: without any steps Grafana draws everything above 80 in red."""
 
 
 class _Described(Protocol):
@@ -70,6 +79,23 @@ def described(panel: PanelBuilder, text: Text, size: Size, targets: Sequence[Tar
 
 
 @dataclass(frozen=True, slots=True)
+class Axes:
+    """What makes a matrix of a list of values.
+
+    Attributes:
+        row: label of the rows.
+        column: label of the columns.
+        sort: labels that order both, the first one first.
+        numeric: those of them whose values are numbers.
+    """
+
+    row: str
+    column: str
+    sort: Sequence[str] = ()
+    numeric: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A PromQL query.
 
@@ -101,7 +127,20 @@ def _target(query: Query, reference: str, format_: prometheus_models.PromQueryFo
         .exemplar(query.exemplars)
     )
     target = target.instant() if query.instant else target.range()
+    if RATE in query.expression:
+        target = target.interval(SEND_INTERVAL)
     return target if format_ is None else target.format(format_)
+
+
+def colours(steps: Steps) -> dashboard.ThresholdsConfig:
+    """Steps as Grafana has them."""
+    found = [models.Threshold(value=value, color=colour) for value, colour in steps]
+    return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(found)
+
+
+def coloured(steps: Steps) -> models.DynamicConfigValue:
+    """The same, as an override of some figures of a panel."""
+    return models.DynamicConfigValue(id_val="thresholds", value=colours(steps).build().to_json())
 
 
 def time_series(text: Text, *queries: Query, size: Size = Size(12)) -> timeseries.Panel:
@@ -111,15 +150,16 @@ def time_series(text: Text, *queries: Query, size: Size = Size(12)) -> timeserie
 
 def stats(text: Text, *queries: Query, size: Size = Size(12, 4), decimals: float = 2) -> stat.Panel:
     """Figures in large type, one for each query."""
-    return described(stat.Panel(), text, size, targets(*queries)).decimals(decimals)
+    return described(stat.Panel(), text, size, targets(*queries)).decimals(decimals).thresholds(colours(PLAIN))
 
 
-def bars(text: Text, *queries: Query, size: Size = Size(12)) -> bargauge.Panel:
+def bars(text: Text, *queries: Query, size: Size = Size(12), steps: Steps = PLAIN) -> bargauge.Panel:
     """One horizontal bar for each series."""
     return (
         described(bargauge.Panel(), text, size, targets(*queries))
         .orientation(common_models.VizOrientation.HORIZONTAL)
         .min(0)
+        .thresholds(colours(steps))
     )
 
 
@@ -130,8 +170,8 @@ def heat_map(text: Text, query: Query, size: Size = Size(12)) -> heatmap.Panel:
     return described(heatmap.Panel(), text, size, targets(query, format_=format_)).calculate(False).y_axis(axis)
 
 
-def matrix(text: Text, expression: str, row: str, column: str, size: Size = Size(WIDTH, 10)) -> table.Panel:
-    """A heat map of one figure over two labels: the darker the cell, the larger the figure."""
+def matrix(text: Text, expression: str, axes: Axes, size: Size = Size(WIDTH, 10)) -> table.Panel:
+    """A heat map of one figure over two labels: the redder the cell, the larger the figure."""
     cells = common_models.TableColoredBackgroundCellOptions(mode=common_models.TableCellBackgroundDisplayMode.GRADIENT)
     query = targets(Query(expression, instant=True), format_=prometheus_models.PromQueryFormat.TABLE)
     return (
@@ -139,24 +179,41 @@ def matrix(text: Text, expression: str, row: str, column: str, size: Size = Size
         .decimals(2)
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.CONTINUOUS_YL_RD))
         .cell_options(cells)
-        .transformations([_to_matrix(row, column)])
+        .transformations(_to_matrix(axes))
     )
 
 
-def stacked_bars(text: Text, expression: str, bar: str, part: str, size: Size = Size(WIDTH, 10)) -> barchart.Panel:
-    """One bar for each value of a label, made of one part for each value of another."""
+def stacked_bars(text: Text, expression: str, axes: Axes, size: Size = Size(WIDTH, 10)) -> barchart.Panel:
+    """One bar for each value of a label (the row), made of one part for each value of another (the column)."""
     query = targets(Query(expression, instant=True), format_=prometheus_models.PromQueryFormat.TABLE)
     return (
         described(barchart.Panel(), text, size, query)
         .orientation(common_models.VizOrientation.HORIZONTAL)
         .stacking(common_models.StackingMode.NORMAL)
-        .x_field(f"{bar}\\{part}")
-        .transformations([_to_matrix(bar, part)])
+        .x_field(f"{axes.row}\\{axes.column}")
+        .transformations(_to_matrix(axes))
     )
 
 
-def _to_matrix(row: str, column: str) -> models.DataTransformerConfig:
-    return transformation("groupingToMatrix", {"rowField": row, "columnField": column, "valueField": "Value"})
+def _to_matrix(axes: Axes) -> list[models.DataTransformerConfig]:
+    """Rows and columns keep the order in which they come."""
+    options = {"rowField": axes.row, "columnField": axes.column, "valueField": "Value"}
+    return [*in_order(axes.sort, axes.numeric), transformation("groupingToMatrix", options)]
+
+
+def in_order(sort: Sequence[str], numeric: Sequence[str]) -> list[models.DataTransformerConfig]:
+    """Transformations that sort a table.
+
+    Args:
+        sort: columns to sort by, the first one first.
+        numeric: columns that become numbers.
+    """
+    conversions = [{"targetField": name, "destinationType": "number"} for name in numeric]
+    return [
+        transformation("convertFieldType", {"conversions": conversions}),
+        # A later sort keeps the order of the earlier one among equals.
+        *(transformation("sortBy", {"sort": [{"field": name}]}) for name in reversed(sort)),
+    ]
 
 
 def transformation(name: str, options: dict[str, Any]) -> models.DataTransformerConfig:

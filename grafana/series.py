@@ -24,7 +24,7 @@ MODEL: Final = "gen_ai_request_model"
 RANGE: Final = "$__range"
 """The dashboard's time range."""
 RATE: Final = "$__rate_interval"
-"""The shortest window with enough scrapes in it."""
+"""The shortest window with enough points in it."""
 
 
 def label(attribute: str) -> str:
@@ -89,6 +89,12 @@ def last(metric: MetricDefinition, *matchers: str, part: str = "", run: str = RU
 def rate(metric: MetricDefinition, *matchers: str, part: str = "") -> str:
     """Change per second."""
     return f"rate({selected(metric, *matchers, part=part)}[{RATE}])"
+
+
+def counted(metric: MetricDefinition, *matchers: str) -> str:
+    """What a counter of rare events counts now; its first value is an increase that ``increase`` does not see."""
+    found = selected(metric, *matchers)
+    return f"({found} unless {found} offset {RATE}) or increase({found}[{RATE}])"
 
 
 def mean_of_last(metric: MetricDefinition, *matchers: str, by: Iterable[str]) -> str:

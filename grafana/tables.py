@@ -9,7 +9,19 @@ from grafana_foundation_sdk.builders import table
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
 
-from grafana.panels import REFERENCES, WIDTH, Query, Size, Text, described, targets, transformation
+from grafana.panels import (
+    REFERENCES,
+    WIDTH,
+    Query,
+    Size,
+    Steps,
+    Text,
+    coloured,
+    described,
+    in_order,
+    targets,
+    transformation,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +32,9 @@ class Column:
         header: its name.
         expression: PromQL; all columns of a table have the same labels.
         unit: Grafana's name for it; ``""`` is the panel's.
-        mappings: what stands for which value.
-        thresholds: from which value on which colour; the first value is ignored by Grafana.
+        mappings: what stands for which value, and its colour.
+        ranges: what stands for values from one to another.
+        thresholds: from which value on which colour.
     """
 
     header: str
@@ -29,7 +42,8 @@ class Column:
     unit: str = ""
     decimals: int | None = None
     mappings: Sequence[tuple[str, str, str]] = ()
-    thresholds: Sequence[tuple[float | None, str]] = ()
+    ranges: Sequence[tuple[float, float, str]] = ()
+    thresholds: Steps = ()
 
     def properties(self) -> list[models.DynamicConfigValue]:
         """Its display, as Grafana's overrides."""
@@ -44,9 +58,14 @@ class Column:
                 for index, (value, shown, color) in enumerate(self.mappings)
             }
             found.append(models.DynamicConfigValue(id_val="mappings", value=[{"type": "value", "options": results}]))
+        if self.ranges:
+            spans = [
+                {"type": "range", "options": {"from": first, "to": end, "result": {"text": shown, "index": index}}}
+                for index, (first, end, shown) in enumerate(self.ranges)
+            ]
+            found.append(models.DynamicConfigValue(id_val="mappings", value=spans))
         if self.thresholds:
-            steps = [{"value": value, "color": color} for value, color in self.thresholds]
-            found.append(models.DynamicConfigValue(id_val="thresholds", value={"mode": "absolute", "steps": steps}))
+            found.append(coloured(self.thresholds))
         if self.mappings or self.thresholds:
             found.append(models.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-background"}))
         return found
@@ -84,15 +103,7 @@ def data_table(text: Text, labels: Labels, *columns: Column, size: Size = Size(W
     ).transformations(
         [
             transformation("merge", {}),
-            transformation(
-                "convertFieldType",
-                {"conversions": [{"targetField": name, "destinationType": "number"} for name in labels.numeric]},
-            ),
-            *(
-                transformation("sortBy", {"sort": [{"field": name}]})
-                # A later sort keeps the order of the earlier one among equals.
-                for name in reversed(labels.sort)
-            ),
+            *in_order(labels.sort, labels.numeric),
             transformation(
                 "organize",
                 {

@@ -148,9 +148,12 @@ class _Report:
             case "found":
                 click.echo(f"  ✓  {place}: {what} is there")
             case "unreachable" if unasked is not None:
-                self.note(f"{place}: nobody there, not looked any further ({unasked} names another place)")
+                self.note(f"{place}: nobody there, or somebody else: not asked again ({unasked} names another place)")
             case "unreachable":
-                self.problem(f"{place}: nobody answers", "correct the address, or start it (docker compose up -d)")
+                self.problem(
+                    f"{place}: nobody answers, or somebody else does",
+                    "correct the address, or start it (docker compose up -d)",
+                )
             case "missing" if unasked is not None:
                 self.note(f"{place}: {what} is not there after {seconds:g} s; if it should be, {fix}")
             case "missing":

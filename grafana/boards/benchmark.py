@@ -8,7 +8,7 @@ from grafana_foundation_sdk.builders import barchart, bargauge, dashboard, table
 
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
-from grafana.panels import Query, Size, Text, bars, matrix, stacked_bars
+from grafana.panels import Axes, Query, Size, Text, bars, matrix, stacked_bars
 from grafana.series import CELL, MODEL, RUN, label, last, named, values_of
 from grafana.tables import Column, Labels, data_table
 from grafana.variables import assembled, board, choice
@@ -16,6 +16,7 @@ from grafana.variables import assembled, board, choice
 _DURATION, _BATCH, _THINK, _STEPS = CELL
 _HEADERS: Final = {_DURATION: "Duration", _BATCH: "Batch", _THINK: "Think", _STEPS: "Steps"}
 _NUMERIC: Final = (_DURATION, _BATCH, _STEPS)
+_SHAPE: Final = Axes("shape", "settings", CELL, _NUMERIC)
 _TIMES: Final = {
     "Wall(s)": semconv.BENCHMARK_WALL,
     "LM(s)": semconv.BENCHMARK_LM,
@@ -82,15 +83,15 @@ def _matrix_table() -> table.Panel:
 def _shaped(expression: str) -> str:
     """Give cells a row (duration and batch) and a column (thinking and steps)."""
     row = named(expression, "shape", " s × ", _DURATION, _BATCH)
-    return named(row, "settings", ", steps ", _THINK, _STEPS)
+    cells = named(row, "settings", ", steps ", _THINK, _STEPS)
+    return f"max by (shape, settings, {', '.join(CELL)}) ({cells})"
 
 
 def _heat_map() -> table.Panel:
     return matrix(
         Text("Wall time", "Rows: duration × batch size. Columns: thinking, steps. The redder, the slower.", "s"),
-        f"max by (shape, settings) ({_shaped(_measured(semconv.BENCHMARK_WALL))})",
-        "shape",
-        "settings",
+        _shaped(_measured(semconv.BENCHMARK_WALL)),
+        _SHAPE,
         Size(12, 10),
     )
 
@@ -103,9 +104,8 @@ def _split() -> barchart.Panel:
     )
     return stacked_bars(
         Text("Split of the time", "LM, DiT and VAE of each cell: duration · batch · thinking · steps.", "s"),
-        f"max by (cell, part) ({named(parts, 'cell', ' · ', *CELL)})",
-        "cell",
-        "part",
+        f"max by (cell, part, {', '.join(CELL)}) ({named(parts, 'cell', ' · ', *CELL)})",
+        Axes("cell", "part", CELL, _NUMERIC),
         Size(12, 10),
     )
 
@@ -147,8 +147,7 @@ def _ratios() -> table.Panel:
 def _ratio_map() -> table.Panel:
     return matrix(
         Text("Ratio of the wall time", "Rows: duration × batch size. Columns: thinking, steps.", "none"),
-        f"max by (shape, settings) ({_shaped(_ratio(semconv.BENCHMARK_WALL))})",
-        "shape",
-        "settings",
+        _shaped(_ratio(semconv.BENCHMARK_WALL)),
+        _SHAPE,
         Size(12, 12),
     )

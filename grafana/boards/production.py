@@ -11,8 +11,8 @@ from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
-from grafana.panels import Query, Size, Text, heat_map, stats, time_series
-from grafana.series import MODEL, RATE, STAGE, label, quantile, rate, selected, selected_by_any_name, values_of
+from grafana.panels import Query, Size, Text, coloured, heat_map, stats, time_series
+from grafana.series import MODEL, RATE, STAGE, counted, label, quantile, rate, selected, selected_by_any_name, values_of
 from grafana.tables import Column, Labels, data_table
 from grafana.traces import TraceSearch, traces
 from grafana.variables import assembled, board, choice, with_traces
@@ -21,6 +21,8 @@ _OUTCOME: Final = label(semconv.OUTCOME)
 _FAILED: Final = f'{_OUTCOME}!="ok"'
 _CARD: Final = f"{label(semconv.HW_ID)}, {label(semconv.HW_NAME)}"
 _CARD_LEGEND: Final = f"{{{{{label(semconv.HW_NAME)}}}}} {{{{{label(semconv.HW_ID)}}}}}"
+_FAILING: Final = ((None, "green"), (0.05, "red"))
+"""The limit of the alert AceStepErrors."""
 _TOKEN: Final = label(semconv.TOKEN_KIND)
 _MEDIAN_AND_95TH: Final = (0.5, 0.95)
 _WORK: Final = f'{STAGE}!="model.load",{STAGE}!~"lm[.].*",{STAGE}!~"vae.encode"'
@@ -65,7 +67,7 @@ def _now() -> stat.Panel:
         Query(f"{failed} / ({per_second} > 0)", "failing"),
         Query(f"sum({selected(semconv.REQUESTS_ACTIVE)})", "in progress"),
         size=Size(24, 4),
-    ).override_by_name("failing", [DynamicConfigValue(id_val="unit", value="percentunit")])
+    ).override_by_name("failing", [DynamicConfigValue(id_val="unit", value="percentunit"), coloured(_FAILING)])
 
 
 def _requests() -> timeseries.Panel:
@@ -229,7 +231,7 @@ def _memory() -> timeseries.Panel:
 def _out_of_memory() -> timeseries.Panel:
     return time_series(
         Text("Out of memory", "Errors in the time between two points, by stage.", "none"),
-        Query(f"sum by ({STAGE}) (increase({selected(semconv.OUT_OF_MEMORY)}[{RATE}]))", f"{{{{{STAGE}}}}}"),
+        Query(f"sum by ({STAGE}) ({counted(semconv.OUT_OF_MEMORY)})", f"{{{{{STAGE}}}}}"),
     )
 
 
@@ -264,5 +266,5 @@ def _slowest() -> table.Panel:
             "Of the newest traces longer than the duration above, the longest first; a click opens one in Jaeger.",
             "none",
         ),
-        TraceSearch("generate_music", shortest="$slower_than", limit=100),
+        TraceSearch(semconv.GENERATE_MUSIC, shortest="$slower_than", limit=100),
     )

@@ -9,9 +9,10 @@ from grafana_foundation_sdk.builders import barchart, bargauge, dashboard, heatm
 from acestep_otel import semconv
 from acestep_otel.report.breakdown import Breakdown
 from acestep_otel.report.rows import breakdown_rows
-from grafana.panels import Query, Size, Text, bars, heat_map, stacked_bars, stats
+from grafana.panels import Axes, Query, Size, Text, bars, heat_map, stacked_bars, stats
 from grafana.series import (
     MODEL,
+    RATE,
     RUN,
     STAGE,
     label,
@@ -38,6 +39,11 @@ _KEY_METRICS: Final = {
     "diffusion": "DiT Total Time",
     "vae_decode": "VAE Decode Time",
 }
+_WHO: Final = ("job", "instance", MODEL)
+"""What tells runs apart: a later one of the same three replaces an earlier one."""
+_SHOWN: Final = " · ".join(f"{{{{{name}}}}}" for name in _WHO)
+_COLUMNS: Final = 96
+"""Of a heat map."""
 _PHASES: Final = f'{STAGE}=~"lm.+"'
 _WHOLE: Final = "All measured runs since the process started; warm-ups are left out."
 
@@ -74,7 +80,11 @@ def _key_metrics() -> stat.Panel:
     return stats(
         Text("Key metrics", "Of the last measured run: end to end, and the three that take most of it.", "s"),
         *(
-            Query(f"max by (job) ({_duration(row)})", f"{name} · {{{{job}}}}", instant=True)
+            Query(
+                f"max by ({', '.join((*_WHO, STAGE))}) ({_duration(row)})",
+                f"{name} · {_SHOWN} · {{{{{STAGE}}}}}",
+                instant=True,
+            )
             for row, name in _KEY_METRICS.items()
         ),
         size=Size(18, 5),
@@ -85,14 +95,14 @@ def _tokens_per_second() -> stat.Panel:
     rate = f"1 / {last(semconv.PROFILE_TOKEN_DURATION)}"
     return stats(
         Text("Tokens/sec", "Tokens written over the duration of their phase, of the last measured run.", "none"),
-        Query(f"max by (job, {STAGE}) ({rate})", f"{{{{{STAGE}}}}} · {{{{job}}}}", instant=True),
+        Query(f"max by ({', '.join((*_WHO, STAGE))}) ({rate})", f"{{{{{STAGE}}}}} · {_SHOWN}", instant=True),
         size=Size(6, 5),
         decimals=0,
     )
 
 
 def _breakdown() -> table.Panel:
-    identity = ("job", "instance", MODEL, STAGE, _ORDER, _COMPONENT)
+    identity = (*_WHO, STAGE, _ORDER, _COMPONENT)
     seconds = last(semconv.PROFILE_DURATION, _REQUEST)
     wall = last(semconv.PROFILE_DURATION, _REQUEST, f'{_ROW}="wall"')
     share = f"{seconds} / ignoring({_ROW}) group_left {wall}"
@@ -129,21 +139,20 @@ def _in_order(expression: str, identity: tuple[str, ...]) -> str:
 
 def _comparison() -> barchart.Panel:
     parts = last(semconv.PROFILE_DURATION, _REQUEST, f'{_ROW}=~"{"|".join(_PARTS)}"')
-    run = named(parts, "run", " @ ", "job", "instance")
+    run = named(parts, "run", " · ", *_WHO, STAGE)
     return stacked_bars(
-        Text("Runs side by side", "The parts of the wall time, one bar for each run and machine.", "s"),
+        Text("Runs side by side", "The parts of the wall time, one bar for each run, machine, model and request.", "s"),
         f"max by (run, {_ROW}) ({run})",
-        "run",
-        _ROW,
+        Axes("run", _ROW, ("run",)),
         Size(12, 14),
     )
 
 
 def _stages() -> table.Panel:
-    by = (STAGE, MODEL, "job")
+    by = (*_WHO, STAGE)
     return data_table(
         Text("Stages", f"Mean duration of each stage. {_WHOLE}", "s"),
-        Labels({"job": "Run", STAGE: "Stage", MODEL: "Model"}, sort=("job", STAGE)),
+        Labels({"job": "Run", "instance": "Machine", STAGE: "Stage", MODEL: "Model"}, sort=("job", "instance", STAGE)),
         Column("Mean", mean_of_last(semconv.STAGE_DURATION, by=by), decimals=3),
         Column(
             "Times", f"sum by ({', '.join(by)}) ({last(semconv.STAGE_DURATION, part='count')})", unit="none", decimals=0
@@ -157,8 +166,8 @@ def _step_quantiles() -> stat.Panel:
         Text("Denoising step", f"Quantiles of one step. {_WHOLE}", "s"),
         *(
             Query(
-                quantile_of_last(value, semconv.DIT_STEP_DURATION, by=("job",)),
-                f"p{value * 100:g} · {{{{job}}}}",
+                quantile_of_last(value, semconv.DIT_STEP_DURATION, by=_WHO),
+                f"p{value * 100:g} · {_SHOWN}",
                 instant=True,
             )
             for value in (0.5, 0.95)
@@ -186,16 +195,19 @@ def _buckets(title: str, description: str, of: str) -> heatmap.Panel:
         "vae": semconv.VAE_TILE_DURATION,
         "token": semconv.TIME_PER_OUTPUT_TOKEN,
     }[of]
-    counts = f"sum by (le) ({selected(metric, part='bucket')})"
-    return heat_map(Text(title, f"{description} {_WHOLE}", "s"), Query(counts, exemplars=True), Size(8))
+    # The window reaches back to the point before: else a run would fall between two points of a long time range.
+    counts = f"sum by (le) (last_over_time({selected(metric, part='bucket')}[{RATE}]))"
+    panel = heat_map(Text(title, f"{description} {_WHOLE}", "s"), Query(counts, exemplars=True), Size(8))
+    # Few and wide, so that a run of seconds is seen in a day.
+    return panel.max_data_points(_COLUMNS)
 
 
 def _phases() -> table.Panel:
-    by = (STAGE, MODEL, "job")
+    by = (*_WHO, STAGE)
     rate = f"1 / max by ({', '.join(by)}) ({last(semconv.PROFILE_TOKEN_DURATION)})"
     return data_table(
         Text("Phases of the language model", f"Tokens/sec is of the last measured run. {_WHOLE}", "s"),
-        Labels({"job": "Run", STAGE: "Phase", MODEL: "Model"}, sort=("job", STAGE)),
+        Labels({"job": "Run", "instance": "Machine", STAGE: "Phase", MODEL: "Model"}, sort=("job", "instance", STAGE)),
         Column("Tokens/sec", rate, unit="none", decimals=1),
         Column("Time to first token", mean_of_last(semconv.TIME_TO_FIRST_TOKEN, by=by), decimals=4),
         Column("Time per token", mean_of_last(semconv.TIME_PER_OUTPUT_TOKEN, by=by), decimals=5),
@@ -207,8 +219,8 @@ def _first_tokens() -> bargauge.Panel:
     return bars(
         Text("Time to first token", f"95th percentile of each phase. {_WHOLE}", "s"),
         Query(
-            quantile_of_last(0.95, semconv.TIME_TO_FIRST_TOKEN, _PHASES, by=(STAGE, "job")),
-            f"{{{{{STAGE}}}}} · {{{{job}}}}",
+            quantile_of_last(0.95, semconv.TIME_TO_FIRST_TOKEN, _PHASES, by=(*_WHO, STAGE)),
+            f"{{{{{STAGE}}}}} · {_SHOWN}",
             instant=True,
         ),
         size=Size(8),
@@ -220,8 +232,8 @@ def _memory() -> bargauge.Panel:
     return bars(
         Text("Peak VRAM by stage", "Of the last run of each stage. Empty off CUDA.", "bytes"),
         Query(
-            f"max by ({STAGE}, {kind}, job) ({last(semconv.VRAM_PEAK)})",
-            f"{{{{{STAGE}}}}} {{{{{kind}}}}} · {{{{job}}}}",
+            f"max by ({', '.join((*_WHO, STAGE, kind))}) ({last(semconv.VRAM_PEAK)})",
+            f"{{{{{STAGE}}}}} {{{{{kind}}}}} · {_SHOWN}",
             instant=True,
         ),
         size=Size(12, 10),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Final
 
 from grafana_foundation_sdk.builders import bargauge, dashboard, stat, table
+from grafana_foundation_sdk.models import dashboard as models
 
+from acestep.gpu_config import gpu_config
 from acestep_otel import semconv
-from grafana.panels import Query, Size, Text, bars, matrix, stats
+from acestep_otel.report.tiers import GIB
+from grafana.panels import Axes, Query, Size, Text, bars, coloured, matrix, stats
 from grafana.series import RUN, label, last, named, values_of
 from grafana.tables import Column, Labels, data_table
 from grafana.variables import assembled, board, choice
@@ -20,11 +25,23 @@ _BATCH: Final = label(semconv.BATCH_SIZE)
 _KIND: Final = label(semconv.VRAM_KIND)
 _WITH_LM: Final = label(semconv.TIER_WITH_LM)
 _CAPABILITY: Final = label(semconv.TIER_CAPABILITY)
-_ROW: Final = (_MEMORY, _TIER, _LM, _VARIANT, _BATCH)
-_HEADERS: Final = {_MEMORY: "VRAM (GB)", _TIER: "Tier", _LM: "LM", _VARIANT: "Variant", _BATCH: "Batch"}
+_DURATION: Final = label(semconv.AUDIO_DURATION_REQUESTED)
+_ROW: Final = (_MEMORY, _TIER, _LM, _DURATION, _VARIANT, _BATCH)
+_HEADERS: Final = {
+    _MEMORY: "VRAM (GB)",
+    _TIER: "Tier",
+    _LM: "LM",
+    _DURATION: "Duration (s)",
+    _VARIANT: "Variant",
+    _BATCH: "Batch",
+}
 _VARIANTS: Final = f'{_VARIANT}=~"$variant"'
 _STATUS: Final = (("1", "✅ OK", "green"), ("0", "❌ FAIL", "red"))
 _HEADROOM: Final = ((None, "red"), (0.0, "yellow"), (0.05, "green"))
+_TAKEN: Final = ((None, "green"), (0.95, "yellow"), (1.0, "red"))
+_FAILED: Final = ((None, "green"), (1.0, "red"))
+_LARGEST: Final = 128
+"""Memory of the largest card that is told its tier, in GiB."""
 
 
 def tiers() -> dashboard.Dashboard:
@@ -65,6 +82,8 @@ def _limit() -> str:
 
 def _results() -> table.Panel:
     peak, limit = _newest(_peak()), _newest(_limit())
+    # A row that fails now may have passed in an earlier run within the time range.
+    wall, status = (_newest(last(metric, _VARIANTS)) for metric in (semconv.TIER_WALL, semconv.TIER_STATUS))
     return data_table(
         Text(
             "Tier test results",
@@ -74,20 +93,28 @@ def _results() -> table.Panel:
         ),
         Labels(
             {"job": "Run", "instance": "Machine", **_HEADERS},
-            numeric=(_MEMORY, _BATCH),
+            numeric=(_MEMORY, _DURATION, _BATCH),
             sort=("job", "instance", _MEMORY, _LM, _VARIANT, _BATCH),
         ),
-        Column("Status", _newest(last(semconv.TIER_STATUS, _VARIANTS)), unit="none", mappings=_STATUS),
+        Column("Status", status, unit="none", mappings=_STATUS),
         Column("Peak VRAM", peak, decimals=1),
         Column("Limit", limit, decimals=1),
         Column("Headroom", f"1 - {peak} / {limit}", unit="percentunit", decimals=1, thresholds=_HEADROOM),
-        Column("Wall (s)", _newest(last(semconv.TIER_WALL, _VARIANTS)), unit="s", decimals=1),
+        Column("Wall (s)", f"{wall} and ({status} == 1)", unit="s", decimals=1),
         size=Size(24, 14),
     )
 
 
 def _peaks() -> bargauge.Panel:
-    row = f"{{{{{_MEMORY}}}}} GB {{{{{_VARIANT}}}}}"
+    row = " · ".join(
+        (
+            f"{{{{{_MEMORY}}}}} GB",
+            f"{{{{{_VARIANT}}}}}",
+            f"LM {{{{{_LM}}}}}",
+            f"batch {{{{{_BATCH}}}}}",
+            "{{job}}",
+        )
+    )
     return bars(
         Text(
             "Peak against limit",
@@ -96,6 +123,7 @@ def _peaks() -> bargauge.Panel:
         ),
         Query(f"{_newest(_peak())} / {_newest(_limit())}", row, instant=True),
         size=Size(18, 10),
+        steps=_TAKEN,
     ).max(1)
 
 
@@ -107,26 +135,36 @@ def _passed() -> stat.Panel:
         Query(f"count({status}) - sum({status})", "failed", instant=True),
         size=Size(6, 10),
         decimals=0,
-    )
+    ).override_by_name("failed", [coloured(_FAILED)])
 
 
 def _boundary() -> table.Panel:
+    minimum = f"max by (job, instance, {_CAPABILITY}) ({last(semconv.TIER_BOUNDARY)})"
     return data_table(
         Text("Boundary analysis", "The smallest card from which on every larger one can do without.", "bytes"),
         Labels({"job": "Run", "instance": "Machine", _CAPABILITY: "Capability"}, sort=("job", "instance")),
-        Column("Minimum VRAM", f"max by (job, instance, {_CAPABILITY}) ({last(semconv.TIER_BOUNDARY)})", decimals=0),
+        Column("Min Tier", minimum, ranges=tuple(_tiers_by_memory())),
+        Column("VRAM", minimum, decimals=0),
         size=Size(12, 9),
     )
+
+
+def _tiers_by_memory() -> Iterator[tuple[float, float, str]]:
+    """From how many bytes to how many a card belongs to which tier."""
+    for tier, sizes in groupby(range(1, _LARGEST + 1), key=lambda memory: gpu_config(memory).tier):
+        first, *others = sizes
+        yield first * GIB, (others or [first])[-1] * GIB, tier
 
 
 def _batches() -> table.Panel:
     card = named(last(semconv.TIER_BATCH), "card", " GB ", _MEMORY, _TIER)
     with_lm = f'label_replace({card}, "lm", "with LM", "{_WITH_LM}", "true")'
     either = f'label_replace({with_lm}, "lm", "without LM", "{_WITH_LM}", "false")'
-    return matrix(
+    cells = matrix(
         Text("Batch boundary summary", "Most songs at once on each card, with and without the language model.", "none"),
-        f"max by (card, lm) ({either})",
-        "card",
-        "lm",
+        f"max by (card, lm, {_MEMORY}) ({either})",
+        Axes("card", "lm", (_MEMORY, "lm"), (_MEMORY,)),
         Size(12, 9),
-    ).decimals(0)
+    )
+    # More is better here.
+    return cells.decimals(0).color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.CONTINUOUS_RD_YL_GR))

@@ -183,6 +183,15 @@ def test_a_store_that_was_named_must_answer(capsys: pytest.CaptureFixture[str]) 
     assert f"✗  Jaeger {jaeger}: nobody answers" in capsys.readouterr().out
 
 
+def test_somebody_else_at_the_address_is_told_from_a_missing_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    """Grafana's address, say: waiting for a scrape would not help."""
+    with grpc_receiver() as received, store(lambda _: None) as grafana:
+        assert main(["doctor", "--otlp-endpoint", received.endpoint, "--prometheus-url", grafana]) == 1
+    said = capsys.readouterr().out
+    assert f"✗  Prometheus {grafana}: nobody answers, or somebody else does" in said
+    assert "→  correct the address" in said
+
+
 @pytest.mark.parametrize("option", ["--jaeger-url", "--prometheus-url"])
 def test_an_address_that_is_none_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", option, "localhost:16686"]) == 2

@@ -398,7 +398,7 @@ def test_metrics_of_every_row_are_sent_at_the_end(script: Script) -> None:
     def value(name: str, memory: int, tier: str, **more: Any) -> float:
         attributes = {
             semconv.TIER_MEMORY: memory, semconv.TIER_NAME: tier, semconv.TIER_VARIANT: "default",
-            semconv.TIER_LM: "none", semconv.BATCH_SIZE: 1, **more,
+            semconv.TIER_LM: "none", semconv.AUDIO_DURATION_REQUESTED: 30.0, semconv.BATCH_SIZE: 1, **more,
         }  # fmt: skip
         point = points[(name, *sorted(attributes.items()))]
         return point.as_int or point.as_double

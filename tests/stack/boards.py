@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,27 @@ BOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 RULES = ROOT / "collectors" / "prometheus"
 PROVISIONING = ROOT / "grafana" / "provisioning"
 
-RANGE, RATE = "1h", "5m"
+STEP = 144
+"""Seconds between the points of a panel 600 pixels wide that shows a day."""
+SEND = 60
+"""Seconds between two sends of a process, the least step of a query with a rate."""
+RATE = f"{max(STEP + SEND, 4 * SEND)}s"
+"""What Grafana makes of $__rate_interval then."""
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A PromQL expression, and where it is."""
+    """A PromQL expression, where it is, and how it is asked."""
 
     place: str
     text: str
     exemplars: bool = False
+    instant: bool = True
+
+    @property
+    def board(self) -> str:
+        """Where it is, less the panel: a board's file, ``link``, ``recording`` or ``alert``."""
+        return self.place.partition(":")[0]
 
     def __str__(self) -> str:
         return self.place
@@ -50,7 +61,8 @@ def panel_expressions() -> Iterator[Expression]:
             for target in panel["targets"]:
                 if "expr" in target:
                     place = f"{path.stem}: {panel['title']} {target['refId']}"
-                    yield Expression(place, target["expr"], target.get("exemplar", False))
+                    instant = target.get("instant", False)
+                    yield Expression(place, target["expr"], target.get("exemplar", False), instant)
 
 
 def data_sources() -> list[dict[str, Any]]:
@@ -61,7 +73,7 @@ def data_sources() -> list[dict[str, Any]]:
 def link_expressions() -> Iterator[Expression]:
     for source in data_sources():
         for query in source["jsonData"].get("tracesToMetrics", {}).get("queries", []):
-            yield Expression(f"link: {query['name']}", query["query"])
+            yield Expression(f"link: {query['name']}", query["query"], instant=False)
 
 
 def rules(file: str) -> list[dict[str, Any]]:
@@ -83,12 +95,16 @@ def without_threshold(expression: str) -> str:
     return found
 
 
-def filled_in(expression: str) -> str:
-    """With values for Grafana's variables: everything that can be chosen is."""
+def filled_in(expression: str, jobs: Sequence[str] = (".*",), range_: str = "1h") -> str:
+    """With values for Grafana's variables: some runs, and of the rest everything that can be chosen."""
+    chosen = "|".join(jobs)
     for name, value in (
         ("$__rate_interval", RATE),
-        ("$__range", RANGE),
-        ("$$__tags", 'job="studio"'),
+        ("$__range", range_),
+        ("$$__tags", f'job=~"{chosen}"'),
+        ("$job", chosen),
+        ("$baseline_instance", ".*"),
+        ("$baseline", chosen),
     ):
         expression = expression.replace(name, value)
     return re.sub(r"\$\w+", ".*", expression)

@@ -29,9 +29,14 @@ class Prometheus:
 
     url: str
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """Samples of an expression, now."""
-        return list(self._get("query", query=expression)["result"])
+    def query(self, expression: str, later: float = 0) -> list[dict[str, Any]]:
+        """Samples of an expression, now or so many seconds from now."""
+        return list(self._get("query", query=expression, time=time.time() + later)["result"])
+
+    def query_range(self, expression: str, seconds: float, step: float, later: float = 0) -> list[dict[str, Any]]:
+        """Series of an expression over the time that ends now or later."""
+        end = time.time() + later
+        return list(self._get("query_range", query=expression, start=end - seconds, end=end, step=step)["result"])
 
     def exemplars(self, expression: str) -> list[dict[str, Any]]:
         now = time.time()

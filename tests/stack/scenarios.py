@@ -49,8 +49,8 @@ class Service:
 
 
 def profile(endpoint: str, folder: Path, name: str) -> None:
-    """``--mode profile`` with both phases of the language model."""
-    with _named(name):
+    """``--mode profile`` with both phases of the language model; its GPU's memory is made up."""
+    with _named(name), _gpu_memory():
         arguments = (*SHORT, "--thinking", "--use-cot-metas", "--otlp-endpoint", endpoint)
         assert main([*arguments, "--output-dir", str(folder)]) == 0
 
@@ -82,7 +82,6 @@ def tier_test(endpoint: str) -> None:
 @contextmanager
 def service(endpoint: str) -> Iterator[Service]:
     """A process that goes on, traced by the layer, with a queue; its GPU's figures are made up where there is none."""
-    peak = VramPeak(4 * GIB, 98 * GIB // 10, shared=False)
     driver = SimpleNamespace(
         nvmlDeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=75),
         nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=12 * GIB, total=80 * GIB),
@@ -90,8 +89,7 @@ def service(endpoint: str) -> Iterator[Service]:
     card = Card(driver, None, "GPU-0", "NVIDIA H100")
     with (
         _named(SERVICE),
-        patch.object(VramTracker, "read", lambda *_: VramReading(4 * GIB, 98 * GIB // 10, peak)),
-        patch.object(VramTracker, "limit", lambda *_: 10 * GIB),
+        _gpu_memory(),
         patch.object(GpuWatch, "_known", lambda *_: [card]),
         Telemetry(endpoint=endpoint) as telemetry,
         instrumented(telemetry, Detail.STEP),
@@ -133,6 +131,17 @@ def _failing() -> Iterator[None]:
 @contextmanager
 def _succeeding() -> Iterator[None]:
     yield
+
+
+@contextmanager
+def _gpu_memory() -> Iterator[None]:
+    """A GPU's memory, almost full."""
+    peak = VramPeak(4 * GIB, 98 * GIB // 10, shared=False)
+    with (
+        patch.object(VramTracker, "read", lambda *_: VramReading(4 * GIB, 98 * GIB // 10, peak)),
+        patch.object(VramTracker, "limit", lambda *_: 10 * GIB),
+    ):
+        yield
 
 
 @contextmanager

@@ -12,9 +12,12 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from acestep.gpu_config import gpu_config
+from acestep_otel.report.tier_table import render_tiers
+from acestep_otel.report.tiers import GIB
 from grafana.build import BOARDS as SOURCES
 from grafana.build import rendered
-from tests.stack.boards import BOARDS, PROVISIONING, ROOT, data_sources, load, panels
+from tests.stack.boards import BOARDS, PROVISIONING, ROOT, SEND, data_sources, load, panels, rules
 
 DOCUMENT = ROOT / "docs" / "dashboards.md"
 # Grafana's own variables.
@@ -90,10 +93,94 @@ def _found(node: Any, key: str) -> list[dict[str, Any]]:
     return []
 
 
+@every_board
+def test_colours_are_chosen(path: Path) -> None:
+    """Grafana's own are green up to 80 and red from there, whatever the unit."""
+    for panel in panels(load(path)):
+        if panel["type"] in ("stat", "bargauge", "gauge"):
+            steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+            assert steps[0]["value"] is None
+            assert all(step["value"] < 80 for step in steps[1:]), panel["title"]
+
+
+def test_limits_of_boards_and_alerts_are_the_same() -> None:
+    """The share of requests that fail, and the share of the VRAM that is left."""
+    (failing,) = _thresholds("production", "Now", "failing")
+    assert alert_limit("AceStepErrors") == failing
+    full = _thresholds("tiers", "Tier test results", "Headroom")[-1]
+    assert alert_limit("AceStepVramHeadroomLow") == full
+
+
+def alert_limit(name: str) -> float:
+    (expression,) = [rule["expr"] for rule in rules("alerts.yml") if rule["alert"] == name]
+    return float(re.search(r"[<>] ([\d.]+)$", expression.strip())[1])
+
+
+def _thresholds(board: str, title: str, column: str) -> list[float]:
+    """Where the colour of a column or figure changes."""
+    (panel,) = [
+        panel for path in BOARDS if path.stem == board for panel in panels(load(path)) if panel["title"] == title
+    ]
+    (found,) = [
+        setting["value"]["steps"]
+        for override in panel["fieldConfig"]["overrides"]
+        if override["matcher"]["options"] == column
+        for setting in override["properties"]
+        if setting["id"] == "thresholds"
+    ]
+    return [step["value"] for step in found[1:]]
+
+
+def test_the_tier_table_has_the_columns_of_the_terminal() -> None:
+    """All but the notes, which are text; in the same order."""
+    header = render_tiers(()).splitlines()[2].split("  ")
+    shown = [name.strip() for name in header if name.strip() not in ("", "Notes")]
+    (panel,) = [p for path in BOARDS for p in panels(load(path)) if p["title"] == "Tier test results"]
+    order = next(step["options"] for step in panel["transformations"] if step["id"] == "organize")
+    titles = [
+        order["renameByName"][name].partition(" (")[0]
+        for name in sorted(order["indexByName"], key=order["indexByName"].get)
+    ]
+    assert [title for title in titles if title in shown] == shown
+
+
+def test_the_boundary_table_names_the_tier_of_each_size() -> None:
+    (panel,) = [p for path in BOARDS for p in panels(load(path)) if p["title"] == "Boundary analysis"]
+    (override,) = [o for o in panel["fieldConfig"]["overrides"] if o["matcher"]["options"] == "Min Tier"]
+    ranges = [one["options"] for one in override["properties"][0]["value"]]
+    for memory in (4, 6, 8, 12, 16, 20, 24, 80):
+        (tier,) = [r["result"]["text"] for r in ranges if r["from"] <= memory * GIB <= r["to"]]
+        assert tier == gpu_config(memory).tier
+
+
+@every_board
+def test_the_window_of_a_rate_holds_several_sends(path: Path) -> None:
+    """Grafana's $__rate_interval is four times a query's least step, or more; a process sends once a minute."""
+    for panel in panels(load(path)):
+        for target in panel["targets"]:
+            if "$__rate_interval" in target.get("expr", ""):
+                assert target["interval"] == f"{SEND // 60}m", panel["title"]
+
+
+@every_board
+def test_tables_and_matrices_are_sorted(path: Path) -> None:
+    """Prometheus gives an instant's samples in no order."""
+    for panel in panels(load(path)):
+        steps = [step["id"] for step in panel.get("transformations", [])]
+        if panel["type"] in ("table", "barchart"):
+            assert "sortBy" in steps, panel["title"]
+        if "groupingToMatrix" in steps:
+            assert steps.index("sortBy") < steps.index("groupingToMatrix")
+
+
 def test_dots_lead_to_the_traces_and_spans_back_to_the_metrics() -> None:
     metrics, traces = ({s["type"]: s for s in data_sources()}[kind] for kind in ("prometheus", "jaeger"))
     assert metrics["jsonData"]["exemplarTraceIdDestinations"] == [{"name": "trace_id", "datasourceUid": traces["uid"]}]
-    assert traces["jsonData"]["tracesToMetrics"]["datasourceUid"] == metrics["uid"]
+    back = traces["jsonData"]["tracesToMetrics"]
+    assert back["datasourceUid"] == metrics["uid"]
+    # Jaeger has no attribute service.name: it makes it the name of the process.
+    assert {"service.instance.id": "instance"}.items() <= {tag["key"]: tag["value"] for tag in back["tags"]}.items()
+    assert all("by (job, " in query["query"].replace("by (le, ", "by (") for query in back["queries"])
 
 
 def test_the_folder_that_grafana_reads_is_the_one_that_is_mounted() -> None:

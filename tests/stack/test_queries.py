@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from grafana.series import series
 from tests.stack import scenarios
 from tests.stack.boards import (
     BOARDS,
+    STEP,
     Expression,
     filled_in,
     link_expressions,
@@ -26,13 +28,39 @@ from tests.stack.boards import (
 from tests.stack.conftest import Stack
 from tests.stack.prometheus import wait_until
 
+HOUR, DAY = 3600, 24 * 3600
+# The runs that each board of ended runs is opened for.
+ENDED = {"profile": scenarios.PROFILES, "benchmark": scenarios.BENCHMARKS, "tiers": (scenarios.TIERS,)}
 
-@pytest.mark.parametrize("expression", [*panel_expressions(), *link_expressions(), *rule_expressions()], ids=str)
-def test_every_expression_returns_data(expression: Expression, stack: Stack) -> None:
-    """Those of the boards Profile, Benchmark and Tiers of runs that have ended and are scraped no more."""
-    samples = stack.prometheus.query(filled_in(expression.text))
-    assert samples
-    assert any(not math.isnan(float(sample["value"][1])) for sample in samples)
+
+def values(samples: list[dict[str, Any]]) -> list[float]:
+    """All that are numbers."""
+    found = [float(value) for one in samples for _, value in one.get("values", [one.get("value")])]
+    return [value for value in found if not math.isnan(value)]
+
+
+@pytest.mark.parametrize("expression", [e for e in panel_expressions() if e.board in ENDED], ids=str)
+def test_a_run_that_ended_an_hour_ago_is_on_its_board(expression: Expression, stack: Stack) -> None:
+    """Asked as Grafana does when the board is opened with the range of a day; the service's own data do not count."""
+    text = filled_in(expression.text, ENDED[expression.board], "24h")
+    if expression.instant:
+        assert values(stack.prometheus.query(text, later=HOUR))
+    else:
+        assert values(stack.prometheus.query_range(text, DAY, STEP, later=HOUR))
+
+
+@pytest.mark.parametrize(
+    "expression", [*(e for e in panel_expressions() if e.board not in ENDED), *rule_expressions()], ids=str
+)
+def test_a_service_is_on_its_board_and_in_the_rules(expression: Expression, stack: Stack) -> None:
+    assert values(stack.prometheus.query(filled_in(expression.text, (scenarios.SERVICE,))))
+
+
+@pytest.mark.parametrize("expression", list(link_expressions()), ids=str)
+def test_a_spans_links_lead_to_figures(expression: Expression, stack: Stack) -> None:
+    """Of a service, or of a run that has ended, as their names say."""
+    job = scenarios.PROFILES[0] if "run" in expression.place else scenarios.SERVICE
+    assert values(stack.prometheus.query_range(filled_in(expression.text, (job,)), HOUR, 5))
 
 
 def test_what_has_ended_is_not_scraped_any_more(stack: Stack) -> None:

@@ -115,7 +115,11 @@ def record_row(instruments: Instruments, result: TierResult) -> None:
     if not result.tried:
         return
     trial, seen = result.trial, result.observation
-    attributes = {**trial_attributes(trial), semconv.BATCH_SIZE: trial.batch_size}
+    attributes = {
+        **trial_attributes(trial),
+        semconv.AUDIO_DURATION_REQUESTED: trial.duration,
+        semconv.BATCH_SIZE: trial.batch_size,
+    }
     instruments.record(semconv.TIER_STATUS, int(result.passed), attributes)
     instruments.record(semconv.TIER_LIMIT, trial.limit, attributes)
     if seen is not None and seen.figures is not None:
