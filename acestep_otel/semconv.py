@@ -194,6 +194,12 @@ REQUEST_TEMPERATURE = _attribute("gen_ai.request.temperature", float, "Sampling 
 REQUEST_TOP_P = _attribute("gen_ai.request.top_p", float, "Nucleus bound of the planner.")
 REQUEST_TOP_K = _attribute("gen_ai.request.top_k", int, "Top-k bound of the planner; absent when off.")
 USAGE_INPUT_TOKENS = _attribute("gen_ai.usage.input_tokens", int, "Prompt tokens (conditional prompts).", "{token}")
+USAGE_CACHE_READ_INPUT_TOKENS = _attribute(
+    "gen_ai.usage.cache_read.input_tokens",
+    int,
+    "Prompt tokens that an earlier phase of the request had run, and that were not run again.",
+    "{token}",
+)
 USAGE_OUTPUT_TOKENS = _attribute(
     "gen_ai.usage.output_tokens", int, "Tokens produced, over all songs: sampled and forced.", "{token}"
 )

@@ -5,6 +5,7 @@ A warm-up of the same shape comes first, then a calibration of what guidance cos
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from acestep.validation import validate
 from acestep_otel import semconv
 from acestep_otel.modes.example import load_example
 from acestep_otel.modes.measurement import Outcome, measure, setup_errors
-from acestep_otel.modes.options import Options
+from acestep_otel.modes.options import DEFAULTS, Options
 from acestep_otel.modes.placement import describe_decoding, describe_models, describe_placement
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.providers import Telemetry
@@ -58,16 +59,31 @@ class _Generation:
         result = generate_music(models, self.request, save_dir=self.options.output_dir, progress=progress)
         return Outcome(
             effective=result.effective,
-            summary=_summary(result.effective, self.options),
+            summary=_summary(self.request, result.effective, self.options),
             songs=tuple(song.path for song in result.songs if song.path is not None),
         )
 
 
-def _summary(done: EffectiveSettings, options: Options) -> tuple[str, ...]:
+def _summary(request: GenerationRequest, done: EffectiveSettings, options: Options) -> tuple[str, ...]:
     seeds = ", ".join(map(str, done.seeds))
     return (
         describe_models(done),
         f"{done.batch_size} x {done.duration:g} s, {done.steps} steps, seed {seeds}",
         *describe_placement(done.placement, options),
         describe_decoding(done.vae_decode),
+        *_without_effect(request, done, options),
     )
+
+
+def _without_effect(request: GenerationRequest, done: EffectiveSettings, options: Options) -> Iterator[str]:
+    """A line about each flag that was given and changed nothing."""
+    if request.thinking and not request.writes_audio_codes:
+        yield f"--thinking has no effect: task {request.task_type} takes its structure from the recording"
+    if not request.needs_language_model:
+        asked = ("use_cot_metas", "use_cot_caption", "use_cot_language")
+        for flag in (f"--{name.replace('_', '-')}" for name in asked if getattr(request, name)):
+            yield f"{flag} has no effect: task {request.task_type} takes the text as it is"
+        if options.lm_model != DEFAULTS.lm_model and not options.tiny:
+            yield f"{options.lm_model} was not used: --thinking or a --use-cot flag asks for the language model"
+    if options.guidance_scale not in (DEFAULTS.guidance_scale, done.guidance_scale):
+        yield f"--guidance-scale {options.guidance_scale:g} has no effect: {done.dit_model} runs without guidance"

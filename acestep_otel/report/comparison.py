@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,6 +13,13 @@ from acestep_otel.report.results import SCHEMA_VERSION
 
 COMPARISON_VERSION: Final = 1
 """Counts up when a reader of the old comparison file would misread the new one."""
+
+_ASKED_FOR: Final = (
+    "task_type", "example", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language", "use_constrained_decoding",
+    "lm_temperature", "lm_cfg_scale", "no_warmup", "detail",
+)  # fmt: skip
+_RAN: Final = ("device", "dtype", "weights", "dit_model", "lm_model", "lm_backend", "shift", "guidance_scale")
+_PLACED: Final = ("offload_to_cpu", "offload_dit_to_cpu", "quantization", "compile")
 
 
 class IncomparableResults(ValueError):
@@ -28,12 +35,14 @@ class ResultFile:
         mode: that wrote it.
         environment: what it ran on, in words.
         cells: figures of every cell; ``None`` where it failed.
+        settings: what else decides how long a cell takes, by name; none of a cell that failed.
     """
 
     name: str
     mode: str
     environment: str
     cells: Mapping[Cell, Figures | None]
+    settings: Mapping[Cell, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -55,23 +64,32 @@ class ResultFile:
             mode = document["mode"]
             if mode not in _CELLS_OF:
                 raise IncomparableResults(f"{path} is of mode {mode}: compare takes {' and '.join(_CELLS_OF)}")
+            read = list(_CELLS_OF[mode](document))
             return cls(
                 name=str(path),
                 mode=mode,
                 environment=_environment(document["environment"]),
-                cells=dict(_CELLS_OF[mode](document)),
+                cells={cell: figures for cell, figures, _ in read},
+                settings={cell: settings for cell, _, settings in read},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise IncomparableResults(f"{path} has no cells to compare: {error!r}") from error
 
 
-def _benchmark_cells(document: Mapping[str, Any]) -> Iterator[tuple[Cell, Figures | None]]:
+_ReadCell = tuple[Cell, Figures | None, dict[str, Any]]
+
+
+def _benchmark_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
     for row in document["results"]:
-        failed = row["status"] != "ok"
-        yield Cell(**row["config"]), None if failed else Figures(**{column: row[column] for column in COLUMNS})
+        cell = Cell(**row["config"])
+        if row["status"] != "ok":
+            yield cell, None, {}
+            continue
+        figures = Figures(**{column: row[column] for column in COLUMNS})
+        yield cell, figures, _settings(document["arguments"], row["runs"][0]["effective_settings"])
 
 
-def _profile_cells(document: Mapping[str, Any]) -> Iterator[tuple[Cell, Figures | None]]:
+def _profile_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
     for result in document["results"]:
         effective, measurement = result["effective_settings"], result["measurement"]
         if effective is None or measurement is None:
@@ -92,10 +110,17 @@ def _profile_cells(document: Mapping[str, Any]) -> Iterator[tuple[Cell, Figures 
                 dit_time=stages["dit_diffusion"]["total"],
                 vae_time=stages["vae_decode"]["total"],
             ),
+            _settings(document["arguments"], effective),
         )
 
 
-_CELLS_OF: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[tuple[Cell, Figures | None]]]]] = {
+def _settings(arguments: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[str, Any]:
+    # A file that was written before there was such a setting says nothing about it.
+    sources = ((arguments, _ASKED_FOR), (effective, _RAN), (effective["placement"], _PLACED))
+    return {name: source[name] for source, names in sources for name in names if name in source}
+
+
+_CELLS_OF: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[_ReadCell]]]] = {
     "benchmark": _benchmark_cells,
     "profile": _profile_cells,
 }
@@ -204,6 +229,19 @@ class Comparison:
         return compared.slower(self.threshold, self.noise_floor)
 
     @property
+    def differences(self) -> dict[str, list[list[Any]]]:
+        """Settings that the files do not share: by name, each pair of values that a cell of both has."""
+        found: dict[str, list[list[Any]]] = {}
+        for compared in self.cells:
+            before, after = (file.settings.get(compared.cell, {}) for file in (self.baseline, self.candidate))
+            for name in before:
+                if name in after and before[name] != after[name]:
+                    pairs = found.setdefault(name, [])
+                    if (pair := [before[name], after[name]]) not in pairs:
+                        pairs.append(pair)
+        return found
+
+    @property
     def regressions(self) -> list[str]:
         """What does not pass, a line each."""
         lines = []
@@ -221,6 +259,7 @@ class Comparison:
             "candidate": self.candidate.name,
             "threshold": self.threshold,
             "noise_floor": self.noise_floor,
+            "differences": self.differences,
             "cells": [
                 {
                     "config": asdict(compared.cell),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from acestep_otel.report.cells import Cell, CellResult, Figures
 from acestep_otel.report.comparison import ComparedCell, Comparison
@@ -33,6 +33,11 @@ def render_comparison(comparison: Comparison) -> str:
     lines = [
         f"A: {comparison.baseline.name} ({comparison.baseline.environment})",
         f"B: {comparison.candidate.name} ({comparison.candidate.environment})",
+        *(
+            f"differs: {name}: {_word(before)} in A, {_word(after)} in B"
+            for name, pairs in comparison.differences.items()
+            for before, after in pairs
+        ),
         "",
         _header(("Wall B/A", "LM B/A", "DiT B/A", "VAE B/A"), 11) + "Status",
         _RULE,
@@ -43,6 +48,12 @@ def render_comparison(comparison: Comparison) -> str:
     lines += [f"only in A: {cell}" for cell in comparison.only_in_baseline]
     lines += [f"only in B: {cell}" for cell in comparison.only_in_candidate]
     return "\n".join(lines)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
 
 
 def _verdict(compared: ComparedCell, comparison: Comparison) -> str:

@@ -29,6 +29,7 @@ class TokenStatistics:
         phase: ``lm.cot``, ``lm.codes`` or ``lm.lyrics``.
         duration: of the phase.
         prompt_tokens: of the conditional prompts.
+        reused_tokens: of those, the ones that an earlier phase had run.
         output_tokens: over all songs, sampled and forced.
         sampled_tokens: tokens that were a choice.
         forced_tokens: tokens that the grammar left no choice about.
@@ -49,6 +50,7 @@ class TokenStatistics:
     phase: str
     duration: float
     prompt_tokens: int | None
+    reused_tokens: int | None
     output_tokens: int | None
     sampled_tokens: int | None
     forced_tokens: int | None
@@ -74,8 +76,10 @@ class TokenStatistics:
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
-        """Tokens of the conditional prompt over the passes over the prompts."""
-        return self.prompt_tokens / self.prefill_duration if self.prompt_tokens and self.prefill_duration else None
+        """Tokens of the conditional prompt that were run, over the passes over the prompts."""
+        if self.prompt_tokens is None or not self.prefill_duration:
+            return None
+        return (self.prompt_tokens - (self.reused_tokens or 0)) / self.prefill_duration
 
     @property
     def output_tokens_per_second(self) -> float | None:
@@ -91,6 +95,7 @@ class TokenStatistics:
 
 _ATTRIBUTE_OF_FIELD: Final = {
     "prompt_tokens": semconv.USAGE_INPUT_TOKENS,
+    "reused_tokens": semconv.USAGE_CACHE_READ_INPUT_TOKENS,
     "output_tokens": semconv.USAGE_OUTPUT_TOKENS,
     "sampled_tokens": semconv.LM_SAMPLED_TOKENS,
     "forced_tokens": semconv.LM_FORCED_TOKENS,

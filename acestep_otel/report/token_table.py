@@ -28,6 +28,7 @@ def _rows(phases: Sequence[TokenStatistics]) -> Iterator[str]:
 
     yield row("Duration (s)", lambda phase: _number(phase.duration, 2))
     yield row("Prompt tokens", lambda phase: _count(phase.prompt_tokens))
+    yield row("  └─ Reused", lambda phase: _count(phase.reused_tokens))
     yield row("Output tokens", lambda phase: _count(phase.output_tokens))
     yield row("  ├─ Sampled", lambda phase: _count(phase.sampled_tokens))
     yield row("  └─ Forced", lambda phase: _count(phase.forced_tokens))

@@ -87,6 +87,7 @@ def _decode_path(backend: PlannerBackend) -> Attributes:
 def _summed_tokens(phases: Sequence[PhaseTokens]) -> Attributes:
     return {
         semconv.USAGE_INPUT_TOKENS: sum(phase.prompt_tokens for phase in phases),
+        semconv.USAGE_CACHE_READ_INPUT_TOKENS: sum(phase.reused_tokens for phase in phases),
         semconv.USAGE_OUTPUT_TOKENS: sum(phase.sampled_tokens + phase.forced_tokens for phase in phases),
         semconv.LM_SAMPLED_TOKENS: sum(phase.sampled_tokens for phase in phases),
         semconv.LM_FORCED_TOKENS: sum(phase.forced_tokens for phase in phases),

@@ -18,15 +18,31 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write(name: str, *, wall: float = 1.0, vae: float = 0.1, mode: str = "benchmark", failed: bool = False) -> str:
+def write(
+    name: str,
+    *,
+    wall: float = 1.0,
+    vae: float = 0.1,
+    mode: str = "benchmark",
+    failed: bool = False,
+    model: str = "acestep-v15-turbo",
+    example: str = "example_05.json",
+) -> str:
     figures: dict[str, Any] = {"wall_time": wall, "lm_time": 0.0, "dit_time": 0.5, "vae_time": vae}
     row = {
         "config": {"duration": 30.0, "batch_size": 1, "thinking": False, "inference_steps": 8},
         "status": "error" if failed else "ok",
         **(dict.fromkeys(figures) if failed else figures),
+        "runs": [{"effective_settings": {"dit_model": model, "placement": {"quantization": None}}}],
     }
     environment = {"cpu": "a CPU", "accelerators": [], "packages": {"torch": "2.13"}, "git_revision": None}
-    content = {"schema_version": 1, "mode": mode, "environment": environment, "results": [row]}
+    content = {
+        "schema_version": 1,
+        "mode": mode,
+        "environment": environment,
+        "arguments": {"example": example},
+        "results": [row],
+    }
     Path(name).write_text(json.dumps(content), encoding="utf-8")
     return name
 
@@ -76,6 +92,26 @@ def test_the_ratios_are_written_also_when_they_do_not_pass() -> None:
     assert main(["compare", write("a.json"), write("b.json", wall=2), "--output", "out/ratios.json"]) == 1
     written = json.loads(Path("out/ratios.json").read_text("utf-8"))
     assert written["cells"][0]["ratios"] == {"wall_time": 2.0, "lm_time": None, "dit_time": 1.0, "vae_time": 1.0}
+
+
+def test_files_of_different_models_or_settings_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """The ratio stands all the same: that may be what was asked."""
+    other = write("b.json", model="acestep-v15-xl-turbo", example="example_01.json")
+    assert main(["compare", write("a.json"), other, "--output", "ratios.json"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs: ")] == [
+        "differs: example: example_05.json in A, example_01.json in B",
+        "differs: dit_model: acestep-v15-turbo in A, acestep-v15-xl-turbo in B",
+    ]
+    assert json.loads(Path("ratios.json").read_text("utf-8"))["differences"] == {
+        "example": [["example_05.json", "example_01.json"]],
+        "dit_model": [["acestep-v15-turbo", "acestep-v15-xl-turbo"]],
+    }
+
+
+@pytest.mark.parametrize("other", [{}, {"failed": True}])
+def test_files_of_the_same_settings_do_not(other: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", write("a.json"), write("b.json", **other)])
+    assert "differs" not in capsys.readouterr().out
 
 
 def test_two_profiles_can_be_compared(capsys: pytest.CaptureFixture[str]) -> None:

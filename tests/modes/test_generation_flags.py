@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from acestep.types import GenerationResult, SongMetadata
@@ -159,6 +161,40 @@ def test_guidance_scale_changes_a_base_model_and_a_turbo_model_says_one(generate
     turbo = [generate("--guidance-scale", scale) for scale in ("7", "3")]
     assert [result.effective.guidance_scale for result in turbo] == [1, 1]
     assert torch.equal(turbo[0].songs[0].audio, turbo[1].songs[0].audio)
+
+
+@pytest.mark.parametrize(
+    ("task", "flag", "line"),
+    [
+        ("cover", "--thinking", "--thinking has no effect: task cover takes its structure from the recording"),
+        ("extract", "--thinking", "--thinking has no effect: task extract takes its structure from the recording"),
+        ("repaint", "--use-cot-language", "--use-cot-language has no effect: task repaint takes the text as it is"),
+    ],
+)
+def test_a_flag_that_changes_nothing_is_named(
+    task: str, flag: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write("source.wav", np.zeros((48_000, 2), dtype=np.float32), 48_000)
+    command = ("--tiny", "--device", "cpu", "--no-warmup", "--inference-steps", "1", "--src-audio", "source.wav")
+    for flags, expected in (((), []), ((flag,), [line])):
+        assert main([*command, "--task-type", task, *flags]) == 0
+        assert [said for said in capsys.readouterr().out.splitlines() if "no effect" in said] == expected
+
+
+def test_guidance_that_the_model_has_none_of_is_named(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "--guidance-scale 3 has no effect: acestep-v15-tiny runs without guidance"
+    for scale, shown in (("7", False), ("1", False), ("3", True)):
+        generate("--guidance-scale", scale)
+        assert (line in capsys.readouterr().out.splitlines()) == shown
+
+
+def test_a_language_model_that_nothing_asks_for_is_named(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "acestep-5Hz-lm-tiny was not used: --thinking or a --use-cot flag asks for the language model"
+    named = ("--config-path", "acestep-v15-tiny", "--lm-model", "acestep-5Hz-lm-tiny")
+    assert generate(models=named).effective.lm_model is None
+    assert line in capsys.readouterr().out.splitlines()
+    assert generate("--thinking", models=named).effective.lm_model == "acestep-5Hz-lm-tiny"
+    assert line not in capsys.readouterr().out.splitlines()
 
 
 def test_llm_debug_without_language_model_says_so(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,6 +149,26 @@ def test_the_matrix_is_shaded_by_column() -> None:
     assert "2.92 s" in source
 
 
+def test_the_matrix_says_what_ran_and_how_far_its_runs_lie_apart() -> None:
+    plain: dict[str, Any] = {
+        "device": "cuda", "dtype": "bfloat16", "weights": "checkpoint", "dit_model": "acestep-v15-turbo",
+        "lm_model": None, "lm_backend": None,
+    }  # fmt: skip
+    thinking = {**plain, "lm_model": "acestep-5Hz-lm-1.7B", "lm_backend": "vllm"}
+    ran = [[plain], [thinking, thinking], [None]]
+    rows = tuple(
+        replace(row, entries=tuple({"effective_settings": settings} for settings in entries))
+        for row, entries in zip(MATRIX, ran, strict=True)
+    )
+    source = render_report(report(matrix=rows))
+    assert '<p class="models">acestep-v15-turbo · acestep-5Hz-lm-1.7B (vllm)</p>' in source
+    assert '<p class="setting">cuda · bfloat16 · checkpoint</p>' in source
+    page = Page(source)
+    assert page.row("30 s x 1, thinking, 8 steps")[:2] == ["5.67 s + 0 s", "2.91 s + 20.0 ms"]
+    once = tuple(row for row in rows if len(row.runs) < 2)
+    assert "Minimum + spread" not in render_report(report(matrix=once))
+
+
 def test_vram_is_drawn_over_time_with_the_stages_peaks() -> None:
     source = render_report(report(gpu_run()))
     page = Page(source)

@@ -16,6 +16,7 @@ LLM DEBUG
   ───────────────────────────────────────────────────────────────
   Duration (s)                                 0.50          2.40
   Prompt tokens                                 120           165
+    └─ Reused                                     —           115
   Output tokens                                  40           150
     ├─ Sampled                                   30           150
     └─ Forced                                    10             0
@@ -24,7 +25,7 @@ LLM DEBUG
   Forward passes                                 30           150
   Time to first token (ms)                    40.00         60.00
   Tokens/sec                                   80.0          62.5
-    ├─ Prefill                               4000.0             —
+    ├─ Prefill                               4000.0        2500.0
     └─ Decode                                  88.5          64.1
   Gap between passes, p50 (ms)                11.00         15.50
   Gap between passes, p95 (ms)                12.00         16.00
@@ -53,12 +54,14 @@ def test_every_figure_is_that_of_its_span() -> None:
     }
     codes = {
         semconv.USAGE_INPUT_TOKENS: 165,
+        semconv.USAGE_CACHE_READ_INPUT_TOKENS: 115,
         semconv.USAGE_OUTPUT_TOKENS: 150,
         semconv.LM_SAMPLED_TOKENS: 150,
         semconv.LM_FORCED_TOKENS: 0,
         semconv.LM_UNCONDITIONAL_TOKENS: 183,
         semconv.LM_FORWARDS: 150,
         semconv.LM_TIME_TO_FIRST_TOKEN: 0.06,
+        semconv.LM_PREFILL_DURATION: 0.02,
         semconv.LM_TOKENS_PER_SECOND: 64.1,
         semconv.LM_TOKEN_GAP_P50: 0.0155,
         semconv.LM_TOKEN_GAP_P95: 0.016,

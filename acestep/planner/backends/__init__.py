@@ -48,6 +48,7 @@ class PhaseTokens:
         forced_tokens: tokens that the grammar left no choice about.
         unconditional_tokens: prompt and output of the unconditional rows; 0 without guidance.
         forwards: forward passes, the one over the prompts included.
+        reused_tokens: of the prompt's, those that an earlier phase had run and this one did not run again.
         engine_times: the engine's own timings; ``None`` where the backend is no engine of its own.
     """
 
@@ -57,6 +58,7 @@ class PhaseTokens:
     forced_tokens: int
     unconditional_tokens: int
     forwards: int
+    reused_tokens: int = 0
     engine_times: EngineTimes | None = None
 
 

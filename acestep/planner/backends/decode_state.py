@@ -59,6 +59,7 @@ class DecodeState:
         cache: holds the rows, from row 0 on.
         hidden: of each row's last token, shape ``[rows, hidden]``; valid until the next pass.
         forwards: passes so far.
+        reused: leading tokens of the first prompt that were not run, because the cache held them.
     """
 
     hidden: torch.Tensor
@@ -73,6 +74,7 @@ class DecodeState:
         # Of all hidden states: NaN and infinity, once there, stay.
         self._sum = torch.zeros((), device=model.device)
         self.forwards = 0
+        self.reused = 0
 
     @classmethod
     def start(
@@ -101,6 +103,7 @@ class DecodeState:
 
     def _prefill(self, prompts: Sequence[Sequence[int]], items: int, shared: int) -> None:
         device, pad = self._model.device, self._model.vocabulary.layout.pad
+        self.reused = shared
         starts = [shared] + [0] * (len(prompts) - 1)
         rest = [list(prompt[start:]) for prompt, start in zip(prompts, starts, strict=True)]
         tokens = max(map(len, rest))

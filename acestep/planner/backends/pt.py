@@ -144,6 +144,7 @@ class PtBackend(GrammarWalk):
             forced_tokens=0,
             unconditional_tokens=0 if unconditional is None else len(unconditional) + count * len(seeds),
             forwards=state.forwards,
+            reused_tokens=state.reused,
         )
 
     def prefill(self, prompts: Sequence[Sequence[int]], capacity: int, items: int = 1) -> DecodeState:
@@ -265,6 +266,8 @@ class PtBackend(GrammarWalk):
             forced_tokens=len(written) - sampled,
             unconditional_tokens=0,
             forwards=state.forwards,
+            # What the grammar opens with is run with the prompt, and is no part of it.
+            reused_tokens=min(state.reused, len(prompt)),
         )
 
     @contextmanager

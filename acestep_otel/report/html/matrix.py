@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from acestep_otel.report.cells import CellResult
+from acestep_otel.report.html.figure import Table
 from acestep_otel.report.html.quantities import duration
 
 _SHADES: Final = 6
@@ -30,10 +31,69 @@ class MatrixLine:
     failed: bool
 
 
-MATRIX_COLUMNS: Final = ("Duration", "Batch", "Think", "Steps", "Wall", "LM", "DiT", "VAE", "Per second of audio")
+@dataclass(frozen=True, slots=True)
+class MatrixSection:
+    """The benchmark of a page.
+
+    Attributes:
+        models: names of the models that ran, and the language model's backend.
+        setting: device, type and origin of the weights.
+        columns: headings of the table, but for the status.
+        lines: the table.
+        ranges: how far the runs of each cell lie apart; ``None`` where each was run once.
+    """
+
+    models: tuple[str, ...]
+    setting: tuple[str, ...]
+    columns: tuple[str, ...]
+    lines: tuple[MatrixLine, ...]
+    ranges: Table | None
 
 
-def matrix_lines(results: Sequence[CellResult]) -> tuple[MatrixLine, ...]:
+_FIGURES: Final = ("Wall", "LM", "DiT", "VAE")
+
+
+def matrix_section(results: Sequence[CellResult]) -> MatrixSection | None:
+    """The section, or ``None`` when no cell was run."""
+    if not results:
+        return None
+    ran = [settings for result in results for settings in _effective_settings(result)]
+    return MatrixSection(
+        models=_distinct(name for settings in ran for name in _models(settings)),
+        setting=_distinct(settings[name] for settings in ran for name in ("device", "dtype", "weights")),
+        columns=("Duration", "Batch", "Think", "Steps", *_FIGURES, "Per second of audio"),
+        lines=_lines(results),
+        ranges=_ranges(results) if any(len(result.runs) > 1 for result in results) else None,
+    )
+
+
+def _effective_settings(result: CellResult) -> Iterator[dict[str, Any]]:
+    for entry in result.entries:
+        if entry["effective_settings"] is not None:
+            yield entry["effective_settings"]
+
+
+def _models(settings: dict[str, Any]) -> Iterator[str]:
+    yield settings["dit_model"]
+    if settings["lm_model"] is not None:
+        yield f"{settings['lm_model']} ({settings['lm_backend']})"
+
+
+def _distinct(words: Iterator[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
+
+
+def _ranges(results: Sequence[CellResult]) -> Table:
+    rows = []
+    for result in results:
+        summary = result.summary
+        if summary is not None:
+            pairs = zip(summary.minimum, summary.spread, strict=True)
+            rows.append((str(result.cell), *(f"{duration(least)} + {duration(spread)}" for least, spread in pairs)))
+    return Table(("Cell", *_FIGURES), tuple(rows))
+
+
+def _lines(results: Sequence[CellResult]) -> tuple[MatrixLine, ...]:
     """The table, in the order given: medians where a cell was run several times, nothing where it failed.
 
     Shades compare within a column, so those of the last one compare cells of any duration and batch size.

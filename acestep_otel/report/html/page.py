@@ -21,7 +21,7 @@ from acestep_otel.report.html.charts import RIGHT
 from acestep_otel.report.html.facts import argument_facts, environment_facts
 from acestep_otel.report.html.figure import Figure
 from acestep_otel.report.html.headline import Headline, headline
-from acestep_otel.report.html.matrix import MATRIX_COLUMNS, matrix_lines
+from acestep_otel.report.html.matrix import matrix_section
 from acestep_otel.report.html.memory import MemorySection, memory_section
 from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, step_section
 from acestep_otel.report.html.tiers import tier_section
@@ -97,8 +97,7 @@ def render_report(report: Report) -> str:
         mode=report.mode,
         failure=report.failure,
         runs=[RunSections.of(run) for run in report.runs],
-        matrix_columns=MATRIX_COLUMNS,
-        matrix=matrix_lines(report.matrix),
+        matrix=matrix_section(report.matrix),
         tiers=tier_section(report.tiers),
         environment=environment_facts(report.environment),
         arguments=argument_facts(report.arguments),

@@ -50,7 +50,7 @@ def _phases(phases: list[TokenStatistics]) -> Figure:
         ),
         table=Table(
             (
-                "Phase", "Duration", "Prompt tokens", "Sampled", "Forced", "Unconditional", "Forward passes",
+                "Phase", "Duration", "Prompt tokens", "Reused", "Sampled", "Forced", "Unconditional", "Forward passes",
                 "Time to first token", "Prompt passes", "Decode", "Tokens per second", "Grammar", "Guidance",
             ),
             tuple(
@@ -58,6 +58,7 @@ def _phases(phases: list[TokenStatistics]) -> Figure:
                     phase.phase,
                     duration(phase.duration),
                     number(phase.prompt_tokens),
+                    number(phase.reused_tokens),
                     number(phase.sampled_tokens),
                     number(phase.forced_tokens),
                     number(phase.unconditional_tokens),
