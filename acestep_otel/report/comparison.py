@@ -36,6 +36,7 @@ class ResultFile:
         environment: what it ran on, in words.
         cells: figures of every cell; ``None`` where it failed.
         settings: what else decides how long a cell takes, by name; none of a cell that failed.
+        planned: cells that the run was to have; more than ``cells`` when it was stopped.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ResultFile:
     environment: str
     cells: Mapping[Cell, Figures | None]
     settings: Mapping[Cell, Mapping[str, Any]] = field(default_factory=dict)
+    planned: int = 0
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -53,8 +55,12 @@ class ResultFile:
         """
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise IncomparableResults(f"cannot read {path}: {error}") from error
+        except OSError as error:
+            raise IncomparableResults(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise IncomparableResults(
+                f"{path} is not JSON: compare takes two result files that --benchmark-output wrote"
+            ) from error
         version = document.get("schema_version") if isinstance(document, dict) else None
         if version != SCHEMA_VERSION:
             raise IncomparableResults(f"{path} is not a result file of version {SCHEMA_VERSION}")
@@ -71,6 +77,7 @@ class ResultFile:
                 environment=_environment(document["environment"]),
                 cells={cell: figures for cell, figures, _ in read},
                 settings={cell: settings for cell, _, settings in read},
+                planned=document["benchmark"]["cells"] if mode == "benchmark" else len(read),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise IncomparableResults(f"{path} has no cells to compare: {error!r}") from error
@@ -249,6 +256,8 @@ class Comparison:
             if compared.broke:
                 lines.append(f"{compared.cell}: failed")
             lines += [f"{compared.cell}: {column} x {compared.ratios[column]:.2f}" for column in self.slower(compared)]
+        if self.candidate.planned > (ran := len(self.candidate.cells)):
+            lines.append(f"{self.candidate.name}: stopped after {ran} of {self.candidate.planned} cells")
         return lines
 
     def to_json(self) -> dict[str, Any]:

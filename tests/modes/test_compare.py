@@ -27,6 +27,7 @@ def write(
     failed: bool = False,
     model: str = "acestep-v15-turbo",
     example: str = "example_05.json",
+    planned: int = 1,
 ) -> str:
     figures: dict[str, Any] = {"wall_time": wall, "lm_time": 0.0, "dit_time": 0.5, "vae_time": vae}
     row = {
@@ -41,6 +42,7 @@ def write(
         "mode": mode,
         "environment": environment,
         "arguments": {"example": example},
+        "benchmark": {"cells": planned} if mode == "benchmark" else None,
         "results": [row],
     }
     Path(name).write_text(json.dumps(content), encoding="utf-8")
@@ -88,6 +90,12 @@ def test_a_cell_that_fails_now_does_not_pass() -> None:
     assert main(["compare", write("a.json", failed=True), write("b.json")]) == 0
 
 
+def test_a_benchmark_that_was_stopped_does_not_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", write("a.json"), write("b.json", planned=48)]) == 1
+    assert "b.json: stopped after 1 of 48 cells" in capsys.readouterr().out
+    assert main(["compare", write("a.json", planned=48), write("b.json")]) == 0
+
+
 def test_the_ratios_are_written_also_when_they_do_not_pass() -> None:
     assert main(["compare", write("a.json"), write("b.json", wall=2), "--output", "out/ratios.json"]) == 1
     written = json.loads(Path("out/ratios.json").read_text("utf-8"))
@@ -131,7 +139,7 @@ def test_two_profiles_can_be_compared(capsys: pytest.CaptureFixture[str]) -> Non
         ("none.json", "cannot read none.json"),
         ("empty.json", "a.json is of mode benchmark and empty.json of mode profile"),
         ("profile.json", "profile.json has no cells to compare"),
-        ("text.json", "cannot read text.json"),
+        ("text.json", "text.json is not JSON: compare takes two result files that --benchmark-output wrote"),
     ],
 )
 def test_files_that_cannot_be_compared_are_refused(

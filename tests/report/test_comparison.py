@@ -74,7 +74,7 @@ def test_files_without_a_common_cell_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot read"),
+        ("{", "is not JSON"),
         ("[]", "not a result file of version 1"),
         ('{"schema_version": 2}', "not a result file of version 1"),
         ('{"schema_version": 1, "mode": "understand"}', "of mode understand: compare takes benchmark and profile"),
