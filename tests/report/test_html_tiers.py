@@ -51,6 +51,14 @@ def test_the_table_has_every_row_and_the_reason() -> None:
     assert "skipped" in texts
 
 
+def test_rows_that_were_not_held_to_their_card_are_counted_above_the_chart() -> None:
+    caution = "No limit was enforced in 1 of 3 rows: they show what runs, not what fits."
+    loose = replace(observation(trial(12), 3.0), cap=None)
+    rows = (row(8), replace(row(12), observation=loose), row(16), row(20, "no-quant", "skipped"))
+    assert caution in Page(render_report(report(tiers=rows))).texts
+    assert not [text for text in Page(render_report(report(tiers=rows[:1]))).texts if "No limit" in text]
+
+
 def test_a_page_without_rows_has_no_such_section() -> None:
     assert "Tier test" not in Page(render_report(report())).texts
     assert tier_section(()) is None

@@ -24,7 +24,7 @@ from acestep_otel.report.html.headline import Headline, headline
 from acestep_otel.report.html.matrix import matrix_section
 from acestep_otel.report.html.memory import MemorySection, memory_section
 from acestep_otel.report.html.sections import BreakdownSection, breakdown_section, step_section
-from acestep_otel.report.html.tiers import tier_section
+from acestep_otel.report.html.tiers import tier_caution, tier_section
 from acestep_otel.report.html.tokens import TokenSection, token_section
 from acestep_otel.report.html.waterfall import Waterfall, waterfall
 from acestep_otel.report.spans import Run
@@ -99,6 +99,7 @@ def render_report(report: Report) -> str:
         runs=[RunSections.of(run) for run in report.runs],
         matrix=matrix_section(report.matrix),
         tiers=tier_section(report.tiers),
+        tier_caution=tier_caution(report.tiers),
         environment=environment_facts(report.environment),
         arguments=argument_facts(report.arguments),
         style=Markup(style),

@@ -39,6 +39,15 @@ def tier_section(results: Sequence[TierResult]) -> Figure | None:
     )
 
 
+def tier_caution(results: Sequence[TierResult]) -> str | None:
+    """What keeps rows from being evidence; ``None`` when every process was held to the memory of its card."""
+    seen = [result for result in results if result.observation is not None]
+    uncapped = sum(not result.capped for result in seen)
+    if not uncapped:
+        return None
+    return f"No limit was enforced in {uncapped} of {len(seen)} rows: they show what runs, not what fits."
+
+
 def _label(result: TierResult) -> str:
     return f"{result.trial.memory} GB {result.trial.variant}"
 
