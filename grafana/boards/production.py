@@ -110,7 +110,6 @@ def _duration_map() -> heatmap.Panel:
 
 
 def _queue_wait() -> timeseries.Panel:
-    taken = f'{_OUTCOME}="ok"'
     return time_series(
         Text(
             "Wait in the queue",
@@ -118,10 +117,7 @@ def _queue_wait() -> timeseries.Panel:
             "Empty for a service that has no queue, or does not declare it (acestep_otel.queueing).",
             "s",
         ),
-        *(
-            Query(quantile(value, semconv.QUEUE_WAIT_DURATION, taken), f"p{value * 100:g}", exemplars=True)
-            for value in _MEDIAN_AND_95TH
-        ),
+        *_median_and_95th(semconv.QUEUE_WAIT_DURATION, matchers=f'{_OUTCOME}="ok"'),
         size=Size(8),
     )
 
@@ -180,9 +176,11 @@ def _stage_table() -> table.Panel:
     )
 
 
-def _median_and_95th(metric: MetricDefinition, by: str) -> Iterator[Query]:
+def _median_and_95th(metric: MetricDefinition, by: str | None = None, matchers: str = "") -> Iterator[Query]:
     for value in _MEDIAN_AND_95TH:
-        yield Query(quantile(value, metric, by=(by,)), f"p{value * 100:g} {{{{{by}}}}}", exemplars=True)
+        name = f"p{value * 100:g}"
+        expression = quantile(value, metric, matchers, by=(by,) if by else ())
+        yield Query(expression, f"{name} {{{{{by}}}}}" if by else name, exemplars=True)
 
 
 def _first_token() -> timeseries.Panel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from acestep.planner.grammar import GrammarCursor
 from acestep.types import ProgressCallback, SamplingSettings
@@ -60,6 +60,53 @@ class PhaseTokens:
     forwards: int
     reused_tokens: int = 0
     engine_times: EngineTimes | None = None
+
+    @classmethod
+    def of_text(
+        cls,
+        written: Sequence[int],
+        prompt: Sequence[int],
+        *,
+        sampled: int,
+        forwards: int,
+        reused_tokens: int = 0,
+        engine_times: EngineTimes | None = None,
+    ) -> Self:
+        """A phase that wrote one text without guidance; what was not sampled, the grammar forced."""
+        return cls(
+            ids=(tuple(written),),
+            prompt_tokens=len(prompt),
+            sampled_tokens=sampled,
+            forced_tokens=len(written) - sampled,
+            unconditional_tokens=0,
+            forwards=forwards,
+            reused_tokens=reused_tokens,
+            engine_times=engine_times,
+        )
+
+    @classmethod
+    def of_codes(
+        cls,
+        songs: Sequence[Sequence[int]],
+        conditional: Sequence[int],
+        unconditional: Sequence[int] | None,
+        *,
+        forwards: int,
+        reused_tokens: int = 0,
+        engine_times: EngineTimes | None = None,
+    ) -> Self:
+        """A phase that wrote as many codes for each song; with guidance an unconditional row saw each of them too."""
+        sampled = sum(map(len, songs))
+        return cls(
+            ids=tuple(map(tuple, songs)),
+            prompt_tokens=len(conditional),
+            sampled_tokens=sampled,
+            forced_tokens=0,
+            unconditional_tokens=0 if unconditional is None else len(unconditional) + sampled,
+            forwards=forwards,
+            reused_tokens=reused_tokens,
+            engine_times=engine_times,
+        )
 
 
 class PlannerBackend(Protocol):

@@ -20,7 +20,7 @@ from acestep.errors import BackendUnavailable, InvalidOutput
 from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
 from acestep.planner.backends.cache import KeyValueCache
 from acestep.planner.backends.decode_state import Candidates, DecodeState
-from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide
+from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide, reasoning_ends
 from acestep.planner.backends.timing import share_saved
 from acestep.planner.backends.workspace import Workspace, start_apart
 from acestep.planner.grammar import GrammarCursor
@@ -89,7 +89,7 @@ class PtBackend(GrammarWalk):
         guide: TextGuide[Candidates]
         with self._phase():
             if cursor is None:
-                guide = FreeText(self._workspace.text(), frozenset({layout.think_close, layout.eos, layout.pad}))
+                guide = FreeText(self._workspace.text(), reasoning_ends(layout))
             else:
                 guide = ConstrainedText(cursor, self.constrain, self.accept)
             # Only a later phase of the same request goes on from what is there: a request takes what it takes.
@@ -137,14 +137,9 @@ class PtBackend(GrammarWalk):
                     drawn.tolist()
                     progress(Progress(COMPOSING, len(written), count))
             self._require_finite(state, COMPOSING)
-        return PhaseTokens(
-            ids=tuple(tuple(series) for series in torch.stack(written, dim=1).tolist()),
-            prompt_tokens=len(conditional),
-            sampled_tokens=count * len(seeds),
-            forced_tokens=0,
-            unconditional_tokens=0 if unconditional is None else len(unconditional) + count * len(seeds),
-            forwards=state.forwards,
-            reused_tokens=state.reused,
+        songs = torch.stack(written, dim=1).tolist()
+        return PhaseTokens.of_codes(
+            songs, conditional, unconditional, forwards=state.forwards, reused_tokens=state.reused
         )
 
     def prefill(self, prompts: Sequence[Sequence[int]], capacity: int, items: int = 1) -> DecodeState:
@@ -259,12 +254,10 @@ class PtBackend(GrammarWalk):
                 progress(Progress(stage, len(written), None))
         self._require_finite(state, stage)
         state.cache.held = fed
-        return PhaseTokens(
-            ids=(tuple(written),),
-            prompt_tokens=len(prompt),
-            sampled_tokens=sampled,
-            forced_tokens=len(written) - sampled,
-            unconditional_tokens=0,
+        return PhaseTokens.of_text(
+            written,
+            prompt,
+            sampled=sampled,
             forwards=state.forwards,
             # What the grammar opens with is run with the prompt, and is no part of it.
             reused_tokens=min(state.reused, len(prompt)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from acestep.planner.grammar import GrammarCursor
+from acestep.planner.vocabulary import TokenLayout
 
 Candidates = TypeVar("Candidates")
 """A backend's own form of what may be drawn."""
@@ -82,6 +83,11 @@ class ConstrainedText(Generic[Candidates]):
     def accept(self, token_id: int) -> list[int]:
         """The token, and what the grammar forces behind it."""
         return self.move(self.cursor, token_id)
+
+
+def reasoning_ends(layout: TokenLayout) -> frozenset[int]:
+    """Tokens after which reasoning without a grammar is over: its closing tag, the turn's end, padding."""
+    return frozenset({layout.think_close, layout.eos, layout.pad})
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.mlx.decode_state import Candidates, DecodeState
 from acestep.planner.backends.mlx.model import convert
 from acestep.planner.backends.mlx.sampling import sample
-from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide
+from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide, reasoning_ends
 from acestep.planner.backends.timing import share_saved
 from acestep.planner.budget import PlannerBudget
 from acestep.planner.grammar import AllowedTokens, GrammarCursor
@@ -63,7 +63,7 @@ class MlxBackend(GrammarWalk):
         guide: TextGuide[Candidates]
         if cursor is None:
             candidates = Candidates.of(TokenChoice.text(layout), self._head)
-            guide = FreeText(candidates, frozenset({layout.think_close, layout.eos, layout.pad}))
+            guide = FreeText(candidates, reasoning_ends(layout))
         else:
             guide = ConstrainedText(cursor, self.constrain, self.accept)
         return self._write_text(REASONING, prompt, guide, sampling, seed, token_limit, progress)
@@ -107,14 +107,7 @@ class MlxBackend(GrammarWalk):
                     progress(Progress(COMPOSING, len(written), count))
         self._require_finite(state, COMPOSING)
         series: list[list[int]] = mx.stack(written, axis=1).tolist()
-        return PhaseTokens(
-            ids=tuple(map(tuple, series)),
-            prompt_tokens=len(conditional),
-            sampled_tokens=count * len(seeds),
-            forced_tokens=0,
-            unconditional_tokens=0 if unconditional is None else len(unconditional) + count * len(seeds),
-            forwards=state.forwards,
-        )
+        return PhaseTokens.of_codes(series, conditional, unconditional, forwards=state.forwards)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
         """One pass over the prompts, one row each; ends when the device has done it."""
@@ -209,14 +202,7 @@ class MlxBackend(GrammarWalk):
             if progress is not None:
                 progress(Progress(stage, len(written), None))
         self._require_finite(state, stage)
-        return PhaseTokens(
-            ids=(tuple(written),),
-            prompt_tokens=len(prompt),
-            sampled_tokens=sampled,
-            forced_tokens=len(written) - sampled,
-            unconditional_tokens=0,
-            forwards=state.forwards,
-        )
+        return PhaseTokens.of_text(written, prompt, sampled=sampled, forwards=state.forwards)
 
     @property
     def _head(self) -> mx.array:

@@ -16,7 +16,7 @@ import torch
 from acestep.errors import BackendFailed, BackendUnavailable, InvalidOutput
 from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide
+from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide, reasoning_ends
 from acestep.planner.backends.vllm.draws import CodesDraw, Draw, DrawingDesk, TextDraw
 from acestep.planner.backends.vllm.engine import Reservation, build_engine, close_engine
 from acestep.planner.backends.vllm.rows import EngineRows, RowRequest
@@ -80,7 +80,7 @@ class VllmBackend(GrammarWalk):
         layout = self._vocabulary.layout
         guide: TextGuide[TokenChoice]
         if cursor is None:
-            guide = FreeText(TokenChoice.text(layout), frozenset({layout.think_close, layout.eos, layout.pad}))
+            guide = FreeText(TokenChoice.text(layout), reasoning_ends(layout))
         else:
             guide = ConstrainedText(cursor, self.constrain, self.accept)
         return self._write_text(REASONING, prompt, guide, sampling, seed, token_limit, progress)
@@ -125,15 +125,7 @@ class VllmBackend(GrammarWalk):
                 done = min(map(len, written))
                 if progress is not None and (done == count or (done and done % PROGRESS_INTERVAL == 0)):
                     progress(Progress(COMPOSING, done, count))
-        return PhaseTokens(
-            ids=tuple(map(tuple, written)),
-            prompt_tokens=len(conditional),
-            sampled_tokens=count * songs,
-            forced_tokens=0,
-            unconditional_tokens=0 if unconditional is None else len(unconditional) + count * songs,
-            forwards=rows.passes,
-            engine_times=rows.times,
-        )
+        return PhaseTokens.of_codes(written, conditional, unconditional, forwards=rows.passes, engine_times=rows.times)
 
     def prefill(self, rows: EngineRows) -> None:
         """The engine's first pass: it takes the prompts and gives the first token of each row."""
@@ -214,14 +206,8 @@ class VllmBackend(GrammarWalk):
                 self.decode(rows)
                 if progress is not None:
                     progress(Progress(stage, len(draw.written), None))
-        return PhaseTokens(
-            ids=(tuple(draw.written),),
-            prompt_tokens=len(prompt),
-            sampled_tokens=draw.sampled,
-            forced_tokens=len(draw.written) - draw.sampled,
-            unconditional_tokens=0,
-            forwards=rows.passes,
-            engine_times=rows.times,
+        return PhaseTokens.of_text(
+            draw.written, prompt, sampled=draw.sampled, forwards=rows.passes, engine_times=rows.times
         )
 
     @contextmanager
