@@ -71,6 +71,8 @@ def main() -> None:
                 f"{row['constrained_us_per_token']:>9.1f} µs{row['constrained_share']:>5.1%}",
                 flush=True,
             )
+            # Written as it grows: the reference takes minutes, and what is measured shall not be lost.
+            write_result(options.output, {"environment": environment(), "rows": rows, "kernels_of_a_pass": profiles})
         if options.profile and device.type == "cuda":
             profiles[name] = kernels_of_a_pass(backend)
             for kernel in profiles[name][:20]:

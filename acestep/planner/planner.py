@@ -32,7 +32,7 @@ from acestep.types import CODES_PER_SECOND, GenerationRequest, ProgressCallback,
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
 """Most tokens of a metadata block: the caption and every other field."""
 FUSED_VARIABLE: Final = "ACESTEP_LM_FUSED"
-"""Environment variable: decode in Triton kernels of our own where they run (CUDA, bfloat16)."""
+"""Environment variable: ``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
 
@@ -133,8 +133,7 @@ class Planner:
         Raises:
             InvalidRequest: ``ACESTEP_LM_FUSED`` says neither yes nor no.
         """
-        # Asked for by hand until the kernels have been measured on a GPU.
-        backend = PtBackend(model, fuse=None if says_yes(os.environ, FUSED_VARIABLE) else False)
+        backend = PtBackend(model, fuse=None if says_yes(os.environ, FUSED_VARIABLE, default=True) else False)
         return cls(
             backend,
             model.vocabulary,

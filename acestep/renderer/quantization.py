@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
@@ -10,16 +11,15 @@ from torchao.quantization import (
     Float8WeightOnlyConfig,
     Int8DynamicActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
+    PerGroup,
     quantize_,
 )
 
 from acestep.placement import Quantization
 
-_CONFIGS: Final = {
-    "int8_weight_only": Int8WeightOnlyConfig,
-    "fp8_weight_only": Float8WeightOnlyConfig,
-    "w8a8_dynamic": Int8DynamicActivationInt8WeightConfig,
-}
+GROUP_SIZE: Final = 128
+"""Weights that share a scale where only weights are in int8. With one scale per row, PyTorch's compiler makes the
+product ``_weight_int8pack_mm``, which is meant for a single token and takes hundreds of times as long for a song."""
 
 
 def quantize(transformer: Any, form: Quantization, device: torch.device) -> None:
@@ -33,8 +33,17 @@ def quantize(transformer: Any, form: Quantization, device: torch.device) -> None
         form: of the weights (and of the activations, for ``w8a8_dynamic``).
         device: where the models run.
     """
-    config = _CONFIGS[form]()
     for block in transformer.layers:
         home = next(block.parameters()).device
-        quantize_(nn.Module.to(block, device), config)
+        quantize_(nn.Module.to(block, device), _config(form, block))
         nn.Module.to(block, home)
+
+
+def _config(form: Quantization, block: nn.Module) -> Any:
+    """What torchao shall do; it would also switch process-wide settings of the compiler, which all else pays for."""
+    if form == "fp8_weight_only":
+        return Float8WeightOnlyConfig(set_inductor_config=False)
+    if form == "w8a8_dynamic":
+        return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    widths = (layer.in_features for layer in block.modules() if isinstance(layer, nn.Linear))
+    return Int8WeightOnlyConfig(granularity=PerGroup(math.gcd(GROUP_SIZE, *widths)), set_inductor_config=False)

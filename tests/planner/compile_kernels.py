@@ -12,12 +12,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from acestep.planner.backends import kernels
-from acestep.planner.backends.fused import _tile
+from acestep.planner.backends.fused import GATE_TILE, INPUT_TILE, OUTPUT_TILE, fitting, padded
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS
 
 TYPES = {
-    **dict.fromkeys(("places_ptr", "row_slots_ptr"), "*i64"),
-    **dict.fromkeys(("frequencies_ptr", "partial_ptr", "maxima_ptr", "sums_ptr"), "*fp32"),
+    **dict.fromkeys(("ids_ptr", "places_ptr", "row_slots_ptr"), "*i64"),
+    **dict.fromkeys(("frequencies_ptr", "partial_ptr", "maxima_ptr", "sums_ptr", "squares_ptr"), "*fp32"),
     **dict.fromkeys(("eps", "scale"), "fp32"),
     "arrivals_ptr": "*i32",
     "lanes": "i32",
@@ -31,12 +31,14 @@ def main(name: str, capability: int) -> None:
     hidden, inner = size.hidden_size, size.feed_forward_size
     q_size, kv_size = size.heads * size.head_dim, size.kv_heads * size.head_dim
     attention = {"TOKENS": 1, "HEADS": size.heads, "KV_HEADS": size.kv_heads, "HALF": size.head_dim // 2}
-    attention |= {"KEY_BLOCK": kernels.KEY_BLOCK, "SPLITS": kernels.SPLITS, "num_warps": 4, "num_stages": 3}
+    attention |= {"KEY_BLOCK": kernels.KEY_BLOCK, "SPLITS": kernels.SPLITS, "num_warps": 2, "num_stages": 3}
+    shares = hidden // fitting(OUTPUT_TILE, hidden, inner)["N_BLOCK"]
+    norm = {"K": hidden, "SHARES": shares, "PADDED": padded(shares)}
     launches = [
-        (kernels.project_inputs, {"K": hidden, "Q": q_size, "KV": kv_size, **_tile(kv_size, hidden)}),
+        (kernels.project_inputs, {"Q": q_size, "KV": kv_size, **norm, **fitting(INPUT_TILE, kv_size, hidden)}),
         (kernels.attend, attention),
-        (kernels.gate, {"K": hidden, "N": inner, **_tile(inner, hidden)}),
-        (kernels.project_onto, {"K": inner, "N": hidden, **_tile(hidden, inner)}),
+        (kernels.gate, {"N": inner, **norm, **fitting(GATE_TILE, inner, hidden)}),
+        (kernels.project_onto, {"K": inner, "N": hidden, **fitting(OUTPUT_TILE, hidden, inner)}),
     ]
     print(json.dumps([compiled(kernel, options, capability) for kernel, options in launches]))
 

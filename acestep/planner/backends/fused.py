@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability whose tensor cores multiply bfloat16 and whose shared memory holds the blocks."""
+
+
+# Block sizes, of the fastest of 448 combinations on an H100 for the weights of all three models (docs/performance.md).
+INPUT_TILE: Final = {"N_BLOCK": 16, "K_BLOCK": 64, "K_PARTS": 2, "num_warps": 2, "num_stages": 6}
+GATE_TILE: Final = {"N_BLOCK": 16, "K_BLOCK": 64, "K_PARTS": 2, "num_warps": 2, "num_stages": 4}
+OUTPUT_TILE: Final = {"N_BLOCK": 8, "K_BLOCK": 128, "K_PARTS": 4, "num_warps": 4, "num_stages": 4}
 
 
 def can_fuse(model: LanguageModel) -> bool:
@@ -38,7 +45,7 @@ def knows(config: Any) -> bool:
         and config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] == "default"
         and "sliding_attention" not in config.layer_types
-        and all(size % 16 == 0 for size in sizes)
+        and all(size % 64 == 0 for size in sizes)
         and config.head_dim >= 32
         and config.head_dim.bit_count() == 1
         and config.num_attention_heads // config.num_key_value_heads <= 16
@@ -62,13 +69,19 @@ class FusedForward:
         self._kernels: Any = kernels
         self._body: Any = model.body
         self._cache = cache
+        self._device = model.device
         config: Any = model.body.config
         self._heads, self._kv_heads, self._head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
         )
-        # Attention's shares of one lane, head and program; every layer uses the same memory.
+        # Every layer uses the same memory. Hidden states, and what the norm behind them starts from:
+        width = config.hidden_size
+        self._share = fitting(OUTPUT_TILE, width, width)["N_BLOCK"]
+        self._hidden, self._scaled = (self._lanes(width, model.dtype) for _ in range(2))
+        self._squares = self._lanes(width // self._share, torch.float32)
+        # Attention's shares of one lane, head and program.
         shares = (kernels.LANE_LIMIT, self._heads, kernels.SPLITS)
         self._mixed = torch.empty(*shares, self._head_dim, device=model.device)
         self._maxima, self._sums = (torch.empty(shares, device=model.device) for _ in range(2))
@@ -78,7 +91,7 @@ class FusedForward:
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether a pass over ``tokens`` tokens in each row is small enough."""
-        return bool(rows * _padded(tokens) <= self._kernels.LANE_LIMIT)
+        return bool(rows * padded(tokens) <= self._kernels.LANE_LIMIT)
 
     def __call__(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Run tokens behind those of the cache.
@@ -91,7 +104,7 @@ class FusedForward:
             Hidden states after the last norm, shape ``[rows, tokens, hidden]``; overwritten by the next call.
         """
         rows, tokens = ids.shape
-        width = _padded(tokens)
+        width = padded(tokens)
         if width > tokens:
             # A token without a place is left out of everything.
             ids = functional.pad(ids, (0, width - tokens))
@@ -104,36 +117,52 @@ class FusedForward:
     def _run(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         rows, tokens = ids.shape
         places = places.flatten()
-        hidden = functional.embedding(ids.flatten(), self._body.embed_tokens.weight)
-        for index, layer in enumerate(self._body.layers):
-            self._attend(layer, index, hidden, places, tokens)
-            self._feed_forward(layer, hidden)
-        norm = self._body.norm
-        normed = functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        layers, last_norm = self._body.layers, self._body.norm
+        next_norms = [*(layer.input_layernorm for layer in layers[1:]), last_norm]
+        self._embed(ids.flatten(), layers[0].input_layernorm)
+        for index, (layer, next_norm) in enumerate(zip(layers, next_norms, strict=True)):
+            self._attend(layer, index, places, tokens)
+            self._feed_forward(layer, len(places), next_norm)
+        hidden = self._hidden[: len(places)]
+        normed = functional.rms_norm(hidden, last_norm.weight.shape, last_norm.weight, last_norm.variance_epsilon)
         return normed.view(rows, tokens, -1)
 
-    def _attend(self, layer: Any, index: int, hidden: torch.Tensor, places: torch.Tensor, tokens: int) -> None:
-        """The attention half of a layer: adds to ``hidden``, shape ``[lanes, hidden]``."""
-        kernels, attention = self._kernels, layer.self_attn
-        lanes, width = hidden.shape
+    def _embed(self, ids: torch.Tensor, next_norm: Any) -> None:
+        width = self._hidden.shape[1]
+        self._kernels.embed[(width // self._share,)](
+            ids,
+            self._body.embed_tokens.weight,
+            next_norm.weight,
+            self._hidden,
+            self._scaled,
+            self._squares,
+            len(ids),
+            N=width,
+            N_BLOCK=self._share,
+            num_warps=1,
+        )
+
+    def _attend(self, layer: Any, index: int, places: torch.Tensor, tokens: int) -> None:
+        """The attention half of a layer: adds to the hidden states."""
+        kernels, attention, lanes = self._kernels, layer.self_attn, len(places)
         q_size, kv_size = self._heads * self._head_dim, self._kv_heads * self._head_dim
-        qkv = hidden.new_empty(lanes, q_size + 2 * kv_size)
-        tile = _tile(kv_size, width)
+        qkv = self._hidden.new_empty(lanes, q_size + 2 * kv_size)
+        tile = fitting(INPUT_TILE, kv_size, self._hidden.shape[1])
         kernels.project_inputs[(qkv.shape[1] // tile["N_BLOCK"],)](
-            hidden,
-            layer.input_layernorm.weight,
+            self._scaled,
+            self._squares,
             attention.q_proj.weight,
             attention.k_proj.weight,
             attention.v_proj.weight,
             qkv,
             lanes,
             layer.input_layernorm.variance_epsilon,
-            K=width,
             Q=q_size,
             KV=kv_size,
+            **self._norm_sizes(),
             **tile,
         )
-        attended = hidden.new_empty(lanes, q_size)
+        attended = self._hidden.new_empty(lanes, q_size)
         kernels.attend[(lanes, self._kv_heads, kernels.SPLITS)](
             qkv,
             attention.q_norm.weight,
@@ -156,27 +185,45 @@ class FusedForward:
             HALF=self._head_dim // 2,
             KEY_BLOCK=kernels.KEY_BLOCK,
             SPLITS=kernels.SPLITS,
-            num_warps=4,
+            num_warps=2,
             num_stages=3,
         )
-        self._add_projected(attended, attention.o_proj.weight, hidden)
+        self._project_onto(attended, attention.o_proj.weight, layer.post_attention_layernorm)
 
-    def _feed_forward(self, layer: Any, hidden: torch.Tensor) -> None:
-        """The other half: adds to ``hidden``."""
-        gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
-        inner, width = gate.shape
-        activated = hidden.new_empty(len(hidden), inner)
-        tile = _tile(inner, width)
-        norm = layer.post_attention_layernorm
+    def _feed_forward(self, layer: Any, lanes: int, next_norm: Any) -> None:
+        """The other half: adds to the hidden states."""
+        weights = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
+        inner, width = weights[0].shape
+        activated = self._hidden.new_empty(lanes, inner)
+        tile = fitting(GATE_TILE, inner, width)
+        epsilon = layer.post_attention_layernorm.variance_epsilon
         self._kernels.gate[(inner // tile["N_BLOCK"],)](
-            hidden, norm.weight, gate, up, activated, len(hidden), norm.variance_epsilon, K=width, N=inner, **tile
+            self._scaled, self._squares, *weights, activated, lanes, epsilon, N=inner, **self._norm_sizes(), **tile
         )
-        self._add_projected(activated, layer.mlp.down_proj.weight, hidden)
+        self._project_onto(activated, layer.mlp.down_proj.weight, next_norm)
 
-    def _add_projected(self, lanes: torch.Tensor, weight: torch.Tensor, hidden: torch.Tensor) -> None:
+    def _project_onto(self, lanes: torch.Tensor, weight: torch.Tensor, next_norm: Any) -> None:
         n, k = weight.shape
-        tile = _tile(n, k)
-        self._kernels.project_onto[(n // tile["N_BLOCK"],)](lanes, weight, hidden, len(lanes), K=k, N=n, **tile)
+        self._kernels.project_onto[(n // self._share,)](
+            lanes,
+            weight,
+            next_norm.weight,
+            self._hidden,
+            self._scaled,
+            self._squares,
+            len(lanes),
+            K=k,
+            N=n,
+            **fitting(OUTPUT_TILE, n, k),
+        )
+
+    def _norm_sizes(self) -> dict[str, int]:
+        """Of what a norm is finished from."""
+        width, shares = self._hidden.shape[1], self._squares.shape[1]
+        return {"K": width, "SHARES": shares, "PADDED": padded(shares)}
+
+    def _lanes(self, width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(self._kernels.LANE_LIMIT, width, device=self._device, dtype=dtype)
 
 
 def weight_addresses(model: LanguageModel) -> tuple[int, ...]:
@@ -185,11 +232,12 @@ def weight_addresses(model: LanguageModel) -> tuple[int, ...]:
     return tuple(tensor.data_ptr() for tensor in tensors)
 
 
-def _padded(tokens: int) -> int:
+def padded(tokens: int) -> int:
     """The next power of two, so that chunks of forced text need few graphs."""
     return 1 << (tokens - 1).bit_length()
 
 
-def _tile(n: int, k: int) -> dict[str, int]:
-    """Block sizes for weights of shape ``[n, k]``: narrow enough to give every multiprocessor a block."""
-    return {"N_BLOCK": min(16, n & -n), "K_BLOCK": min(256, k & -k), "num_warps": 4, "num_stages": 4}
+def fitting(tile: Mapping[str, int], n: int, k: int) -> dict[str, int]:
+    """A tile, cut down to weights of shape ``[n, k]`` that are smaller or no multiple of it."""
+    blocks = {"N_BLOCK": min(tile["N_BLOCK"], n & -n), "K_BLOCK": min(tile["K_BLOCK"], (k & -k) // tile["K_PARTS"])}
+    return {**tile, **blocks}

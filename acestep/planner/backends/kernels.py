@@ -2,9 +2,10 @@
 
 A *lane* is one token of a pass: one per row while codes are written, several of one row when a chunk of forced text
 goes in. All lanes share every pass over the weights. Five launches make a layer: projection to queries, keys and
-values; attention; output projection; gate and up projection; down projection. Norms, rotary embedding, the write to
-the cache, activation and residual ride along. Lengths are read on the device, so one recorded launch serves all of
-them, and no result of a lane depends on how many others there are.
+values; attention; output projection; gate and up projection; down projection. Rotary embedding, the write to the cache,
+activation and residual ride along. So do the norms: whoever writes the hidden states multiplies them by the next norm's
+weights, and that norm's scale, one number per lane, waits until after the next product. Lengths are read on the device,
+so one recorded launch serves all of them, and no result of a lane depends on how many others there are.
 
 Needs Triton, which comes with PyTorch's CUDA builds for Linux.
 """
@@ -18,17 +19,84 @@ import triton.language as tl
 
 LANE_LIMIT: Final = 16
 """Lanes of one pass: the height of the smallest matrix that tensor cores multiply."""
-SPLITS: Final = 8
+SPLITS: Final = 16
 """Programs that share the keys of one lane and head; fixed, so that sums do not depend on the number of lanes."""
 _LANES = tl.constexpr(LANE_LIMIT)
-KEY_BLOCK: Final = 64
+KEY_BLOCK: Final = 32
 """Keys that a program looks at together."""
 
 
 @triton.jit
-def project_inputs(
-    x_ptr,
+def _product(x_ptr, w_ptr, lanes, K: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, K_PARTS: tl.constexpr):
+    """``x @ w.T`` for the first ``N_BLOCK`` rows of ``w``, shape ``[lanes, N_BLOCK]``.
+
+    Warps share the inner dimension: so few columns and lanes are work for one of them.
+    """
+    part = tl.arange(0, K_PARTS)[:, None, None] * K_BLOCK
+    k = tl.arange(0, K_BLOCK)[None, None, :]
+    lane = tl.arange(0, _LANES)[None, :, None]
+    x_ptrs = x_ptr + lane * K + part + k
+    w_ptrs = w_ptr + tl.arange(0, N_BLOCK)[None, :, None] * K + part + k
+    product = tl.zeros((K_PARTS, _LANES, N_BLOCK), tl.float32)
+    for start in range(0, K, K_PARTS * K_BLOCK):
+        w = tl.load(w_ptrs + start)
+        x = tl.load(x_ptrs + start, mask=lane < lanes, other=0.0)
+        product = tl.dot(x, tl.trans(w, (0, 2, 1)), product, input_precision="ieee")
+    return tl.sum(product, axis=0)
+
+
+@triton.jit
+def embed(
+    ids_ptr,
+    table_ptr,
     norm_ptr,
+    hidden_ptr,
+    scaled_ptr,
+    squares_ptr,
+    lanes,
+    N: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+):
+    """Hidden states of token ids, ready for the first norm."""
+    lane = tl.arange(0, _LANES)
+    n = tl.program_id(0) * N_BLOCK + tl.arange(0, N_BLOCK)
+    real = lane[:, None] < lanes
+    row = tl.load(ids_ptr + lane, mask=lane < lanes, other=0)
+    hidden = tl.load(table_ptr + row[:, None] * N + n[None, :], mask=real, other=0.0)
+    tl.store(hidden_ptr + lane[:, None] * N + n[None, :], hidden, mask=real)
+    _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N, N_BLOCK)
+
+
+@triton.jit
+def _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N: tl.constexpr, N_BLOCK: tl.constexpr):
+    """Store a block of hidden states times the weights of the norm behind it, and the sum of their squares.
+
+    What is missing of the norm is one number per lane, which can wait until after the next product.
+    """
+    lane = tl.arange(0, _LANES)
+    n = tl.program_id(0) * N_BLOCK + tl.arange(0, N_BLOCK)
+    real = lane[:, None] < lanes
+    values = hidden.to(tl.float32)
+    scaled = values * tl.load(norm_ptr + n)[None, :].to(tl.float32)
+    tl.store(scaled_ptr + lane[:, None] * N + n[None, :], scaled, mask=real)
+    squares = squares_ptr + lane * (N // N_BLOCK) + tl.program_id(0)
+    tl.store(squares, tl.sum(values * values, axis=1), mask=lane < lanes)
+
+
+@triton.jit
+def _norm_scale(squares_ptr, lanes, eps, K: tl.constexpr, SHARES: tl.constexpr, PADDED: tl.constexpr):
+    """What is missing of the norm, per lane."""
+    lane = tl.arange(0, _LANES)
+    share = tl.arange(0, PADDED)
+    real = (lane[:, None] < lanes) & (share[None, :] < SHARES)
+    squares = tl.load(squares_ptr + lane[:, None] * SHARES + share[None, :], mask=real, other=0.0)
+    return tl.rsqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
+
+
+@triton.jit
+def project_inputs(
+    scaled_ptr,
+    squares_ptr,
     q_ptr,
     k_ptr,
     v_ptr,
@@ -36,10 +104,13 @@ def project_inputs(
     lanes,
     eps,
     K: tl.constexpr,
+    SHARES: tl.constexpr,
+    PADDED: tl.constexpr,
     Q: tl.constexpr,
     KV: tl.constexpr,
     N_BLOCK: tl.constexpr,
     K_BLOCK: tl.constexpr,
+    K_PARTS: tl.constexpr,
 ):
     """Queries, keys and values of normalised hidden states, side by side."""
     first = tl.program_id(0) * N_BLOCK
@@ -52,81 +123,76 @@ def project_inputs(
         w_ptr = k_ptr
         column = first - Q
     lane = tl.arange(0, _LANES)
-    k = tl.arange(0, K_BLOCK)
     n = tl.arange(0, N_BLOCK)
-    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
-    w_ptrs = w_ptr + (column + n)[:, None].to(tl.int64) * K + k[None, :]
-    # The norm's scale is one number per lane: it can wait until after the product.
-    squares = tl.zeros((_LANES,), tl.float32)
-    product = tl.zeros((_LANES, N_BLOCK), tl.float32)
-    for start in range(0, K, K_BLOCK):
-        w = tl.load(w_ptrs + start)
-        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0).to(tl.float32)
-        squares += tl.sum(x * x, axis=1)
-        x *= tl.load(norm_ptr + start + k)[None, :].to(tl.float32)
-        product = tl.dot(x.to(w.dtype), tl.trans(w), product, input_precision="ieee")
-    product *= tl.rsqrt(squares / K + eps)[:, None]
+    scale = _norm_scale(squares_ptr, lanes, eps, K, SHARES, PADDED)
+    product = _product(scaled_ptr, w_ptr + column.to(tl.int64) * K, lanes, K, N_BLOCK, K_BLOCK, K_PARTS) * scale
     out = out_ptr + lane[:, None] * (Q + 2 * KV) + (first + n)[None, :]
     tl.store(out, product, mask=lane[:, None] < lanes)
 
 
 @triton.jit
 def gate(
-    x_ptr,
-    norm_ptr,
+    scaled_ptr,
+    squares_ptr,
     gate_ptr,
     up_ptr,
     out_ptr,
     lanes,
     eps,
     K: tl.constexpr,
+    SHARES: tl.constexpr,
+    PADDED: tl.constexpr,
     N: tl.constexpr,
     N_BLOCK: tl.constexpr,
     K_BLOCK: tl.constexpr,
+    K_PARTS: tl.constexpr,
 ):
     """``silu(gate(x)) * up(x)`` of normalised hidden states."""
-    column = tl.program_id(0) * N_BLOCK
+    first = tl.program_id(0).to(tl.int64) * N_BLOCK
+    part = tl.arange(0, K_PARTS)[:, None, None] * K_BLOCK
+    k = tl.arange(0, K_BLOCK)[None, None, :]
     lane = tl.arange(0, _LANES)
-    k = tl.arange(0, K_BLOCK)
-    n = column + tl.arange(0, N_BLOCK)
-    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
-    w_offsets = n[:, None].to(tl.int64) * K + k[None, :]
-    squares = tl.zeros((_LANES,), tl.float32)
-    gate = tl.zeros((_LANES, N_BLOCK), tl.float32)
-    up = tl.zeros((_LANES, N_BLOCK), tl.float32)
-    for start in range(0, K, K_BLOCK):
-        gate_w = tl.load(gate_ptr + w_offsets + start)
-        up_w = tl.load(up_ptr + w_offsets + start)
-        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0).to(tl.float32)
-        squares += tl.sum(x * x, axis=1)
-        x *= tl.load(norm_ptr + start + k)[None, :].to(tl.float32)
-        x = x.to(gate_w.dtype)
-        gate = tl.dot(x, tl.trans(gate_w), gate, input_precision="ieee")
-        up = tl.dot(x, tl.trans(up_w), up, input_precision="ieee")
-    scale = tl.rsqrt(squares / K + eps)[:, None]
-    gate *= scale
-    activated = gate * tl.sigmoid(gate) * (up * scale)
+    x_ptrs = scaled_ptr + lane[None, :, None] * K + part + k
+    offsets = first * K + tl.arange(0, N_BLOCK)[None, :, None] * K + part + k
+    scale = _norm_scale(squares_ptr, lanes, eps, K, SHARES, PADDED)
+    gate = tl.zeros((K_PARTS, _LANES, N_BLOCK), tl.float32)
+    up = tl.zeros((K_PARTS, _LANES, N_BLOCK), tl.float32)
+    for start in range(0, K, K_PARTS * K_BLOCK):
+        gate_w = tl.load(gate_ptr + offsets + start)
+        up_w = tl.load(up_ptr + offsets + start)
+        x = tl.load(x_ptrs + start, mask=lane[None, :, None] < lanes, other=0.0)
+        gate = tl.dot(x, tl.trans(gate_w, (0, 2, 1)), gate, input_precision="ieee")
+        up = tl.dot(x, tl.trans(up_w, (0, 2, 1)), up, input_precision="ieee")
+    gates = tl.sum(gate, axis=0) * scale
+    activated = gates * tl.sigmoid(gates) * (tl.sum(up, axis=0) * scale)
+    n = first + tl.arange(0, N_BLOCK)
     tl.store(out_ptr + lane[:, None] * N + n[None, :], activated, mask=lane[:, None] < lanes)
 
 
 @triton.jit
 def project_onto(
-    x_ptr, w_ptr, residual_ptr, lanes, K: tl.constexpr, N: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr
+    x_ptr,
+    w_ptr,
+    norm_ptr,
+    hidden_ptr,
+    scaled_ptr,
+    squares_ptr,
+    lanes,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    K_PARTS: tl.constexpr,
 ):
-    """Add ``x @ w.T`` to the residual, in place."""
+    """Add ``x @ w.T`` to the hidden states, in place, and make them ready for the next norm."""
     lane = tl.arange(0, _LANES)
-    k = tl.arange(0, K_BLOCK)
-    n = tl.program_id(0) * N_BLOCK + tl.arange(0, N_BLOCK)
-    x_ptrs = x_ptr + lane[:, None] * K + k[None, :]
-    w_ptrs = w_ptr + n[:, None].to(tl.int64) * K + k[None, :]
-    product = tl.zeros((_LANES, N_BLOCK), tl.float32)
-    for start in range(0, K, K_BLOCK):
-        w = tl.load(w_ptrs + start)
-        x = tl.load(x_ptrs + start, mask=lane[:, None] < lanes, other=0.0)
-        product = tl.dot(x, tl.trans(w), product, input_precision="ieee")
-    residual = residual_ptr + lane[:, None] * N + n[None, :]
-    before = tl.load(residual, mask=lane[:, None] < lanes, other=0.0)
-    tl.store(residual, before + product, mask=lane[:, None] < lanes)
+    first = tl.program_id(0).to(tl.int64) * N_BLOCK
+    hidden_ptrs = hidden_ptr + lane[:, None] * N + (first + tl.arange(0, N_BLOCK))[None, :]
+    before = tl.load(hidden_ptrs, mask=lane[:, None] < lanes, other=0.0)
+    product = _product(x_ptr, w_ptr + first * K, lanes, K, N_BLOCK, K_BLOCK, K_PARTS)
+    hidden = (before + product).to(before.dtype)
+    tl.store(hidden_ptrs, hidden, mask=lane[:, None] < lanes)
+    _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N, N_BLOCK)
 
 
 @triton.jit
@@ -256,14 +322,14 @@ def attend(
     if tl.atomic_add(arrival, 1, sem="acq_rel") == SPLITS - 1:
         tl.store(arrival, 0)
         highest = tl.full((_LANES,), float("-inf"), tl.float32)
-        for part in range(SPLITS):
+        for part in tl.static_range(SPLITS):
             highest = tl.maximum(
                 highest,
                 tl.load(maxima_ptr + head * SPLITS + part, mask=group < GROUP, other=0.0, cache_modifier=".cg"),
             )
         total = tl.zeros((_LANES,), tl.float32)
         mixed = tl.zeros((_LANES, D), tl.float32)
-        for part in range(SPLITS):
+        for part in tl.static_range(SPLITS):
             maximum = tl.load(maxima_ptr + head * SPLITS + part, mask=group < GROUP, other=0.0, cache_modifier=".cg")
             # A share without keys has no maximum, and a lane without a place has no keys at all.
             weight = tl.where(maximum == float("-inf"), 0.0, tl.exp(maximum - highest))
