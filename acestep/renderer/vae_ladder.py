@@ -27,9 +27,9 @@ TILE_LENGTHS: Final = (1024, 512, 256, 128, 64)
 """Tile lengths that are chosen from, and stepped down through."""
 SHORTEST_TILE: Final = 32
 """Shortest tile length that can be asked for; more than half of a shorter one would be overlap."""
-_LIVE_ACTIVATIONS: Final = 7
-"""Tensors of the decoder's widest kind (its base width at the audio's rate) that are alive at its peak: the upper
-reading of the 18.7 GiB that an untiled decode of 240 s takes in bfloat16."""
+_LIVE_ACTIVATIONS: Final = 6
+"""Tensors of the decoder's widest kind (its base width at the audio's rate) that are alive at its peak, compiled; 5.5
+eagerly (``benchmarks/vae_decode.py`` on an H100, bfloat16)."""
 _SHARE: Final = 0.5
 """Of the free memory, for a tile: the estimate is a rough one, and others allocate too."""
 
