@@ -20,17 +20,21 @@ Configuration
 ``instrument`` takes ``tracer_provider``, ``meter_provider``, ``detail`` (a ``Detail`` or its name) and ``run_id``.
 What is not given comes from the global providers and from the environment variables in ``acestep_otel.settings``.
 
+Spans of a request are made on a thread of their own as it ends. ``flush`` waits for them; ``uninstrument`` and the
+exit of the process do so by themselves.
+
 API
 ---
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import uuid
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 from opentelemetry.metrics import get_meter
@@ -43,6 +47,8 @@ from acestep_otel.targets import acestep, diffusers, upstream
 from acestep_otel.targets.seam import Patches
 
 logger = logging.getLogger("acestep_otel")
+
+_FLUSH_SECONDS: Final = 1.0
 
 
 class AceStepInstrumentor(BaseInstrumentor):
@@ -70,19 +76,34 @@ class AceStepInstrumentor(BaseInstrumentor):
         self._patches.apply(upstream.seams(layer), lambda: not acestep.is_imported())
         self._patches.apply(diffusers.seams(layer))
         self._layer = layer
+        # Providers that exist by now shut down after this.
+        atexit.register(layer.flush, _FLUSH_SECONDS)
 
     def _uninstrument(self, **_kwargs: Any) -> None:
         if self._patches is not None:
             self._patches.remove()
         if self._layer is not None:
+            self.flush()
+            atexit.unregister(self._layer.flush)
             self._layer.close()
         self._patches = self._layer = None
 
-    def finish(self, timeout: float = 1.0) -> None:
-        """Before the process exits: end requests that are still running, and emit what waits for the device.
+    def flush(self, timeout: float = _FLUSH_SECONDS) -> None:
+        """Wait until spans and metrics of every request that has ended are with the providers.
+
+        They are made on a thread of their own, so that the request need not wait: a millisecond or two after it.
 
         Args:
-            timeout: seconds to wait for the device.
+            timeout: seconds, at most.
+        """
+        if self._layer is not None:
+            self._layer.flush(timeout)
+
+    def finish(self, timeout: float = _FLUSH_SECONDS) -> None:
+        """Before the process exits: end requests that are still running, and do what ``flush`` does.
+
+        Args:
+            timeout: seconds, at most.
         """
         if self._layer is not None:
             self._layer.finish(timeout)

@@ -8,11 +8,12 @@ A round is sixteen cases of three songs each: `--minutes` ends a run with the ro
 All cases take turns in one process, in another order each round, and each song is compared with the untraced song of
 its own round. Four figures, per song:
 
-* added: wall time beyond the untraced song, median and 99th percentile over the rounds. On a host that does other
-  work it scatters by more than tracing costs.
+* added: wall time beyond the untraced song until it returns, median and 99th percentile over the rounds. On a host that
+  does other work it scatters by more than tracing costs.
 * in layer: processor time that the calling thread spends in the layer's own functions, in songs of their own.
-  Precise on any host; without the bare wrappers, half a microsecond a call.
-* CPU: processor time of the whole process, the exporter's thread included, beyond the untraced song; median.
+  Precise on any host; without the bare wrappers, half a microsecond a call. The JSON has it by function.
+* CPU: processor time of the whole process beyond the untraced song, until its spans and metrics have been made on a
+  thread of their own, the exporter's thread included; median.
 * blocks: memory blocks that a song leaves behind until its telemetry is exported.
 """
 
@@ -53,12 +54,17 @@ COLLECTORS: Final = ("none", "live", "dead")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One song: wall seconds, processor seconds of the process, blocks left behind, seconds in the layer."""
+    """One song: wall seconds, processor seconds of the process, blocks left behind, seconds by function."""
 
     wall: float
     cpu: float
     blocks: int
-    in_layer: float
+    functions: dict[str, float]
+
+    @property
+    def in_layer(self) -> float:
+        """Seconds in the layer."""
+        return sum(self.functions.values())
 
 
 class Case:
@@ -95,19 +101,24 @@ class Case:
 
 def measured(models: Any, song: Any) -> Sample:
     """Make a song twice: the first pays for caches that a service pays for once, the second is measured."""
+    flush = AceStepInstrumentor().flush
     generate_music(models, song)
+    flush()
     gc.collect()
     gc.disable()
     try:
         blocks, cpu, start = sys.getallocatedblocks(), time.process_time(), time.perf_counter()
         result = generate_music(models, song)
-        wall, cpu, blocks = time.perf_counter() - start, time.process_time() - cpu, sys.getallocatedblocks() - blocks
+        wall = time.perf_counter() - start
+        flush()
+        cpu, blocks = time.process_time() - cpu, sys.getallocatedblocks() - blocks
         del result
     finally:
         gc.enable()
     with accounted() as spent:
         generate_music(models, song)
-    return Sample(wall, cpu, blocks, sum(spent.values()))
+    flush()
+    return Sample(wall, cpu, blocks, dict(spent))
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -126,6 +137,10 @@ def summary(case: Case, samples: list[Sample], plain: list[Sample]) -> dict[str,
         "song_median_seconds": statistics.median(sample.wall for sample in samples),
         "added_ms": {"p50": statistics.median(added), "p99": percentile(added, 0.99)},
         "in_layer_ms": {"p50": statistics.median(in_layer), "p99": percentile(in_layer, 0.99)},
+        "functions_ms": {
+            name: statistics.median(sample.functions.get(name, 0.0) * 1e3 for sample in samples)
+            for name in samples[0].functions
+        },
         "added_cpu_ms": statistics.median((a.cpu - b.cpu) * 1e3 for a, b in zip(samples, plain, strict=True)),
         "added_blocks": statistics.median(a.blocks - b.blocks for a, b in zip(samples, plain, strict=True)),
     }

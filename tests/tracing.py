@@ -29,12 +29,14 @@ class Traced:
 
     @property
     def spans(self) -> list[ReadableSpan]:
+        AceStepInstrumentor().flush()
         return sorted(self.exporter.get_finished_spans(), key=lambda s: (s.start_time, -s.end_time))
 
     def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self.spans if span.name == name]
 
     def metric(self, definition: MetricDefinition) -> list[Any]:
+        AceStepInstrumentor().flush()
         data = self.reader.get_metrics_data()
         return [
             point

@@ -33,7 +33,7 @@ from acestep_otel.modes.options import Options
 from acestep_otel.modes.placement import describe_models, describe_placement
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
-from acestep_otel.modes.tracing import detail_level, instrumented
+from acestep_otel.modes.tracing import detail_level, instrumented, settle
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording import annotated, calibrate_guidance, warmup
 from acestep_otel.recording.instruments import Instruments
@@ -159,6 +159,7 @@ class _Benchmark:
 
     def run_once(self, models: Models, request: GenerationRequest, entries: list[dict[str, Any]]) -> Figures:
         """Run a cell's request once; its entry is added also when it fails."""
+        settle()
         position = len(self.telemetry.collector.readable_spans)
         effective: EffectiveSettings | None = None
         error: BaseException | None = None
@@ -170,6 +171,7 @@ class _Benchmark:
             error = raised
             raise
         finally:
+            settle()
             runs = measured_runs(self.telemetry.collector.finished_since(position))
             run = runs[-1] if runs else None
             entries.append(RunResult(run, effective, error).to_json())

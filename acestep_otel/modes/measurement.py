@@ -34,7 +34,7 @@ from acestep_otel.modes.examination import examination_files, examine
 from acestep_otel.modes.figures import record_figures
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.progress import ProgressBars
-from acestep_otel.modes.tracing import detail_level, instrumented
+from acestep_otel.modes.tracing import detail_level, instrumented, settle
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording import warmup
 from acestep_otel.report.breakdown import Breakdown
@@ -157,6 +157,7 @@ def release_memory() -> None:
 def _report(
     options: Options, telemetry: Telemetry, root: str, outcome: Outcome | None, error: BaseException | None
 ) -> None:
+    settle()
     measured = measured_runs(telemetry.collector.finished_spans, root)
     run = measured[-1] if measured else None
     if run is not None and error is None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.providers import Telemetry
 from acestep_otel.settings import Detail, Settings
+
+_SETTLE_SECONDS: Final = 60.0
+"""A device that has not finished by then has hung; the report then says less."""
 
 
 def detail_level(word: str | None) -> Detail:
@@ -41,3 +45,8 @@ def instrumented(telemetry: Telemetry, detail: Detail) -> Iterator[None]:
         yield
     finally:
         instrumentor.uninstrument()
+
+
+def settle() -> None:
+    """Wait until all that has ended is with the providers: telemetry is made beside the run."""
+    AceStepInstrumentor().flush(_SETTLE_SECONDS)

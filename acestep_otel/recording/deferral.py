@@ -1,7 +1,7 @@
-"""What has to wait for the device waits on a thread of its own, never in the request.
+"""Telemetry of requests that have ended is made on a thread of its own, never in the request.
 
-Inference that hands its audio back on the device returns before the device is done. Its events are read when they
-are there; the request and its caller go on.
+Reading a device's events and building spans and metrics takes a millisecond or two, which the caller need not wait
+for; and inference that hands its audio back on the device returns before the device is done.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ logger = logging.getLogger("acestep_otel")
 _POLL_SECONDS: Final = 0.002
 _PATIENCE_SECONDS: Final = 60.0
 """A device that needs longer than that after the return has hung; times are then the host's."""
+_IDLE_SECONDS: Final = 10.0
+"""The thread ends after these without work: starting one takes longer than handing over to one that waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,41 +34,57 @@ class Deferral:
     """A queue of actions, in order, each run when it is ready. Without any there is no thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Its lock can be taken again by the thread that has it: a signal handler may drain in the middle of an add.
+        self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
+        self._at_work = False
         self._thread: threading.Thread | None = None
 
     def add(self, ready: Callable[[], bool], action: Callable[[], None]) -> None:
         """Run an action as soon as ``ready`` says so.
 
         Args:
-            ready: asked every two milliseconds, for a minute at most.
+            ready: asked at once, then every two milliseconds for a minute at most.
             action: what to do then.
         """
-        with self._lock:
+        with self._changed:
             self._waiting.append(_Waiting(ready, action, time.monotonic() + _PATIENCE_SECONDS))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="acestep-otel-deferral", daemon=True)
                 self._thread.start()
+            else:
+                self._changed.notify_all()
 
     def drain(self, timeout: float) -> None:
         """Wait until everything was run, but no longer than ``timeout`` seconds."""
-        with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._at_work, timeout)
 
     def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._thread = None
-                    return
-                waiting = self._waiting.popleft()
-            try:
-                while not waiting.ready() and time.monotonic() < waiting.deadline:
-                    time.sleep(_POLL_SECONDS)
-                waiting.action()
-            except Exception:
-                # A device that fails also fails to answer; the next request's telemetry must not suffer from it.
-                logger.debug("deferred telemetry failed", exc_info=True)
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Returns whether there was anything. An action may hold tensors of a request that failed: none is kept."""
+        if (waiting := self._next()) is None:
+            return False
+        try:
+            while not waiting.ready() and time.monotonic() < waiting.deadline:
+                time.sleep(_POLL_SECONDS)
+            waiting.action()
+        except Exception:
+            # A device that fails also fails to answer; the next request's telemetry must not suffer from it.
+            logger.debug("deferred telemetry failed", exc_info=True)
+        return True
+
+    def _next(self) -> _Waiting | None:
+        """What to do now, or ``None`` to end the thread; what was taken before is done by now."""
+        with self._changed:
+            self._at_work = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting, _IDLE_SECONDS)
+            if not self._waiting:
+                self._thread = None
+                return None
+            self._at_work = True
+            return self._waiting.popleft()

@@ -239,14 +239,22 @@ class TracingLayer:
                 return result
 
     def finish(self, timeout: float) -> None:
-        """End every request that is still running, marked as truncated, and emit what waits for the device.
+        """End every request that is still running, marked as truncated, and emit everything that has ended.
 
         Args:
-            timeout: seconds to wait for the device.
+            timeout: seconds, at most.
         """
         for request in list(self._running.values()):
             request.root.attributes[semconv.TRUNCATED] = True
             self._finish(request, None)
+        self.flush(timeout)
+
+    def flush(self, timeout: float) -> None:
+        """Wait until the telemetry of every request that has ended was emitted.
+
+        Args:
+            timeout: seconds, at most.
+        """
         self._deferral.drain(timeout)
 
     def close(self) -> None:
@@ -325,12 +333,16 @@ class TracingLayer:
             return
         # What the end could not read is missing on the root, and is no reason to lose the trace.
         never_raises(recording.end)(recording.root, error)
-        emit = partial(self._emitter.emit, recording, request.span, request.scrub, request.common)
-        if recording.reached:
+        recording.outlasted = not recording.reached
+        emit = partial(self._emit, recording, request)
+        if recording.failed and recording.reached:
+            # An exception's traceback holds tensors, and who runs out of memory wants it back at once.
             emit()
         else:
-            recording.outlasted = True
             self._deferral.add(lambda: recording.reached, emit)
+
+    def _emit(self, recording: RequestRecording, request: _Request) -> None:
+        self._emitter.emit(recording, request.span, request.scrub, request.common)
         if (limit := self._vram.limit(recording.device)) is not None:
             self._instruments.record(semconv.VRAM_LIMIT, limit, {})
 

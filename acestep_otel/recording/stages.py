@@ -71,6 +71,7 @@ class RequestRecording:
         detail: how deep the tree goes.
         root: the outermost stage.
         outlasted: whether the device was still at work when the request returned.
+        failed: whether any stage ended with an exception, also one that the engine got over.
     """
 
     def __init__(self, root: Stage, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
@@ -81,6 +82,7 @@ class RequestRecording:
         self.root = root
         self._open = [root]
         self.outlasted = False
+        self.failed = False
         self._latest: Mark | None = None
 
     @property
@@ -102,6 +104,7 @@ class RequestRecording:
         """Close a stage, and any that was left open inside it; one that is closed already stays as it is."""
         if stage not in self._open:
             return
+        self.failed = self.failed or error is not None
         position = self._open.index(stage)
         closing, self._open[position:] = self._open[position:], []
         for inner in closing:

@@ -129,6 +129,7 @@ def test_a_slow_collector_gets_everything_in_the_end(serving, tiny_models):
     for _ in range(3):
         generate_music(tiny_models, SONG)
     exporter.release.set()
+    AceStepInstrumentor().flush()
     service.provider.shutdown()
     assert exporter.exported == 3 * SPANS_OF_A_SONG
     assert service.spans_processed() == {"": 3 * SPANS_OF_A_SONG}

@@ -1,12 +1,17 @@
-"""A device that is still at work when the request returns is waited for elsewhere."""
+"""Telemetry is made beside the request, and a device that is still at work when it returns is waited for there."""
 
 import threading
+import time
+import weakref
+from functools import partial
 
 import pytest
 import torch
 from opentelemetry.metrics import NoOpMeter
+from opentelemetry.sdk.trace import SpanProcessor
 
 from acestep_otel import semconv
+from acestep_otel.recording import deferral as deferral_module
 from acestep_otel.recording.call import Call, RequestStart
 from acestep_otel.recording.clock import HostClock
 from acestep_otel.recording.deferral import Deferral
@@ -92,8 +97,79 @@ def test_actions_run_in_order_and_one_that_fails_stops_none():
     assert done == [0, 1, 2]
 
 
-def test_without_work_there_is_no_thread():
-    deferral = Deferral()
-    deferral.add(lambda: True, lambda: None)
+def test_draining_waits_for_what_is_at_work():
+    deferral, done = Deferral(), []
+    at_work = threading.Event()
+
+    def slow():
+        at_work.set()
+        time.sleep(0.05)
+        done.append("slow")
+
+    deferral.add(lambda: True, slow)
+    assert at_work.wait(10)
     deferral.drain(5)
-    assert "acestep-otel-deferral" not in {thread.name for thread in threading.enumerate()}
+    assert done == ["slow"]
+
+
+def test_draining_gives_up_when_its_time_is_over():
+    deferral = Deferral()
+    deferral.add(threading.Event().is_set, lambda: None)
+    deferral.drain(0.01)
+
+
+def test_nothing_is_kept_of_what_was_run():
+    class Tensor:
+        pass
+
+    deferral, tensor = Deferral(), Tensor()
+    gone = weakref.ref(tensor)
+    deferral.add(lambda: True, partial(id, tensor))
+    del tensor
+    deferral.drain(5)
+    assert gone() is None
+
+
+def test_without_work_there_is_no_thread(monkeypatch):
+    monkeypatch.setattr(deferral_module, "_IDLE_SECONDS", 0.01)
+    deferral, done = Deferral(), []
+    for number in range(2):
+        deferral.add(lambda: True, lambda number=number: done.append(number))
+        thread = deferral._thread
+        if thread is not None:
+            thread.join(10)
+            assert not thread.is_alive()
+    assert done == [0, 1]
+
+
+def test_spans_and_metrics_are_not_made_by_the_thread_that_asked_for_the_song(layer, device):
+    device.done.set()
+    makers = set()
+    layer.traced.provider.add_span_processor(ThreadNames(makers))
+    run(layer)
+    layer.flush(5)
+    assert tree(layer.traced.spans) == [("generate_music", ["acestep.vae.decode"])]
+    assert makers == {"acestep-otel-deferral"}
+
+
+def test_a_failure_is_told_at_once_because_its_traceback_holds_tensors(layer, device):
+    device.done.set()
+    makers = set()
+    layer.traced.provider.add_span_processor(ThreadNames(makers))
+
+    def fail():
+        raise ValueError("no room")
+
+    with pytest.raises(ValueError, match="no room"):
+        run(layer, fail)
+    assert makers == {threading.current_thread().name}
+
+
+class ThreadNames(SpanProcessor):
+    """Notes which threads end spans."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def on_end(self, span):
+        self.names.add(threading.current_thread().name)

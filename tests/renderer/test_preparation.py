@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,21 @@ class TestQuantisation:
         quantize(models.transformer, "int8_weight_only", GPU)
         assert most == 1
         assert held == []
+
+    def test_int8_weights_have_a_scale_per_group_that_fits_every_layer(self):
+        """One scale per row would compile to a product that is made for a single token."""
+        for widths, group in (((2048, 6144), 128), ((96, 64), 32)):
+            block = torch.nn.ModuleList([torch.nn.Linear(width, 32, bias=False) for width in widths])
+            quantize(SimpleNamespace(layers=[block]), "int8_weight_only", CPU)
+            for layer, width in zip(block, widths, strict=True):
+                assert layer.weight.block_size == [1, group]
+                assert layer.weight.scale.shape == (32, width // group)
+
+    @pytest.mark.parametrize("form", ["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"])
+    def test_the_compiler_keeps_its_settings(self, form):
+        settings = torch._inductor.config.save_config_portable()
+        quantize(build().transformer, form, CPU)
+        assert torch._inductor.config.save_config_portable() == settings
 
     def test_it_takes_about_half_of_the_memory_that_bfloat16_takes(self):
         models = build_renderer_models("acestep-v15-tiny", device=CPU, dtype=torch.bfloat16)

@@ -114,7 +114,8 @@ def test_a_missing_name_turns_off_one_span(run):
     recorded = run(
         "AceStepInstrumentor().uninstrument(); del LLMHandler.generate_from_formatted_prompt\n"
         "LLMHandler.generate_with_stop_condition = lambda *a, **k: None\n"
-        "traced.instrument(); generate_music(dit, lm, params, GenerationConfig())"
+        "traced.instrument(); import acestep.inference\n"
+        "acestep.inference.generate_music(dit, lm, params, GenerationConfig())"
     )
     assert recorded["tree"] == [("generate_music", ["acestep.lm", *RENDERED])]
     assert "no acestep.llm_inference.LLMHandler.generate_from_formatted_prompt" in recorded["log"]

@@ -38,7 +38,7 @@ from acestep_otel.modes.tier_test.plan import Job
 from acestep_otel.modes.tier_test.protocol import TRACE_PARENT, Event, Finished, Refused, Started, decode_job, encode
 from acestep_otel.modes.tier_test.request import trial_attributes, trial_request, trial_selection
 from acestep_otel.modes.tier_test.verdict import asked_placement, config_facts
-from acestep_otel.modes.tracing import detail_level, instrumented
+from acestep_otel.modes.tracing import detail_level, instrumented, settle
 from acestep_otel.providers import SpanCollector, Telemetry
 from acestep_otel.recording import annotated
 from acestep_otel.report.breakdown import Breakdown
@@ -167,6 +167,7 @@ class _Work:
             if not isinstance(error, AceStepError):
                 # A defect: its traceback is what helps, and the row has no place for it.
                 traceback.print_exception(error)
+        settle()
         spans = self.collector.finished_since(position)
         run = next(iter(measured_runs(spans)), None)
         # A device that failed answers no questions.
