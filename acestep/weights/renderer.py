@@ -128,8 +128,11 @@ def read_silence(path: Path) -> torch.Tensor:
     try:
         silence = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # What a damaged or a hostile pickle raises is not foreseeable.
-        raise CheckpointInvalid(f"{path} cannot be read as a tensor: {' '.join(str(error).split())[:200]}") from error
+        # What a damaged or a hostile pickle raises is not foreseeable, and PyTorch's text advises to run it.
+        raise CheckpointInvalid(
+            f"{path} cannot be read as a tensor ({type(error).__name__}): it is damaged, or holds code, which is not "
+            "run: download it again"
+        ) from error
     if not isinstance(silence, torch.Tensor) or silence.dim() != 3 or silence.shape[0] != 1:
         raise CheckpointInvalid(f"{path} holds no tensor of shape [1, channels, frames]")
     return silence.transpose(1, 2).float().contiguous()

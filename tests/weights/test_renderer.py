@@ -218,6 +218,7 @@ def test_a_malicious_silence_latent_is_not_executed(checkpoints, tmp_path, plain
         torch.save(Bomb(trace), path)
     text = refusal(checkpoints)
     assert "silence_latent.pt cannot be read as a tensor" in text
+    assert "weights_only" not in text
     assert not trace.exists()
     pickle.loads(pickle.dumps(Bomb(trace)))
     assert trace.exists(), "the bomb is a dud, so the test shows nothing"
