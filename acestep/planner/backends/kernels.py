@@ -46,28 +46,6 @@ def _product(x_ptr, w_ptr, lanes, K: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOC
 
 
 @triton.jit
-def embed(
-    ids_ptr,
-    table_ptr,
-    norm_ptr,
-    hidden_ptr,
-    scaled_ptr,
-    squares_ptr,
-    lanes,
-    N: tl.constexpr,
-    N_BLOCK: tl.constexpr,
-):
-    """Hidden states of token ids, ready for the first norm."""
-    lane = tl.arange(0, _LANES)
-    n = tl.program_id(0) * N_BLOCK + tl.arange(0, N_BLOCK)
-    real = lane[:, None] < lanes
-    row = tl.load(ids_ptr + lane, mask=lane < lanes, other=0)
-    hidden = tl.load(table_ptr + row[:, None] * N + n[None, :], mask=real, other=0.0)
-    tl.store(hidden_ptr + lane[:, None] * N + n[None, :], hidden, mask=real)
-    _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N, N_BLOCK)
-
-
-@triton.jit
 def _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N: tl.constexpr, N_BLOCK: tl.constexpr):
     """Store a block of hidden states times the weights of the norm behind it, and the sum of their squares.
 
@@ -91,6 +69,28 @@ def _norm_scale(squares_ptr, lanes, eps, K: tl.constexpr, SHARES: tl.constexpr, 
     real = (lane[:, None] < lanes) & (share[None, :] < SHARES)
     squares = tl.load(squares_ptr + lane[:, None] * SHARES + share[None, :], mask=real, other=0.0)
     return tl.rsqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
+
+
+@triton.jit
+def embed(
+    ids_ptr,
+    table_ptr,
+    norm_ptr,
+    hidden_ptr,
+    scaled_ptr,
+    squares_ptr,
+    lanes,
+    N: tl.constexpr,
+    N_BLOCK: tl.constexpr,
+):
+    """Hidden states of token ids, ready for the first norm."""
+    lane = tl.arange(0, _LANES)
+    n = tl.program_id(0) * N_BLOCK + tl.arange(0, N_BLOCK)
+    real = lane[:, None] < lanes
+    row = tl.load(ids_ptr + lane, mask=lane < lanes, other=0)
+    hidden = tl.load(table_ptr + row[:, None] * N + n[None, :], mask=real, other=0.0)
+    tl.store(hidden_ptr + lane[:, None] * N + n[None, :], hidden, mask=real)
+    _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N, N_BLOCK)
 
 
 @triton.jit
