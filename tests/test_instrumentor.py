@@ -332,6 +332,19 @@ def test_uninstrument_restores_every_original(traced, tiny_models):
     assert traced.spans == []
 
 
+def test_a_name_that_somebody_kept_is_not_traced_after_uninstrumenting(traced, tiny_models):
+    import acestep.inference
+
+    traced.instrument()
+    kept = acestep.inference.generate_music
+    kept(tiny_models, SONG)
+    before = traced.spans
+    assert before
+    AceStepInstrumentor().uninstrument()
+    kept(tiny_models, SONG)
+    assert traced.spans == before
+
+
 def test_results_are_the_same_with_and_without_tracing(traced, tiny_models):
     plain = generate_music(tiny_models, SONG).songs[0]
     traced.instrument(detail="token")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
@@ -74,6 +75,13 @@ def uuid_of(device: torch.device) -> str:
 class GpuWatch:
     """Observes the cards that requests and loaded models have run on."""
 
+    @classmethod
+    def of(cls, meter: Meter) -> GpuWatch:
+        """The meter's watch: its instruments stay with it, and no others of their names are ever read."""
+        if (watch := _WATCHES.get(meter)) is None:
+            watch = _WATCHES.setdefault(meter, cls(meter))
+        return watch
+
     def __init__(self, meter: Meter) -> None:
         self._cards: dict[torch.device, Card | None] = {}
         self._devices: set[torch.device] = set()
@@ -88,7 +96,7 @@ class GpuWatch:
             self._devices.add(device)
 
     def forget(self) -> None:
-        """Observe nothing any more; an instrument cannot be taken off its meter."""
+        """Observe nothing until something is added again; an instrument cannot be taken off its meter."""
         self._devices = set()
         self._cards = {}
 
@@ -108,3 +116,6 @@ class GpuWatch:
             self._cards[device] = never_raises(Card.of)(device)
         # Two names of one device ("cuda", "cuda:0") are one card.
         return list({card.uuid: card for card in self._cards.values() if card is not None}.values())
+
+
+_WATCHES: Final[WeakKeyDictionary[Meter, GpuWatch]] = WeakKeyDictionary()

@@ -69,8 +69,9 @@ class TracingLayer:
         self._tracer = tracer
         self._instruments = Instruments(meter)
         self._emitter = Emitter(tracer, self._instruments, settings.detail)
-        self._gpus = GpuWatch(meter)
+        self._gpus = GpuWatch.of(meter)
         self._running: dict[int, _Request] = {}
+        self._closed = False
         self._start_afresh(run_id)
         if hasattr(os, "register_at_fork"):
             # The hook cannot be taken off again, so it must not keep the layer alive.
@@ -107,7 +108,7 @@ class TracingLayer:
             found: attributes known from the result.
             failed: the error that a result stands for, where a library reports failure without raising.
         """
-        request = None if inside_request() else self._start(name, start)
+        request = None if self._closed or inside_request() else self._start(name, start)
         if request is None:
             return call.run()
         recording_token = set_current(request.recording)
@@ -220,6 +221,8 @@ class TracingLayer:
             device: that it is loaded for.
             user_texts: what must not appear in exception messages.
         """
+        if self._closed:
+            return call.run()
         self._gpus.add(device)
         attributes = {**self._common(), semconv.MODEL_NAME: model, semconv.MODEL_ROLE: role, semconv.CLOCK: "host"}
         # Loading beside a running request uses the same memory counters, so it counts as one more request.
@@ -258,7 +261,8 @@ class TracingLayer:
         self._deferral.drain(timeout)
 
     def close(self) -> None:
-        """Observe no hardware any more: what is left of a layer that was switched off."""
+        """Trace nothing from now on, also where somebody kept a wrapped function, and observe no hardware."""
+        self._closed = True
         self._gpus.forget()
 
     def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind) -> bool:

@@ -140,6 +140,7 @@ def test_spans_that_a_full_queue_drops_are_a_metric(serving, tiny_models, plain)
     service = serving(exporter, max_queue_size=10, max_export_batch_size=1)
     for _ in range(4):
         assert torch.equal(generate_music(tiny_models, SONG).songs[0].audio, plain)
+    AceStepInstrumentor().flush()
     dropped = service.spans_processed()["queue_full"]
     assert dropped > 0
     exporter.release.set()

@@ -91,13 +91,17 @@ def test_off_cuda_the_driver_is_not_asked(traced: Traced, tiny_models: Any, monk
 
 
 def test_requests_and_loads_show_which_cards_are_in_use(traced: Traced, nvml: Nvml) -> None:
-    layer = TracingLayer(traced.provider.get_tracer("test"), traced.meter_provider.get_meter("test"), Settings(), "run")
+    def layer() -> TracingLayer:
+        meter = traced.meter_provider.get_meter("test")
+        return TracingLayer(traced.provider.get_tracer("test"), meter, Settings(), "run")
+
+    loading = layer()
     assert observed(traced) == [[], [], []]
-    layer.load(Call(lambda: "model", None, (), {}), model="it", role="renderer", device=CUDA)
+    loading.load(Call(lambda: "model", None, (), {}), model="it", role="renderer", device=CUDA)
     assert [len(points) for points in observed(traced)] == [1, 1, 1]
-    layer.close()
+    loading.close()
     assert observed(traced) == [[], [], []]
-    layer.request("generate_music", Call(lambda: "song", None, (), {}), RequestStart(CUDA, {}, ()), lambda _: {})
+    layer().request("generate_music", Call(lambda: "song", None, (), {}), RequestStart(CUDA, {}, ()), lambda _: {})
     assert [len(points) for points in observed(traced)] == [1, 1, 1]
 
 
