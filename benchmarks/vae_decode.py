@@ -11,7 +11,6 @@ run. Memory is what a tile takes above the weights, per latent frame, beside wha
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,18 +65,18 @@ def main() -> None:
                     "tile_length": length,
                     "first_seconds": first,
                     "milliseconds": milliseconds,
-                    "bytes_per_frame": peak / length,
+                    "bytes_per_frame": None if peak is None else peak / length,
                     "expected_bytes_per_frame": expected,
                 }
             )
-            memory = f"{peak / length / 1024:>14.0f}{expected / 1024:>10.0f}"
+            memory = f"{'-' if peak is None else round(peak / length / 1024):>14}{expected / 1024:>10.0f}"
             print(f"{way:24}{length:>6}{first:>10.2f}{milliseconds:>10.2f}{memory}", flush=True)
     write_result(options.output, {"environment": environment(), "rows": rows})
 
 
 @torch.inference_mode()
-def measured(decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor) -> tuple[float, float, float]:
-    """Seconds of the first run, median milliseconds of later ones, and the most bytes that one takes (NaN off CUDA)."""
+def measured(decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor) -> tuple[float, float, int | None]:
+    """Seconds of the first run, median milliseconds of later ones, and the most bytes that one takes on CUDA."""
     on_cuda = latents.is_cuda
 
     def once() -> float:
@@ -92,7 +91,7 @@ def measured(decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tens
     first = once()
     milliseconds = median(once() for _ in range(REPETITIONS)) * 1e3
     if not on_cuda:
-        return first, milliseconds, math.nan
+        return first, milliseconds, None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""Telemetry of requests that have ended is made on a thread of its own, never in the request.
+"""A thread of its own for the telemetry of requests that have ended.
 
 Reading a device's events and building spans and metrics takes a millisecond or two, which the caller need not wait
 for; and inference that hands its audio back on the device returns before the device is done.
@@ -31,7 +31,7 @@ class _Waiting:
 
 
 class Deferral:
-    """A queue of actions, in order, each run when it is ready. Without any there is no thread."""
+    """A queue of actions, in order, each run when it is ready. Its thread ends when there were none for a while."""
 
     def __init__(self) -> None:
         # Its lock can be taken again by the thread that has it: a signal handler may drain in the middle of an add.

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from acestep.planner.backends import kernels
-from acestep.planner.backends.fused import GATE_TILE, INPUT_TILE, OUTPUT_TILE, fitting, padded
+from acestep.planner.backends.fused import ATTENTION_TILE, GATE_TILE, INPUT_TILE, OUTPUT_TILE, fitting
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS
 
 TYPES = {
@@ -31,12 +31,12 @@ def main(name: str, capability: int) -> None:
     hidden, inner = size.hidden_size, size.feed_forward_size
     q_size, kv_size = size.heads * size.head_dim, size.kv_heads * size.head_dim
     attention = {"TOKENS": 1, "HEADS": size.heads, "KV_HEADS": size.kv_heads, "HALF": size.head_dim // 2}
-    attention |= {"KEY_BLOCK": kernels.KEY_BLOCK, "SPLITS": kernels.SPLITS, "num_warps": 2, "num_stages": 3}
-    shares = hidden // fitting(OUTPUT_TILE, hidden, inner)["N_BLOCK"]
-    norm = {"K": hidden, "SHARES": shares, "PADDED": padded(shares)}
+    columns = fitting(OUTPUT_TILE, hidden, inner)["N_BLOCK"]
+    norm = {"K": hidden, "SHARES": hidden // columns}
     launches = [
+        (kernels.embed, {"N": hidden, "N_BLOCK": columns, "num_warps": 1}),
         (kernels.project_inputs, {"Q": q_size, "KV": kv_size, **norm, **fitting(INPUT_TILE, kv_size, hidden)}),
-        (kernels.attend, attention),
+        (kernels.attend, attention | ATTENTION_TILE),
         (kernels.gate, {"N": inner, **norm, **fitting(GATE_TILE, inner, hidden)}),
         (kernels.project_onto, {"K": inner, "N": hidden, **fitting(OUTPUT_TILE, hidden, inner)}),
     ]

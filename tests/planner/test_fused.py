@@ -19,6 +19,7 @@ from acestep.planner.backends.pt import PtBackend
 from acestep.planner.backends.workspace import kernels_agree
 from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.models import LanguageModel
+from acestep.planner.planner import FUSED_VARIABLE, Planner
 from acestep.planner.prompts import Prompts
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, qwen3_config
 from acestep.types import SamplingSettings, SongMetadata
@@ -148,6 +149,15 @@ def test_the_kernels_leave_other_architectures_alone() -> None:
         assert not knows(SimpleNamespace(**{**config.to_dict(), **change}))
 
 
+@pytest.mark.parametrize(("word", "path"), [(None, "fused"), ("", "fused"), ("1", "fused"), ("0", "eager")])
+def test_kernels_are_used_unless_the_environment_says_no(tiny: LanguageModel, monkeypatch, word, path) -> None:
+    monkeypatch.setattr(workspace, "can_fuse", lambda model: True)
+    monkeypatch.delenv(FUSED_VARIABLE, raising=False)
+    if word is not None:
+        monkeypatch.setenv(FUSED_VARIABLE, word)
+    assert Planner.from_language_model(tiny).backend.decode_path == path
+
+
 def test_off_cuda_the_body_does_all_passes(tiny: LanguageModel) -> None:
     assert not can_fuse(tiny)
     assert PtBackend(tiny).decode_path == "eager"
@@ -161,10 +171,11 @@ def test_the_kernels_compile_for_a_gpu_and_fit_it(name: str, capability: int) ->
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout.splitlines()[-1])
-    assert {kernel["name"] for kernel in compiled} == {"project_inputs", "attend", "gate", "project_onto"}
+    assert {kernel["name"] for kernel in compiled} == {"embed", "project_inputs", "attend", "gate", "project_onto"}
     for kernel in compiled:
         assert kernel["cubin_bytes"] > 0
         assert kernel["shared_memory"] <= SHARED_MEMORY
+    for kernel in (kernel for kernel in compiled if kernel["name"] != "embed"):
         # Weights and keys stream in behind the arithmetic, which tensor cores do.
         assert kernel["asynchronous_copies"] > 0
         assert kernel["tensor_core_products"] > 0

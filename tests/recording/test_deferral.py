@@ -113,9 +113,13 @@ def test_draining_waits_for_what_is_at_work():
 
 
 def test_draining_gives_up_when_its_time_is_over():
-    deferral = Deferral()
-    deferral.add(threading.Event().is_set, lambda: None)
+    deferral, ready, done = Deferral(), threading.Event(), []
+    deferral.add(ready.is_set, lambda: done.append(1))
     deferral.drain(0.01)
+    assert done == []
+    ready.set()
+    deferral.drain(5)
+    assert done == [1]
 
 
 def test_nothing_is_kept_of_what_was_run():

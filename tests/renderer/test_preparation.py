@@ -200,6 +200,15 @@ class TestCompilation:
         assert torch.equal(first, second)
         assert relative_error(first, reference) < 0.3
 
+    def test_the_decoder_keeps_its_layout_under_the_compiler_that_has_the_choice(self, monkeypatch):
+        given = {}
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: given.setdefault(module, options))
+        for backend, layout in (("inductor", {"options": {"layout_optimization": False}}), ("eager", {})):
+            models, expected = build(), {"fullgraph": True, "dynamic": True, "backend": backend}
+            compile_models(models, backend)
+            assert given[models.vae.decoder] == expected | layout
+            assert all(given[block] == expected for block in models.transformer.layers)
+
     def test_guided_steps_are_a_batch(self, graphs):
         models, residence = build("acestep-v15-tiny-base"), Residence(GPU, Placement(compile=True))
         prepare(models, residence)

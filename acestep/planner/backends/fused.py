@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability whose tensor cores multiply bfloat16 and whose shared memory holds the blocks."""
-
-
-# Block sizes, of the fastest of 448 combinations on an H100 for the weights of all three models (docs/performance.md).
+# Launch options for all three models, from 448 combinations that were tried on an H100 (docs/performance.md).
 INPUT_TILE: Final = {"N_BLOCK": 16, "K_BLOCK": 64, "K_PARTS": 2, "num_warps": 2, "num_stages": 6}
 GATE_TILE: Final = {"N_BLOCK": 16, "K_BLOCK": 64, "K_PARTS": 2, "num_warps": 2, "num_stages": 4}
 OUTPUT_TILE: Final = {"N_BLOCK": 8, "K_BLOCK": 128, "K_PARTS": 4, "num_warps": 4, "num_stages": 4}
+# The number of programs that share a lane's keys is fixed, so that sums do not depend on the number of lanes.
+ATTENTION_TILE: Final = {"KEY_BLOCK": 32, "SPLITS": 16, "num_warps": 2, "num_stages": 3}
 
 
 def can_fuse(model: LanguageModel) -> bool:
@@ -82,7 +82,7 @@ class FusedForward:
         self._hidden, self._scaled = (self._lanes(width, model.dtype) for _ in range(2))
         self._squares = self._lanes(width // self._share, torch.float32)
         # Attention's shares of one lane, head and program.
-        shares = (kernels.LANE_LIMIT, self._heads, kernels.SPLITS)
+        shares = (kernels.LANE_LIMIT, self._heads, ATTENTION_TILE["SPLITS"])
         self._mixed = torch.empty(*shares, self._head_dim, device=model.device)
         self._maxima, self._sums = (torch.empty(shares, device=model.device) for _ in range(2))
         # Back at zero after every launch.
@@ -91,7 +91,7 @@ class FusedForward:
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether a pass over ``tokens`` tokens in each row is small enough."""
-        return bool(rows * padded(tokens) <= self._kernels.LANE_LIMIT)
+        return bool(rows * _padded(tokens) <= self._kernels.LANE_LIMIT)
 
     def __call__(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Run tokens behind those of the cache.
@@ -104,7 +104,7 @@ class FusedForward:
             Hidden states after the last norm, shape ``[rows, tokens, hidden]``; overwritten by the next call.
         """
         rows, tokens = ids.shape
-        width = padded(tokens)
+        width = _padded(tokens)
         if width > tokens:
             # A token without a place is left out of everything.
             ids = functional.pad(ids, (0, width - tokens))
@@ -163,7 +163,7 @@ class FusedForward:
             **tile,
         )
         attended = self._hidden.new_empty(lanes, q_size)
-        kernels.attend[(lanes, self._kv_heads, kernels.SPLITS)](
+        kernels.attend[(lanes, self._kv_heads, ATTENTION_TILE["SPLITS"])](
             qkv,
             attention.q_norm.weight,
             attention.k_norm.weight,
@@ -183,10 +183,7 @@ class FusedForward:
             HEADS=self._heads,
             KV_HEADS=self._kv_heads,
             HALF=self._head_dim // 2,
-            KEY_BLOCK=kernels.KEY_BLOCK,
-            SPLITS=kernels.SPLITS,
-            num_warps=2,
-            num_stages=3,
+            **ATTENTION_TILE,
         )
         self._project_onto(attended, attention.o_proj.weight, layer.post_attention_layernorm)
 
@@ -219,8 +216,7 @@ class FusedForward:
 
     def _norm_sizes(self) -> dict[str, int]:
         """Of what a norm is finished from."""
-        width, shares = self._hidden.shape[1], self._squares.shape[1]
-        return {"K": width, "SHARES": shares, "PADDED": padded(shares)}
+        return {"K": self._hidden.shape[1], "SHARES": self._squares.shape[1]}
 
     def _lanes(self, width: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(self._kernels.LANE_LIMIT, width, device=self._device, dtype=dtype)
@@ -232,7 +228,7 @@ def weight_addresses(model: LanguageModel) -> tuple[int, ...]:
     return tuple(tensor.data_ptr() for tensor in tensors)
 
 
-def padded(tokens: int) -> int:
+def _padded(tokens: int) -> int:
     """The next power of two, so that chunks of forced text need few graphs."""
     return 1 << (tokens - 1).bit_length()
 

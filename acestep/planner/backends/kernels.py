@@ -19,11 +19,7 @@ import triton.language as tl
 
 LANE_LIMIT: Final = 16
 """Lanes of one pass: the height of the smallest matrix that tensor cores multiply."""
-SPLITS: Final = 16
-"""Programs that share the keys of one lane and head; fixed, so that sums do not depend on the number of lanes."""
 _LANES = tl.constexpr(LANE_LIMIT)
-KEY_BLOCK: Final = 32
-"""Keys that a program looks at together."""
 
 
 @triton.jit
@@ -62,10 +58,10 @@ def _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N: tl.conste
 
 
 @triton.jit
-def _norm_scale(squares_ptr, lanes, eps, K: tl.constexpr, SHARES: tl.constexpr, PADDED: tl.constexpr):
+def _norm_scale(squares_ptr, lanes, eps, K: tl.constexpr, SHARES: tl.constexpr):
     """What is missing of the norm, per lane."""
     lane = tl.arange(0, _LANES)
-    share = tl.arange(0, PADDED)
+    share = tl.arange(0, triton.next_power_of_2(SHARES))
     real = (lane[:, None] < lanes) & (share[None, :] < SHARES)
     squares = tl.load(squares_ptr + lane[:, None] * SHARES + share[None, :], mask=real, other=0.0)
     return tl.rsqrt(tl.sum(squares, axis=1) / K + eps)[:, None]
@@ -105,7 +101,6 @@ def project_inputs(
     eps,
     K: tl.constexpr,
     SHARES: tl.constexpr,
-    PADDED: tl.constexpr,
     Q: tl.constexpr,
     KV: tl.constexpr,
     N_BLOCK: tl.constexpr,
@@ -124,7 +119,7 @@ def project_inputs(
         column = first - Q
     lane = tl.arange(0, _LANES)
     n = tl.arange(0, N_BLOCK)
-    scale = _norm_scale(squares_ptr, lanes, eps, K, SHARES, PADDED)
+    scale = _norm_scale(squares_ptr, lanes, eps, K, SHARES)
     product = _product(scaled_ptr, w_ptr + column.to(tl.int64) * K, lanes, K, N_BLOCK, K_BLOCK, K_PARTS) * scale
     out = out_ptr + lane[:, None] * (Q + 2 * KV) + (first + n)[None, :]
     tl.store(out, product, mask=lane[:, None] < lanes)
@@ -141,7 +136,6 @@ def gate(
     eps,
     K: tl.constexpr,
     SHARES: tl.constexpr,
-    PADDED: tl.constexpr,
     N: tl.constexpr,
     N_BLOCK: tl.constexpr,
     K_BLOCK: tl.constexpr,
@@ -154,7 +148,7 @@ def gate(
     lane = tl.arange(0, _LANES)
     x_ptrs = scaled_ptr + lane[None, :, None] * K + part + k
     offsets = first * K + tl.arange(0, N_BLOCK)[None, :, None] * K + part + k
-    scale = _norm_scale(squares_ptr, lanes, eps, K, SHARES, PADDED)
+    scale = _norm_scale(squares_ptr, lanes, eps, K, SHARES)
     gate = tl.zeros((K_PARTS, _LANES, N_BLOCK), tl.float32)
     up = tl.zeros((K_PARTS, _LANES, N_BLOCK), tl.float32)
     for start in range(0, K, K_PARTS * K_BLOCK):
