@@ -142,8 +142,7 @@ class Worker:
 
         job.move_to("running")
         try:
-            if job.cancelled:
-                raise Cancelled
+            # One that is cancelled from here on ends inside: a wait that ended with a worker has a song in its trace.
             result = generate_music(self._models, job.request, save_dir=self._folder / job.id, progress=told)
         except Cancelled:
             self._finish(job, "cancelled")

@@ -12,6 +12,7 @@ from acestep.errors import OutOfMemory
 from acestep_otel import semconv
 from examples.serving import worker
 from examples.serving.app import create_app
+from examples.serving.jobs import Job
 from tests.tracing import tree
 
 SONG = {"caption": "a caption nobody may see", "duration": 10, "inference_steps": 2, "seed": 1}
@@ -146,6 +147,22 @@ def test_a_song_can_be_cancelled_in_the_queue_and_at_work(service, traced, held)
     outcomes = {point.attributes[semconv.OUTCOME]: point.count for point in traced.metric(semconv.QUEUE_WAIT_DURATION)}
     assert outcomes == {"ok": 1, "Cancelled": 1}
     assert traced.metric(semconv.QUEUE_LENGTH)[0].value == 0
+
+
+def test_a_song_cancelled_as_soon_as_a_worker_has_taken_it_still_has_its_span(service, traced, monkeypatch):
+    original = Job.move_to
+
+    def cancel_what_runs(job, state, **details):
+        original(job, state, **details)
+        if state == "running":
+            service.app.state.worker.cancel(job)
+
+    monkeypatch.setattr(Job, "move_to", cancel_what_runs)
+    song = ask(service).json()["id"]
+    assert follow(service, song)[-1]["state"] == "cancelled"
+    wait_until(lambda: traced.named("generate_music"))
+    assert traced.named("generate_music")[0].attributes[semconv.ERROR_TYPE] == "Cancelled"
+    assert traced.named(semconv.QUEUE_WAIT)[0].attributes[semconv.OUTCOME] == "ok"
 
 
 def test_a_song_that_runs_out_of_memory_fails_alone(service, monkeypatch):
