@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,8 @@ _PATIENCE_SECONDS: Final = 60.0
 """A device that needs longer than that after the return has hung; times are then the host's."""
 _IDLE_SECONDS: Final = 10.0
 """The thread ends after these without work: starting one takes longer than handing over to one that waits."""
+_FORK_SECONDS: Final = 1.0
+"""A fork waits no longer than that for the action that is running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Deferral:
         self._waiting: deque[_Waiting] = deque()
         self._at_work = False
         self._thread: threading.Thread | None = None
+        # Held by whoever runs an action, or forks; a fork may come from within an action.
+        self._acting = threading.RLock()
 
     def add(self, ready: Callable[[], bool], action: Callable[[], None]) -> None:
         """Run an action as soon as ``ready`` says so.
@@ -55,10 +60,28 @@ class Deferral:
             else:
                 self._changed.notify_all()
 
-    def drain(self, timeout: float) -> None:
-        """Wait until everything was run, but no longer than ``timeout`` seconds."""
+    def drain(self, timeout: float) -> int:
+        """Wait until everything was run, but no longer than ``timeout`` seconds.
+
+        Returns:
+            How many actions are left.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting and not self._at_work, timeout)
+            return len(self._waiting) + self._at_work
+
+    def pause(self) -> None:
+        """Begin no action until ``resume``, and let the one that is running end; called before a fork.
+
+        The child would inherit the locks that an action holds in the SDK, with nobody to release them.
+        """
+        self._acting.acquire(timeout=_FORK_SECONDS)
+
+    def resume(self) -> None:
+        """Go on; called in the parent by the thread that has forked."""
+        # Not held where the action took too long for the fork to wait for it.
+        with suppress(RuntimeError):
+            self._acting.release()
 
     def _work(self) -> None:
         while self._run_next():
@@ -71,7 +94,8 @@ class Deferral:
         try:
             while not waiting.ready() and time.monotonic() < waiting.deadline:
                 time.sleep(_POLL_SECONDS)
-            waiting.action()
+            with self._acting:
+                waiting.action()
         except Exception:
             # A device that fails also fails to answer; the next request's telemetry must not suffer from it.
             logger.debug("deferred telemetry failed", exc_info=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import time
 import uuid
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from acestep_otel.recording.call import Attributes, Call, RequestStart
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
 from acestep_otel.recording.deferral import Deferral
 from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes, record_failure
+from acestep_otel.recording.forks import follow_forks
 from acestep_otel.recording.hardware import GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
@@ -44,6 +44,8 @@ from acestep_otel.settings import Detail, Settings
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("acestep_otel")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,14 +75,17 @@ class TracingLayer:
         self._running: dict[int, _Request] = {}
         self._closed = False
         self._start_afresh(run_id)
-        if hasattr(os, "register_at_fork"):
-            # The hook cannot be taken off again, so it must not keep the layer alive.
-            afresh = weakref.WeakMethod(self._start_afresh)
-            os.register_at_fork(after_in_child=lambda: (method := afresh()) and method(uuid.uuid4().hex))
+        follow_forks(self._before_fork, self._after_fork, self._start_afresh)
 
-    def _start_afresh(self, run_id: str) -> None:
+    def _before_fork(self) -> None:
+        self._deferral.pause()
+
+    def _after_fork(self) -> None:
+        self._deferral.resume()
+
+    def _start_afresh(self, run_id: str | None = None) -> None:
         """What belongs to one process: a forked child must not take over its parent's locks, events and requests."""
-        self._run_id = run_id
+        self._run_id = run_id or uuid.uuid4().hex
         self._clocks = Clocks()
         self._vram = VramTracker()
         self._deferral = Deferral()
@@ -258,7 +263,10 @@ class TracingLayer:
         Args:
             timeout: seconds, at most.
         """
-        self._deferral.drain(timeout)
+        if left := self._deferral.drain(timeout):
+            logger.warning(
+                "not traced within %g s, so that spans may be missing: %d of the last requests", timeout, left
+            )
 
     def close(self) -> None:
         """Trace nothing from now on, also where somebody kept a wrapped function, and observe no hardware."""

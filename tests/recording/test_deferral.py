@@ -1,5 +1,6 @@
 """Telemetry is made beside the request, and a device that is still at work when it returns is waited for there."""
 
+import os
 import threading
 import time
 import weakref
@@ -115,11 +116,63 @@ def test_draining_waits_for_what_is_at_work():
 def test_draining_gives_up_when_its_time_is_over():
     deferral, ready, done = Deferral(), threading.Event(), []
     deferral.add(ready.is_set, lambda: done.append(1))
-    deferral.drain(0.01)
-    assert done == []
+    assert (deferral.drain(0.01), done) == (1, [])
     ready.set()
-    deferral.drain(5)
-    assert done == [1]
+    assert (deferral.drain(5), done) == (0, [1])
+
+
+def test_what_a_flush_cannot_wait_for_is_said_in_one_line(layer, device, caplog):
+    run(layer)
+    layer.flush(0.01)
+    assert caplog.messages == ["not traced within 0.01 s, so that spans may be missing: 1 of the last requests"]
+    device.done.set()
+    layer.flush(5)
+    assert len(caplog.messages) == 1
+
+
+def test_a_fork_waits_for_telemetry_that_is_being_made_so_that_no_lock_is_inherited(layer, device):
+    device.done.set()
+    slow = SlowExport()
+    layer.traced.provider.add_span_processor(slow)
+    run(layer)
+    assert slow.begun.wait(10)
+    if child := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        layer.flush(5)
+        assert slow.ended == 2
+    else:
+        os._exit(0 if slow.lock.acquire(timeout=0) else 1)
+
+
+def test_a_fork_does_not_wait_for_ever(layer, device, monkeypatch):
+    monkeypatch.setattr(deferral_module, "_FORK_SECONDS", 0.01)
+    device.done.set()
+    slow = SlowExport(until=(over := threading.Event()))
+    layer.traced.provider.add_span_processor(slow)
+    run(layer)
+    assert slow.begun.wait(10)
+    if child := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        over.set()
+        layer.flush(5)
+        assert slow.ended == 2
+    else:
+        # Its own telemetry is on a thread of its own, whatever became of the parent's.
+        done = threading.Event()
+        layer._deferral.add(lambda: True, done.set)
+        os._exit(0 if done.wait(5) else 1)
+
+
+def test_a_fork_from_within_the_making_of_telemetry_waits_for_nobody():
+    deferral, ended = Deferral(), threading.Event()
+
+    def fork():
+        deferral.pause()
+        deferral.resume()
+        ended.set()
+
+    deferral.add(lambda: True, fork)
+    assert ended.wait(0.9)
 
 
 def test_nothing_is_kept_of_what_was_run():
@@ -177,3 +230,18 @@ class ThreadNames(SpanProcessor):
 
     def on_end(self, span):
         self.names.add(threading.current_thread().name)
+
+
+class SlowExport(SpanProcessor):
+    """Holds a lock while a span ends, as the SDK does; for a tenth of a second, or until it is told."""
+
+    def __init__(self, until: threading.Event | None = None) -> None:
+        self.lock, self.begun, self.ended = threading.Lock(), threading.Event(), 0
+        self.until = until or threading.Event()
+        self.seconds = 0.1 if until is None else 10
+
+    def on_end(self, span):
+        with self.lock:
+            self.begun.set()
+            self.until.wait(self.seconds)
+            self.ended += 1
