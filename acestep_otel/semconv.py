@@ -524,6 +524,15 @@ QUEUE_CAPACITY = _metric("acestep.queue.capacity", "gauge", "{request}", "Reques
 QUEUE_REJECTED = _metric(
     "acestep.queue.rejected", "counter", "{request}", "Requests turned away because the queue was full.", ()
 )
+TRACES_DROPPED = _metric(
+    "acestep.traces.dropped", "counter", "{trace}",
+    "Requests without a trace because a span processor took spans more slowly than requests ended.", (),
+)  # fmt: skip
+SDK_SPANS_PROCESSED = MetricDefinition(
+    "otel.sdk.processor.span.processed", "counter", "{span}",
+    "Spans that the SDK's processor is done with; error.type says why one was lost. Made by the SDK, on request.",
+    (ERROR_TYPE,),
+)  # fmt: skip
 _CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
 BENCHMARK_WALL = _metric(
     "acestep.benchmark.wall", "gauge", "s", "Wall time of a benchmark's cell: the median of its runs.", _CELL

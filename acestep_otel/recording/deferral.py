@@ -22,6 +22,8 @@ _PATIENCE_SECONDS: Final = 60.0
 """A device that needs longer than that after the return has hung; times are then the host's."""
 _IDLE_SECONDS: Final = 10.0
 """The thread ends after these without work: starting one takes longer than handing over to one that waits."""
+_CAPACITY: Final = 256
+"""Actions that may wait: a span processor that blocks must cost traces, not memory."""
 _FORK_SECONDS: Final = 1.0
 """A fork waits no longer than that for the action that is running."""
 
@@ -45,20 +47,26 @@ class Deferral:
         # Held by whoever runs an action, or forks; a fork may come from within an action.
         self._acting = threading.RLock()
 
-    def add(self, ready: Callable[[], bool], action: Callable[[], None]) -> None:
+    def add(self, ready: Callable[[], bool], action: Callable[[], None]) -> bool:
         """Run an action as soon as ``ready`` says so.
 
         Args:
             ready: asked at once, then every two milliseconds for a minute at most.
             action: what to do then.
+
+        Returns:
+            Whether there was room for it.
         """
         with self._changed:
+            if len(self._waiting) >= _CAPACITY:
+                return False
             self._waiting.append(_Waiting(ready, action, time.monotonic() + _PATIENCE_SECONDS))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="acestep-otel-deferral", daemon=True)
                 self._thread.start()
             else:
                 self._changed.notify_all()
+            return True
 
     def drain(self, timeout: float) -> int:
         """Wait until everything was run, but no longer than ``timeout`` seconds.

@@ -70,6 +70,8 @@ class TracingLayer:
         self.settings = settings
         self._tracer = tracer
         self._instruments = Instruments(meter)
+        # So that dashboards have a zero, and rates a point to start from.
+        self._instruments.record(semconv.TRACES_DROPPED, 0, {})
         self._emitter = Emitter(tracer, self._instruments, settings.detail)
         self._gpus = GpuWatch.of(meter)
         self._running: dict[int, _Request] = {}
@@ -341,7 +343,8 @@ class TracingLayer:
         recording = request.recording
         if isinstance(recording, Unrecorded):
             recording.abandon()
-            self._finish_unrecorded(request, error)
+            self._count_unrecorded(request, error)
+            request.span.end()
             return
         # What the end could not read is missing on the root, and is no reason to lose the trace.
         never_raises(recording.end)(recording.root, error)
@@ -350,15 +353,17 @@ class TracingLayer:
         if recording.failed and recording.reached:
             # An exception's traceback holds tensors, and who runs out of memory wants it back at once.
             emit()
-        else:
-            self._deferral.add(lambda: recording.reached, emit)
+        elif not self._deferral.add(lambda: recording.reached, emit):
+            # Ending the span would wait for whoever takes spans so slowly.
+            self._count_unrecorded(request, error)
+            self._instruments.record(semconv.TRACES_DROPPED, 1, {})
 
     def _emit(self, recording: RequestRecording, request: _Request) -> None:
         self._emitter.emit(recording, request.span, request.scrub, request.common)
         if (limit := self._vram.limit(recording.device)) is not None:
             self._instruments.record(semconv.VRAM_LIMIT, limit, {})
 
-    def _finish_unrecorded(self, request: _Request, error: BaseException | None) -> None:
+    def _count_unrecorded(self, request: _Request, error: BaseException | None) -> None:
         root = request.root
         root.error = error
         if is_measured(request.common):
@@ -366,7 +371,6 @@ class TracingLayer:
             if is_out_of_memory(error):
                 attributes = metric_attributes(root, "") | {semconv.STAGE: getattr(error, "stage", root.name)}
                 self._instruments.record(semconv.OUT_OF_MEMORY, 1, attributes)
-        request.span.end()
 
     def _count_active(self, request: _Request, change: int) -> None:
         self._instruments.record(semconv.REQUESTS_ACTIVE, change, metric_attributes(request.root, ""))

@@ -53,7 +53,7 @@ def production() -> dashboard.Dashboard:
             "Language model": (_first_token(), _tokens()),
             "Cost and memory": (_compute(), _audio(), _memory(), _out_of_memory()),
             "Hardware": (_gpu_use(), _gpu_memory()),
-            "Traces": (_slowest(),),
+            "Traces": (_slowest(), _lost()),
         },
     )
 
@@ -254,6 +254,24 @@ def _gpu_memory() -> timeseries.Panel:
         Text("GPU memory", "In use on a card, by any process, and all that it has. Empty without NVML.", "bytes"),
         Query(used, f"used {_CARD_LEGEND}"),
         Query(limit, f"limit {_CARD_LEGEND}"),
+    )
+
+
+def _lost() -> timeseries.Panel:
+    processed = rate(semconv.SDK_SPANS_PROCESSED)
+    overflowed = rate(semconv.SDK_SPANS_PROCESSED, f'{label(semconv.ERROR_TYPE)}="queue_full"')
+    by = "sum by (instance)"
+    return time_series(
+        Text(
+            "Telemetry lost",
+            "Per second and instance: spans that the SDK's full queue dropped, where "
+            "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED is set, and requests without a trace because spans were taken "
+            "more slowly than requests ended.",
+            "cps",
+        ),
+        Query(f"{by} ({overflowed}) or 0 * {by} ({processed})", "spans {{instance}}"),
+        Query(f"{by} ({rate(semconv.TRACES_DROPPED)})", "traces {{instance}}"),
+        size=Size(24, 6),
     )
 
 

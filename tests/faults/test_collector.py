@@ -8,11 +8,13 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from acestep.inference import generate_music
 from acestep.types import GenerationRequest
+from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.recording import deferral
 from acestep_otel.shutdown import deliver_within
 from tests.receivers import collector, free_port, grpc_receiver, refusing_endpoint, silent_endpoint
 
@@ -176,3 +178,18 @@ def test_a_collector_that_is_killed_and_comes_back_gets_the_songs_after_that(ser
         assert torch.equal(generate_music(tiny_models, SONG).songs[0].audio, plain)
         with collector(received.endpoint, ports):
             assert make_until(lambda: len(received.wait_for_spans(before + 1, 0.5)) > before, service)
+
+
+def test_a_span_processor_that_blocks_costs_traces_and_neither_time_nor_memory(traced, tiny_models, monkeypatch):
+    monkeypatch.setattr(deferral, "_CAPACITY", 2)
+    exporter = Blocked()
+    traced.provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traced.instrument()
+    generate_music(tiny_models, SONG)
+    assert exporter.entered.wait(10)
+    for _ in range(4):
+        generate_music(tiny_models, SONG)
+    assert [point.value for point in traced.metric(semconv.TRACES_DROPPED)] == [2]
+    exporter.release.set()
+    assert len(traced.named("generate_music")) == 3
+    assert [point.value for point in traced.metric(semconv.REQUESTS)] == [5]
