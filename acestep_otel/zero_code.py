@@ -34,7 +34,8 @@ def bound_exit() -> None:
         return
     ending = _Ending([get_tracer_provider(), get_meter_provider(), get_logger_provider()])
     atexit.register(ending.deliver)
-    process_util.register_after_fork(ending, _deliver_at_the_end_of_a_child)
+    # Kept by weak reference only, and a child of Python 3.13 has forgotten its exit handlers by then: not ``ending``.
+    process_util.register_after_fork(bound_exit, partial(_deliver_at_the_end_of_a_child, ending))
     exit_on_terminate_from_now_on()
 
 
@@ -58,5 +59,5 @@ def _without_timeout(shutdown: Any, _seconds: float) -> None:
     shutdown()
 
 
-def _deliver_at_the_end_of_a_child(ending: _Ending) -> None:
+def _deliver_at_the_end_of_a_child(ending: _Ending, _registered: object) -> None:
     process_util.Finalize(None, ending.deliver, exitpriority=0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,32 +25,63 @@ def free_port() -> int:
 
 @contextmanager
 def live_collector() -> Iterator[str]:
-    """A rotel process that takes telemetry over gRPC and throws it away; yields its endpoint.
+    """A collector that takes telemetry over gRPC and throws it away; yields its endpoint.
 
     Raises:
-        SystemExit: rotel is not installed.
+        SystemExit: rotel is not installed, or did not start.
     """
-    package = find_spec("rotel")
-    if package is None or package.origin is None:
-        raise SystemExit("the live collector is rotel, and it is not installed: pip install '.[test]'")
-    port = free_port()
+    with rotel("--exporter", "blackhole") as (grpc_endpoint, _):
+        yield grpc_endpoint
+
+
+@contextmanager
+def rotel(*options: str, ports: tuple[int, int] | None = None) -> Iterator[tuple[str, str]]:
+    """A rotel process; yields its endpoints for gRPC and HTTP.
+
+    Args:
+        options: beside those that say where it listens.
+        ports: for gRPC and HTTP, where they are not to be any that are free.
+
+    Raises:
+        SystemExit: rotel is not installed, or did not start.
+    """
+    grpc_port, http_port = ports or (free_port(), free_port())
     process = subprocess.Popen(
         [
-            Path(package.origin).with_name("rotel-agent"),
-            "start",
-            *("--otlp-grpc-endpoint", f"127.0.0.1:{port}"),
-            *("--otlp-http-endpoint", f"127.0.0.1:{free_port()}"),
-            *("--exporter", "blackhole"),
+            *(rotel_agent(), "start"),
+            *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc_port}"),
+            *("--otlp-http-endpoint", f"127.0.0.1:{http_port}"),
+            *options,
         ],
+        env=rotel_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for(port)
-        yield f"http://127.0.0.1:{port}"
+        _wait_for(grpc_port)
+        _wait_for(http_port)
+        yield f"http://127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}"
     finally:
         process.kill()
         process.wait()
+
+
+def rotel_agent() -> Path:
+    """The program.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
+    package = find_spec("rotel")
+    if package is None or package.origin is None:
+        raise SystemExit("the live collector is rotel, and it is not installed: pip install '.[test]'")
+    return Path(package.origin).with_name("rotel-agent")
+
+
+def rotel_environment() -> dict[str, str]:
+    """Variables for it: it needs Python's library, which only a system's own Python has where programs look for it."""
+    folders = (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
 
 
 @contextmanager

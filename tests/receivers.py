@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from benchmarks.collectors import free_port, rotel
 
 
 @dataclass
@@ -135,45 +134,8 @@ def http_receiver() -> Iterator[Received]:
 @contextmanager
 def collector(behind: str, ports: tuple[int, int] | None = None) -> Iterator[tuple[str, str]]:
     """A rotel collector that forwards to the endpoint behind it; yields its own two, for gRPC and for HTTP."""
-    package = find_spec("rotel")
-    assert package is not None, "the test dependency rotel is not installed"
-    assert package.origin is not None
-    grpc_port, http_port = ports or (free_port(), free_port())
-    process = subprocess.Popen(
-        [
-            Path(package.origin).with_name("rotel-agent"),
-            "start",
-            *("--otlp-grpc-endpoint", f"127.0.0.1:{grpc_port}"),
-            *("--otlp-http-endpoint", f"127.0.0.1:{http_port}"),
-            *("--exporter", "otlp"),
-            *("--otlp-exporter-endpoint", behind),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for_port(grpc_port)
-        wait_for_port(http_port)
-        yield f"http://127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}"
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise TimeoutError(f"nobody listens on port {port}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with rotel("--exporter", "otlp", "--otlp-exporter-endpoint", behind, ports=ports) as endpoints:
+        yield endpoints
 
 
 @contextmanager

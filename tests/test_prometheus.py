@@ -16,8 +16,8 @@ from acestep_otel.errors import SetupError
 from acestep_otel.prometheus import PrometheusEndpoint
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments, observe
+from benchmarks.collectors import free_port
 from grafana.series import names, series
-from tests.receivers import free_port
 
 
 def fetch(port: int) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-_PACKAGES: Final = ("acestep-otel", "torch", "diffusers", "transformers", "opentelemetry-sdk")
+_PACKAGES: Final = ("acestep-otel", "diffusers", "transformers", "opentelemetry-sdk")
 _QUERY_SECONDS: Final = 5
 
 
@@ -108,7 +108,8 @@ def _package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             # Run from a checkout that was never installed.
             versions[package] = "not installed"
-    return versions
+    # What it was built for (CUDA, ROCm, the CPU alone) is in its own version only.
+    return {**versions, "torch": torch.__version__}
 
 
 def _answer(*command: str) -> str | None:

@@ -16,7 +16,8 @@ from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import deferral
 from acestep_otel.shutdown import deliver_within
-from tests.receivers import collector, free_port, grpc_receiver, refusing_endpoint, silent_endpoint
+from benchmarks.collectors import free_port
+from tests.receivers import collector, grpc_receiver, refusing_endpoint, silent_endpoint
 
 SONG = GenerationRequest(caption="a song", duration=10, seeds=(7,), inference_steps=2)
 SPANS_OF_A_SONG = 1 + 1 + 3 + 2

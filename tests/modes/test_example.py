@@ -47,7 +47,7 @@ def test_a_byte_order_mark_and_a_numeric_time_signature_are_accepted(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{\n"caption": "a",\n}', "line 3"),
+        (b'{\n"caption": "a"\n"bpm": 1}', "line 3"),
         (b"", "line 1"),
         (b"[1]", "holds a JSON list"),
         (b'{"bpm": "fast"}', "'bpm' is 'fast', expected int"),

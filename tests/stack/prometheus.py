@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from tests.receivers import free_port
+from benchmarks.collectors import free_port
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "collectors" / "prometheus"
 INTERVAL = 1

@@ -17,8 +17,9 @@ from acestep_otel import otlp, semconv
 from acestep_otel.cli import main
 from acestep_otel.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments
+from benchmarks.collectors import free_port
 from grafana.series import label, series
-from tests.receivers import Received, collector, free_port, grpc_receiver
+from tests.receivers import Received, collector, grpc_receiver
 from tests.stack.boards import ROOT
 from tests.stack.conftest import Stack
 from tests.stack.prometheus import Prometheus, running_with

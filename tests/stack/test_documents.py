@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from acestep_otel.cli import main
-from tests.receivers import free_port, grpc_receiver
+from benchmarks.collectors import free_port, rotel_agent, rotel_environment
+from tests.receivers import grpc_receiver
 from tests.stack.boards import ROOT
 from tests.stack.test_compose import COMPOSE, PASSWORD, compose
 from tests.test_docs import made_small
@@ -49,8 +50,9 @@ def test_every_command_runs(line: str, tmp_path: Path, monkeypatch: pytest.Monke
         case ["pip", "install", package]:
             assert find_spec(package) is not None
         case ["rotel-agent", "start", *options]:
-            program = Path(str(find_spec("rotel").origin)).with_name("rotel-agent")
-            listed = subprocess.run([program, "start", "--help"], capture_output=True, text=True, check=True).stdout
+            listed = subprocess.run(
+                [rotel_agent(), "start", "--help"], env=rotel_environment(), capture_output=True, text=True, check=True
+            ).stdout
             assert all(word in listed for word in options if word.startswith("--"))
         case _:
             raise AssertionError(f"shown, and not known here: {line}")
