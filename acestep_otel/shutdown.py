@@ -34,14 +34,17 @@ def deliver_within(
     """
     deadline = time.monotonic() + timeout
     seconds = max(0.0, timeout - _ABORT_SECONDS)
-    running = [_in_background(partial(deliver, seconds), report) for deliver in deliveries]
+    running = [thread for deliver in deliveries if (thread := _in_background(partial(deliver, seconds), report))]
     _join(running, deadline - _ABORT_SECONDS)
     if any(thread.is_alive() for thread in running):
         report(f"telemetry was not delivered within {timeout:g} s and is dropped")
-        _join([*(_in_background(abort, report) for abort in aborts), *running], deadline)
+        aborting = [thread for abort in aborts if (thread := _in_background(abort, report))]
+        _join([*aborting, *running], deadline)
 
 
-def _in_background(action: Callable[[], object], report: Callable[[str], None]) -> threading.Thread:
+def _in_background(action: Callable[[], object], report: Callable[[str], None]) -> threading.Thread | None:
+    """The thread that runs it; none where no thread can be started and it was run at once."""
+
     def run() -> None:
         try:
             action()
@@ -49,7 +52,12 @@ def _in_background(action: Callable[[], object], report: Callable[[str], None]) 
             report(f"telemetry could not be delivered: {error}")
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        # Exit handlers of Python 3.12.0 to 3.12.2 get no threads: the exit then takes as long as the SDK's does.
+        run()
+        return None
     return thread
 
 

@@ -57,16 +57,16 @@ class Deferral:
         Returns:
             Whether there was room for it.
         """
+        now = time.monotonic()
         with self._changed:
             if len(self._waiting) >= _CAPACITY:
                 return False
-            self._waiting.append(_Waiting(ready, action, time.monotonic() + _PATIENCE_SECONDS))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="acestep-otel-deferral", daemon=True)
-                self._thread.start()
-            else:
+            if self._thread is not None or self._start():
+                self._waiting.append(_Waiting(ready, action, now + _PATIENCE_SECONDS))
                 self._changed.notify_all()
-            return True
+                return True
+        self._run(_Waiting(ready, action, deadline=now))
+        return True
 
     def drain(self, timeout: float) -> int:
         """Wait until everything was run, but no longer than ``timeout`` seconds.
@@ -91,6 +91,17 @@ class Deferral:
         with suppress(RuntimeError):
             self._acting.release()
 
+    def _start(self) -> bool:
+        """Returns whether there is a thread now."""
+        thread = threading.Thread(target=self._work, name="acestep-otel-deferral", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system gives no more threads, or the interpreter: exit handlers of Python 3.12.0 to 3.12.2.
+            return False
+        self._thread = thread
+        return True
+
     def _work(self) -> None:
         while self._run_next():
             pass
@@ -99,6 +110,10 @@ class Deferral:
         """Returns whether there was anything. An action may hold tensors of a request that failed: none is kept."""
         if (waiting := self._next()) is None:
             return False
+        self._run(waiting)
+        return True
+
+    def _run(self, waiting: _Waiting) -> None:
         try:
             while not waiting.ready() and time.monotonic() < waiting.deadline:
                 time.sleep(_POLL_SECONDS)
@@ -107,7 +122,6 @@ class Deferral:
         except Exception:
             # A device that fails also fails to answer; the next request's telemetry must not suffer from it.
             logger.debug("deferred telemetry failed", exc_info=True)
-        return True
 
     def _next(self) -> _Waiting | None:
         """What to do now, or ``None`` to end the thread; what was taken before is done by now."""

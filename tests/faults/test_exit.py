@@ -1,6 +1,7 @@
 """How a process ends: what is delivered, and that telemetry adds less than five seconds (a whole process each)."""
 
 import signal
+import sys
 
 import pytest
 
@@ -24,6 +25,10 @@ def test_the_end_of_the_program_delivers_everything(tmp_path):
         assert "acestep.requests" in received.metric_names()
 
 
+@pytest.mark.skipif(
+    (3, 12, 0) <= sys.version_info[:3] < (3, 12, 3),
+    reason="exit handlers of these versions start no threads: an exit takes as long as the SDK's does",
+)
 @pytest.mark.parametrize("endpoint", [refusing_endpoint, silent_endpoint])
 def test_a_collector_that_takes_nothing_delays_the_exit_by_less_than_five_seconds(tmp_path, endpoint):
     with endpoint() as url, service(tmp_path, "song(); say('done')", url) as running:

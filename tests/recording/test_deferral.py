@@ -175,6 +175,19 @@ def test_a_fork_from_within_the_making_of_telemetry_waits_for_nobody():
     assert ended.wait(0.9)
 
 
+def test_without_a_thread_to_be_had_it_is_done_at_once(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    deferral, done = Deferral(), []
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        assert deferral.add(lambda: False, lambda: done.append("at once"))
+        assert done == ["at once"]
+    assert deferral.add(lambda: True, lambda: done.append("by a thread"))
+    assert (deferral.drain(5), done) == (0, ["at once", "by a thread"])
+
+
 def test_nothing_is_kept_of_what_was_run():
     class Tensor:
         pass
