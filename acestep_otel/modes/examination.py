@@ -8,6 +8,7 @@ from __future__ import annotations
 import cProfile
 import io
 import pstats
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ from acestep_otel.targets.seam import Patches
 
 _SHOWN_FUNCTIONS: Final = 20
 _WRITTEN_FUNCTIONS: Final = 200
+_BUILTINS: Final = sys.version_info < (3, 12)
+"""Since 3.12 cProfile sees bound C functions return that it has not seen called, and takes their callers off its stack:
+their time goes elsewhere (python/cpython#122029). What a function spends in C is its own time then."""
 
 
 def examine(options: Options, call: Callable[[], object]) -> None:
@@ -59,7 +63,7 @@ def _beside(options: Options, suffix: str) -> Path:
 
 
 def _examine_functions(statistics: Path, text: Path, call: Callable[[], object]) -> None:
-    profiler = cProfile.Profile()
+    profiler = cProfile.Profile(builtins=_BUILTINS)
     profiler.runcall(call)
     profiler.dump_stats(statistics)
     with replacing(text) as stream:

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from acestep_otel.recording.captures import beside_captures
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +115,10 @@ class CudaEventClock:
 
     def reached(self, mark: Mark) -> bool:
         """Whether the stream has got to the event; asking does not wait for it."""
-        return mark.event is None or bool(mark.event.query())
+        if mark.event is None:
+            return True
+        with self._events.asking():
+            return bool(mark.event.query())
 
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
         """Read the events. Where the last one is reached, so are usually the others; else this waits up to a second.
@@ -120,6 +126,10 @@ class CudaEventClock:
         Marks of the host alone, marks that do not complete, and all marks when the anchor does not, keep the host's
         time.
         """
+        with self._events.asking():
+            return self._resolve(marks)
+
+    def _resolve(self, marks: Sequence[Mark]) -> list[int]:
         anchor = self._anchor()
         times: list[int] = []
         deadline = time.perf_counter_ns() + _COMPLETION_TIMEOUT_NS
@@ -178,12 +188,23 @@ class EventPool:
         self._cuda: Any = torch.cuda
         # A number is looked up faster than a device; without one it is the thread's current device.
         self._index = device.index
+        self._own_index = device.index if device.index is not None else self._cuda.current_device()
         self._free: deque[Any] = deque()
         self.idle_stream = self._cuda.Stream(device)
 
     def current_stream(self) -> Any:
         """The stream that the calling thread works on."""
         return self._cuda.current_stream(self._index)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around questions about events, which any thread may ask.
+
+        The runtime makes a context on the current device of a thread that asks: hundreds of MiB on a device that the
+        process does not use, if it were another one.
+        """
+        with self._cuda.device(self._own_index), beside_captures():
+            yield
 
     def take(self) -> Any:
         """An event that is not in use."""

@@ -1,6 +1,8 @@
 """Clocks: marks cost nothing, resolve later, and end in wall time."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,6 +21,13 @@ class FakeEvents:
         self.idle_stream = "idle"
         self.returned: list[object] = []
         self.anchor_completes = anchor_completes
+        self.asked = False
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        self.asked = True
+        yield
+        self.asked = False
 
     def current_stream(self) -> str:
         return "work"
@@ -40,9 +49,11 @@ class FakeEvent:
         self.time_ms, self.stream = self.device.now_ms, stream
 
     def query(self) -> bool:
+        assert self.device.asked
         return self.stream == "work" or self.device.anchor_completes
 
     def elapsed_time(self, other: "FakeEvent") -> float:
+        assert self.device.asked
         return other.time_ms - self.time_ms
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from acestep_otel.report import environment
 from acestep_otel.report.environment import Accelerator, Environment
@@ -35,4 +36,4 @@ def test_a_command_that_tells_nothing_is_none(command: tuple[str, ...]) -> None:
 
 def test_a_package_that_is_not_installed_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package",))
-    assert Environment.current().packages == {"no-such-package": "not installed"}
+    assert Environment.current().packages == {"no-such-package": "not installed", "torch": torch.__version__}
