@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-mlx lint types stack boards clean
+.PHONY: help demo test test-vllm test-mlx test-lowest lint types stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ test-vllm: $(VENV)-vllm/.installed  ## Run the conformance suite on vLLM's CPU b
 
 test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kernels, in an environment of its own
 	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest tests/conformance
+
+test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
+	$(VENV)-lowest/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed-test  ## Run ruff
 	$(BIN)/ruff check .
@@ -58,5 +61,11 @@ $(VENV)-mlx/.installed: pyproject.toml tests/conformance/requirements-mlx-cpu.tx
 	$(VENV)-mlx/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt
 	touch $@
 
+$(VENV)-lowest/.installed: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[test]'
+	touch $@
+
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-lowest output .mypy_cache .ruff_cache .pytest_cache .hypothesis
