@@ -14,7 +14,10 @@ def lowest() -> Iterator[str]:
     """One line per dependency of the package and of its tests that has a lower bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for declared in (*project["dependencies"], *(line for name in ("lora", "zero-code", "serving", "test") for line in extras[name])):
+    for declared in (
+        *project["dependencies"],
+        *(line for name in ("lora", "zero-code", "serving", "test") for line in extras[name]),
+    ):
         if (bound := re.match(r"([\w-]+)>=([\w.]+)", declared)) and bound[1] not in TOOLS:
             yield f"{bound[1]}=={bound[2]}"
 
