@@ -181,16 +181,15 @@ def _completed(event: Any, deadline_ns: int) -> bool:
 class EventPool:
     """Reusable timing events of one device, and a stream that nobody else works on."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, index: int) -> None:
         import torch
 
         # PyTorch's stubs leave streams and events untyped.
         self._cuda: Any = torch.cuda
-        # A number is looked up faster than a device; without one it is the thread's current device.
-        self._index = device.index
-        self._own_index = device.index if device.index is not None else self._cuda.current_device()
+        # A number is looked up faster than a device.
+        self._index = index
         self._free: deque[Any] = deque()
-        self.idle_stream = self._cuda.Stream(device)
+        self.idle_stream = self._cuda.Stream(index)
 
     def current_stream(self) -> Any:
         """The stream that the calling thread works on."""
@@ -203,7 +202,7 @@ class EventPool:
         The runtime makes a context on the current device of a thread that asks: hundreds of MiB on a device that the
         process does not use, if it were another one.
         """
-        with self._cuda.device(self._own_index), beside_captures():
+        with self._cuda.device(self._index), beside_captures():
             yield
 
     def take(self) -> Any:
@@ -222,7 +221,7 @@ class Clocks:
     """Makes the clock of a request: CUDA events on a CUDA device, else the host."""
 
     def __init__(self) -> None:
-        self._pools: dict[str, EventPool] = {}
+        self._pools: dict[int, EventPool] = {}
 
     def for_device(self, device: torch.device, host: HostClock) -> Clock:
         """The clock of one request.
@@ -233,6 +232,9 @@ class Clocks:
         """
         if device.type != "cuda":
             return host
-        if (pool := self._pools.get(str(device))) is None:
-            pool = self._pools.setdefault(str(device), EventPool(device))
+        import torch
+
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if (pool := self._pools.get(index)) is None:
+            pool = self._pools.setdefault(index, EventPool(index))
         return CudaEventClock(pool, host)

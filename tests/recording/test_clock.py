@@ -137,6 +137,16 @@ def test_only_cuda_has_a_device_clock(device):
     assert Clocks().for_device(torch.device(device), host) is host
 
 
+def test_a_device_without_a_number_is_the_one_that_is_current(monkeypatch):
+    streams = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "Stream", streams.append)
+    clocks = Clocks()
+    for device in ("cuda", "cuda:1", "cuda:0"):
+        clocks.for_device(torch.device(device), HostClock())
+    assert streams == [1, 0]
+
+
 def test_requests_that_interleave_on_one_stream_keep_their_own_times():
     device = FakeEvents()
     clocks = [CudaEventClock(device, HostClock()), CudaEventClock(device, HostClock())]
