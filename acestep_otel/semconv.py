@@ -403,7 +403,8 @@ AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",
     int,
-    "Bytes in live tensors when the host left the span, in the order of the stream; absent off CUDA.",
+    "Bytes in live tensors when the host left the span, in the order of the stream; absent off CUDA, and on steps and "
+    "tiles below detail token.",
     "By",
 )
 VRAM_RESERVED = _attribute(

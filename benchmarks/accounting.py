@@ -12,34 +12,43 @@ import wrapt
 
 from acestep_otel.recording.clock import CudaEventClock, HostClock
 from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.recording.vram import VramTracker
 
 LAYER: Final = (
     *((TracingLayer, name) for name in ("_start", "_finish", "_begin", "_end", "_describe")),
     (HostClock, "mark"),
     (CudaEventClock, "mark"),
+    (VramTracker, "begin"),
+    (VramTracker, "read"),
 )
 """Everything that the layer does on the calling thread, but for the wrappers themselves (half a microsecond a call)."""
 
 
 @contextmanager
 def accounted() -> Iterator[Mapping[str, float]]:
-    """Add up the processor seconds that the calling thread spends in the layer's functions, each moment once."""
-    spent: dict[str, float] = defaultdict(float)
-    depth = [0]
+    """Add up the processor seconds that the calling thread spends in each of the layer's functions.
 
-    def timed(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
-        depth[0] += 1
-        start = time.thread_time()
-        try:
-            return wrapped(*args, **kwargs)
-        finally:
-            depth[0] -= 1
-            if depth[0] == 0:
-                spent[wrapped.__name__] += time.thread_time() - start
+    A function that calls another one of them counts without it, so the sum has each moment once.
+    """
+    spent: dict[str, float] = defaultdict(float)
+    inner_seconds = [0.0]
+
+    def timed(name: str) -> Any:
+        def measure(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+            inner_seconds.append(0.0)
+            start = time.thread_time()
+            try:
+                return wrapped(*args, **kwargs)
+            finally:
+                seconds = time.thread_time() - start
+                spent[name] += seconds - inner_seconds.pop()
+                inner_seconds[-1] += seconds
+
+        return measure
 
     originals = {(owner, name): vars(owner)[name] for owner, name in LAYER}
     for (owner, name), original in originals.items():
-        setattr(owner, name, wrapt.FunctionWrapper(original, timed))
+        setattr(owner, name, wrapt.FunctionWrapper(original, timed(f"{owner.__name__}.{name}")))
     try:
         yield spent
     finally:

@@ -44,7 +44,7 @@ from acestep.inference import generate_music
 from acestep_otel import semconv
 from acestep_otel.recording.call import Call
 from acestep_otel.recording.layer import TracingLayer
-from acestep_otel.recording.stages import RequestRecording, Stage, current_recording
+from acestep_otel.recording.stages import Stage, current_recording
 from acestep_otel.settings import Settings
 from acestep_otel.targets import acestep
 from acestep_otel.targets.seam import Patches
@@ -78,8 +78,8 @@ class RangedLayer(TracingLayer):
         """Run a call as a stage, in a range that the stage's number names."""
         return super().stage(name, Call(partial(self._ranged, call), None, (), {}), **details)
 
-    def _begin(self, recording: RequestRecording, name: str, device_clock: bool, tracks_memory: bool) -> Any:
-        stage = super()._begin(recording, name, device_clock, tracks_memory)
+    def _begin(self, *arguments: Any) -> Any:
+        stage = super()._begin(*arguments)
         if isinstance(stage, Stage):
             stage.attributes[NUMBER] = next(self._numbers)
         return stage

@@ -162,7 +162,7 @@ class TracingLayer:
         recording = current_recording()
         if recording is None or recording.detail < detail:
             return call.run()
-        stage = self._begin(recording, name, device_clock, tracks_memory)
+        stage = self._begin(recording, name, detail, device_clock, tracks_memory)
         if stage is None:
             return call.run()
         stage.phase = phase
@@ -199,7 +199,7 @@ class TracingLayer:
         recording = current_recording()
         if recording is None or recording.detail < detail or recording.running(name) is not None:
             return
-        stage = self._begin(recording, name, device_clock, tracks_memory)
+        stage = self._begin(recording, name, detail, device_clock, tracks_memory)
         if stage is not None and known is not None:
             self._describe(stage, known)
 
@@ -376,8 +376,10 @@ class TracingLayer:
         self._instruments.record(semconv.REQUESTS_ACTIVE, change, metric_attributes(request.root, ""))
 
     @never_raises
-    def _begin(self, recording: RequestRecording, name: str, device_clock: bool, tracks_memory: bool) -> Stage:
-        return recording.begin(name, device_clock=device_clock, tracks_memory=tracks_memory)
+    def _begin(
+        self, recording: RequestRecording, name: str, detail: Detail, device_clock: bool, tracks_memory: bool
+    ) -> Stage:
+        return recording.begin(name, detail=detail, device_clock=device_clock, tracks_memory=tracks_memory)
 
     @never_raises
     def _end(self, recording: RequestRecording, stage: Stage, error: BaseException | None) -> None:

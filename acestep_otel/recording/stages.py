@@ -41,10 +41,11 @@ class Stage:
         attributes: what is known about it so far.
         children: stages inside it, in order.
         error: the exception that ended it.
-        vram: VRAM in use on exit; ``None`` off CUDA.
+        vram: VRAM in use on exit; ``None`` off CUDA, and where it is not read.
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
         tracks_memory: whether its memory peak is taken when it ends.
+        reads_memory: whether VRAM in use is read when it ends.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Stage:
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
     tracks_memory: bool = False
+    reads_memory: bool = True
 
 
 class RequestRecording:
@@ -90,12 +92,21 @@ class RequestRecording:
         """The stage that is running now."""
         return self._open[-1]
 
-    def begin(self, name: str, *, device_clock: bool, tracks_memory: bool) -> Stage:
-        """Open a stage inside the innermost one."""
+    def begin(self, name: str, *, detail: Detail, device_clock: bool, tracks_memory: bool) -> Stage:
+        """Open a stage inside the innermost one.
+
+        Args:
+            name: name of the span.
+            detail: level from which on it is recorded.
+            device_clock: whether its times come from the device's clock.
+            tracks_memory: whether its memory peak is taken.
+        """
         if tracks_memory:
             self._vram.begin(self.device)
         start = self._device_mark() if device_clock else host_mark()
-        stage = Stage(name, start, device_clock, tracks_memory=tracks_memory)
+        # A reading is the dearest thing that is done at an end, so steps and tiles have one at the finest level alone.
+        reads_memory = tracks_memory or detail <= Detail.STAGE or self.detail >= Detail.TOKEN
+        stage = Stage(name, start, device_clock, tracks_memory=tracks_memory, reads_memory=reads_memory)
         self._open[-1].children.append(stage)
         self._open.append(stage)
         return stage
@@ -113,7 +124,8 @@ class RequestRecording:
         for inner in reversed(closing):
             if inner.device_clock:
                 inner.end = self._device_mark()
-            inner.vram = self._vram.read(self.device)
+            if inner.reads_memory:
+                inner.vram = self._vram.read(self.device)
             if inner.tracks_memory and inner.vram is not None:
                 inner.peak = inner.vram.peak
 

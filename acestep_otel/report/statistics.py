@@ -149,7 +149,7 @@ def memory_peaks(run: Run) -> list[MemoryPeak]:
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """VRAM in use when a stage, a step or a tile had ended, in bytes.
+    """VRAM in use when a stage had ended (at detail ``token`` also a step or a tile), in bytes.
 
     Attributes:
         stage: what had ended, for example ``dit.step``.

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from acestep_otel.recording.clock import Clocks, CudaEventClock, HostClock, Mark, host_mark
+from acestep_otel.recording.clock import Clocks, CudaEventClock, EventPool, HostClock, Mark, host_mark
 
 
 class FakeEvents:
@@ -145,6 +146,27 @@ def test_a_device_without_a_number_is_the_one_that_is_current(monkeypatch):
     for device in ("cuda", "cuda:1", "cuda:0"):
         clocks.for_device(torch.device(device), HostClock())
     assert streams == [1, 0]
+
+
+def test_a_mark_is_recorded_on_the_stream_that_its_thread_works_on(monkeypatch):
+    current, made = [7], []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _index: "idle")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _index: made.append(current[0]) or f"stream {current[0]}")
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _index: current[0], raising=False)
+    pool = EventPool(0)
+    seen = []
+    for current[0] in (7, 7, 9, 7):
+        seen.append(pool.current_stream())
+    assert seen == ["stream 7", "stream 7", "stream 9", "stream 7"]
+    # Each was made once: that is what takes the time.
+    assert made == [7, 9]
+
+
+def test_without_the_look_at_a_handle_a_mark_finds_its_stream_all_the_same(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _index: "idle")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _index: SimpleNamespace(cuda_stream=7))
+    monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream", raising=False)
+    assert EventPool(0).current_stream().cuda_stream == 7
 
 
 def test_requests_that_interleave_on_one_stream_keep_their_own_times():

@@ -25,17 +25,17 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Allocator:
     return found
 
 
-def recording(device: torch.device) -> RequestRecording:
+def recording(device: torch.device, detail: Detail = Detail.STEP) -> RequestRecording:
     root = Stage("generate_music", host_mark(), device_clock=False)
-    return RequestRecording(root, clock=HostClock(), device=device, detail=Detail.STEP, vram=VramTracker())
+    return RequestRecording(root, clock=HostClock(), device=device, detail=detail, vram=VramTracker())
 
 
 def test_every_end_reads_what_is_in_use_and_a_stage_its_peak(allocator: Allocator) -> None:
-    request = recording(CUDA)
+    request = recording(CUDA, Detail.TOKEN)
     allocator.use(900)
     allocator.use(100)
-    stage = request.begin("acestep.dit", device_clock=False, tracks_memory=True)
-    step = request.begin("acestep.dit.step", device_clock=False, tracks_memory=False)
+    stage = request.begin("acestep.dit", detail=Detail.STAGE, device_clock=False, tracks_memory=True)
+    step = request.begin("acestep.dit.step", detail=Detail.STEP, device_clock=False, tracks_memory=False)
     allocator.use(700)
     allocator.use(300)
     request.end(step)
@@ -51,9 +51,19 @@ def test_every_end_reads_what_is_in_use_and_a_stage_its_peak(allocator: Allocato
     assert (allocator.reads, allocator.resets) == (3, 1)
 
 
+def test_below_detail_token_steps_cost_no_reading(allocator: Allocator) -> None:
+    request = recording(CUDA)
+    stage = request.begin("acestep.dit", detail=Detail.STAGE, device_clock=False, tracks_memory=False)
+    step = request.begin("acestep.dit.step", detail=Detail.STEP, device_clock=False, tracks_memory=False)
+    request.end(step)
+    assert (step.vram, allocator.reads) == (None, 0)
+    request.end(stage)
+    assert (stage.vram is not None, allocator.reads) == (True, 1)
+
+
 def test_off_cuda_nothing_is_read(allocator: Allocator) -> None:
     request = recording(torch.device("cpu"))
-    stage = request.begin("acestep.dit", device_clock=False, tracks_memory=True)
+    stage = request.begin("acestep.dit", detail=Detail.STAGE, device_clock=False, tracks_memory=True)
     request.end(stage)
     assert (stage.vram, stage.peak) == (None, None)
     assert (allocator.reads, allocator.resets) == (0, 0)
