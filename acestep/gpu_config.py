@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
@@ -94,29 +94,34 @@ class GPUConfig:
 
 
 GPU_CONFIGS: Final = (
-    GPUConfig("tier1", -math.inf, False, Limits(240, 1), Limits(360, 1), (), None, True, True, True),
-    GPUConfig("tier2", 4, False, Limits(480, 1), Limits(600, 1), (), None, True, True, True),
-    GPUConfig("tier3", 6, False, Limits(480, 2), Limits(600, 2), _LM_SIZES[:1], "0.6B", True, True, True),
-    GPUConfig("tier4", 8, True, Limits(480, 2), Limits(600, 4), _LM_SIZES[:1], "0.6B", True, True, True),
-    GPUConfig("tier5", 12, True, Limits(480, 4), Limits(600, 4), _LM_SIZES[:2], "1.7B", True, False, True),
+    GPUConfig("tier1", -math.inf, False, Limits(240, 1), Limits(480, 4), (), None, True, True, True),
+    GPUConfig("tier2", 4, False, Limits(480, 1), Limits(600, 8), (), None, True, True, True),
+    GPUConfig("tier3", 6, False, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True),
+    GPUConfig("tier4", 8, True, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True),
+    GPUConfig("tier5", 12, True, Limits(480, 4), Limits(600, 8), _LM_SIZES[:2], "1.7B", True, False, True),
     GPUConfig("tier6a", 16, True, Limits(480, 4), Limits(600, 8), _LM_SIZES[:2], "1.7B", True, False, True),
-    GPUConfig("tier6b", 20, True, Limits(480, 8), Limits(480, 8), _LM_SIZES, "1.7B", False, False, False),
-    GPUConfig("unlimited", 24, True, Limits(600, 8), Limits(600, 8), _LM_SIZES, "4B", False, False, False),
+    GPUConfig("tier6b", 20, True, Limits(480, 4), Limits(600, 8), _LM_SIZES, "1.7B", False, False, False),
+    GPUConfig("unlimited", 24, True, Limits(600, 4), Limits(600, 8), _LM_SIZES, "4B", False, False, False),
 )
-"""Every tier, smallest first. A machine without a GPU counts as ``tier1``."""
+"""Every tier, smallest first. Where the limits come from is in ``docs/tiers.md``."""
+
+_NO_GPU: Final = replace(GPU_CONFIGS[0], without_lm=Limits(360, 1))
+"""Without a GPU memory is not what limits a song, but songs together only take longer."""
 
 
 def gpu_config(memory: float) -> GPUConfig:
     """The tier of a card.
 
     Args:
-        memory: total memory in GiB; 0 without a GPU.
+        memory: total memory in GiB; 0 without a GPU, which is the smallest tier with one song at a time.
 
     Raises:
         InvalidRequest: not a number.
     """
     if math.isnan(memory):
         raise InvalidRequest("a GPU memory of nan GiB has no tier")
+    if memory <= 0:
+        return _NO_GPU
     return [config for config in GPU_CONFIGS if config.holds(memory)][-1]
 
 

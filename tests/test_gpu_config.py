@@ -60,22 +60,27 @@ def test_not_a_number_has_no_tier() -> None:
 
 
 @given(st.floats(0, 200), st.floats(0, 200))
-def test_more_memory_never_means_a_smaller_tier(one: float, other: float) -> None:
-    smaller, larger = sorted((one, other))
-    assert GPU_CONFIGS.index(gpu_config(smaller)) <= GPU_CONFIGS.index(gpu_config(larger))
+def test_more_memory_never_means_a_smaller_tier_or_tighter_limits(one: float, other: float) -> None:
+    tiers = [config.tier for config in GPU_CONFIGS]
+    smaller, larger = (gpu_config(memory) for memory in sorted((one, other)))
+    assert tiers.index(smaller.tier) <= tiers.index(larger.tier)
+    for with_lm in (False, True):
+        less, more = smaller.limits(with_lm=with_lm), larger.limits(with_lm=with_lm)
+        assert (less.duration <= more.duration, less.batch_size <= more.batch_size) == (True, True)
 
 
 @pytest.mark.parametrize(
     ("memory", "with_lm", "without_lm"),
     [
-        (4, (240, 1), (360, 1)),
-        (6, (480, 1), (600, 1)),
-        (7, (480, 2), (600, 2)),
-        (8, (480, 2), (600, 4)),
-        (12, (480, 4), (600, 4)),
+        (0, (240, 1), (360, 1)),
+        (4, (240, 1), (480, 4)),
+        (6, (480, 1), (600, 8)),
+        (7, (480, 2), (600, 8)),
+        (8, (480, 2), (600, 8)),
+        (12, (480, 4), (600, 8)),
         (16, (480, 4), (600, 8)),
-        (20, (480, 8), (480, 8)),
-        (24, (600, 8), (600, 8)),
+        (20, (480, 4), (600, 8)),
+        (24, (600, 4), (600, 8)),
     ],
 )
 def test_limits(memory: float, with_lm: tuple[int, int], without_lm: tuple[int, int]) -> None:

@@ -61,7 +61,7 @@ def test_durations_are_clamped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acestep_otel.modes.matrix.DURATIONS", (30.0, 300.0, 400.0))
     clamped = matrix(memory=4)
     assert {cell.duration for cell in clamped.cells if cell.thinking} == {30, 240}
-    assert {cell.duration for cell in clamped.cells if not cell.thinking} == {30, 300, 360}
+    assert {cell.duration for cell in clamped.cells if not cell.thinking} == {30, 300, 400}
     assert "clamped, thinking: duration 300, 400 -> 240" in clamped.clamp_lines()
 
 
