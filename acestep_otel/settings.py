@@ -36,7 +36,7 @@ class Detail(IntEnum):
     STEP = 2
     """And one per denoising step and VAE tile."""
     TOKEN = 3
-    """And one per window of 64 decoded tokens."""
+    """And one per window of 64 decoded tokens; steps and tiles say how much VRAM is in use when they end."""
 
     @classmethod
     def parse(cls, word: str) -> Detail:

@@ -1,6 +1,6 @@
 """What one request did: a tree of stages with marks, built while it runs and turned into telemetry after it.
 
-The engine's seams call ``begin`` and ``end``. Both cost some ten microseconds, create no span and never raise: a fault
+The engine's seams call ``begin`` and ``end``. Both cost tens of microseconds, create no span and never raise: a fault
 in here loses telemetry, not a song.
 """
 
