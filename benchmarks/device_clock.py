@@ -48,10 +48,11 @@ from acestep_otel.recording.stages import Stage, current_recording
 from acestep_otel.settings import Settings
 from acestep_otel.targets import acestep
 from acestep_otel.targets.seam import Patches
+from benchmarks.arguments import whole_number
 from benchmarks.captured import captured
 from benchmarks.environment import add_model_options, environment, write_result
 from benchmarks.gpu_timeline import RangeIntervals, device_intervals, load_events
-from benchmarks.workload import load, request
+from benchmarks.workload import prepare
 
 RANGE: Final = "acestep-range-"
 NUMBER: Final = "benchmark.range"
@@ -158,7 +159,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--captured", action="store_true", help="replay the diffusion transformer as a CUDA graph")
-    parser.add_argument("--streams", type=int, default=1, help="songs made at once, each on a stream of its own")
+    parser.add_argument(
+        "--streams", type=whole_number, default=1, help="songs made at once, each on a stream of its own"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this comparison needs a CUDA device")
@@ -169,7 +172,7 @@ def main() -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     layer = RangedLayer(provider.get_tracer("benchmark"), NoOpMeter("benchmark"), Settings(), run_id="benchmark")
-    models, song = load(options), request(options)
+    models, song = prepare(options)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.captured:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.metadata import LANGUAGES, dump_metadata
 from acestep.planner.vocabulary import QWEN3_LAYOUT, Vocabulary
 from acestep.types import SongMetadata
+from benchmarks.arguments import output_file
 from benchmarks.environment import environment, write_result
 from tests.planner.qwen_tokenizer import build_qwen_tokenizer
 
@@ -65,7 +65,7 @@ language ::= {" | ".join(f'"{language}"' for language in LANGUAGES)}
 def main() -> None:
     """Print compile times, time per token and the share of forced tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
 
     tokenizer = build_qwen_tokenizer()

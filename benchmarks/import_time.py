@@ -12,8 +12,8 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
+from benchmarks.arguments import output_file, whole_number
 from benchmarks.environment import environment, write_result
 
 PROGRAM = """
@@ -31,8 +31,8 @@ print(json.dumps({"seconds": seconds, "cpu": cpu_seconds, "modules": len(set(sys
 def main() -> None:
     """Import it in fresh processes, and print the median."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--processes", type=whole_number, default=20)
+    parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
     runs = [
         json.loads(subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True).stdout)

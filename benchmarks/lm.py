@@ -16,7 +16,6 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,13 +23,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, Qwen3ForCausalLM
 
-from acestep.devices import default_dtype, resolve_device
+from acestep.devices import default_dtype
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.grammar import GrammarCursor, MetadataGrammar
 from acestep.planner.models import LanguageModel
 from acestep.planner.prompts import Prompts
-from acestep.synthetic.language_model import build_language_model
+from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.types import SamplingSettings, SongMetadata
+from benchmarks.arguments import available_device, output_file, whole_number
 from benchmarks.environment import environment, write_result
 from benchmarks.workload import CAPTION, LYRICS
 
@@ -44,15 +44,23 @@ REPETITIONS = 3
 def main() -> None:
     """Print a row per model and batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--lm", nargs="+", help="models (default: the tiny one, on CUDA every true size)")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 4], help="songs written together")
-    parser.add_argument("--codes", type=int, default=300, help="codes of the long run; the short one has half")
-    parser.add_argument("--generate-tokens", type=int, default=64, help="the same for generate, which is slow")
+    parser.add_argument("--device", type=available_device, default="auto")
+    parser.add_argument(
+        "--lm",
+        nargs="+",
+        choices=LANGUAGE_MODEL_CONFIGS,
+        metavar="NAME",
+        help="models (default: the tiny one, on CUDA every true size)",
+    )
+    parser.add_argument("--batch-size", type=whole_number, nargs="+", default=[1, 4], help="songs written together")
+    parser.add_argument("--codes", type=whole_number, default=300, help="codes of the long run; the short one has half")
+    parser.add_argument("--generate-tokens", type=whole_number, default=64, help="the same for generate, which is slow")
     parser.add_argument("--profile", action="store_true", help="list the kernels of a pass (CUDA)")
-    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
-    device = resolve_device(options.device)
+    if min(options.codes, options.generate_tokens) < 2:
+        parser.error("a rate is the difference of a run and of one half as long: 2 tokens or more")
+    device = options.device
     if device.type == "cpu":
         torch.set_num_threads(1)
 

@@ -30,6 +30,7 @@ from acestep.weights import tensor_files
 from acestep.weights.layout import TEXT_ENCODER_FOLDER, VAE_FOLDER
 from acestep.weights.official_config import ENCODER_SIZES
 from acestep.weights.official_names import PREFIXES, official_name
+from benchmarks.arguments import output_file
 from benchmarks.environment import environment, write_result
 
 NAME = "acestep-v15-turbo"
@@ -129,7 +130,7 @@ def main() -> None:
     """Write the checkpoint, load it once per row, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where 6 GB are written for the time of the run")
-    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--output", type=output_file, help="write the result as JSON")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)

@@ -44,9 +44,10 @@ from acestep.inference import generate_music
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.shutdown import deliver_within
 from benchmarks.accounting import accounted
+from benchmarks.arguments import minutes, whole_number
 from benchmarks.collectors import dead_collector, live_collector
 from benchmarks.environment import add_model_options, environment, write_result
-from benchmarks.workload import load, request
+from benchmarks.workload import prepare
 
 DETAILS: Final = ("off", "sampled out", "stage", "step", "token")
 COLLECTORS: Final = ("none", "live", "dead")
@@ -150,12 +151,12 @@ def main() -> None:
     """Take turns, then print a row per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
-    parser.add_argument("--rounds", type=int, default=15, help="songs of each case that are compared")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="after these no further round begins")
+    parser.add_argument("--rounds", type=whole_number, default=15, help="songs of each case that are compared")
+    parser.add_argument("--minutes", type=minutes, default=math.inf, help="after these no further round begins")
     options = parser.parse_args()
     # The dead collector is meant to be dead.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    if options.device == "cpu" or not torch.cuda.is_available():
+    if options.device.type == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(1)
 
     with ExitStack() as stack:
@@ -167,7 +168,7 @@ def main() -> None:
         cases = [Case(detail, name, endpoints[name]) for detail in DETAILS for name in COLLECTORS]
         for case in cases:
             stack.callback(case.close)
-        models, song = load(options), request(options)
+        models, song = prepare(options)
         generate_music(models, song)
         order = random.Random(0)
         plain: list[Sample] = []

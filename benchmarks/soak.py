@@ -27,6 +27,7 @@ from typing import Any, Final
 import httpx
 
 from acestep_otel import semconv
+from benchmarks.arguments import minutes, output_file, whole_number
 from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
 from benchmarks.trace_store import StoredSpan, TraceStore, trace_store
@@ -185,10 +186,10 @@ def verdict(result: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Soak, print the figures, and end with 1 when something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--queue", type=int, default=8)
-    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--minutes", type=minutes, default=30)
+    parser.add_argument("--clients", type=whole_number, default=12)
+    parser.add_argument("--queue", type=whole_number, default=8)
+    parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
     with trace_store() as store:
         result = soak(store, seconds=options.minutes * 60, clients=options.clients, queue=options.queue)

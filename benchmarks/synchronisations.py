@@ -21,7 +21,7 @@ from acestep.inference import generate_music
 from acestep_otel.instrumentor import AceStepInstrumentor
 from benchmarks.environment import add_model_options, environment, write_result
 from benchmarks.gpu_timeline import SYNCHRONISATIONS, load_events, synchronisations
-from benchmarks.workload import load, request
+from benchmarks.workload import prepare
 
 DETAILS: Final = ("not instrumented", "sampled out", "stage", "step", "token")
 
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device to wait for")
-    models, song = load(options), request(options)
+    models, song = prepare(options)
     generate_music(models, song)
     rows = {detail: counted(models, song, detail) for detail in DETAILS}
     print(f"{'detail':18}" + "".join(f"{name:>24}" for name in SYNCHRONISATIONS))

@@ -27,7 +27,7 @@ from acestep.types import GenerationRequest
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.settings import Detail
 from benchmarks.environment import add_model_options, environment, write_result
-from benchmarks.workload import load, request
+from benchmarks.workload import prepare
 
 LEVELS: Final = (Detail.STAGE, Detail.STEP, Detail.TOKEN)
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_options(parser)
     options = parser.parse_args()
-    models, song = load(options), request(options)
+    models, song = prepare(options)
     rows = [measure(models, song, detail) for detail in LEVELS]
     print("detail   spans   trace bytes   series   metric bytes")
     for row in rows:

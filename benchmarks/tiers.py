@@ -40,6 +40,19 @@ class Comparison:
         return abs(self.difference) <= max(BYTES, SHARE * self.driver)
 
 
+def result_file(word: str) -> dict[str, Any]:
+    """What a result file of a tier test holds."""
+    try:
+        document = json.loads(Path(word).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{word}: {error.strerror}") from None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or document.get("mode") != "tier-test":
+        raise argparse.ArgumentTypeError(f"{word} is no result file of --mode tier-test")
+    return document
+
+
 def comparisons(document: dict[str, Any]) -> Iterator[Comparison]:
     """Every row of a result file whose process the driver showed."""
     for row in document["results"]:
@@ -53,12 +66,8 @@ def comparisons(document: dict[str, Any]) -> Iterator[Comparison]:
 def main() -> int:
     """Print the table; 1 when a row disagrees or there is none."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="result files of --mode tier-test")
-    found = [
-        compared
-        for path in parser.parse_args().results
-        for compared in comparisons(json.loads(path.read_text(encoding="utf-8")))
-    ]
+    parser.add_argument("results", nargs="+", type=result_file, help="result files of --mode tier-test")
+    found = [compared for document in parser.parse_args().results for compared in comparisons(document)]
     print(f"{'row':<22}{'computed MiB':>14}{'driver MiB':>12}{'difference':>12}  source")
     for compared in found:
         figures = (compared.computed, compared.driver, compared.difference)

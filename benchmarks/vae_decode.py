@@ -13,16 +13,16 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
 import torch
 
-from acestep.devices import default_dtype, resolve_device
+from acestep.devices import default_dtype
 from acestep.renderer.preparation import fold_weight_norm
 from acestep.renderer.vae_ladder import decode_bytes_per_frame
-from acestep.synthetic.renderer import build_renderer_models
+from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
+from benchmarks.arguments import available_device, output_file, whole_number
 from benchmarks.environment import environment, write_result
 
 SAME_LAYOUT: Final = {"layout_optimization": False}
@@ -39,12 +39,20 @@ REPETITIONS: Final = 9
 def main() -> None:
     """Print a row per way and tile length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dit", default="acestep-v15-tiny", help="diffusion model whose VAE is decoded with")
-    parser.add_argument("--tiles", type=int, nargs="+", default=[512, 256], help="tile lengths in latent frames")
-    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--device", type=available_device, default="auto")
+    parser.add_argument(
+        "--dit",
+        choices=RENDERER_CONFIGS,
+        default="acestep-v15-tiny",
+        metavar="NAME",
+        help="diffusion model whose VAE is decoded with",
+    )
+    parser.add_argument(
+        "--tiles", type=whole_number, nargs="+", default=[512, 256], help="tile lengths in latent frames"
+    )
+    parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
-    device = resolve_device(options.device)
+    device = options.device
     models = build_renderer_models(options.dit, device=device, dtype=default_dtype(device))
     vae = models.vae
     fold_weight_norm(vae)

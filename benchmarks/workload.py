@@ -5,15 +5,30 @@ from __future__ import annotations
 import argparse
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
+from acestep.errors import AceStepError
 from acestep.placement import Placement
 from acestep.types import GenerationRequest, SongMetadata
+from acestep.validation import validate
 
 CAPTION = "A driving synth-pop track with a warm analogue bass, gated drums and an airy female lead vocal."
 LYRICS = "[Verse 1]\nCity lights are folding into morning\n[Chorus]\nRun with me until the colours fade"
 
 
-def load(options: argparse.Namespace) -> Models:
-    """The models that the options name."""
+def prepare(options: argparse.Namespace) -> tuple[Models, GenerationRequest]:
+    """The models and the song that the options name.
+
+    Raises:
+        SystemExit: with one line, where there are no such models or the song cannot be made.
+    """
+    song = _request(options)
+    try:
+        validate(song)
+        return _load(options), song
+    except AceStepError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _load(options: argparse.Namespace) -> Models:
     tiny = options.weights == "tiny"
     lm = TINY_LM if tiny else options.lm
     return load_models(
@@ -21,13 +36,13 @@ def load(options: argparse.Namespace) -> Models:
             dit=TINY_DIT if tiny else options.dit,
             lm=lm if options.thinking else None,
             weights="synthetic",
-            device=options.device,
+            device=str(options.device),
             placement=Placement(compile=options.compile),
         )
     )
 
 
-def request(options: argparse.Namespace) -> GenerationRequest:
+def _request(options: argparse.Namespace) -> GenerationRequest:
     """Songs with everything given but the caption's rewrite, so that both planner phases run when thinking."""
     return GenerationRequest(
         caption=CAPTION,

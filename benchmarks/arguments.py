@@ -1,0 +1,51 @@
+"""Kinds of values that the benchmarks' options take: a wrong one is one line before anything is loaded, and exit 2."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from acestep.devices import resolve_device
+from acestep.errors import AceStepError
+
+
+def whole_number(word: str) -> int:
+    """A whole number from 1 on."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 on")
+    return int(word)
+
+
+def minutes(word: str) -> float:
+    """A time above zero."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of minutes above 0")
+    return value
+
+
+def available_device(word: str) -> torch.device:
+    """A device that is here."""
+    try:
+        return resolve_device(word)
+    except AceStepError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def output_file(word: str) -> Path:
+    """A file that can be written when the figures are there; its folder is made now."""
+    path = Path(word)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written")
+    return path
