@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=whole_number, default=15, help="songs of each case that are compared")
     parser.add_argument("--minutes", type=minutes, default=math.inf, help="after these no further round begins")
     options = parser.parse_args()
+    models, song = prepare(options)
     # The dead collector is meant to be dead.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     if options.device.type == "cpu" or not torch.cuda.is_available():
@@ -168,7 +169,6 @@ def main() -> None:
         cases = [Case(detail, name, endpoints[name]) for detail in DETAILS for name in COLLECTORS]
         for case in cases:
             stack.callback(case.close)
-        models, song = prepare(options)
         generate_music(models, song)
         order = random.Random(0)
         plain: list[Sample] = []

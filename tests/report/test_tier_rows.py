@@ -55,7 +55,10 @@ def test_our_peak_is_compared_with_the_drivers(
     driver: int, agrees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = replace(observation(trial(12), 10.0), memory=memory_use(10.0, driver=driver))
-    document = {"results": [TierResult(trial(12), "ok", None, seen).to_json(), row(8, status="killed").to_json()]}
+    document = {
+        "mode": "tier-test",
+        "results": [TierResult(trial(12), "ok", None, seen).to_json(), row(8, status="killed").to_json()],
+    }
     (tmp_path / "tiers.json").write_text(json.dumps(document), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["tiers", str(tmp_path / "tiers.json")])
     assert tiers.main() == (0 if agrees else 1)
@@ -65,6 +68,6 @@ def test_our_peak_is_compared_with_the_drivers(
 def test_without_a_figure_of_the_drivers_nothing_is_shown_to_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tiers.json").write_text('{"results": []}', encoding="utf-8")
+    (tmp_path / "tiers.json").write_text('{"mode": "tier-test", "results": []}', encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["tiers", str(tmp_path / "tiers.json")])
     assert tiers.main() == 1
