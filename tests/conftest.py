@@ -7,6 +7,8 @@ import torch
 
 # Triton reads this when it is first imported: without a GPU its kernels run in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# gRPC reads this when it starts: else it logs that a receiver went away while the next test looks at what was printed.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
 from acestep_otel.instrumentor import AceStepInstrumentor
