@@ -94,7 +94,7 @@ class GPUConfig:
 
 
 GPU_CONFIGS: Final = (
-    GPUConfig("tier1", -math.inf, False, Limits(240, 1), Limits(480, 4), (), None, True, True, True),
+    GPUConfig("tier1", 0, False, Limits(240, 1), Limits(480, 4), (), None, True, True, True),
     GPUConfig("tier2", 4, False, Limits(480, 1), Limits(600, 8), (), None, True, True, True),
     GPUConfig("tier3", 6, False, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True),
     GPUConfig("tier4", 8, True, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True),
@@ -105,7 +105,7 @@ GPU_CONFIGS: Final = (
 )
 """Every tier, smallest first. Where the limits come from is in ``docs/tiers.md``."""
 
-_NO_GPU: Final = replace(GPU_CONFIGS[0], without_lm=Limits(360, 1))
+_NO_GPU: Final = replace(GPU_CONFIGS[0], smallest=-math.inf, without_lm=Limits(360, 1))
 """Without a GPU memory is not what limits a song, but songs together only take longer."""
 
 
@@ -120,9 +120,7 @@ def gpu_config(memory: float) -> GPUConfig:
     """
     if math.isnan(memory):
         raise InvalidRequest("a GPU memory of nan GiB has no tier")
-    if memory <= 0:
-        return _NO_GPU
-    return [config for config in GPU_CONFIGS if config.holds(memory)][-1]
+    return [config for config in (_NO_GPU, *GPU_CONFIGS) if config.holds(memory)][-1]
 
 
 def detect_gpu_memory(device: torch.device, environment: Mapping[str, str] | None = None) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import torch
 
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
+from acestep_otel.errors import SetupError
+from acestep_otel.files import require_writable
 
 
 def whole_number(word: str) -> int:
@@ -43,9 +44,7 @@ def output_file(word: str) -> Path:
     """A file that can be written when the figures are there; its folder is made now."""
     path = Path(word)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{path} cannot be written")
+        require_writable(path)
+    except SetupError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return path

@@ -9,12 +9,13 @@ context with the highest that the driver showed for the process. They should lie
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from acestep_otel.report.results import NotAResultFile, read_document
 
 MIB = 2**20
 SHARE, BYTES = 0.02, 50 * MIB
@@ -43,13 +44,11 @@ class Comparison:
 def result_file(word: str) -> dict[str, Any]:
     """What a result file of a tier test holds."""
     try:
-        document = json.loads(Path(word).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{word}: {error.strerror}") from None
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or document.get("mode") != "tier-test":
-        raise argparse.ArgumentTypeError(f"{word} is no result file of --mode tier-test")
+        document = read_document(Path(word))
+    except NotAResultFile as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if (mode := document.get("mode")) != "tier-test":
+        raise argparse.ArgumentTypeError(f"{word} is of mode {mode}, not tier-test")
     return document
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
 from acestep_otel.report.cells import COLUMNS, Cell, Figures
-from acestep_otel.report.results import SCHEMA_VERSION
+from acestep_otel.report.results import NotAResultFile, read_document
 
 COMPARISON_VERSION: Final = 1
 """Counts up when a reader of the old comparison file would misread the new one."""
@@ -54,16 +53,9 @@ class ResultFile:
             IncomparableResults: it cannot be read, or is something else.
         """
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise IncomparableResults(f"cannot read {path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise IncomparableResults(
-                f"{path} is not JSON: compare takes two result files that --benchmark-output wrote"
-            ) from error
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version != SCHEMA_VERSION:
-            raise IncomparableResults(f"{path} is not a result file of version {SCHEMA_VERSION}")
+            document = read_document(path)
+        except NotAResultFile as error:
+            raise IncomparableResults(str(error)) from error
         if document.get("mode") == "tier-test":
             raise IncomparableResults(f"{path} is a tier test: its rows are verdicts, only times can be compared")
         try:

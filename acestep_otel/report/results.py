@@ -26,6 +26,27 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 
 
+class NotAResultFile(ValueError):
+    """A file that is no result file of this version; the message is one line."""
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """What ``--benchmark-output`` wrote.
+
+    Raises:
+        NotAResultFile: it cannot be read, or is something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotAResultFile(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise NotAResultFile(f"{path} is not JSON: give a result file that --benchmark-output wrote") from error
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise NotAResultFile(f"{path} is not a result file of version {SCHEMA_VERSION}")
+    return document
+
+
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """One measured run.

@@ -139,7 +139,7 @@ def test_two_profiles_can_be_compared(capsys: pytest.CaptureFixture[str]) -> Non
         ("none.json", "cannot read none.json"),
         ("empty.json", "a.json is of mode benchmark and empty.json of mode profile"),
         ("profile.json", "profile.json has no cells to compare"),
-        ("text.json", "text.json is not JSON: compare takes two result files that --benchmark-output wrote"),
+        ("text.json", "text.json is not JSON: give a result file that --benchmark-output wrote"),
     ],
 )
 def test_files_that_cannot_be_compared_are_refused(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from acestep_otel.report.results import SCHEMA_VERSION
 from acestep_otel.report.tiers import GIB, Observation, TierResult, Trial
 from benchmarks import tiers
 from tests.report.schema import violations
@@ -56,6 +57,7 @@ def test_our_peak_is_compared_with_the_drivers(
 ) -> None:
     seen = replace(observation(trial(12), 10.0), memory=memory_use(10.0, driver=driver))
     document = {
+        "schema_version": SCHEMA_VERSION,
         "mode": "tier-test",
         "results": [TierResult(trial(12), "ok", None, seen).to_json(), row(8, status="killed").to_json()],
     }
@@ -68,6 +70,19 @@ def test_our_peak_is_compared_with_the_drivers(
 def test_without_a_figure_of_the_drivers_nothing_is_shown_to_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tiers.json").write_text('{"mode": "tier-test", "results": []}', encoding="utf-8")
+    document = {"schema_version": SCHEMA_VERSION, "mode": "tier-test", "results": []}
+    (tmp_path / "tiers.json").write_text(json.dumps(document), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["tiers", str(tmp_path / "tiers.json")])
     assert tiers.main() == 1
+
+
+def test_a_file_of_another_mode_has_no_such_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "mode": "profile", "results": []}), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["tiers", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        tiers.main()
+    assert ended.value.code == 2
+    assert f"{path} is of mode profile, not tier-test" in capsys.readouterr().err
