@@ -41,10 +41,10 @@ from opentelemetry.metrics import get_meter
 from opentelemetry.trace import get_tracer
 
 from acestep_otel import __version__, semconv
-from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.patches import diffusers, engine, official_package
+from acestep_otel.patches.patcher import Patches
+from acestep_otel.recording.request_tracer import TracingLayer
 from acestep_otel.settings import Detail, Settings
-from acestep_otel.targets import acestep, diffusers, upstream
-from acestep_otel.targets.seam import Patches
 
 logger = logging.getLogger("acestep_otel")
 
@@ -72,8 +72,8 @@ class AceStepInstrumentor(BaseInstrumentor):
             run_id=kwargs.get("run_id") or uuid.uuid4().hex,
         )
         self._patches = Patches()
-        self._patches.apply(acestep.seams(layer), acestep.is_imported)
-        self._patches.apply(upstream.seams(layer), lambda: not acestep.is_imported())
+        self._patches.apply(engine.seams(layer), engine.is_imported)
+        self._patches.apply(official_package.seams(layer), lambda: not engine.is_imported())
         self._patches.apply(diffusers.seams(layer))
         self._layer = layer
         # Providers that exist by now shut down after this.

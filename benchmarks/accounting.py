@@ -11,7 +11,7 @@ from typing import Any, Final
 import wrapt
 
 from acestep_otel.recording.clock import CudaEventClock, HostClock
-from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.recording.request_tracer import TracingLayer
 from acestep_otel.recording.vram import VramTracker
 
 LAYER: Final = (

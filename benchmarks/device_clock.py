@@ -42,12 +42,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from acestep.inference import generate_music
 from acestep_otel import semconv
+from acestep_otel.patches import engine
+from acestep_otel.patches.patcher import Patches
 from acestep_otel.recording.call import Call
-from acestep_otel.recording.layer import TracingLayer
-from acestep_otel.recording.stages import Stage, current_recording
+from acestep_otel.recording.request_tracer import TracingLayer
+from acestep_otel.recording.trace_tree import Stage, current_recording
 from acestep_otel.settings import Settings
-from acestep_otel.targets import acestep
-from acestep_otel.targets.seam import Patches
 from benchmarks.arguments import whole_number
 from benchmarks.captured import captured
 from benchmarks.environment import add_model_options, environment, write_result
@@ -180,7 +180,7 @@ def main() -> None:
         # As many songs before the measured ones as there are shapes to compile and graphs to record.
         for _ in range(2):
             make_songs(models, song, options.streams)
-        patches.apply(acestep.seams(layer))
+        patches.apply(engine.seams(layer))
         stack.callback(patches.remove)
         make_songs(models, song, options.streams)
         # Spans of a song that came back before the device was done follow later.

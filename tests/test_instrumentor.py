@@ -34,7 +34,7 @@ from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import calibrate_guidance, warmup
 from acestep_otel.recording.clock import HostClock
-from acestep_otel.recording.stages import RequestRecording
+from acestep_otel.recording.trace_tree import RequestRecording
 from acestep_otel.recording.vram import VramTracker
 from tests.tracing import tree
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep.gpu_config import CUDA_MEMORY_VARIABLE, MPS_MEMORY_VARIABLE
-from acestep_otel.environment_file import VARIABLES
+from acestep_otel.profiler.dotenv import VARIABLES
 from acestep_otel.settings import CAPTURE_VARIABLE, DETAIL_VARIABLE, Detail, Settings
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "settings.md"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from acestep_otel.recording.stages import AttributeValue
+from acestep_otel.recording.trace_tree import AttributeValue
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from acestep_otel.recording.captures import beside_captures
+from acestep_otel.recording.cuda_capture import beside_captures
 
 if TYPE_CHECKING:
     import torch

@@ -23,9 +23,9 @@ from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.recording.ranges import ProfilerRanges
-from acestep_otel.targets.acestep import seams
-from acestep_otel.targets.seam import Patches
+from acestep_otel.patches.engine import seams
+from acestep_otel.patches.patcher import Patches
+from acestep_otel.profiler.run.torch_profiler_ranges import ProfilerRanges
 from tests.conformance.conftest import CPU, HERE
 
 GATEWAY = yaml.safe_load((Path(__file__).parents[2] / "collectors" / "gateway.yaml").read_text("utf-8"))

@@ -11,7 +11,7 @@ from acestep.planner.backends import registry
 from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
 from acestep.planner.budget import PlannerBudget
 from acestep.residence import LANGUAGE_MODEL, Residence
-from acestep_otel.cli import main
+from acestep_otel.profiler.cli import main
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 

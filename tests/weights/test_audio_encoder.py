@@ -15,8 +15,8 @@ from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
 from acestep.weights import empty
 from acestep.weights.conversion import convert
 from acestep.weights.layout import OfficialRenderer, find_renderer
-from acestep_otel.cli import main
-from tests.modes.outputs import OUTPUTS, result
+from acestep_otel.profiler.cli import main
+from tests.profiler.outputs import OUTPUTS, result
 from tests.weights.miniature import LANGUAGE_MODEL, rewrite, write_language_model
 
 TURBO = "acestep-v15-turbo"

@@ -1,0 +1,1 @@
+"""The modes that use the language model alone: understand, create_sample, format_sample."""
