@@ -13,7 +13,7 @@ from typing import Any
 
 from acestep.memory_cap import MemoryCap
 from acestep.placement import Placement
-from acestep_otel.profiler.benchmark.cells import Failure
+from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, render_report
 from acestep_otel.profiler.tier_test.trials import MemoryUse, Observation, TierResult, Trial

@@ -32,7 +32,7 @@ from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import GenerationRequest, SamplingSettings, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.recording import calibrate_guidance, warmup
+from acestep_otel.recording import guidance_share, measure_guidance_share, warmup
 from acestep_otel.recording.clock import HostClock
 from acestep_otel.recording.trace_tree import RequestRecording
 from acestep_otel.recording.vram import VramTracker
@@ -231,8 +231,7 @@ def test_encoding_a_source_and_a_reference_is_part_of_the_conditions(traced, tin
 
 def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_models, tmp_path):
     traced.instrument(detail="token")
-    calibrate_guidance(tiny_models, SONG)
-    with warmup():
+    with warmup(), guidance_share(measure_guidance_share(tiny_models, SONG)):
         generate_music(tiny_models, SONG, save_dir=tmp_path)
     for span in traced.spans:
         definition = semconv.SPANS[span.name]
@@ -249,8 +248,8 @@ def test_rows_nest_and_the_planner_s_rows_sum(traced, tiny_models, tmp_path, mon
     for measured in ("measure_guidance_share", "measure_prefill_guidance_share"):
         monkeypatch.setattr(PtBackend, measured, lambda *_: 0.25)
     traced.instrument()
-    calibrate_guidance(tiny_models, SONG)
-    generate_music(tiny_models, SONG, save_dir=tmp_path)
+    with guidance_share(measure_guidance_share(tiny_models, SONG)):
+        generate_music(tiny_models, SONG, save_dir=tmp_path)
     (root,) = traced.named("generate_music")
     top = [s for s in traced.spans if s.parent and s.parent.span_id == root.context.span_id]
     assert sum(map(seconds, top)) <= seconds(root)

@@ -1,4 +1,4 @@
-"""The seam of ``diffusers.AceStepPipeline`` used directly: its call, and the calls that it makes.
+"""The patch of ``diffusers.AceStepPipeline`` used directly: its call, and the calls that it makes.
 
 Nothing but ``__call__`` is patched. It runs on a stand-in for the pipeline, which passes everything through and marks
 stages around calls to the pipeline's parts. So no object of the application is changed, two threads do not meet, and
@@ -8,16 +8,16 @@ nothing is recorded inside what the application has compiled.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import wrapt
 
 from acestep_otel import semconv
-from acestep_otel.patches.devices import device_named
-from acestep_otel.patches.patcher import Seam, Wrapper
-from acestep_otel.recording.call import Attributes, Call, RequestStart
-from acestep_otel.recording.request_tracer import TracingLayer
-from acestep_otel.recording.trace_tree import AttributeValue, never_raises
+from acestep_otel.patches.patcher import Patch, Wrapper, device_named
+from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition
+from acestep_otel.recording.request_tracer import RequestTracer
+from acestep_otel.recording.trace_tree import Attributes, AttributeValue, never_raises
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
@@ -26,21 +26,32 @@ else:
     _Proxy = wrapt.ObjectProxy
 
 
-def seams(layer: TracingLayer) -> list[Seam]:
-    """The one seam, bound to a layer."""
-    return [Seam("diffusers.pipelines.ace_step.pipeline_ace_step", "AceStepPipeline.__call__", _request(layer))]
+_CONDITION: Final = StageDefinition(semconv.CONDITION, tracks_memory=True)
+_VAE_ENCODE: Final = StageDefinition(semconv.VAE_ENCODE)
+_DIT: Final = StageDefinition(semconv.DIT, tracks_memory=True)
+_DIT_STEP: Final = StageDefinition(semconv.DIT_STEP, detail=Detail.STEP)
+_VAE_TILE: Final = StageDefinition(semconv.VAE_TILE, detail=Detail.STEP)
 
 
-def _request(layer: TracingLayer) -> Wrapper:
+def patches(tracer: RequestTracer) -> list[Patch]:
+    """The one patch, bound to a tracer."""
+    return [Patch("diffusers.pipelines.ace_step.pipeline_ace_step", "AceStepPipeline.__call__", _request(tracer))]
+
+
+def _request(tracer: RequestTracer) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
-        start = _request_start(call, layer.settings.capture_content)
+        start = _request_start(call, tracer.settings.capture_content)
         if start is None:
             return call.run()
         song = _Song(steps=call.arguments["num_inference_steps"], songs=int(start.attributes[semconv.BATCH_SIZE]))
-        pipeline = _Pipeline(instance, layer, song)
-        on_stand_in = Call(getattr(wrapped, "__func__", wrapped), None, (pipeline, *args), kwargs)
-        return layer.request(semconv.GENERATE_MUSIC, on_stand_in, start, lambda result: song.made(instance, result))
+        pipeline = _Pipeline(instance, tracer, song)
+        definition = RequestDefinition(
+            semconv.GENERATE_MUSIC,
+            start=lambda _call, _capture_content: start,
+            attributes_after=lambda _call, result: song.made(instance, result),
+        )
+        return tracer.request(definition, Call(getattr(wrapped, "__func__", wrapped), None, (pipeline, *args), kwargs))
 
     return wrapper
 
@@ -122,9 +133,9 @@ class _Song:
 class _Part(_Proxy):
     """Stands in for an object: everything passes through, but for the calls that a subclass marks."""
 
-    def __init__(self, wrapped: Any, layer: TracingLayer, song: _Song) -> None:
+    def __init__(self, wrapped: Any, tracer: RequestTracer, song: _Song) -> None:
         super().__init__(wrapped)
-        self._self_layer = layer
+        self._self_tracer = tracer
         self._self_song = song
 
     def _self_run(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -141,19 +152,19 @@ class _Part(_Proxy):
 class _Pipeline(_Part):
     @property
     def transformer(self) -> Any:
-        return _Transformer(self.__wrapped__.transformer, self._self_layer, self._self_song)
+        return _Transformer(self.__wrapped__.transformer, self._self_tracer, self._self_song)
 
     @property
     def scheduler(self) -> Any:
-        return _Scheduler(self.__wrapped__.scheduler, self._self_layer, self._self_song)
+        return _Scheduler(self.__wrapped__.scheduler, self._self_tracer, self._self_song)
 
     @property
     def vae(self) -> Any:
-        return _Vae(self.__wrapped__.vae, self._self_layer, self._self_song)
+        return _Vae(self.__wrapped__.vae, self._self_tracer, self._self_song)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """Where conditioning begins; it ends where the schedule is set."""
-        self._self_layer.begin(semconv.CONDITION, tracks_memory=True)
+        self._self_tracer.begin(_CONDITION)
         return self._self_run("encode_prompt", *args, **kwargs)
 
     def prepare_src_latents(self, *args: Any, **kwargs: Any) -> Any:
@@ -166,20 +177,18 @@ class _Pipeline(_Part):
 class _Transformer(_Part):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Where a step begins; with a second pass in the step (cover strength) it goes on."""
-        self._self_layer.begin(
-            semconv.DIT_STEP, detail=Detail.STEP, known=lambda: self._self_song.step(kwargs["hidden_states"])
-        )
+        self._self_tracer.begin(_DIT_STEP, lambda: self._self_song.step(kwargs["hidden_states"]))
         return self.__wrapped__(*args, **kwargs)
 
 
 class _Scheduler(_Part):
     def set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
         """Where the diffusion loop begins."""
-        layer, song = self._self_layer, self._self_song
+        tracer, song = self._self_tracer, self._self_song
         result = self.__wrapped__.set_timesteps(*args, **kwargs)
-        layer.end(semconv.CONDITION)
+        tracer.end(semconv.CONDITION)
         count = len(self.__wrapped__.timesteps)
-        layer.begin(semconv.DIT, tracks_memory=True, known=lambda: song.schedule(kwargs.get("sigmas"), count))
+        tracer.begin(_DIT, lambda: song.schedule(kwargs.get("sigmas"), count))
         return result
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,36 +196,38 @@ class _Scheduler(_Part):
         song = self._self_song
         result = self.__wrapped__.step(*args, **kwargs)
         song.steps_done += 1
-        self._self_layer.end(semconv.DIT_STEP)
+        self._self_tracer.end(semconv.DIT_STEP)
         if song.steps_done == song.steps:
-            self._self_layer.end(semconv.DIT, lambda _: song.loop())
+            self._self_tracer.end(semconv.DIT, lambda _: song.loop())
         return result
 
 
 class _Vae(_Part):
-    def __init__(self, wrapped: Any, layer: TracingLayer, song: _Song) -> None:
-        super().__init__(wrapped, layer, song)
+    def __init__(self, wrapped: Any, tracer: RequestTracer, song: _Song) -> None:
+        super().__init__(wrapped, tracer, song)
         self._self_tiles = 0
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         call = Call(self.__wrapped__.encode, None, args, kwargs)
-        return self._self_layer.stage(semconv.VAE_ENCODE, call)
+        return self._self_tracer.stage(_VAE_ENCODE, call)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """The decode; a loop that the caller interrupted ends here."""
-        layer, song = self._self_layer, self._self_song
-        layer.end(semconv.DIT, lambda _: song.loop())
-        call = Call(self._self_run, None, ("decode", *args), kwargs)
-        return layer.stage(
+        tracer, song = self._self_tracer, self._self_song
+        tracer.end(semconv.DIT, lambda _: song.loop())
+        definition = StageDefinition(
             semconv.VAE_DECODE,
-            call,
             tracks_memory=True,
-            known=lambda: {
+            attributes_before=lambda _call: {
                 semconv.BATCH_SIZE: song.songs,
                 semconv.VAE_RUNG: "cpu" if self.__wrapped__.device.type == "cpu" else "gpu",
             },
-            found=lambda *_: {semconv.VAE_TILES: max(1, self._self_tiles), semconv.LATENT_FRAMES: song.frames},
+            attributes_after=lambda _call, _stage, _audio: {
+                semconv.VAE_TILES: max(1, self._self_tiles),
+                semconv.LATENT_FRAMES: song.frames,
+            },
         )
+        return tracer.stage(definition, Call(self._self_run, None, ("decode", *args), kwargs))
 
     def _decode(self, *args: Any, **kwargs: Any) -> Any:
         return self._self_run("_decode", *args, **kwargs)
@@ -226,7 +237,7 @@ class _Vae(_Part):
 
     def decoder(self, latents: Any) -> Any:
         """One tile."""
-        known = {semconv.VAE_TILE_INDEX: self._self_tiles, semconv.VAE_TILE_FRAMES: latents.shape[-1]}
+        attributes = {semconv.VAE_TILE_INDEX: self._self_tiles, semconv.VAE_TILE_FRAMES: latents.shape[-1]}
         self._self_tiles += 1
-        call = Call(self.__wrapped__.decoder, None, (latents,), {})
-        return self._self_layer.stage(semconv.VAE_TILE, call, detail=Detail.STEP, known=lambda: known)
+        definition = replace(_VAE_TILE, attributes_before=lambda _call: attributes)
+        return self._self_tracer.stage(definition, Call(self.__wrapped__.decoder, None, (latents,), {}))

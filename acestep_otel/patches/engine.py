@@ -1,7 +1,7 @@
-"""The seams of the ``acestep`` engine, and what each tells about its stage; those of its language model lie beside.
+"""Patches of the ``acestep`` engine, and what each reads from its stage; those of its language model lie beside.
 
-A wrapper reads the arguments and the result of a call, nothing else: the engine keeps no counters for the tracing
-layer's sake.
+A patch reads the arguments and the result of a call, nothing else: the engine keeps no counters for the tracing
+layer's sake. What the engine guarantees to an observer is in ``docs/architecture.md``.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
-from acestep_otel.patches import engine_planner, engine_songwriting, vllm
-from acestep_otel.patches.patcher import Seam, Wrapper
-from acestep_otel.recording.call import Attributes, Call, RequestStart
-from acestep_otel.recording.recorder import StageRecorder
+from acestep_otel.patches import engine_language_model
+from acestep_otel.patches.patcher import Patch
+from acestep_otel.recording.call import (
+    Call,
+    LoadDefinition,
+    ModelLoad,
+    RequestDefinition,
+    RequestStart,
+    StageDefinition,
+)
 from acestep_otel.recording.redaction import file_names
-from acestep_otel.recording.trace_tree import AttributeValue, Stage, never_raises
+from acestep_otel.recording.trace_tree import Attributes, AttributeValue, Stage
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
@@ -33,46 +39,12 @@ def is_imported() -> bool:
     return package is not None and PathFinder.find_spec("acestep.renderer", package.__path__) is not None
 
 
-def seams(layer: StageRecorder) -> list[Seam]:
-    """Every seam of the engine, bound to a layer."""
-    return [
-        Seam("acestep.inference", "_generate", _request(layer)),
-        Seam("acestep.inference", "save_songs", _audio_save(layer)),
-        Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
-        Seam("acestep.checkpoints", "start_planner", _load(layer, "planner", "lm")),
-        Seam("acestep.checkpoints", "load_audio_encoder_models", _load(layer, "audio_encoder", "dit")),
-        Seam("acestep.renderer.renderer", "Renderer.condition", _condition(layer)),
-        # Inside acestep.condition, whose memory peak is the stage's.
-        Seam("acestep.renderer.renderer", "Renderer.encode", _vae_encode(layer, tracks_memory=False)),
-        Seam("acestep.renderer.renderer", "Renderer.denoise", _denoise(layer)),
-        Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
-        Seam("acestep.renderer.decoder", "VaeDecoder.decode", _vae_decode(layer)),
-        Seam("acestep.renderer.decoder", "VaeDecoder.decode_tile", _vae_tile(layer)),
-        Seam("acestep.residence", "Residence.move", _move(layer)),
-        Seam("acestep.renderer.audio_encoder", "AudioEncoder.encode", _vae_encode(layer, tracks_memory=True)),
-        Seam("acestep.renderer.audio_encoder", "AudioEncoder.tokenize", _audio_tokenize(layer)),
-        *engine_planner.seams(layer),
-        *engine_songwriting.seams(layer),
-        *vllm.seams(layer),
-    ]
-
-
-def _request(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-        start = _request_start(call, layer.settings.capture_content)
-        return call.run() if start is None else layer.request(semconv.GENERATE_MUSIC, call, start, _result_attributes)
-
-    return wrapper
-
-
-@never_raises
-def _request_start(call: Call, capture_content: bool) -> RequestStart:
+def _generation_start(call: Call, capture_content: bool) -> RequestStart:
     models: Models = call.arguments["models"]
     request: GenerationRequest = call.arguments["request"]
     return RequestStart(
         device=models.device,
-        attributes=_request_attributes(models, request, capture_content),
+        attributes=_generation_attributes(models, request, capture_content),
         user_texts=(
             request.caption,
             request.lyrics,
@@ -82,7 +54,9 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
     )
 
 
-def _request_attributes(models: Models, request: GenerationRequest, capture_content: bool) -> dict[str, AttributeValue]:
+def _generation_attributes(
+    models: Models, request: GenerationRequest, capture_content: bool
+) -> dict[str, AttributeValue]:
     renderer = models.renderer.models
     attributes: dict[str, AttributeValue] = {
         semconv.OPERATION_NAME: "generate_content",
@@ -113,176 +87,173 @@ def _request_attributes(models: Models, request: GenerationRequest, capture_cont
     return attributes
 
 
-def _result_attributes(result: GenerationResult) -> Attributes:
+def _generation_result(_call: Call, result: GenerationResult) -> Attributes:
     return {semconv.AUDIO_DURATION: result.effective.duration, semconv.DIT_STEPS: result.effective.steps}
 
 
-def _load(layer: StageRecorder, role: str, field: str) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
+def _loads(field: str) -> Callable[[Call], ModelLoad]:
+    """Reads the model that a field of the selection names."""
+
+    def load(call: Call) -> ModelLoad:
         named = str(getattr(call.arguments["selection"], field))
         model = Path(named).absolute().name
-        # A model may be named by a path, which is nobody's business but the user's.
-        private = () if model == named else tuple(file_names(named))
-        return layer.load(call, model=model, role=role, device=call.arguments["device"], user_texts=private)
+        # A model may be named by a path, which may say who the user is.
+        return ModelLoad(model, call.arguments["device"], () if model == named else tuple(file_names(named)))
 
-    return wrapper
-
-
-def _audio_save(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-        return layer.stage(
-            semconv.AUDIO_SAVE,
-            call,
-            device_clock=False,
-            known=lambda: {semconv.AUDIO_FORMAT: call.arguments["audio_format"]},
-            found=lambda _, songs: {
-                semconv.AUDIO_FILES: len(songs),
-                semconv.AUDIO_BYTES: sum(song.path.stat().st_size for song in songs),
-            },
-        )
-
-    return wrapper
+    return load
 
 
-def _condition(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-        return layer.stage(
-            semconv.CONDITION,
-            call,
-            tracks_memory=True,
-            found=lambda _, conditions: {semconv.LATENT_FRAMES: conditions.context_latents.shape[1]},
-        )
-
-    return wrapper
+def _saved_files(_call: Call, _stage: Stage, songs: Any) -> Attributes:
+    return {
+        semconv.AUDIO_FILES: len(songs),
+        semconv.AUDIO_BYTES: sum(song.path.stat().st_size for song in songs),
+    }
 
 
-def _vae_encode(layer: StageRecorder, *, tracks_memory: bool) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-
-        return layer.stage(
-            semconv.VAE_ENCODE,
-            call,
-            tracks_memory=tracks_memory,
-            known=lambda: _tiling(call.arguments["plan"], recordings=1),
-        )
-
-    return wrapper
-
-
-def _audio_tokenize(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-        return layer.stage(
-            semconv.AUDIO_TOKENIZE,
-            call,
-            tracks_memory=True,
-            known=lambda: {semconv.LATENT_FRAMES: call.arguments["latents"].shape[1]},
-            found=lambda _, codes: {semconv.AUDIO_CODES_COUNT: len(codes)},
-        )
-
-    return wrapper
-
-
-def _denoise(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-
-        def known() -> Attributes:
-            schedule, guidance, noise = call.arguments["schedule"], call.arguments["guidance"], call.arguments["noise"]
-            return {
-                semconv.DIT_STEPS_REQUESTED: len(schedule.timesteps),
-                semconv.DIT_SHIFT: float(schedule.shift),
-                semconv.DIT_GUIDANCE_SCALE: 1.0 if guidance is None else float(guidance.scale),
-                semconv.BATCH_SIZE: noise.shape[0],
-                semconv.LATENT_FRAMES: noise.shape[1],
-            }
-
-        def found(stage: Stage, _: Any) -> Attributes:
-            # Counted where steps are recorded one by one; below that level a loop that returned has run them all.
-            steps = sum(child.name == semconv.DIT_STEP for child in stage.children)
-            return {semconv.DIT_STEPS: steps or len(call.arguments["schedule"].timesteps)}
-
-        return layer.stage(semconv.DIT, call, tracks_memory=True, known=known, found=found)
-
-    return wrapper
-
-
-def _denoise_step(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return layer.stage(
-            semconv.DIT_STEP,
-            Call(wrapped, instance, args, kwargs),
-            detail=Detail.STEP,
-            known=lambda: {
-                semconv.DIT_STEP_INDEX: kwargs["index"],
-                semconv.DIT_STEP_TIMESTEP: float(kwargs["timestep"]),
-                semconv.DIT_STEP_GUIDED: kwargs.get("projection") is not None,
-            },
-        )
-
-    return wrapper
-
-
-def _vae_decode(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-
-        def known() -> Attributes:
-            latents = call.arguments["latents"]
-            return {semconv.BATCH_SIZE: latents.shape[0], semconv.LATENT_FRAMES: latents.shape[1]}
-
-        def found(_: Stage, decoded: tuple[Any, VaeDecoding]) -> Attributes:
-            decoding = decoded[1]
-            return {
-                semconv.VAE_RUNG: decoding.rung,
-                semconv.VAE_TILE_LENGTH: decoding.tile_length,
-                semconv.VAE_OVERLAP: decoding.overlap,
-                semconv.VAE_TILES: decoding.tiles,
-                semconv.VAE_ATTEMPTS: decoding.attempts,
-            }
-
-        return layer.stage(semconv.VAE_DECODE, call, tracks_memory=True, known=known, found=found)
-
-    return wrapper
-
-
-def _move(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-        return layer.stage(
-            semconv.OFFLOAD_MOVE,
-            call,
-            known=lambda: {
-                semconv.OFFLOAD_MODEL: call.arguments["name"],
-                semconv.OFFLOAD_DIRECTION: (
-                    "to_device" if call.arguments["destination"] == instance.device else "to_host"
-                ),
-            },
-            found=lambda _, moved: {semconv.OFFLOAD_BYTES: moved},
-        )
-
-    return wrapper
-
-
-def _tiling(plan: TilePlan, *, recordings: int) -> Attributes:
+def _tiling(call: Call) -> Attributes:
+    plan: TilePlan = call.arguments["plan"]
     return {
         semconv.VAE_TILE_LENGTH: plan.tile_length,
         semconv.VAE_OVERLAP: plan.overlap,
-        semconv.VAE_TILES: recordings * len(plan.tiles),
+        semconv.VAE_TILES: len(plan.tiles),
         semconv.LATENT_FRAMES: plan.frames,
     }
 
 
-def _vae_tile(layer: StageRecorder) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        def known() -> Attributes:
-            start, stop = kwargs["tile"].window
-            return {semconv.VAE_TILE_INDEX: kwargs["index"], semconv.VAE_TILE_FRAMES: stop - start}
+def _denoising(call: Call) -> Attributes:
+    schedule, guidance, noise = (call.arguments[name] for name in ("schedule", "guidance", "noise"))
+    return {
+        semconv.DIT_STEPS_REQUESTED: len(schedule.timesteps),
+        semconv.DIT_SHIFT: float(schedule.shift),
+        semconv.DIT_GUIDANCE_SCALE: 1.0 if guidance is None else float(guidance.scale),
+        semconv.BATCH_SIZE: noise.shape[0],
+        semconv.LATENT_FRAMES: noise.shape[1],
+    }
 
-        return layer.stage(semconv.VAE_TILE, Call(wrapped, instance, args, kwargs), detail=Detail.STEP, known=known)
 
-    return wrapper
+def _denoised_steps(call: Call, loop: Stage, _latents: Any) -> Attributes:
+    # Counted where steps are recorded one by one; below that level a loop that returned has run them all.
+    steps = sum(child.name == semconv.DIT_STEP for child in loop.children)
+    return {semconv.DIT_STEPS: steps or len(call.arguments["schedule"].timesteps)}
+
+
+def _denoise_step(call: Call) -> Attributes:
+    return {
+        semconv.DIT_STEP_INDEX: call.kwargs["index"],
+        semconv.DIT_STEP_TIMESTEP: float(call.kwargs["timestep"]),
+        semconv.DIT_STEP_GUIDED: call.kwargs.get("projection") is not None,
+    }
+
+
+def _decoding(call: Call) -> Attributes:
+    latents = call.arguments["latents"]
+    return {semconv.BATCH_SIZE: latents.shape[0], semconv.LATENT_FRAMES: latents.shape[1]}
+
+
+def _decoded(_call: Call, _stage: Stage, decoded: tuple[Any, VaeDecoding]) -> Attributes:
+    decoding = decoded[1]
+    return {
+        semconv.VAE_RUNG: decoding.rung,
+        semconv.VAE_TILE_LENGTH: decoding.tile_length,
+        semconv.VAE_OVERLAP: decoding.overlap,
+        semconv.VAE_TILES: decoding.tiles,
+        semconv.VAE_ATTEMPTS: decoding.attempts,
+    }
+
+
+def _tile(call: Call) -> Attributes:
+    start, stop = call.kwargs["tile"].window
+    return {semconv.VAE_TILE_INDEX: call.kwargs["index"], semconv.VAE_TILE_FRAMES: stop - start}
+
+
+def _move(call: Call) -> Attributes:
+    to_device = call.arguments["destination"] == call.instance.device
+    return {
+        semconv.OFFLOAD_MODEL: call.arguments["name"],
+        semconv.OFFLOAD_DIRECTION: "to_device" if to_device else "to_host",
+    }
+
+
+PATCHES: Final = (
+    Patch(
+        "acestep.inference",
+        "_generate",
+        RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result),
+    ),
+    Patch(
+        "acestep.inference",
+        "save_songs",
+        StageDefinition(
+            semconv.AUDIO_SAVE,
+            device_clock=False,
+            attributes_before=lambda call: {semconv.AUDIO_FORMAT: call.arguments["audio_format"]},
+            attributes_after=_saved_files,
+        ),
+    ),
+    Patch("acestep.checkpoints", "load_renderer_models", LoadDefinition("renderer", _loads("dit"))),
+    Patch("acestep.checkpoints", "start_planner", LoadDefinition("planner", _loads("lm"))),
+    Patch("acestep.checkpoints", "load_audio_encoder_models", LoadDefinition("audio_encoder", _loads("dit"))),
+    Patch(
+        "acestep.renderer.renderer",
+        "Renderer.condition",
+        StageDefinition(
+            semconv.CONDITION,
+            tracks_memory=True,
+            attributes_after=lambda _call, _stage, conditions: {
+                semconv.LATENT_FRAMES: conditions.context_latents.shape[1]
+            },
+        ),
+    ),
+    # Inside acestep.condition, which tracks the memory peak of both.
+    Patch(
+        "acestep.renderer.renderer", "Renderer.encode", StageDefinition(semconv.VAE_ENCODE, attributes_before=_tiling)
+    ),
+    Patch(
+        "acestep.renderer.renderer",
+        "Renderer.denoise",
+        StageDefinition(
+            semconv.DIT, tracks_memory=True, attributes_before=_denoising, attributes_after=_denoised_steps
+        ),
+    ),
+    Patch(
+        "acestep.renderer.renderer",
+        "Renderer.denoise_step",
+        StageDefinition(semconv.DIT_STEP, detail=Detail.STEP, attributes_before=_denoise_step),
+    ),
+    Patch(
+        "acestep.renderer.decoder",
+        "VaeDecoder.decode",
+        StageDefinition(semconv.VAE_DECODE, tracks_memory=True, attributes_before=_decoding, attributes_after=_decoded),
+    ),
+    Patch(
+        "acestep.renderer.decoder",
+        "VaeDecoder.decode_tile",
+        StageDefinition(semconv.VAE_TILE, detail=Detail.STEP, attributes_before=_tile),
+    ),
+    Patch(
+        "acestep.residence",
+        "Residence.move",
+        StageDefinition(
+            semconv.OFFLOAD_MOVE,
+            attributes_before=_move,
+            attributes_after=lambda _call, _stage, moved: {semconv.OFFLOAD_BYTES: moved},
+        ),
+    ),
+    Patch(
+        "acestep.renderer.audio_encoder",
+        "AudioEncoder.encode",
+        StageDefinition(semconv.VAE_ENCODE, tracks_memory=True, attributes_before=_tiling),
+    ),
+    Patch(
+        "acestep.renderer.audio_encoder",
+        "AudioEncoder.tokenize",
+        StageDefinition(
+            semconv.AUDIO_TOKENIZE,
+            tracks_memory=True,
+            attributes_before=lambda call: {semconv.LATENT_FRAMES: call.arguments["latents"].shape[1]},
+            attributes_after=lambda _call, _stage, codes: {semconv.AUDIO_CODES_COUNT: len(codes)},
+        ),
+    ),
+    *engine_language_model.PATCHES,
+)
+"""Every patch of the engine."""

@@ -1,4 +1,4 @@
-"""The seams of the released package ``ace-step`` 1.5, which calls itself ``acestep`` too.
+"""Patches of the released package ``ace-step`` 1.5, which calls itself ``acestep`` too.
 
 Its handler is one class in the first releases and a set of mixins later; both end in ``AceStepHandler``, where the
 names are looked up. What belongs to the checkpoint's own code (the transformer) has no class that could be named: it
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from acestep_otel import semconv
-from acestep_otel.patches.devices import device_named
-from acestep_otel.patches.patcher import Seam, Wrapper
-from acestep_otel.patches.temporary_patches import LoanedMethods
-from acestep_otel.recording.call import Attributes, Call, RequestStart
-from acestep_otel.recording.phase import PhaseRecord
+from acestep_otel.patches.patcher import CustomWrapper, Patch, TemporaryPatches, Wrapper, device_named
+from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition, StageRecorder
 from acestep_otel.recording.redaction import file_names
-from acestep_otel.recording.request_tracer import TracingLayer
+from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.recording.trace_tree import (
+    Attributes,
     AttributeValue,
     Stage,
     current_recording,
@@ -33,8 +32,6 @@ from acestep_otel.settings import Detail
 
 _HANDLER: Final = "acestep.handler"
 _LANGUAGE_MODEL: Final = "acestep.llm_inference"
-_PHASES: Final = {"cot": semconv.LM_COT, "codes": semconv.LM_CODES}
-"""Span of each phase by the name that the handler gives it; its third, ``understand``, is both in one."""
 _TEXTS: Final = {"query": semconv.QUERY, "caption": semconv.CAPTION, "lyrics": semconv.LYRICS}
 _LENGTHS: Final = {
     "query": semconv.QUERY_LENGTH,
@@ -47,87 +44,69 @@ class GenerationFailed(Exception):
     """A result that says it failed. Its message, which may quote the request, is left out."""
 
 
-def seams(layer: TracingLayer) -> list[Seam]:
-    """Every seam of the package, bound to a layer."""
-    handler = _Handler(layer)
-    plan = _stage(layer, semconv.LM, device_clock=False, known=_language_model)
+def patches(tracer: RequestTracer) -> list[Patch]:
+    """Every patch of the package, bound to a tracer."""
+    handler = _Handler(tracer)
     return [
-        Seam("acestep.inference", "generate_music", _song(layer)),
-        Seam("acestep.inference", "understand_music", _words(layer, semconv.UNDERSTAND_MUSIC)),
-        Seam("acestep.inference", "create_sample", _words(layer, semconv.CREATE_SAMPLE)),
-        Seam("acestep.inference", "format_sample", _words(layer, semconv.FORMAT_SAMPLE)),
-        Seam(_HANDLER, "AceStepHandler.generate_music", handler.generate_music),
-        Seam(_HANDLER, "AceStepHandler.service_generate", handler.service_generate),
-        Seam(_HANDLER, "AceStepHandler._decode_generate_music_pred_latents", handler.decode, optional=True),
-        Seam(_HANDLER, "AceStepHandler.tiled_decode", handler.decode),
-        Seam(_LANGUAGE_MODEL, "LLMHandler.generate_with_stop_condition", plan),
-        Seam(_LANGUAGE_MODEL, "LLMHandler.understand_audio_from_codes", plan),
-        Seam(_LANGUAGE_MODEL, "LLMHandler.create_sample_from_query", plan),
-        Seam(_LANGUAGE_MODEL, "LLMHandler.format_sample_from_input", plan),
-        Seam(_LANGUAGE_MODEL, "LLMHandler.generate_from_formatted_prompt", _phase(layer)),
-        Seam("nanovllm.engine.llm_engine", "LLMEngine.step", _engine_step),
+        Patch("acestep.inference", "generate_music", _SONG),
+        Patch("acestep.inference", "understand_music", _text_request(semconv.UNDERSTAND_MUSIC)),
+        Patch("acestep.inference", "create_sample", _text_request(semconv.CREATE_SAMPLE)),
+        Patch("acestep.inference", "format_sample", _text_request(semconv.FORMAT_SAMPLE)),
+        Patch(_HANDLER, "AceStepHandler.generate_music", handler.generate_music),
+        Patch(_HANDLER, "AceStepHandler.service_generate", handler.service_generate),
+        Patch(_HANDLER, "AceStepHandler._decode_generate_music_pred_latents", handler.decode, optional=True),
+        Patch(_HANDLER, "AceStepHandler.tiled_decode", handler.decode),
+        Patch(_LANGUAGE_MODEL, "LLMHandler.generate_with_stop_condition", _PLANNING),
+        Patch(_LANGUAGE_MODEL, "LLMHandler.understand_audio_from_codes", _PLANNING),
+        Patch(_LANGUAGE_MODEL, "LLMHandler.create_sample_from_query", _PLANNING),
+        Patch(_LANGUAGE_MODEL, "LLMHandler.format_sample_from_input", _PLANNING),
+        Patch(_LANGUAGE_MODEL, "LLMHandler.generate_from_formatted_prompt", CustomWrapper(_phase)),
+        Patch("nanovllm.engine.llm_engine", "LLMEngine.step", _engine_step),
     ]
 
 
-def _song(layer: TracingLayer) -> Wrapper:
-    @never_raises
-    def start_of(call: Call) -> RequestStart:
-        handler, params, config = (call.arguments[name] for name in ("dit_handler", "params", "config"))
-        attributes: dict[str, AttributeValue] = {
-            **_common(handler),
-            semconv.REQUEST_MODEL: _model(handler, "acestep-v15"),
-            semconv.OUTPUT_TYPE: "music",
-            semconv.REQUEST_CHOICE_COUNT: config.batch_size,
-            semconv.BATCH_SIZE: config.batch_size,
-            semconv.TASK: params.task_type,
-            semconv.THINKING: bool(params.thinking),
-            semconv.DIT_STEPS_REQUESTED: params.inference_steps,
-            **_written(layer, {"caption": params.caption, "lyrics": params.lyrics}),
-        }
-        if params.duration and params.duration > 0:
-            attributes[semconv.AUDIO_DURATION_REQUESTED] = float(params.duration)
-        # Not in all versions.
-        others = (str(getattr(params, name, "")) for name in ("instruction", "lm_negative_prompt"))
-        texts = (params.caption, params.lyrics, *others, *file_names(params.src_audio, params.reference_audio))
-        return RequestStart(device_named(str(handler.device)), attributes, texts)
-
-    return _root(layer, semconv.GENERATE_MUSIC, start_of, _made)
+def _failure(result: Any) -> BaseException | None:
+    return None if result.success else GenerationFailed()
 
 
-def _words(layer: TracingLayer, name: str) -> Wrapper:
-    @never_raises
-    def start_of(call: Call) -> RequestStart:
-        handler = call.arguments["llm_handler"]
-        written = {text: str(call.arguments[text]) for text in _TEXTS if text in call.arguments}
-        attributes = {
-            **_common(handler),
-            semconv.REQUEST_MODEL: _model(handler, "acestep-5Hz-lm"),
-            semconv.OUTPUT_TYPE: "text",
-            **_written(layer, written),
-        }
-        return RequestStart(device_named(str(handler.device)), attributes, tuple(written.values()))
-
-    return _root(layer, name, start_of, lambda _: {})
-
-
-def _root(
-    layer: TracingLayer,
-    name: str,
-    start_of: Callable[[Call], RequestStart | None],
-    found: Callable[[Any], Attributes],
-) -> Wrapper:
-    def failed(result: Any) -> BaseException | None:
-        return None if result.success else GenerationFailed()
-
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call(wrapped, instance, args, kwargs)
-        start = start_of(call)
-        return call.run() if start is None else layer.request(name, call, start, found, failed)
-
-    return wrapper
+def _song_start(call: Call, capture_content: bool) -> RequestStart:
+    handler, params, config = (call.arguments[name] for name in ("dit_handler", "params", "config"))
+    attributes: dict[str, AttributeValue] = {
+        **_common(handler),
+        semconv.REQUEST_MODEL: _model(handler, "acestep-v15"),
+        semconv.OUTPUT_TYPE: "music",
+        semconv.REQUEST_CHOICE_COUNT: config.batch_size,
+        semconv.BATCH_SIZE: config.batch_size,
+        semconv.TASK: params.task_type,
+        semconv.THINKING: bool(params.thinking),
+        semconv.DIT_STEPS_REQUESTED: params.inference_steps,
+        **_written({"caption": params.caption, "lyrics": params.lyrics}, capture_content),
+    }
+    if params.duration and params.duration > 0:
+        attributes[semconv.AUDIO_DURATION_REQUESTED] = float(params.duration)
+    # Not in all versions.
+    others = (str(getattr(params, name, "")) for name in ("instruction", "lm_negative_prompt"))
+    texts = (params.caption, params.lyrics, *others, *file_names(params.src_audio, params.reference_audio))
+    return RequestStart(device_named(str(handler.device)), attributes, texts)
 
 
-def _made(result: Any) -> Attributes:
+def _text_request(span: str) -> RequestDefinition:
+    return RequestDefinition(span, _text_start, failure=_failure)
+
+
+def _text_start(call: Call, capture_content: bool) -> RequestStart:
+    handler = call.arguments["llm_handler"]
+    written = {text: str(call.arguments[text]) for text in _TEXTS if text in call.arguments}
+    attributes = {
+        **_common(handler),
+        semconv.REQUEST_MODEL: _model(handler, "acestep-5Hz-lm"),
+        semconv.OUTPUT_TYPE: "text",
+        **_written(written, capture_content),
+    }
+    return RequestStart(device_named(str(handler.device)), attributes, tuple(written.values()))
+
+
+def _made(_call: Call, result: Any) -> Attributes:
     if not result.audios:
         return {}
     first = result.audios[0]
@@ -137,9 +116,9 @@ def _made(result: Any) -> Attributes:
 class _Handler:
     """The seams of ``AceStepHandler``, which share what they know about running requests."""
 
-    def __init__(self, layer: TracingLayer) -> None:
-        self._layer = layer
-        self._methods = LoanedMethods()
+    def __init__(self, tracer: RequestTracer) -> None:
+        self._tracer = tracer
+        self._methods = TemporaryPatches()
         self._contexts: WeakKeyDictionary[Any, list[contextvars.Context]] = WeakKeyDictionary()
 
     def generate_music(
@@ -163,12 +142,12 @@ class _Handler:
         """Conditioning, up to the transformer's first call, and the diffusion loop from there on."""
 
         def run() -> Any:
-            self._layer.begin(semconv.CONDITION, tracks_memory=True)
+            self._tracer.begin(_CONDITION)
             decoder = getattr(getattr(instance, "model", None), "decoder", None)
             with self._methods.wrapped(decoder, "forward", self._denoise_step):
                 result = wrapped(*args, **kwargs)
-            self._layer.end(semconv.CONDITION)
-            self._layer.end(semconv.DIT, lambda loop: {semconv.DIT_STEPS: len(loop.children)} if loop.children else {})
+            self._tracer.end(semconv.CONDITION)
+            self._tracer.end(semconv.DIT, lambda loop: {semconv.DIT_STEPS: len(loop.children)} if loop.children else {})
             return result
 
         def run_for_caller() -> Any:
@@ -185,40 +164,20 @@ class _Handler:
     def decode(self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The decode of all tiles; of nested ones the outermost counts."""
         call = Call(wrapped, instance, args, kwargs)
-        if _running(semconv.VAE_DECODE) is not None:
-            return call.run()
-        return self._layer.stage(
-            semconv.VAE_DECODE,
-            call,
-            tracks_memory=True,
-            found=lambda decode, _: {semconv.VAE_TILES: len(decode.children)} if decode.children else {},
-        )
+        return call.run() if _running(semconv.VAE_DECODE) is not None else self._tracer.stage(_VAE_DECODE, call)
 
     def _decode_call(
         self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        decode = _running(semconv.VAE_DECODE)
-        if decode is None:
-            return self._layer.stage(semconv.VAE_DECODE, Call(wrapped, instance, args, kwargs), tracks_memory=True)
-        return self._layer.stage(
-            semconv.VAE_TILE,
-            Call(wrapped, instance, args, kwargs),
-            detail=Detail.STEP,
-            known=lambda: {semconv.VAE_TILE_INDEX: len(decode.children) - 1},
-        )
+        definition = _VAE_DECODE if _running(semconv.VAE_DECODE) is None else _VAE_TILE
+        return self._tracer.stage(definition, Call(wrapped, instance, args, kwargs))
 
     def _denoise_step(
         self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self._layer.end(semconv.CONDITION)
-        self._layer.begin(semconv.DIT, tracks_memory=True)
-        loop = _running(semconv.DIT)
-        return self._layer.stage(
-            semconv.DIT_STEP,
-            Call(wrapped, instance, args, kwargs),
-            detail=Detail.STEP,
-            known=lambda: {} if loop is None else {semconv.DIT_STEP_INDEX: len(loop.children) - 1},
-        )
+        self._tracer.end(semconv.CONDITION)
+        self._tracer.begin(_DIT)
+        return self._tracer.stage(_DIT_STEP, Call(wrapped, instance, args, kwargs))
 
 
 def _running(name: str) -> Stage | None:
@@ -226,39 +185,33 @@ def _running(name: str) -> Stage | None:
     return None if recording is None else recording.running(name)
 
 
-def _stage(layer: TracingLayer, name: str, *, device_clock: bool, known: Callable[[Any], Attributes]) -> Wrapper:
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return layer.stage(
-            name,
-            Call(wrapped, instance, args, kwargs),
-            device_clock=device_clock,
-            known=lambda: known(instance),
-        )
-
-    return wrapper
+def _position(loop: str, attribute: str, _call: Call) -> Attributes:
+    """Index of a step or tile: the stage itself is the last child of its loop."""
+    running = _running(loop)
+    return {} if running is None else {attribute: len(running.children) - 1}
 
 
-def _phase(layer: TracingLayer) -> Wrapper:
+def _count(attribute: str, _call: Call, stage: Stage, _result: Any) -> Attributes:
+    return {attribute: len(stage.children)} if stage.children else {}
+
+
+def _lm_attributes(call: Call) -> Attributes:
+    return _language_model(call.instance)
+
+
+def _phase(recorder: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(wrapped, instance, args, kwargs)
         name = _phase_name(call) if current_recording() is not None else None
-        if name is None:
-            return call.run()
-        return layer.stage(
-            name,
-            call,
-            device_clock=False,
-            tracks_memory=True,
-            phase=PhaseRecord(),
-            known=lambda: _language_model(instance),
-        )
+        return call.run() if name is None else recorder.stage(_PHASES[name], call)
 
     return wrapper
 
 
 @never_raises
 def _phase_name(call: Call) -> str | None:
-    return _PHASES.get((call.arguments["cfg"] or {}).get("generation_phase", "cot"))
+    name = (call.arguments["cfg"] or {}).get("generation_phase", "cot")
+    return name if name in _PHASES else None
 
 
 def _engine_step(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -304,9 +257,35 @@ def _model(handler: Any, otherwise: str) -> str:
     return str(path).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
-def _written(layer: TracingLayer, texts: Mapping[str, str]) -> dict[str, AttributeValue]:
+def _written(texts: Mapping[str, str], capture_content: bool) -> dict[str, AttributeValue]:
     """Lengths of what the user wrote, and the texts after opt-in."""
     attributes: dict[str, AttributeValue] = {_LENGTHS[name]: len(text) for name, text in texts.items()}
-    if layer.settings.capture_content:
+    if capture_content:
         attributes |= {_TEXTS[name]: text for name, text in texts.items()}
     return attributes
+
+
+_PLANNING: Final = StageDefinition(semconv.LM, device_clock=False, attributes_before=_lm_attributes)
+_PHASES: Final = {
+    name: StageDefinition(
+        span, device_clock=False, tracks_memory=True, is_lm_phase=True, attributes_before=_lm_attributes
+    )
+    for name, span in (("cot", semconv.LM_COT), ("codes", semconv.LM_CODES))
+}
+"""Phases by the name that the handler gives them; its third, ``understand``, is both in one."""
+_CONDITION: Final = StageDefinition(semconv.CONDITION, tracks_memory=True)
+_DIT: Final = StageDefinition(semconv.DIT, tracks_memory=True)
+_DIT_STEP: Final = StageDefinition(
+    semconv.DIT_STEP,
+    detail=Detail.STEP,
+    attributes_before=partial(_position, semconv.DIT, semconv.DIT_STEP_INDEX),
+)
+_VAE_DECODE: Final = StageDefinition(
+    semconv.VAE_DECODE, tracks_memory=True, attributes_after=partial(_count, semconv.VAE_TILES)
+)
+_VAE_TILE: Final = StageDefinition(
+    semconv.VAE_TILE,
+    detail=Detail.STEP,
+    attributes_before=partial(_position, semconv.VAE_DECODE, semconv.VAE_TILE_INDEX),
+)
+_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _song_start, _made, _failure)

@@ -20,7 +20,7 @@ from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defau
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.profiler.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
-from acestep_otel.signals import INTERRUPTED, exit_on_terminate
+from acestep_otel.shutdown import INTERRUPTED, exit_on_terminate
 
 FAILED: Final = 1
 """Exit code of a run that did not end well."""

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from acestep_otel.profiler.benchmark.mode import benchmark
+from acestep_otel.profiler.language_model_modes import create_sample, format_sample, understand
 from acestep_otel.profiler.options import Mode, Options
 from acestep_otel.profiler.run.profile import profile
-from acestep_otel.profiler.songwriting.create_sample import create_sample
-from acestep_otel.profiler.songwriting.format_sample import format_sample
-from acestep_otel.profiler.songwriting.understand import understand
 from acestep_otel.profiler.telemetry.providers import Telemetry
 from acestep_otel.profiler.tier_test.mode import tier_test
 

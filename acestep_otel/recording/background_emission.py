@@ -1,14 +1,17 @@
-"""A thread of its own for the telemetry of requests that have ended.
+"""A background thread that emits the telemetry of requests that have ended.
 
 Reading a device's events and building spans and metrics takes a millisecond or two, which the caller need not wait
-for; and inference that hands its audio back on the device returns before the device is done.
+for; and inference that returns its audio on the device returns before the device is done. A forked child inherits
+memory but no threads, so it starts with a queue of its own.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -134,3 +137,29 @@ class Deferral:
                 return None
             self._at_work = True
             return self._waiting.popleft()
+
+
+def follow_forks(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:
+    """Have methods called around every fork of this process, for as long as their object lives.
+
+    The hooks cannot be taken off again, so they do not keep the object alive.
+
+    Args:
+        before: called by the thread that forks, first.
+        in_parent: called by the same thread after it.
+        in_child: called in the child.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_while_alive(before), after_in_parent=_while_alive(in_parent), after_in_child=_while_alive(in_child)
+        )
+
+
+def _while_alive(method: Callable[[], None]) -> Callable[[], None]:
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (alive := reference()) is not None:
+            alive()
+
+    return call

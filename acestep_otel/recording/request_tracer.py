@@ -1,4 +1,4 @@
-"""The tracing layer as the seams see it: starts and finishes requests, and wraps stages around calls."""
+"""Runs calls as requests and stages: starts and finishes requests, and hands finished ones over for emission."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from opentelemetry.metrics import Meter
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from acestep_otel import semconv
-from acestep_otel.recording.annotations import current_annotations, is_measured
-from acestep_otel.recording.background_emission import Deferral
-from acestep_otel.recording.call import Attributes, Call, RequestStart
+from acestep_otel.recording.background_emission import Deferral, follow_forks
+from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
 from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes, record_failure
-from acestep_otel.recording.forks import follow_forks
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
 from acestep_otel.recording.trace_tree import (
+    Attributes,
     AttributeValue,
     RequestRecording,
     Stage,
     Unrecorded,
+    current_annotations,
     current_recording,
     inside_request,
+    is_measured,
     never_raises,
     reset_current,
     set_current,
 )
 from acestep_otel.recording.vram import VramTracker
-from acestep_otel.settings import Detail, Settings
+from acestep_otel.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ logger = logging.getLogger("acestep_otel")
 class _Request:
     """A request that is running: its live root span, and its recording unless it was sampled out."""
 
+    device: torch.device
     root: Stage
     span: Span
     recording: RequestRecording | Unrecorded
@@ -59,7 +61,7 @@ class _Request:
     common: Attributes
 
 
-class TracingLayer:
+class RequestTracer:
     """Everything that instrumentation holds while it is switched on.
 
     Attributes:
@@ -96,36 +98,26 @@ class TracingLayer:
         self._running.clear()
         self._gpus.forget()
 
-    def request(
-        self,
-        name: str,
-        call: Call,
-        start: RequestStart,
-        found: Callable[[Any], Attributes],
-        failed: Callable[[Any], BaseException | None] = lambda _: None,
-    ) -> Any:
-        """Run a call as a request: the root of a tree. Inside another request it is just run.
+    def request(self, definition: RequestDefinition, call: Call) -> Any:
+        """Run a call as a request. Inside another request it is just run.
 
         A request that was sampled out is counted and timed on the host; its stages are not looked at.
 
         Args:
-            name: name of the root span.
+            definition: how it is recorded.
             call: what to run.
-            start: what is known before the call.
-            found: attributes known from the result.
-            failed: the error that a result stands for, where a library reports failure without raising.
         """
-        request = None if self._closed or inside_request() else self._start(name, start)
+        request = None if self._closed or inside_request() else self._start(definition, call)
         if request is None:
             return call.run()
         recording_token = set_current(request.recording)
         context_token = otel_context.attach(trace.set_span_in_context(request.span))
         error: BaseException | None = None
         try:
-            with self._vram.request(start.device):
+            with self._vram.request(request.device):
                 result = call.run()
-            self._describe(request.root, lambda: found(result))
-            error = never_raises(failed)(result)
+            self._describe(request.root, lambda: definition.attributes_after(call, result))
+            error = never_raises(definition.failure)(result)
         except BaseException as raised:
             error = raised
             raise
@@ -135,106 +127,83 @@ class TracingLayer:
             self._finish(request, error)
         return result
 
-    def stage(
-        self,
-        name: str,
-        call: Call,
-        *,
-        detail: Detail = Detail.STAGE,
-        device_clock: bool = True,
-        tracks_memory: bool = False,
-        phase: PhaseRecord | None = None,
-        known: Callable[[], Attributes] | None = None,
-        found: Callable[[Stage, Any], Attributes] | None = None,
-    ) -> Any:
+    def stage(self, definition: StageDefinition, call: Call) -> Any:
         """Run a call as a stage of the current request; without one, or below the detail level, just run it.
 
         Args:
-            name: name of the span.
+            definition: how it is recorded.
             call: what to run.
-            detail: level from which on this stage is recorded.
-            device_clock: whether its times come from the device's clock.
-            tracks_memory: whether its memory peak is taken.
-            phase: collects token times while the call runs.
-            known: attributes known before the call; still there when it fails.
-            found: attributes known from the stage and its result.
         """
         recording = current_recording()
-        if recording is None or recording.detail < detail:
+        if recording is None or recording.detail < definition.detail:
             return call.run()
-        stage = self._begin(recording, name, detail, device_clock, tracks_memory)
+        stage = self._begin(recording, definition)
         if stage is None:
             return call.run()
-        stage.phase = phase
+        if definition.is_lm_phase:
+            stage.phase = PhaseRecord()
+        before, after = definition.attributes_before, definition.attributes_after
         try:
-            if known is not None:
-                self._describe(stage, known)
+            if before is not None:
+                self._describe(stage, lambda: before(call))
             result = call.run()
         except BaseException as error:
             self._end(recording, stage, error)
             raise
         self._end(recording, stage, None)
-        if found is not None:
-            self._describe(stage, lambda: found(stage, result))
+        if after is not None:
+            self._describe(stage, lambda: after(call, stage, result))
         return result
 
-    def begin(
-        self,
-        name: str,
-        *,
-        detail: Detail = Detail.STAGE,
-        device_clock: bool = True,
-        tracks_memory: bool = False,
-        known: Callable[[], Attributes] | None = None,
-    ) -> None:
-        """Begin a stage that another seam ends, where no single call covers it; without effect while it is open.
+    def begin(self, definition: StageDefinition, attributes: Callable[[], Attributes] | None = None) -> None:
+        """Begin a stage that another patch ends, where no single call covers it; without effect while it is open.
 
         Args:
-            name: name of the span.
-            detail: level from which on this stage is recorded.
-            device_clock: whether its times come from the device's clock.
-            tracks_memory: whether its memory peak is taken.
-            known: attributes known by now.
+            definition: how it is recorded; what it reads from a call is not used.
+            attributes: known by now.
         """
         recording = current_recording()
-        if recording is None or recording.detail < detail or recording.running(name) is not None:
+        if recording is None or recording.detail < definition.detail or recording.running(definition.span) is not None:
             return
-        stage = self._begin(recording, name, detail, device_clock, tracks_memory)
-        if stage is not None and known is not None:
-            self._describe(stage, known)
+        stage = self._begin(recording, definition)
+        if stage is not None and attributes is not None:
+            self._describe(stage, attributes)
 
-    def end(self, name: str, found: Callable[[Stage], Attributes] | None = None) -> None:
+    def end(self, name: str, attributes: Callable[[Stage], Attributes] | None = None) -> None:
         """End a stage that ``begin`` began, and whatever is open inside it; without effect when it is not open.
 
         Args:
             name: name of the span.
-            found: attributes known by now.
+            attributes: known by now.
         """
         recording = current_recording()
         stage = None if recording is None else recording.running(name)
         if recording is None or stage is None:
             return
         self._end(recording, stage, None)
-        if found is not None:
-            self._describe(stage, lambda: found(stage))
+        if attributes is not None:
+            self._describe(stage, lambda: attributes(stage))
 
-    def load(self, call: Call, *, model: str, role: str, device: torch.device, user_texts: tuple[str, ...] = ()) -> Any:
+    def load(self, definition: LoadDefinition, call: Call) -> Any:
         """Run a model's loading in a span of its own, below whatever span is current.
 
         Args:
+            definition: how it is recorded.
             call: what to run.
-            model: its name.
-            role: what it is for.
-            device: that it is loaded for.
-            user_texts: what must not appear in exception messages.
         """
-        if self._closed:
+        load = None if self._closed else never_raises(definition.load)(call)
+        if load is None:
             return call.run()
-        self._gpus.add(device)
-        attributes = {**self._common(), semconv.MODEL_NAME: model, semconv.MODEL_ROLE: role, semconv.CLOCK: "host"}
+        self._gpus.add(load.device)
+        attributes = {
+            **self._common(),
+            semconv.MODEL_NAME: load.model,
+            semconv.MODEL_ROLE: definition.role,
+            semconv.CLOCK: "host",
+        }
         # Loading beside a running request uses the same memory counters, so it counts as one more request.
-        with nullcontext() if inside_request() else self._vram.request(device):
-            never_raises(self._vram.begin)(device)
+        with nullcontext() if inside_request() else self._vram.request(load.device):
+            never_raises(self._vram.begin)(load.device)
             start_ns = time.perf_counter_ns()
             with self._tracer.start_as_current_span(
                 semconv.MODEL_LOAD, attributes=attributes, record_exception=False, set_status_on_exception=False
@@ -242,10 +211,10 @@ class TracingLayer:
                 try:
                     result = call.run()
                 except BaseException as error:
-                    never_raises(record_failure)(span, error, Scrubber(user_texts))
+                    never_raises(record_failure)(span, error, Scrubber(load.user_texts))
                     raise
                 seconds = (time.perf_counter_ns() - start_ns) / 1e9
-                self._loaded(span, seconds, model, device)
+                self._loaded(span, seconds, load)
                 return result
 
     def finish(self, timeout: float) -> None:
@@ -294,13 +263,13 @@ class TracingLayer:
         return True
 
     @never_raises
-    def _loaded(self, span: Span, seconds: float, model: str, device: torch.device) -> None:
+    def _loaded(self, span: Span, seconds: float, load: ModelLoad) -> None:
         attributes: dict[str, AttributeValue] = {
             semconv.STAGE: semconv.stage_of(semconv.MODEL_LOAD),
-            semconv.REQUEST_MODEL: model,
+            semconv.REQUEST_MODEL: load.model,
         }
         self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)
-        if (reading := self._vram.read(device)) is not None:
+        if (reading := self._vram.read(load.device)) is not None:
             peak = reading.peak
             span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
             span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
@@ -312,14 +281,17 @@ class TracingLayer:
         return {semconv.RUN_ID: self._run_id, **current_annotations()}
 
     @never_raises
-    def _start(self, name: str, start: RequestStart) -> _Request:
+    def _start(self, definition: RequestDefinition, call: Call) -> _Request:
+        start = definition.start(call, self.settings.capture_content)
         self._gpus.add(start.device)
         common = self._common()
         host = HostClock()
-        root = Stage(name, host_mark(), device_clock=False, attributes=dict(start.attributes))
+        root = Stage(definition.span, host_mark(), device_clock=False, attributes=dict(start.attributes))
         # The root's own mark, so that its span is as long as what the metrics record.
         started_ns = host.time_of(root.start)
-        span = self._tracer.start_span(name, start_time=started_ns, attributes={**common, **start.attributes})
+        span = self._tracer.start_span(
+            definition.span, start_time=started_ns, attributes={**common, **start.attributes}
+        )
         recording: RequestRecording | Unrecorded = Unrecorded()
         if span.is_recording():
             recording = RequestRecording(
@@ -329,7 +301,7 @@ class TracingLayer:
                 detail=self.settings.detail,
                 vram=self._vram,
             )
-        request = _Request(root, span, recording, Scrubber(start.user_texts), common)
+        request = _Request(start.device, root, span, recording, Scrubber(start.user_texts), common)
         self._running[id(request)] = request
         self._count_active(request, 1)
         return request
@@ -376,10 +348,13 @@ class TracingLayer:
         self._instruments.record(semconv.REQUESTS_ACTIVE, change, metric_attributes(request.root, ""))
 
     @never_raises
-    def _begin(
-        self, recording: RequestRecording, name: str, detail: Detail, device_clock: bool, tracks_memory: bool
-    ) -> Stage:
-        return recording.begin(name, detail=detail, device_clock=device_clock, tracks_memory=tracks_memory)
+    def _begin(self, recording: RequestRecording, definition: StageDefinition) -> Stage:
+        return recording.begin(
+            definition.span,
+            detail=definition.detail,
+            device_clock=definition.device_clock,
+            tracks_memory=definition.tracks_memory,
+        )
 
     @never_raises
     def _end(self, recording: RequestRecording, stage: Stage, error: BaseException | None) -> None:

@@ -1,19 +1,20 @@
-"""What one request did: a tree of stages with marks, built while it runs and turned into telemetry after it.
+"""The tree of one request: its stages, the stack of those that are open, and which request a context runs.
 
-The engine's seams call ``begin`` and ``end``. Both cost tens of microseconds, create no span and never raise: a fault
-in here loses telemetry, not a song.
+Annotations are attributes that the application puts on every span of the requests made inside a block.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
+from acestep_otel import semconv
 from acestep_otel.recording.clock import Clock, Mark, host_mark
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
@@ -22,9 +23,11 @@ from acestep_otel.settings import Detail
 if TYPE_CHECKING:
     import torch
 
+
 logger = logging.getLogger("acestep_otel")
 
 AttributeValue = str | bool | int | float
+Attributes = Mapping[str, AttributeValue]
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -104,7 +107,7 @@ class RequestRecording:
         if tracks_memory:
             self._vram.begin(self.device)
         start = self._device_mark() if device_clock else host_mark()
-        # A reading is the dearest thing that is done at an end, so steps and tiles have one at the finest level alone.
+        # Reading the counters is the most expensive part of an end: steps and tiles are read at the finest level only.
         reads_memory = tracks_memory or detail <= Detail.STAGE or self.detail >= Detail.TOKEN
         stage = Stage(name, start, device_clock, tracks_memory=tracks_memory, reads_memory=reads_memory)
         self._open[-1].children.append(stage)
@@ -235,3 +238,34 @@ def running_phase() -> tuple[RequestRecording, PhaseRecord] | None:
     if recording is None or recording.innermost.phase is None:
         return None
     return recording, recording.innermost.phase
+
+
+_annotations: ContextVar[Attributes | None] = ContextVar("acestep_otel_annotations", default=None)
+
+
+@contextmanager
+def annotated(attributes: Attributes) -> Iterator[None]:
+    """Put attributes on every span of the requests made inside the block; blocks add up."""
+    token = _annotations.set({**current_annotations(), **attributes})
+    try:
+        yield
+    finally:
+        _annotations.reset(token)
+
+
+def warmup() -> AbstractContextManager[None]:
+    """Mark the spans of requests made inside the block with ``acestep.warmup``."""
+    return annotated({semconv.WARMUP: True})
+
+
+def is_measured(attributes: Attributes) -> bool:
+    """Whether requests with these attributes count in metrics.
+
+    A warm-up's share of a sum or a histogram could never be taken out again.
+    """
+    return not attributes.get(semconv.WARMUP)
+
+
+def current_annotations() -> Attributes:
+    """What the blocks around this moment have put there."""
+    return _annotations.get() or {}

@@ -23,9 +23,9 @@ from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.patches.engine import seams
-from acestep_otel.patches.patcher import Patches
-from acestep_otel.profiler.run.torch_profiler_ranges import ProfilerRanges
+from acestep_otel.patches.engine import PATCHES
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.profiler.run.profilers import ProfilerRanges
 from tests.conformance.conftest import CPU, HERE
 
 GATEWAY = yaml.safe_load((Path(__file__).parents[2] / "collectors" / "gateway.yaml").read_text("utf-8"))
@@ -96,11 +96,11 @@ def spans():
 
 @pytest.fixture
 def ranges():
-    """What a profiler run puts around the tracing layer at the same seams."""
-    patches = Patches()
-    patches.apply(seams(ProfilerRanges()))
+    """What a profiler run puts around the tracing layer at the same patches."""
+    patcher = Patcher(ProfilerRanges())
+    patcher.apply(PATCHES)
     yield
-    patches.remove()
+    patcher.remove()
 
 
 def test_vllm_spans_and_timings_join_the_trace(spans, ranges, tiny):

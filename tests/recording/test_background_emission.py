@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace import SpanProcessor
 from acestep_otel import semconv
 from acestep_otel.recording import background_emission as deferral_module
 from acestep_otel.recording.background_emission import Deferral
-from acestep_otel.recording.call import Call, RequestStart
+from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition
 from acestep_otel.recording.clock import HostClock
-from acestep_otel.recording.request_tracer import TracingLayer
+from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.settings import Settings
 from tests.tracing import Traced, tree
 
@@ -45,7 +45,7 @@ def device():
 @pytest.fixture
 def layer(device):
     traced = Traced()
-    layer = TracingLayer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
+    layer = RequestTracer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
     layer._clocks.for_device = lambda *_: device
     layer.traced = traced
     return layer
@@ -53,10 +53,11 @@ def layer(device):
 
 def run(layer, work=lambda: "audio"):
     def song():
-        return layer.stage(semconv.VAE_DECODE, Call(work, None, (), {}))
+        return layer.stage(StageDefinition(semconv.VAE_DECODE), Call(work, None, (), {}))
 
     start = RequestStart(CPU, {semconv.REQUEST_MODEL: "model"}, ())
-    return layer.request(semconv.GENERATE_MUSIC, Call(song, None, (), {}), start, lambda _: {})
+    definition = RequestDefinition(semconv.GENERATE_MUSIC, lambda _call, _capture_content: start)
+    return layer.request(definition, Call(song, None, (), {}))
 
 
 def test_the_request_returns_before_the_device_and_its_spans_come_later(layer, device):

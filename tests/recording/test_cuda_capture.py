@@ -6,9 +6,8 @@ import threading
 import pytest
 import torch
 
-from acestep_otel.recording import cuda_capture as captures
-from acestep_otel.recording.clock import Clocks, HostClock
-from acestep_otel.recording.cuda_capture import beside_captures
+from acestep_otel.recording import clock as captures
+from acestep_otel.recording.clock import Clocks, HostClock, beside_captures
 
 GLOBAL, THREAD_LOCAL = 0, 1
 INVALID_CONTEXT = 201

@@ -11,14 +11,15 @@ import torch
 
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.recording.call import Call, RequestStart
+from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, RequestStart
 from acestep_otel.recording.gpu_metrics import GpuWatch
-from acestep_otel.recording.request_tracer import TracingLayer
+from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.settings import Settings
 from tests.nvml import GIB, Nvml
 from tests.tracing import Traced
 
 CUDA = torch.device("cuda", 0)
+LOAD = LoadDefinition("renderer", lambda _: ModelLoad("model", CUDA))
 CARD = {semconv.HW_ID: "GPU-abc", semconv.HW_NAME: "NVIDIA H100"}
 ALL = (semconv.HW_GPU_UTILIZATION, semconv.HW_GPU_MEMORY_USAGE, semconv.HW_GPU_MEMORY_LIMIT)
 
@@ -91,25 +92,27 @@ def test_off_cuda_the_driver_is_not_asked(traced: Traced, tiny_models: Any, monk
 
 
 def test_requests_and_loads_show_which_cards_are_in_use(traced: Traced, nvml: Nvml) -> None:
-    def layer() -> TracingLayer:
+    def tracer() -> RequestTracer:
         meter = traced.meter_provider.get_meter("test")
-        return TracingLayer(traced.provider.get_tracer("test"), meter, Settings(), "run")
+        return RequestTracer(traced.provider.get_tracer("test"), meter, Settings(), "run")
 
-    loading = layer()
+    loading = tracer()
     assert observed(traced) == [[], [], []]
-    loading.load(Call(lambda: "model", None, (), {}), model="it", role="renderer", device=CUDA)
+    loading.load(LOAD, Call(lambda: "model", None, (), {}))
     assert [len(points) for points in observed(traced)] == [1, 1, 1]
     loading.close()
     assert observed(traced) == [[], [], []]
-    layer().request("generate_music", Call(lambda: "song", None, (), {}), RequestStart(CUDA, {}, ()), lambda _: {})
+    tracer().request(
+        RequestDefinition("generate_music", lambda *_: RequestStart(CUDA, {}, ())), Call(lambda: "song", None, (), {})
+    )
     assert [len(points) for points in observed(traced)] == [1, 1, 1]
 
 
 def test_instrumentation_that_is_switched_off_observes_nothing(traced: Traced, nvml: Nvml) -> None:
     traced.instrument()
-    layer = AceStepInstrumentor()._layer
-    assert layer is not None
-    layer.load(Call(lambda: "model", None, (), {}), model="it", role="renderer", device=CUDA)
+    tracer = AceStepInstrumentor()._tracer
+    assert tracer is not None
+    tracer.load(LOAD, Call(lambda: "model", None, (), {}))
     assert [len(points) for points in observed(traced)] == [1, 1, 1]
     AceStepInstrumentor().uninstrument()
     assert observed(traced) == [[], [], []]

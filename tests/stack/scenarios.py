@@ -19,11 +19,10 @@ from acestep.errors import AceStepError, OutOfMemory
 from acestep.inference import generate_music
 from acestep.renderer.renderer import Renderer
 from acestep.types import GenerationRequest
-from acestep_otel.profiler.benchmark.cells import Failure, Figures
+from acestep_otel.profiler.benchmark.matrix import Failure, Figures
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.options import Options
-from acestep_otel.profiler.telemetry.instrumented import instrumented
-from acestep_otel.profiler.telemetry.providers import Telemetry
+from acestep_otel.profiler.telemetry.providers import Telemetry, instrumented
 from acestep_otel.profiler.tier_test.outputs import Outputs, record_row
 from acestep_otel.profiler.tier_test.plan import Plan
 from acestep_otel.profiler.tier_test.trials import GIB, Observation, TierResult

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from acestep_otel.profiler.benchmark.cells import COLUMNS, Cell, Figures
+from acestep_otel.profiler.benchmark.matrix import COLUMNS, Cell, Figures
 from acestep_otel.profiler.report.results import NotAResultFile, read_document
 
 COMPARISON_VERSION: Final = 1

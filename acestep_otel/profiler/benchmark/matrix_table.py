@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from acestep_otel.profiler.benchmark.cells import Cell, CellResult, Figures
 from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Figures
 
 _RULE: Final = "-" * 122
 _ABSENT: Final = "—"

@@ -25,8 +25,7 @@ from acestep.types import EffectiveSettings, GenerationRequest
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.benchmark.cells import Cell, CellResult, Failure, Figures
-from acestep_otel.profiler.benchmark.matrix import Matrix, cell_options
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Figures, Matrix, cell_options
 from acestep_otel.profiler.benchmark.matrix_table import render_matrix, render_spread
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.files import require_writable
@@ -41,9 +40,8 @@ from acestep_otel.profiler.run.generation_request import build_request, select_m
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.profiler.run.placement import describe_models, describe_placement
 from acestep_otel.profiler.run.progress import CellBar
-from acestep_otel.profiler.telemetry.instrumented import detail_level, instrumented, settle
-from acestep_otel.profiler.telemetry.providers import Telemetry
-from acestep_otel.recording import annotated, calibrate_guidance, warmup
+from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented, settle
+from acestep_otel.recording import GuidanceShare, annotated, guidance_share, measure_guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.settings import Detail
 
@@ -139,12 +137,13 @@ class _Benchmark:
             if request.needs_language_model and models.planner is None:
                 models = replace(models, planner=load_planner(self.select_planner()))
             with annotated({semconv.BENCHMARK_CELL: self.matrix.cells.index(cell)}):
+                share: GuidanceShare | None = None
                 if not self.options.no_warmup:
                     with warmup():
                         _generate(models, request)
-                    calibrate_guidance(models, request)
+                    share = measure_guidance_share(models, request)
                 for repeat in range(self.options.repeat):
-                    with annotated({semconv.BENCHMARK_REPEAT: repeat}):
+                    with annotated({semconv.BENCHMARK_REPEAT: repeat}), guidance_share(share):
                         figures.append(self.run_once(models, request, entries))
         except Exception as error:
             failure = Failure.of(error)

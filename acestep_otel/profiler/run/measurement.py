@@ -1,4 +1,4 @@
-"""One measured call of the engine: loaded, warmed up, run, reported.
+"""One measured run: set-up, warm-up, the run, and every output made from it.
 
 Everything reported is computed from the spans of the measured run, also when it failed.
 """
@@ -28,23 +28,45 @@ from acestep.errors import (
 )
 from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
+from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.files import require_writable
 from acestep_otel.profiler.options import Options
-from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
 from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.statistics import token_statistics
-from acestep_otel.profiler.report.terminal import render_breakdown
-from acestep_otel.profiler.report.token_table import render_token_statistics
+from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
 from acestep_otel.profiler.run.profilers import examination_files, examine
 from acestep_otel.profiler.run.progress import ProgressBars
-from acestep_otel.profiler.run.result_metrics import record_figures
-from acestep_otel.profiler.telemetry.instrumented import detail_level, instrumented, settle
-from acestep_otel.profiler.telemetry.providers import Telemetry
-from acestep_otel.recording import warmup
+from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented, settle
+from acestep_otel.recording import GuidanceShare, guidance_share, warmup
+from acestep_otel.recording.instruments import Instruments
+
+
+def record_figures(run: Run, telemetry: Telemetry) -> None:
+    """Record the breakdown and the pace of each planner phase.
+
+    Args:
+        run: the measured run; the model it names is the metrics' own.
+        telemetry: whose meter takes them.
+    """
+    instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel", __version__))
+    model = {semconv.REQUEST_MODEL: str(run.root.attributes.get(semconv.REQUEST_MODEL, ""))}
+    root = {**model, semconv.STAGE: semconv.stage_of(run.root.name)}
+    for row in breakdown_rows(Breakdown.of(run)):
+        if row.value is None:
+            continue
+        if row.component == "steps":
+            instruments.record(semconv.PROFILE_STEPS, row.value, root)
+        else:
+            instruments.record(semconv.PROFILE_DURATION, row.value, {**root, semconv.PROFILE_ROW: row.component})
+    for phase in token_statistics(run):
+        if rate := phase.output_tokens_per_second:
+            instruments.record(semconv.PROFILE_TOKEN_DURATION, 1 / rate, {**model, semconv.STAGE: phase.phase})
+
 
 Loaded = TypeVar("Loaded")
 
@@ -76,11 +98,11 @@ class Job(Protocol[Loaded]):
     def load(self) -> Loaded:
         """Load the models."""
 
-    def rehearse(self, models: Loaded, progress: ProgressCallback) -> None:
+    def warm_up(self, models: Loaded, progress: ProgressCallback) -> None:
         """Run once what is measured, leaving no files."""
 
-    def calibrate(self, models: Loaded) -> None:
-        """Measure beside the run what cannot be measured in it; forward passes, so only after a warm-up."""
+    def measure_guidance(self, models: Loaded) -> GuidanceShare | None:
+        """Measure what guidance costs; forward passes, so only after a warm-up."""
 
     def run(self, models: Loaded, progress: ProgressCallback) -> Outcome:
         """Run what is measured."""
@@ -106,12 +128,13 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
             models = job.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
+        share: GuidanceShare | None = None
         try:
             if not options.no_warmup:
                 with warmup(), ProgressBars("warm-up", enabled=not options.no_progress) as progress:
-                    job.rehearse(models, progress)
-                job.calibrate(models)
-            with ProgressBars(options.mode, enabled=not options.no_progress) as progress:
+                    job.warm_up(models, progress)
+                share = job.measure_guidance(models)
+            with guidance_share(share), ProgressBars(options.mode, enabled=not options.no_progress) as progress:
                 outcome = job.run(models, progress)
         except BaseException as raised:
             error = raised
@@ -120,7 +143,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
             _report(options, telemetry, job.root, outcome, error)
     # After the block: nothing is traced any more, and nothing that is reported is measured in here.
     with ProgressBars("examination", enabled=not options.no_progress) as progress:
-        examine(options, lambda: job.rehearse(models, progress))
+        examine(options, lambda: job.warm_up(models, progress))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from acestep_otel.profiler.run.generation_request import build_request, select_m
 from acestep_otel.profiler.run.measurement import Outcome, measure, setup_errors
 from acestep_otel.profiler.run.placement import describe_decoding, describe_models, describe_placement
 from acestep_otel.profiler.telemetry.providers import Telemetry
-from acestep_otel.recording import calibrate_guidance
+from acestep_otel.recording import GuidanceShare, measure_guidance_share
 
 
 def profile(options: Options, telemetry: Telemetry) -> None:
@@ -48,12 +48,12 @@ class _Generation:
         asked = self.request.needs_language_model
         return load_models(select_models(self.options, with_language_model=asked, songs=self.request.batch_size))
 
-    def rehearse(self, models: Models, progress: ProgressCallback) -> None:
+    def warm_up(self, models: Models, progress: ProgressCallback) -> None:
         with TemporaryDirectory() as folder:
             generate_music(models, self.request, save_dir=Path(folder), progress=progress)
 
-    def calibrate(self, models: Models) -> None:
-        calibrate_guidance(models, self.request)
+    def measure_guidance(self, models: Models) -> GuidanceShare | None:
+        return measure_guidance_share(models, self.request)
 
     def run(self, models: Models, progress: ProgressCallback) -> Outcome:
         result = generate_music(models, self.request, save_dir=self.options.output_dir, progress=progress)

@@ -12,17 +12,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import torch
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, record_function
 
-from acestep_otel.patches.engine import seams
-from acestep_otel.patches.patcher import Patches
+from acestep_otel import semconv
+from acestep_otel.patches.engine import PATCHES
+from acestep_otel.patches.patcher import Patcher
 from acestep_otel.profiler.files import replacing
 from acestep_otel.profiler.options import Options
-from acestep_otel.profiler.run.torch_profiler_ranges import ProfilerRanges
+from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition
 
 _SHOWN_FUNCTIONS: Final = 20
 _WRITTEN_FUNCTIONS: Final = 200
@@ -91,10 +92,35 @@ def _examine_operators(trace: Path, call: Callable[[], object]) -> None:
 
 @contextmanager
 def _ranges() -> Iterator[None]:
-    """Name the profiler's ranges like our spans."""
-    patches = Patches()
-    patches.apply(seams(ProfilerRanges()))
+    """Name the profiler's ranges like the spans."""
+    patcher = Patcher(ProfilerRanges())
+    patcher.apply(PATCHES)
     try:
         yield
     finally:
-        patches.remove()
+        patcher.remove()
+
+
+class ProfilerRanges:
+    """Runs calls in ranges of ``torch.profiler`` (a ``StageRecorder``)."""
+
+    def request(self, definition: RequestDefinition, call: Call) -> Any:
+        """Run a call in a range of its own."""
+        return _in_range(definition.span, call)
+
+    def stage(self, definition: StageDefinition, call: Call) -> Any:
+        """Run a call in a range of its own."""
+        return _in_range(definition.span, call)
+
+    def load(self, _definition: LoadDefinition, call: Call) -> Any:
+        """Run a model's loading in a range of its own."""
+        return _in_range(semconv.MODEL_LOAD, call)
+
+    def adopt(self, *_details: Any) -> bool:
+        """Adopt nothing: what a library has measured cannot become a range afterwards."""
+        return False
+
+
+def _in_range(name: str, call: Call) -> Any:
+    with record_function(name):
+        return call.run()

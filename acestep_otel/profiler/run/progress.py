@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from acestep.types import Progress
-from acestep_otel.profiler.benchmark.cells import Cell
+from acestep_otel.profiler.benchmark.matrix import Cell
 from acestep_otel.profiler.tier_test.trials import Trial
 
 _REDRAWS_PER_SECOND: Final = 4

@@ -1,4 +1,4 @@
-"""The OpenTelemetry SDK, set up for the command line.
+"""The OpenTelemetry SDK, set up for the command line, and the tracing of one mode's run with it.
 
 The tracing layer needs only the API; an application brings its own providers. The command line is an application:
 it keeps every finished span in memory for its report, sends telemetry to an OTLP endpoint when one is configured,
@@ -14,11 +14,12 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
@@ -37,9 +38,12 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from acestep_otel import __version__, semconv
+from acestep_otel.errors import SetupError
+from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.telemetry.trace_file import TraceFile
 from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
+from acestep_otel.settings import Detail, Settings
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
 if TYPE_CHECKING:
@@ -270,3 +274,44 @@ def _version() -> str:
         return version("acestep-otel")
     except PackageNotFoundError:
         return "0+checkout"
+
+
+_SETTLE_SECONDS: Final = 60.0
+"""A device that has not finished by then has hung; the report then says less."""
+
+
+def detail_level(word: str | None) -> Detail:
+    """The level of the command line, else that of the environment.
+
+    Raises:
+        SetupError: a word that is no level, or another wrong value in the environment's settings.
+    """
+    try:
+        settings = Settings.from_environment()
+        return settings.detail if word is None else Detail.parse(word)
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
+@contextmanager
+def instrumented(telemetry: Telemetry, detail: Detail) -> Iterator[None]:
+    """Trace the engine inside the block.
+
+    Under ``opentelemetry-instrument`` the engine is traced already, into providers that the report cannot read: the
+    command line's providers take over.
+    """
+    instrumentor = AceStepInstrumentor()
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+    instrumentor.instrument(
+        tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider, detail=detail
+    )
+    try:
+        yield
+    finally:
+        instrumentor.uninstrument()
+
+
+def settle() -> None:
+    """Wait until all that has ended is with the providers: telemetry is made beside the run."""
+    AceStepInstrumentor().flush(_SETTLE_SECONDS)

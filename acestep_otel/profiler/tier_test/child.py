@@ -28,24 +28,21 @@ from acestep.inference import generate_music
 from acestep.memory_cap import MemoryCap, enforce_memory_cap
 from acestep.types import SAMPLE_RATE, GenerationRequest, GenerationResult
 from acestep_otel.errors import SetupError
-from acestep_otel.patches.engine import seams
-from acestep_otel.patches.patcher import Patches
-from acestep_otel.profiler.benchmark.cells import Failure, Figures
+from acestep_otel.patches.engine import PATCHES
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.profiler.benchmark.matrix import Failure, Figures
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.results import RunResult
 from acestep_otel.profiler.report.spans import measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
-from acestep_otel.profiler.telemetry.instrumented import detail_level, instrumented, settle
-from acestep_otel.profiler.telemetry.providers import SpanCollector, Telemetry
-from acestep_otel.profiler.tier_test.driver_memory import DriverView, MemoryWatch, UseBefore
+from acestep_otel.profiler.telemetry.providers import SpanCollector, Telemetry, detail_level, instrumented, settle
 from acestep_otel.profiler.tier_test.forwarding import SpanForwarder
 from acestep_otel.profiler.tier_test.journal import StageJournal
-from acestep_otel.profiler.tier_test.memory import memory_use
-from acestep_otel.profiler.tier_test.plan import Job
+from acestep_otel.profiler.tier_test.memory import DriverView, MemoryWatch, UseBefore, memory_use
+from acestep_otel.profiler.tier_test.plan import Job, trial_attributes, trial_request, trial_selection
 from acestep_otel.profiler.tier_test.protocol import TRACE_PARENT, Event, Finished, Refused, Started, decode_job, encode
-from acestep_otel.profiler.tier_test.request import trial_attributes, trial_request, trial_selection
 from acestep_otel.profiler.tier_test.trials import AudioFacts, Observation, Trial
 from acestep_otel.profiler.tier_test.verdict import asked_placement, config_facts
 from acestep_otel.recording import annotated
@@ -73,7 +70,6 @@ def serve(job: Job, send: Callable[[Event], None], before: UseBefore) -> None:
         send: takes every event.
         before: what others held of the devices before this process used any.
     """
-    patches = Patches()
     with Telemetry() as telemetry, instrumented(telemetry, detail_level(job.options.detail)):
         telemetry.tracer_provider.add_span_processor(SpanForwarder(send))
         try:
@@ -91,11 +87,12 @@ def serve(job: Job, send: Callable[[Event], None], before: UseBefore) -> None:
         with MemoryWatch(view) as watch:
             journal = StageJournal(send, watch)
             # Around the tracing layer: a request's spans are handed over before the journal says that it ended.
-            patches.apply(seams(journal))
+            patcher = Patcher(journal)
+            patcher.apply(PATCHES)
             try:
                 _Work(job, send, device, cap, view, watch, journal, telemetry.collector).run()
             finally:
-                patches.remove()
+                patcher.remove()
 
 
 def _take_over_output() -> Callable[[Event], None]:

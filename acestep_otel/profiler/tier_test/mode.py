@@ -18,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.benchmark.cells import Failure
+from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.files import require_writable
 from acestep_otel.profiler.options import Options
@@ -27,14 +27,12 @@ from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.measurement import setup_errors
 from acestep_otel.profiler.run.progress import TrialBar
-from acestep_otel.profiler.telemetry.instrumented import detail_level
-from acestep_otel.profiler.telemetry.providers import Telemetry
+from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level
 from acestep_otel.profiler.tier_test.forwarding import OpenStages
 from acestep_otel.profiler.tier_test.launcher import Ending, child_environment, run_child
 from acestep_otel.profiler.tier_test.outputs import Outputs, decisive_failure, record_row
-from acestep_otel.profiler.tier_test.plan import Job, Plan
+from acestep_otel.profiler.tier_test.plan import Job, Plan, trial_attributes, trial_request
 from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, Spans, StageMark, Started
-from acestep_otel.profiler.tier_test.request import trial_attributes, trial_request
 from acestep_otel.profiler.tier_test.trials import TierResult, Trial
 from acestep_otel.profiler.tier_test.verdict import ended, judge, skipped
 from acestep_otel.recording.instruments import Instruments

@@ -14,8 +14,7 @@ from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.tier_test.boundary import BatchBoundary, Capability, batch_boundary, boundary
 from acestep_otel.profiler.tier_test.boundary_metrics import record_batch_boundary, record_boundary
-from acestep_otel.profiler.tier_test.plan import Plan
-from acestep_otel.profiler.tier_test.request import trial_attributes
+from acestep_otel.profiler.tier_test.plan import Plan, trial_attributes
 from acestep_otel.profiler.tier_test.table import render_batch_boundary, render_boundary, render_tiers
 from acestep_otel.profiler.tier_test.trials import TierResult
 from acestep_otel.recording.instruments import Instruments

@@ -1,4 +1,4 @@
-"""What a tier test tries: cards, variants, batch sizes, and which of them share a child process."""
+"""What a tier test tries: cards, variants, batch sizes, which of them share a child process, and their requests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Self
 
-from acestep.checkpoints import TINY_LM
+from acestep.checkpoints import TINY_LM, ModelSelection
 from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.placement import Placement
+from acestep.types import GenerationRequest
+from acestep_otel import semconv
 from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.run.example import Example
+from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.tier_test.trials import Trial
 
 DURATION: Final = 30.0
@@ -153,3 +157,42 @@ class _Card:
             return
         for batch_size in BATCH_SIZES:
             yield Planned(replace(with_lm, batch_size=batch_size))
+
+
+def trial_request(example: Example, options: Options, trial: Trial) -> GenerationRequest:
+    """The example at the trial's size; with a language model, both of its phases have something to write."""
+    thinks = trial.lm_model is not None
+    return build_request(
+        example,
+        replace(
+            options,
+            duration=trial.duration,
+            batch_size=trial.batch_size,
+            inference_steps=trial.inference_steps,
+            thinking=thinks,
+            use_cot_metas=thinks,
+        ),
+    )
+
+
+def trial_selection(options: Options, trial: Trial, placement: Placement, songs: int) -> ModelSelection:
+    """The models of a trial: the language model is the tier's, whatever the command line names.
+
+    Args:
+        options: of the command line.
+        trial: the first that uses them.
+        placement: where they live.
+        songs: most at once that a trial with these models makes.
+    """
+    selection = select_models(options, with_language_model=False, songs=songs)
+    return replace(selection, lm=trial.lm_model, placement=placement)
+
+
+def trial_attributes(trial: Trial) -> dict[str, str | int]:
+    """What spans and metrics of a trial are found by."""
+    return {
+        semconv.TIER_NAME: trial.tier,
+        semconv.TIER_MEMORY: trial.memory,
+        semconv.TIER_VARIANT: trial.variant,
+        semconv.TIER_LM: trial.lm_size or "none",
+    }

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
-from acestep_otel.profiler.benchmark.cells import Failure
+from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Accelerator, Environment
 from acestep_otel.profiler.tier_test.plan import Job

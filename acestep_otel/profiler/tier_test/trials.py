@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Self
 
 from acestep.memory_cap import MemoryCap
 from acestep.placement import Placement
-from acestep_otel.profiler.benchmark.cells import Failure, Figures
+from acestep_otel.profiler.benchmark.matrix import Failure, Figures
 
 GIB: Final = 2**30
 

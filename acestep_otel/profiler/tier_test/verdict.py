@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.placement import Placement
-from acestep_otel.profiler.benchmark.cells import Failure
+from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.tier_test.launcher import Ending
 from acestep_otel.profiler.tier_test.protocol import Finished
 from acestep_otel.profiler.tier_test.trials import GIB, Observation, Status, TierResult, Trial

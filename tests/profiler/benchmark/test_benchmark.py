@@ -23,8 +23,8 @@ from acestep.renderer import renderer
 from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.renderer import Renderer
 from acestep_otel import semconv
-from acestep_otel.profiler.benchmark.cells import Cell, Figures
 from acestep_otel.profiler.benchmark.comparison import ResultFile
+from acestep_otel.profiler.benchmark.matrix import Cell, Figures
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.spans import FinishedSpan, Run, runs

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep.errors import OutOfMemory
-from acestep_otel.profiler.benchmark.cells import COLUMNS, Cell, CellResult, Failure, Figures, Summary
+from acestep_otel.profiler.benchmark.matrix import COLUMNS, Cell, CellResult, Failure, Figures, Summary
 from acestep_otel.profiler.report.breakdown import Breakdown
 from tests.profiler.report.recorded import guide_spans, run_of
 

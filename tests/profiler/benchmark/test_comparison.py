@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_otel.profiler.benchmark.cells import Cell, Figures
 from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison, IncomparableResults, ResultFile
+from acestep_otel.profiler.benchmark.matrix import Cell, Figures
 
 CELL = Cell(30, 1, False, 8)
 seconds = st.floats(1e-3, 1e3)

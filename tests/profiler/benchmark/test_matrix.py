@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep.gpu_config import gpu_config
-from acestep_otel.profiler.benchmark.cells import Cell
-from acestep_otel.profiler.benchmark.matrix import BATCH_SIZES, DURATIONS, INFERENCE_STEPS, Matrix, cell_options
+from acestep_otel.profiler.benchmark.matrix import BATCH_SIZES, DURATIONS, INFERENCE_STEPS, Cell, Matrix, cell_options
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.run.generation_request import build_request
 from tests.profiler.run.test_generation_request import EXAMPLE

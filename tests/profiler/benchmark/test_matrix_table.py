@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from acestep_otel.profiler.benchmark.cells import Cell, CellResult, Failure, Figures
 from acestep_otel.profiler.benchmark.comparison import Comparison, ResultFile
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Figures
 from acestep_otel.profiler.benchmark.matrix_table import render_comparison, render_matrix, render_spread
 
 # The output example of the benchmark guide.

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acestep_otel import semconv
-from acestep_otel.profiler.benchmark.cells import Cell, CellResult, Failure, Figures
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Figures
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.html import Report, render_report, write_report
 from acestep_otel.profiler.report.spans import Run

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_otel.profiler.report.html.axis import Axis
 from acestep_otel.profiler.report.html.charts import WIDTH, Part, column_chart, row_chart
 from acestep_otel.profiler.report.html.curve import Level, Reading, Series, curve_chart
-from acestep_otel.profiler.report.html.quantities import duration, number, share, shortened, size
+from acestep_otel.profiler.report.html.quantities import Axis, duration, number, share, shortened, size
 
 positive = st.floats(1e-6, 1e6)
 # Times come as integer nanoseconds.

@@ -6,7 +6,7 @@ import pytest
 
 from acestep_otel import semconv
 from acestep_otel.profiler.report.statistics import token_statistics
-from acestep_otel.profiler.report.token_table import render_token_statistics
+from acestep_otel.profiler.report.terminal import render_token_statistics
 from tests.profiler.report.recorded import run_of, span
 
 TABLE = """\

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from acestep.types import Progress
-from acestep_otel.profiler.benchmark.cells import Cell
+from acestep_otel.profiler.benchmark.matrix import Cell
 from acestep_otel.profiler.run.progress import CellBar, ProgressBars, TrialBar
 from tests.profiler.tier_test.tier_rows import trial
 

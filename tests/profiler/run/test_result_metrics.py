@@ -10,10 +10,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
-from acestep_otel.profiler.report.breakdown import Breakdown
-from acestep_otel.profiler.report.rows import breakdown_rows
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.statistics import token_statistics
-from acestep_otel.profiler.run.result_metrics import record_figures
+from acestep_otel.profiler.run.measurement import record_figures
 from tests.profiler.report.recorded import guide_spans, run_of
 
 REQUEST = {semconv.STAGE: "generate_music"}

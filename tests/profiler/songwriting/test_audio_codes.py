@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.songwriting.audio_codes import parse_audio_codes
+from acestep_otel.profiler.language_model_modes import parse_audio_codes
 
 codes = st.lists(st.integers(0, 63_999), min_size=1)
 spaces = st.sampled_from(["", " ", "\n", "  \t"])

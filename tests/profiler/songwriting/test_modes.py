@@ -15,15 +15,13 @@ from acestep.planner.backends.pt import PtBackend
 from acestep.types import EffectivePlannerSettings, SongBlueprint, SongMetadata
 from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
+from acestep_otel.profiler.language_model_modes import DEFAULT_QUERY, render_blueprint
 from acestep_otel.profiler.options import DEFAULTS
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.spans import Run, measured_runs, runs
 from acestep_otel.profiler.report.statistics import token_statistics
-from acestep_otel.profiler.report.terminal import render_breakdown
-from acestep_otel.profiler.report.token_table import render_token_statistics
+from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
 from acestep_otel.profiler.run.example import load_example
-from acestep_otel.profiler.songwriting.blueprint import render_blueprint
-from acestep_otel.profiler.songwriting.create_sample import DEFAULT_QUERY
 from tests.profiler.outputs import OUTPUTS, result, traced
 
 ROOTS = {

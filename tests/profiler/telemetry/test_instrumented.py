@@ -7,8 +7,7 @@ import pytest
 from acestep import inference
 from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.profiler.telemetry.instrumented import detail_level, instrumented
-from acestep_otel.profiler.telemetry.providers import Telemetry
+from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented
 from acestep_otel.settings import Detail
 
 

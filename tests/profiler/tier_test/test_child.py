@@ -17,7 +17,7 @@ from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.tier_test import child
 from acestep_otel.profiler.tier_test.child import ran_out_of_memory, serve
-from acestep_otel.profiler.tier_test.driver_memory import UseBefore
+from acestep_otel.profiler.tier_test.memory import UseBefore
 from acestep_otel.profiler.tier_test.plan import Plan
 from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, Spans, StageMark, Started
 

@@ -6,7 +6,7 @@ import pynvml
 import pytest
 import torch
 
-from acestep_otel.profiler.tier_test.driver_memory import DriverView, MemoryWatch, UseBefore
+from acestep_otel.profiler.tier_test.memory import DriverView, MemoryWatch, UseBefore
 from tests.nvml import GIB, Nvml
 
 CUDA = torch.device("cuda", 0)
@@ -68,7 +68,7 @@ class Levels:
 def watched(monkeypatch: pytest.MonkeyPatch, levels: list[tuple[int, int | None]]) -> MemoryWatch:
     """A watch that looked at these times and saw these levels."""
     view, times = Levels(), iter([time for time, level in levels if level is not None])
-    monkeypatch.setattr("acestep_otel.profiler.tier_test.driver_memory.time.time_ns", lambda: next(times))
+    monkeypatch.setattr("acestep_otel.profiler.tier_test.memory.time.time_ns", lambda: next(times))
     watch = MemoryWatch(view)  # type: ignore[arg-type]
     for _, level in levels:
         view.level = level

@@ -10,11 +10,11 @@ from opentelemetry.trace import StatusCode
 from acestep_otel import semconv
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.telemetry.providers import Telemetry
-from acestep_otel.profiler.tier_test.driver_memory import MemoryWatch
 from acestep_otel.profiler.tier_test.forwarding import OpenStages, SpanForwarder
 from acestep_otel.profiler.tier_test.journal import StageJournal
+from acestep_otel.profiler.tier_test.memory import MemoryWatch
 from acestep_otel.profiler.tier_test.protocol import Spans, StageMark
-from acestep_otel.recording.call import Call
+from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
 from acestep_otel.settings import Detail
 from tests.receivers import grpc_receiver
 
@@ -101,15 +101,16 @@ def test_the_journal_tells_of_stages_as_they_begin_and_end_and_of_failed_ones_to
     journal.trial = 3
 
     def inner() -> str:
-        return journal.stage(semconv.DIT_STEP, Call(lambda: "made", None, (), {}), detail=Detail.STEP)
+        return journal.stage(StageDefinition(semconv.DIT_STEP, Detail.STEP), Call(lambda: "made", None, (), {}))
 
     def failing() -> None:
         raise ZeroDivisionError
 
-    assert journal.load(Call(lambda: "loaded", None, (), {}), model="m", role="renderer", device=None) == "loaded"
-    assert journal.stage(semconv.DIT, Call(inner, None, (), {}), tracks_memory=True) == "made"
+    load = LoadDefinition("renderer", lambda call: ModelLoad("m", None))
+    assert journal.load(load, Call(lambda: "loaded", None, (), {})) == "loaded"
+    assert journal.stage(StageDefinition(semconv.DIT, tracks_memory=True), Call(inner, None, (), {})) == "made"
     with pytest.raises(ZeroDivisionError):
-        journal.request(semconv.GENERATE_MUSIC, Call(failing, None, (), {}), None, None)
+        journal.request(RequestDefinition(semconv.GENERATE_MUSIC, lambda *_: None), Call(failing, None, (), {}))
     names = (semconv.MODEL_LOAD, semconv.DIT, semconv.GENERATE_MUSIC)
     assert [(found.name, found.ended) for found in marks] == [(name, end) for name in names for end in (False, True)]
     assert {found.trial for found in marks} == {3}

@@ -9,9 +9,7 @@ import torch
 
 from acestep_otel import semconv
 from acestep_otel.profiler.report.spans import FinishedSpan
-from acestep_otel.profiler.tier_test.driver_memory import MemoryWatch
-from acestep_otel.profiler.tier_test.journal import Interval
-from acestep_otel.profiler.tier_test.memory import REFERENCE_CONTEXT, memory_use
+from acestep_otel.profiler.tier_test.memory import REFERENCE_CONTEXT, Interval, MemoryWatch, memory_use
 from acestep_otel.profiler.tier_test.trials import StageMemory
 from tests.profiler.report.recorded import span
 

@@ -18,7 +18,7 @@ import torch
 
 from acestep.gpu_config import gpu_config
 from acestep_otel import semconv
-from acestep_otel.profiler.benchmark.cells import Failure
+from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.tier_test import launcher, mode, outputs

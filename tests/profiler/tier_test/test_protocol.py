@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep.gpu_config import gpu_config
-from acestep_otel.profiler.benchmark.cells import Failure
+from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.tier_test.plan import Plan
 from acestep_otel.profiler.tier_test.protocol import (

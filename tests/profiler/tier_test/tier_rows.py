@@ -7,7 +7,7 @@ from typing import Any
 
 from acestep.gpu_config import gpu_config
 from acestep.memory_cap import MemoryCap
-from acestep_otel.profiler.benchmark.cells import Failure, Figures
+from acestep_otel.profiler.benchmark.matrix import Failure, Figures
 from acestep_otel.profiler.tier_test.trials import (
     GIB,
     AudioFacts,

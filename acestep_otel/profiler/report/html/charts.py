@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from acestep_otel.profiler.report.html.axis import Axis
+from acestep_otel.profiler.report.html.quantities import Axis
 
 WIDTH: Final = 1000
 RIGHT: Final = WIDTH - 16

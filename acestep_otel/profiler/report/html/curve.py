@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from acestep_otel.profiler.report.html.axis import Axis
 from acestep_otel.profiler.report.html.charts import AXIS_HEIGHT, RIGHT
+from acestep_otel.profiler.report.html.quantities import Axis
 
 _TOP: Final = 12
 _HEIGHT: Final = 200

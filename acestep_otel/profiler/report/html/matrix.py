@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from acestep_otel.profiler.benchmark.cells import CellResult
+from acestep_otel.profiler.benchmark.matrix import CellResult
 from acestep_otel.profiler.report.html.figure import Table
 from acestep_otel.profiler.report.html.quantities import duration
 

@@ -14,12 +14,11 @@ from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from acestep_otel.profiler.benchmark.cells import CellResult
+from acestep_otel.profiler.benchmark.matrix import CellResult
 from acestep_otel.profiler.files import replacing
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html.charts import RIGHT
-from acestep_otel.profiler.report.html.facts import argument_facts, environment_facts
-from acestep_otel.profiler.report.html.figure import Figure
+from acestep_otel.profiler.report.html.figure import Figure, argument_facts, environment_facts
 from acestep_otel.profiler.report.html.headline import Headline, headline
 from acestep_otel.profiler.report.html.matrix import matrix_section
 from acestep_otel.profiler.report.html.memory import MemorySection, memory_section

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from acestep_otel import semconv
-from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.breakdown import Breakdown, Row, breakdown_rows
 from acestep_otel.profiler.report.html.charts import Chart, Part, column_chart, row_chart
-from acestep_otel.profiler.report.html.figure import Figure, Table
-from acestep_otel.profiler.report.html.palette import COMPONENTS
+from acestep_otel.profiler.report.html.figure import COMPONENTS, Figure, Table
 from acestep_otel.profiler.report.html.quantities import ABSENT, duration, number, share
-from acestep_otel.profiler.report.rows import Row, breakdown_rows
 from acestep_otel.profiler.report.spans import FinishedSpan, Run
 
 

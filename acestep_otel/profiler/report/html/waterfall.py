@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from acestep_otel import semconv
-from acestep_otel.profiler.report.html.axis import Axis
 from acestep_otel.profiler.report.html.charts import AXIS_HEIGHT, RIGHT
-from acestep_otel.profiler.report.html.palette import colour_of
-from acestep_otel.profiler.report.html.quantities import ABSENT, duration, size
+from acestep_otel.profiler.report.html.figure import colour_of
+from acestep_otel.profiler.report.html.quantities import ABSENT, Axis, duration, size
 from acestep_otel.profiler.report.spans import FinishedSpan, Run
 
 _LABELS: Final = 196

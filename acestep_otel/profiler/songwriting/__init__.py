@@ -1,1 +1,0 @@
-"""The modes that use the language model alone: understand, create_sample, format_sample."""
