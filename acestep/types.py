@@ -167,7 +167,7 @@ class GenerationRequest:
         return self.thinking and not self.audio_codes and self.task_type == "text2music"
 
 
-VaeRung = Literal["gpu", "gpu+cpu buffer", "cpu"]
+VaeLocation = Literal["gpu", "gpu+cpu buffer", "cpu"]
 """Where the VAE decodes: on the device; there, with the audio collected on the host; on the host."""
 
 
@@ -180,10 +180,10 @@ class VaeDecoding:
         tile_length: latent frames of the longest tile.
         overlap: frames of context on each side that faces another tile.
         tiles: tiles of all songs.
-        attempts: rungs tried: 1 when the first one had enough memory.
+        attempts: ways tried; 1 when the first one had enough memory.
     """
 
-    rung: VaeRung
+    rung: VaeLocation
     tile_length: int
     overlap: int
     tiles: int

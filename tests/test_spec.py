@@ -20,7 +20,7 @@ import torch
 
 from acestep import checkpoints, inference
 from acestep.renderer import preparation
-from acestep.renderer.compilation import compile_models
+from acestep.renderer.preparation import compile_models
 from acestep.renderer.renderer import Renderer
 from acestep_otel.cli import command, main
 from acestep_otel.modes import benchmark, measurement

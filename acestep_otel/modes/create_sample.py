@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from acestep import songwriting
+from acestep import blueprints
 from acestep.planner.planner import Planner
 from acestep.types import ProgressCallback, SongBlueprint
 from acestep.validation import validate_songwriting
@@ -27,7 +27,7 @@ def create_sample(options: Options, telemetry: Telemetry) -> None:
         validate_songwriting(settings)
 
     def verb(planner: Planner, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.create_sample(
+        return blueprints.create_sample(
             planner, query, instrumental=options.instrumental, settings=settings, progress=progress
         )
 

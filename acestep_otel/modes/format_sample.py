@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acestep import songwriting
+from acestep import blueprints
 from acestep.planner.planner import Planner
 from acestep.types import ProgressCallback, SongBlueprint
 from acestep.validation import validate_songwriting
@@ -25,6 +25,6 @@ def format_sample(options: Options, telemetry: Telemetry) -> None:
         validate_songwriting(settings)
 
     def verb(planner: Planner, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.format_sample(planner, example.caption, example.lyrics, settings=settings, progress=progress)
+        return blueprints.format_sample(planner, example.caption, example.lyrics, settings=settings, progress=progress)
 
     measure(options, telemetry, Songwriting(semconv.FORMAT_SAMPLE, language_model(options), verb, options))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from acestep import songwriting
+from acestep import blueprints
 from acestep.audio import require_readable
 from acestep.checkpoints import load_audio_encoder, load_planner
 from acestep.planner.planner import Planner
@@ -42,7 +42,7 @@ def _of_codes(options: Options, settings: SongwritingSettings) -> Songwriting[Pl
         validate_audio_codes(codes)
 
     def verb(planner: Planner, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.understand_music(planner, codes, settings=settings, progress=progress)
+        return blueprints.understand_music(planner, codes, settings=settings, progress=progress)
 
     return Songwriting(semconv.UNDERSTAND_MUSIC, language_model(options), verb, options)
 
@@ -64,7 +64,7 @@ def _of_recording(options: Options, recording: Path, settings: SongwritingSettin
         return _Listener(load_audio_encoder(selection), load_planner(selection))
 
     def verb(models: _Listener, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.understand_recording(
+        return blueprints.understand_recording(
             models.planner, models.audio_encoder, recording, settings=settings, progress=progress
         )
 

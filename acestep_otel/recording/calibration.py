@@ -84,5 +84,5 @@ def calibrate_guidance(models: Models, request: GenerationRequest) -> GuidanceSh
     if not isinstance(planner.backend, CalibratedBackend):
         return None
     shape = planner.codes_shape(request)
-    with planner.present():
+    with planner.on_device():
         return CALIBRATION.measure(planner.backend, request.batch_size, shape.middle_context, shape.prompt_tokens)

@@ -48,7 +48,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
         Seam("acestep.renderer.renderer", "Renderer.denoise_step", _denoise_step(layer)),
         Seam("acestep.renderer.decoder", "VaeDecoder.decode", _vae_decode(layer)),
         Seam("acestep.renderer.decoder", "VaeDecoder.decode_tile", _vae_tile(layer)),
-        Seam("acestep.residence", "Residence.move", _move(layer)),
+        Seam("acestep.offloading", "ModelOffloader.move", _move(layer)),
         Seam("acestep.renderer.audio_encoder", "AudioEncoder.encode", _vae_encode(layer, tracks_memory=True)),
         Seam("acestep.renderer.audio_encoder", "AudioEncoder.tokenize", _audio_tokenize(layer)),
         *planner.seams(layer),

@@ -27,10 +27,10 @@ _TEXTS: Final = {
 def seams(layer: StageRecorder) -> list[Seam]:
     """Every such verb, bound to a layer."""
     return [
-        Seam("acestep.songwriting", "_understand", _root(layer, semconv.UNDERSTAND_MUSIC, (), _codes)),
-        Seam("acestep.songwriting", "_understand_recording", _root(layer, semconv.UNDERSTAND_MUSIC, ())),
-        Seam("acestep.songwriting", "_create", _root(layer, semconv.CREATE_SAMPLE, ("query",), _wish)),
-        Seam("acestep.songwriting", "_format", _root(layer, semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
+        Seam("acestep.blueprints", "_understand", _root(layer, semconv.UNDERSTAND_MUSIC, (), _codes)),
+        Seam("acestep.blueprints", "_understand_recording", _root(layer, semconv.UNDERSTAND_MUSIC, ())),
+        Seam("acestep.blueprints", "_create", _root(layer, semconv.CREATE_SAMPLE, ("query",), _wish)),
+        Seam("acestep.blueprints", "_format", _root(layer, semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
     ]
 
 

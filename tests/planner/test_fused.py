@@ -17,8 +17,8 @@ from acestep.planner.backends.decode_state import DecodeState
 from acestep.planner.backends.fused import FusedForward, can_fuse, knows
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.backends.workspace import kernels_agree
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
-from acestep.planner.models import LanguageModel
 from acestep.planner.planner import FUSED_VARIABLE, Planner
 from acestep.planner.prompts import Prompts
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, qwen3_config

@@ -11,7 +11,7 @@ import torch
 
 from acestep.checkpoints import ModelSelection, load_language_model, load_planner
 from acestep.errors import CheckpointInvalid, CheckpointNotFound
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT
 from acestep.synthetic.language_model import TINY_LAYOUT, build_language_model
 from acestep.types import SongMetadata

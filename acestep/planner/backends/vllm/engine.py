@@ -23,8 +23,7 @@ import torch
 
 from acestep.errors import BackendUnavailable, OutOfMemory
 from acestep.planner.backends.vllm.draws import DrawingDesk
-from acestep.planner.budget import bytes_per_position
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel, bytes_per_position
 
 _LOAD_FORMAT: Final = "acestep"
 _BLOCK: Final = 128

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from acestep import inference, songwriting
+from acestep import blueprints, inference
 from acestep.checkpoints import TINY_LM, ModelSelection, load_planner
 from acestep.errors import BackendUnavailable, CheckpointNotFound, InvalidRequest
 from acestep.inference import create_sample, format_sample, understand_music
@@ -223,4 +223,4 @@ def test_a_planner_that_cannot_be_loaded_says_why():
 
 def test_the_verbs_have_one_home_and_are_found_with_the_others():
     for verb in VERBS:
-        assert getattr(inference, verb) is getattr(songwriting, verb)
+        assert getattr(inference, verb) is getattr(blueprints, verb)

@@ -17,7 +17,7 @@ import torch
 from acestep.environment import says_yes
 from acestep.errors import InvalidRequest
 from acestep.renderer.vae import DEFAULT_TILE_LENGTH, TilePlan, plan_tiles
-from acestep.types import SAMPLES_PER_FRAME, VaeRung
+from acestep.types import SAMPLES_PER_FRAME, VaeLocation
 
 ON_CPU_VARIABLE: Final = "ACESTEP_VAE_ON_CPU"
 """Environment variable: decode on the host from the start."""
@@ -68,15 +68,15 @@ class DecodeStep:
     """One way to decode.
 
     Attributes:
-        rung: where.
+        location: where.
         plan: in which tiles.
     """
 
-    rung: VaeRung
+    location: VaeLocation
     plan: TilePlan
 
 
-def decode_ladder(
+def decode_fallbacks(
     frames: int,
     overlap: int,
     *,
