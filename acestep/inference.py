@@ -199,7 +199,7 @@ def _plan(
     if not request.needs_language_model:
         return None
     if models.planner is None:
-        raise InvalidRequest("thinking and chain-of-thought need a language model, and none was loaded")
+        raise InvalidRequest("`thinking` and chain-of-thought need a language model: load one, named as `lm`")
     if source is not None:
         # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
         request = replace(request, duration=max(source.duration, DURATION_RANGE[0]))

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from acestep.errors import stage_errors
-from acestep.placement import Placement
+from acestep.types import Placement
 
 LANGUAGE_MODEL: Final = "language_model"
 """The 5 Hz language model's name here; the renderer's models have their names in ``RendererModels``."""

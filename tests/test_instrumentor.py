@@ -18,7 +18,6 @@ from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
 from acestep.errors import AceStepError, AudioReadError, InvalidRequest, OutOfMemory
 from acestep.inference import create_sample, format_sample, generate_music, understand_music
 from acestep.offloading import ModelOffloader, stored_bytes
-from acestep.placement import Placement
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
@@ -30,7 +29,7 @@ from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
 from acestep.synthetic.language_model import build_language_model
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import GenerationRequest, SamplingSettings, SongMetadata, SongwritingSettings
+from acestep.types import GenerationRequest, Placement, SamplingSettings, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import calibrate_guidance, warmup

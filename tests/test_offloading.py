@@ -19,7 +19,7 @@ from acestep.offloading import (
     loading_device,
     stored_bytes,
 )
-from acestep.placement import Placement
+from acestep.types import Placement
 
 CPU = torch.device("cpu")
 GPU = torch.device("cpu", 0)

@@ -281,7 +281,7 @@ def noted(order: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
 def test_r165_in_every_mode_the_memory_cap_is_set_before_anything_is_loaded(monkeypatch, mode, flags):
     order: list[str] = []
     for module in (measurement, benchmark):
-        monkeypatch.setattr(module, "enforce_memory_cap", lambda device: order.append(f"cap on {device}"))
+        monkeypatch.setattr(module, "enforce_memory_cap", lambda device, limit: order.append(f"cap on {device}"))
     for name in ("load_renderer_models", "load_language_model"):
         monkeypatch.setattr(checkpoints, name, noted(order, getattr(checkpoints, name)))
     main(["--mode", mode, *flags, "--no-warmup"])

@@ -6,7 +6,6 @@ five per second, under the finished metadata.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -15,10 +14,8 @@ from typing import Final
 
 import torch
 
-from acestep.environment import says_yes
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
 from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
-from acestep.placement import Placement
 from acestep.planner.backends import COMPOSING, REASONING, PhaseTokens, PlannerBackend
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.budget import LanguageModel, PlannerBudget
@@ -26,12 +23,10 @@ from acestep.planner.grammar import CAPTION_TOKEN_LIMIT, MetadataGrammar
 from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise, parse_metadata
 from acestep.planner.prompts import Prompts
 from acestep.planner.vocabulary import Vocabulary
-from acestep.types import CODES_PER_SECOND, GenerationRequest, ProgressCallback, SongMetadata
+from acestep.types import CODES_PER_SECOND, GenerationRequest, Placement, ProgressCallback, SongMetadata
 
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
 """Most tokens of a metadata block: the caption and every other field."""
-FUSED_VARIABLE: Final = "ACESTEP_LM_FUSED"
-"""Environment variable: ``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
 
@@ -125,14 +120,22 @@ class Planner:
 
     @classmethod
     def from_language_model(
-        cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1], offloader: ModelOffloader | None = None
+        cls,
+        model: LanguageModel,
+        *,
+        duration_limit: int = DURATION_RANGE[1],
+        offloader: ModelOffloader | None = None,
+        fused_decode: bool = True,
     ) -> Planner:
         """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others.
 
-        Raises:
-            InvalidRequest: ``ACESTEP_LM_FUSED`` says neither yes nor no.
+        Args:
+            model: the loaded language model.
+            duration_limit: longest song in seconds.
+            offloader: moves the model between uses; without one it stays on its device.
+            fused_decode: decode in the backend's own Triton kernels where these can run (CUDA, bfloat16).
         """
-        backend = PtBackend(model, fuse=None if says_yes(os.environ, FUSED_VARIABLE, default=True) else False)
+        backend = PtBackend(model, fuse=None if fused_decode else False)
         return cls(
             backend,
             model.vocabulary,
@@ -254,7 +257,7 @@ class Planner:
         """
         if duration is not None and not DURATION_RANGE[0] <= duration <= self.duration_limit:
             raise InvalidRequest(
-                f"duration {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self.duration_limit} s"
+                f"`duration` {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self.duration_limit} s"
             )
         given = normalise(replace(metadata, caption=None, duration=None if duration is None else int(duration)))
         # "unknown" is the user saying nothing about the language.

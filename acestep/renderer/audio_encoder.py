@@ -8,10 +8,9 @@ import torch
 
 from acestep.errors import AudioReadError, stage_errors
 from acestep.offloading import ModelOffloader
-from acestep.placement import Placement
 from acestep.renderer.models import AudioEncoderModels
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
-from acestep.types import CODES_PER_SECOND, SAMPLE_RATE
+from acestep.types import CODES_PER_SECOND, SAMPLE_RATE, Placement
 
 MIN_RECORDING_SECONDS: Final = 1 / CODES_PER_SECOND
 """Shortest recording that is encoded: what one audio code stands for."""

@@ -18,8 +18,8 @@ from torchao.quantization import (
 )
 
 from acestep.offloading import ModelOffloader
-from acestep.placement import Quantization
 from acestep.renderer.models import AudioEncoderModels, RendererModels
+from acestep.types import Quantization
 
 
 class NativeAttention:

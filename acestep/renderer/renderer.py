@@ -15,7 +15,6 @@ import torch
 from acestep.audio import normalise_peak, prevent_clipping
 from acestep.errors import InvalidOutput, stage_errors
 from acestep.offloading import ModelOffloader
-from acestep.placement import Placement
 from acestep.renderer.conditioning import (
     Conditions,
     ConditionSwitch,
@@ -31,7 +30,7 @@ from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.render_request import Rendering, RenderRequest
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
-from acestep.types import Progress, ProgressCallback
+from acestep.types import Placement, Progress, ProgressCallback
 
 __all__ = ["RenderRequest", "Renderer", "Rendering"]
 

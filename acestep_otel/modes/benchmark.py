@@ -18,7 +18,7 @@ import click
 from acestep.checkpoints import Models, ModelSelection, load_models, load_planner, require_language_model
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
-from acestep.gpu_config import GPUConfig, detect_gpu_memory, gpu_config
+from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.inference import generate_music
 from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectiveSettings, GenerationRequest
@@ -30,7 +30,7 @@ from acestep_otel.modes.example import load_example
 from acestep_otel.modes.matrix import Matrix, cell_options
 from acestep_otel.modes.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.modes.options import Options
-from acestep_otel.modes.placement import describe_models, describe_placement
+from acestep_otel.modes.placement import describe_models, describe_placement, engine_settings, gpu_memory
 from acestep_otel.modes.progress import CellBar
 from acestep_otel.modes.request import build_request, select_models
 from acestep_otel.modes.tracing import detail_level, instrumented, settle
@@ -68,8 +68,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     limit_threads(options)
     with setup_errors():
         device = resolve_device(options.device)
-        enforce_memory_cap(device)
-        memory = detect_gpu_memory(device)
+        settings = engine_settings()
+        enforce_memory_cap(device, settings.memory_limit)
+        memory = gpu_memory(device, settings)
         config = gpu_config(memory)
         matrix = Matrix.of(options, config)
         requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}

@@ -30,9 +30,11 @@ from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
+from acestep_otel.flags import in_flags
 from acestep_otel.modes.examination import examination_files, examine
 from acestep_otel.modes.figures import record_figures
 from acestep_otel.modes.options import Options
+from acestep_otel.modes.placement import engine_settings
 from acestep_otel.modes.progress import ProgressBars
 from acestep_otel.modes.tracing import detail_level, instrumented, settle
 from acestep_otel.providers import Telemetry
@@ -102,7 +104,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
     limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
-            enforce_memory_cap(resolve_device(options.device))
+            enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
             models = job.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
@@ -138,7 +140,7 @@ def setup_errors() -> Iterator[None]:
         PlacementUnavailable,
         BackendUnavailable,
     ) as error:
-        raise SetupError(str(error)) from error
+        raise SetupError(in_flags(error)) from error
 
 
 def limit_threads(options: Options) -> None:

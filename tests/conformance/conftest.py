@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from acestep.offloading import ModelOffloader
-from acestep.placement import Placement
 from acestep.planner.backends.registry import create_planner
 from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
 from acestep.synthetic.language_model import build_language_model
-from acestep.types import SongMetadata
+from acestep.types import Placement, SongMetadata
 
 BACKEND = os.environ.get("ACESTEP_CONFORMANCE_BACKEND", "pt")
 SONGS = 3

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from acestep import blueprints, checkpoints
-from acestep.placement import Placement
 from acestep.planner.backends.pt import PtBackend
-from acestep.types import EffectivePlannerSettings, SongBlueprint, SongMetadata
+from acestep.types import EffectivePlannerSettings, Placement, SongBlueprint, SongMetadata
 from acestep_otel import semconv
 from acestep_otel.cli import main
 from acestep_otel.modes.create_sample import DEFAULT_QUERY

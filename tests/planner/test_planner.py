@@ -5,12 +5,11 @@ import torch
 
 from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, InvalidOutput, InvalidRequest, OutOfMemory
 from acestep.offloading import ModelOffloader
-from acestep.placement import Placement
 from acestep.planner.backends import PhaseTokens
 from acestep.planner.budget import LanguageModel, PlannerBudget
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
-from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
+from acestep.types import GenerationRequest, Placement, Progress, SamplingSettings, SongMetadata
 
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", timesignature="4")
 ANSWER = "bpm: 97\ncaption: A rewritten\n  caption\nduration: 42\nkeyscale: D♭ minor\nlanguage: yue\ntimesignature: 3\n"
@@ -259,14 +258,14 @@ def test_free_text_above_the_limit_is_held_to_it(tiny: LanguageModel) -> None:
 @pytest.mark.parametrize("duration", [5.0, 9.99, 600.5, 1e9, float("nan")])
 def test_durations_outside_are_refused(tiny: LanguageModel, duration: float) -> None:
     planner, backend = scripted(tiny)
-    with pytest.raises(InvalidRequest, match=r"duration .* is out of range: 10 \.\.\. 600 s"):
+    with pytest.raises(InvalidRequest, match=r"`duration` .* is out of range: 10 \.\.\. 600 s"):
         planner.plan(request(thinking=True, duration=duration), [1])
     assert not backend.reasoning
 
 
 def test_b5_a_lower_limit_of_the_machine_is_named(tiny: LanguageModel) -> None:
     planner, _ = scripted(tiny, duration_limit=240)
-    with pytest.raises(InvalidRequest, match=r"duration 300 s is out of range: 10 \.\.\. 240 s"):
+    with pytest.raises(InvalidRequest, match=r"`duration` 300 s is out of range: 10 \.\.\. 240 s"):
         planner.plan(request(thinking=True, duration=300.0), [1])
 
 

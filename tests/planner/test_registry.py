@@ -7,10 +7,10 @@ from acestep.checkpoints import TINY_LM, ModelSelection, load_planner, require_l
 from acestep.errors import BackendUnavailable
 from acestep.gpu_config import gpu_config
 from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
-from acestep.placement import Placement
 from acestep.planner.backends import registry
 from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
 from acestep.planner.budget import PlannerBudget
+from acestep.types import Placement
 from acestep_otel.cli import main
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
@@ -45,7 +45,7 @@ def test_r17_auto_takes_the_best_that_is_installed(installed, device, packages, 
 def test_r14_r16_an_engine_that_is_not_installed_names_the_command_in_one_line(installed, name, device):
     with pytest.raises(BackendUnavailable) as caught:
         resolve_backend(name, device)
-    assert str(caught.value) == f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'"
+    assert str(caught.value) == f"`lm_backend` {name} is not installed: pip install 'acestep-otel[{name}]'"
 
 
 @pytest.mark.parametrize(("name", "device"), [("vllm", MPS), ("mlx", CUDA)])
@@ -86,7 +86,7 @@ def test_r99_where_models_wait_on_the_host_auto_takes_the_backend_whose_weights_
 
 def test_r99_an_engine_that_shall_wait_on_the_host_is_refused_by_the_flag_that_says_so(installed):
     installed |= {"vllm"}
-    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* --offload-to-cpu asks .* --lm-backend pt or auto"):
+    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* `offload_to_cpu` asks .* `lm_backend` pt or auto"):
         resolve_backend("vllm", CUDA, OFFLOAD)
 
 

@@ -11,13 +11,12 @@ from torch import nn
 from acestep.checkpoints import ModelSelection, load_audio_encoder
 from acestep.errors import AudioReadError, CheckpointNotFound, OutOfMemory
 from acestep.offloading import ModelOffloader
-from acestep.placement import Placement
 from acestep.renderer.audio_encoder import AudioEncoder
 from acestep.renderer.context import code_latents, cover_latents
 from acestep.renderer.models import AudioEncoderModels
 from acestep.renderer.vae import plan_encoding
 from acestep.synthetic import renderer as synthetic
-from acestep.types import AUDIO_CODE_COUNT, SAMPLE_RATE
+from acestep.types import AUDIO_CODE_COUNT, SAMPLE_RATE, Placement
 from acestep.weights import meta_modules
 
 SELECTION = ModelSelection(dit="acestep-v15-tiny", device="cpu")

@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.errors import InvalidRequest, OutOfMemory
+from acestep.errors import OutOfMemory
 from acestep.offloading import ModelOffloader
-from acestep.placement import Placement
 from acestep.renderer.decode_fallbacks import (
     TILE_LENGTHS,
     DecodeSettings,
@@ -25,7 +24,7 @@ from acestep.renderer.decoder import VaeDecoder
 from acestep.renderer.preparation import fold_weight_norm
 from acestep.renderer.vae import plan_tiles
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import VaeDecoding
+from acestep.types import Placement, VaeDecoding
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 2**30
@@ -107,30 +106,6 @@ def test_every_fallback_needs_less_of_the_device_than_the_one_before(frames: int
 
 def test_memory_per_frame_follows_the_decoder():
     assert decode_bytes_per_frame(2, torch.float32) * 32 == decode_bytes_per_frame(128, torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("environment", "settings"),
-    [
-        ({}, DecodeSettings()),
-        ({"ACESTEP_VAE_ON_CPU": "1"}, DecodeSettings(on_cpu=True)),
-        ({"ACESTEP_VAE_ON_CPU": "True", "ACESTEP_VAE_DECODE_CHUNK_SIZE": " 256 "}, DecodeSettings(True, 256)),
-        ({"ACESTEP_VAE_ON_CPU": "0", "ACESTEP_VAE_DECODE_CHUNK_SIZE": ""}, DecodeSettings()),
-    ],
-)
-def test_the_environment_settles_both(environment, settings):
-    assert DecodeSettings.from_environment(environment) == settings
-
-
-@pytest.mark.parametrize("word", ["0", "31", "-64", "many", "64.5"])
-def test_a_tile_length_that_cannot_be_is_refused_by_name(word):
-    with pytest.raises(InvalidRequest, match="ACESTEP_VAE_DECODE_CHUNK_SIZE"):
-        DecodeSettings.from_environment({"ACESTEP_VAE_DECODE_CHUNK_SIZE": word})
-
-
-def test_neither_yes_nor_no_is_refused_by_name():
-    with pytest.raises(InvalidRequest, match="ACESTEP_VAE_ON_CPU='maybe'"):
-        DecodeSettings.from_environment({"ACESTEP_VAE_ON_CPU": "maybe"})
 
 
 LATENTS = torch.randn(2, 230, 4, generator=torch.Generator().manual_seed(0))

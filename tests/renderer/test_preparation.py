@@ -12,7 +12,6 @@ import torch
 from torchao.quantization import Int8Tensor
 
 from acestep.offloading import ModelOffloader, stored_bytes
-from acestep.placement import Placement
 from acestep.renderer import preparation
 from acestep.renderer.models import RendererModels
 from acestep.renderer.preparation import MODEL_NAMES, compile_models, fold_weight_norm, prepare, quantize
@@ -20,7 +19,7 @@ from acestep.renderer.render_request import RenderRequest
 from acestep.renderer.renderer import Renderer
 from acestep.renderer.source import Source
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import SAMPLE_RATE, SongMetadata
+from acestep.types import SAMPLE_RATE, Placement, SongMetadata
 
 CPU = torch.device("cpu")
 GPU = torch.device("cpu", 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.placement import Placement
+from acestep.types import Placement
 from acestep_otel.report.boundary import Capability, LargestBatch, batch_boundary, boundary
 from acestep_otel.report.tiers import TierResult
 from tests.report.tier_rows import observation, row, trial

@@ -282,5 +282,5 @@ def test_a_folder_that_a_diffusers_repository_lacks_is_named(checkpoints, tmp_pa
 @pytest.mark.parametrize("folder", ["vae", "Qwen3-Embedding-0.6B"])
 def test_what_the_official_layout_needs_beside_the_model_is_named(checkpoints, folder):
     (checkpoints / folder).rename(checkpoints / "gone")
-    with pytest.raises(CheckpointNotFound, match=f"needs the folder {folder}: looked for .*acestep-otel download"):
+    with pytest.raises(CheckpointNotFound, match=f"needs the folder {folder}: looked for .*part of acestep-v15-turbo"):
         load(checkpoints)

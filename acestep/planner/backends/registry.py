@@ -14,8 +14,8 @@ import torch
 from acestep.errors import BackendUnavailable
 from acestep.memory_cap import effective_free_memory
 from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
-from acestep.placement import Placement
 from acestep.planner.planner import Planner
+from acestep.types import Placement
 
 if TYPE_CHECKING:
     from acestep.planner.backends.mlx.backend import MlxBackend
@@ -74,18 +74,18 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
         return name
     engine = ENGINES.get(name)
     if engine is None:
-        raise BackendUnavailable(f"unknown language-model backend {name!r}: choose {', '.join(BACKEND_NAMES)}")
+        raise BackendUnavailable(f"unknown `lm_backend` {name!r}: choose {', '.join(BACKEND_NAMES)}")
     if device.type not in engine.devices:
         raise BackendUnavailable(
-            f"--lm-backend {name} runs on {' and '.join(engine.devices)}, and the device is {device.type}: "
-            "use --lm-backend pt or auto"
+            f"`lm_backend` {name} runs on {' and '.join(engine.devices)}, and the device is {device.type}: "
+            "use `lm_backend` pt or auto"
         )
     if not _installed(engine):
-        raise BackendUnavailable(f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'")
+        raise BackendUnavailable(f"`lm_backend` {name} is not installed: pip install 'acestep-otel[{name}]'")
     if placement.offload_to_cpu and not placement.automatic_offload:
         raise BackendUnavailable(
-            f"--lm-backend {name} keeps its weights on the device, and --offload-to-cpu asks for models to wait in "
-            "host memory: use --lm-backend pt or auto, or leave out --offload-to-cpu"
+            f"`lm_backend` {name} keeps its weights on the device, and `offload_to_cpu` asks for models to wait in "
+            "host memory: use `lm_backend` pt or auto, or leave out `offload_to_cpu`"
         )
     return name
 
@@ -95,7 +95,9 @@ def storage_device(name: str, offloader: ModelOffloader) -> torch.device:
     return offloader.idle_device(LANGUAGE_MODEL) if name == "pt" else torch.device("cpu")
 
 
-def create_planner(name: str, model: LanguageModel, songs: int, offloader: ModelOffloader) -> Planner:
+def create_planner(
+    name: str, model: LanguageModel, songs: int, offloader: ModelOffloader, *, fused_decode: bool = True
+) -> Planner:
     """A planner on a backend.
 
     Args:
@@ -103,6 +105,7 @@ def create_planner(name: str, model: LanguageModel, songs: int, offloader: Model
         model: the loaded language model.
         songs: made together, which an engine that reserves its memory makes room for.
         offloader: of the language model, on the device that it shall run on; an engine never leaves it.
+        fused_decode: let pt decode in its own kernels where these can run.
 
     Raises:
         BackendUnavailable: the backend cannot run here.
@@ -110,13 +113,13 @@ def create_planner(name: str, model: LanguageModel, songs: int, offloader: Model
     """
     if name == "pt":
         offloader.place(LANGUAGE_MODEL, model.body)
-        return Planner.from_language_model(model, offloader=offloader)
+        return Planner.from_language_model(model, offloader=offloader, fused_decode=fused_decode)
     try:
         backend = _start_vllm(model, offloader.device, songs) if name == "vllm" else _start_mlx(model)
     except ImportError as error:
         raise BackendUnavailable(
-            f"--lm-backend {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
-            "fresh environment, or use --lm-backend pt"
+            f"`lm_backend` {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
+            "fresh environment, or use `lm_backend` pt"
         ) from error
     return Planner(
         backend,

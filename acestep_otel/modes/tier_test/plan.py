@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from acestep.checkpoints import TINY_LM
 from acestep.gpu_config import GPUConfig, gpu_config
-from acestep.placement import Placement
+from acestep.types import Placement
 from acestep_otel.modes.options import Options
 from acestep_otel.report.tiers import Trial
 

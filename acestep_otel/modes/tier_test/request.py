@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from acestep.checkpoints import ModelSelection
-from acestep.placement import Placement
-from acestep.types import GenerationRequest
+from acestep.types import GenerationRequest, Placement
 from acestep_otel import semconv
 from acestep_otel.modes.example import Example
 from acestep_otel.modes.options import Options

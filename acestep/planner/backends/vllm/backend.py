@@ -118,7 +118,7 @@ class VllmBackend(GrammarWalk):
                 if guided and not (draw.in_step and _twins_agree(rows, songs)):
                     raise BackendFailed(
                         "vLLM ran the two requests of a guided song in different passes, so their tokens differ: "
-                        "take --lm-backend pt, or a guidance scale of 1",
+                        "take `lm_backend` pt, or a guidance scale of 1",
                         stage=COMPOSING,
                     )
                 done = min(map(len, written))
