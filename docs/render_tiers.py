@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from acestep.memory_cap import MemoryCap
-from acestep.placement import Placement
+from acestep.types import Placement
 from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, render_report

@@ -16,7 +16,7 @@ import pytest
 
 from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
-from acestep.renderer.compilation import compile_models
+from acestep.renderer.preparation import compile_models
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.options import DEFAULTS, require_available
 from acestep_otel.profiler.report.breakdown import Breakdown

@@ -231,8 +231,8 @@ PATCHES: Final = (
         StageDefinition(semconv.VAE_TILE, detail=Detail.STEP, attributes_before=_tile),
     ),
     Patch(
-        "acestep.residence",
-        "Residence.move",
+        "acestep.offloading",
+        "ModelOffloader.move",
         StageDefinition(
             semconv.OFFLOAD_MOVE,
             attributes_before=_move,

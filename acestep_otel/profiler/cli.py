@@ -312,19 +312,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RunFailed, OSError) as error:
         return _complain(str(error), FAILED)
     except Exception as error:
-        if (status := _status_of(error)) is None:
+        from acestep.errors import AceStepError, InvalidRequest
+        from acestep_otel.profiler.flags import in_flags
+
+        # Anything else is a defect, whose traceback is what helps.
+        if not isinstance(error, AceStepError):
             raise
-        return _complain(str(error), status)
+        return _complain(in_flags(error), USAGE if isinstance(error, InvalidRequest) else FAILED)
     return 0
-
-
-def _status_of(error: Exception) -> int | None:
-    """Exit code of an error of the engine; ``None`` for a defect, whose traceback is what helps."""
-    from acestep.errors import AceStepError, InvalidRequest
-
-    if not isinstance(error, AceStepError):
-        return None
-    return USAGE if isinstance(error, InvalidRequest) else FAILED
 
 
 def _complain(message: str, status: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from acestep import songwriting
+from acestep import blueprints
 from acestep.audio import require_readable
 from acestep.checkpoints import load_audio_encoder, load_planner
 from acestep.planner.planner import Planner
@@ -152,7 +152,7 @@ def _of_codes(options: Options, settings: SongwritingSettings) -> Songwriting[Pl
         validate_audio_codes(codes)
 
     def verb(planner: Planner, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.understand_music(planner, codes, settings=settings, progress=progress)
+        return blueprints.understand_music(planner, codes, settings=settings, progress=progress)
 
     return Songwriting(semconv.UNDERSTAND_MUSIC, language_model(options), verb, options)
 
@@ -174,7 +174,7 @@ def _of_recording(options: Options, recording: Path, settings: SongwritingSettin
         return _Listener(load_audio_encoder(selection), load_planner(selection))
 
     def verb(models: _Listener, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.understand_recording(
+        return blueprints.understand_recording(
             models.planner, models.audio_encoder, recording, settings=settings, progress=progress
         )
 
@@ -193,7 +193,7 @@ def create_sample(options: Options, telemetry: Telemetry) -> None:
         validate_songwriting(settings)
 
     def verb(planner: Planner, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.create_sample(
+        return blueprints.create_sample(
             planner, query, instrumental=options.instrumental, settings=settings, progress=progress
         )
 
@@ -211,6 +211,6 @@ def format_sample(options: Options, telemetry: Telemetry) -> None:
         validate_songwriting(settings)
 
     def verb(planner: Planner, progress: ProgressCallback) -> SongBlueprint:
-        return songwriting.format_sample(planner, example.caption, example.lyrics, settings=settings, progress=progress)
+        return blueprints.format_sample(planner, example.caption, example.lyrics, settings=settings, progress=progress)
 
     measure(options, telemetry, Songwriting(semconv.FORMAT_SAMPLE, language_model(options), verb, options))

@@ -78,7 +78,7 @@ def measure_guidance_share(models: Models, request: GenerationRequest) -> Guidan
     if not isinstance(backend, TimesGuidance):
         return None
     shape = planner.codes_shape(request)
-    with planner.present():
+    with planner.on_device():
         return GuidanceShare(
             decode=backend.measure_guidance_share(request.batch_size, shape.middle_context),
             prefill=backend.measure_prefill_guidance_share(shape.prompt_tokens),

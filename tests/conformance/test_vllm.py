@@ -25,7 +25,7 @@ def test_the_engine_reserves_the_worst_case_and_no_more(tiny):
     row = tiny.context_limit * bytes_per_position(tiny)
     assert Reservation.for_songs(tiny, 3, None) == Reservation(6, tiny.context_limit, 6 * row)
     assert Reservation.for_songs(tiny, 3, 4 * row).bytes == 4 * row
-    with pytest.raises(OutOfMemory, match="--lm-backend pt"):
+    with pytest.raises(OutOfMemory, match="`lm_backend` pt"):
         Reservation.for_songs(tiny, 3, 2 * row - 1)
 
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from acestep import songwriting
+from acestep import blueprints
 from acestep.errors import BackendUnavailable
 from acestep.planner.backends.registry import create_planner
 from acestep.planner.backends.vllm.backend import VllmBackend
@@ -105,7 +105,7 @@ def ranges():
 
 def test_vllm_spans_and_timings_join_the_trace(spans, ranges, tiny):
     planner = create_planner("vllm", tiny, 1, HERE)
-    songwriting.create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=30))
+    blueprints.create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=30))
     planner.backend.unload()
     finished = {span.name: span for span in spans.get_finished_spans()}
     root = finished[semconv.CREATE_SAMPLE]

@@ -9,7 +9,7 @@ from opentelemetry.trace import StatusCode
 from transformers import PreTrainedTokenizerFast
 
 from acestep.checkpoints import TINY_DIT, ModelSelection, load_models
-from acestep.renderer.attention import NativeAttention
+from acestep.renderer.preparation import NativeAttention
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from tests.tracing import tree

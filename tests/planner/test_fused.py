@@ -17,9 +17,9 @@ from acestep.planner.backends.decode_state import DecodeState
 from acestep.planner.backends.fused import FusedForward, can_fuse, knows
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.backends.workspace import kernels_agree
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
-from acestep.planner.models import LanguageModel
-from acestep.planner.planner import FUSED_VARIABLE, Planner
+from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, qwen3_config
 from acestep.types import SamplingSettings, SongMetadata
@@ -149,13 +149,10 @@ def test_the_kernels_leave_other_architectures_alone() -> None:
         assert not knows(SimpleNamespace(**{**config.to_dict(), **change}))
 
 
-@pytest.mark.parametrize(("word", "path"), [(None, "fused"), ("", "fused"), ("1", "fused"), ("0", "eager")])
-def test_kernels_are_used_unless_the_environment_says_no(tiny: LanguageModel, monkeypatch, word, path) -> None:
+@pytest.mark.parametrize(("asked", "path"), [(True, "fused"), (False, "eager")])
+def test_kernels_are_used_unless_they_are_switched_off(tiny: LanguageModel, monkeypatch, asked, path) -> None:
     monkeypatch.setattr(workspace, "can_fuse", lambda model: True)
-    monkeypatch.delenv(FUSED_VARIABLE, raising=False)
-    if word is not None:
-        monkeypatch.setenv(FUSED_VARIABLE, word)
-    assert Planner.from_language_model(tiny).backend.decode_path == path
+    assert Planner.from_language_model(tiny, fused_decode=asked).backend.decode_path == path
 
 
 def test_off_cuda_the_body_does_all_passes(tiny: LanguageModel) -> None:

@@ -112,18 +112,21 @@ def test_tiny_means_the_tiny_model_that_has_learnt_the_task() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task-type", "cover"], "task cover works on a recording: give source audio (--src-audio)"),
-        (["--src-audio", "source.wav"], "text2music takes no source audio"),
+        (["--task-type", "cover"], "task cover works on a recording: give --src-audio"),
+        (["--src-audio", "source.wav"], "text2music takes no --src-audio"),
         (["--task-type", "cover", "--src-audio", "missing.wav"], "no audio file missing.wav"),
         (["--reference-audio", "missing.wav"], "no audio file missing.wav"),
         (["--task-type", "cover", "--src-audio", "text.wav"], "text.wav cannot be read as audio"),
-        (["--task-type", "cover", "--src-audio", "source.wav", "--duration", "30"], "leave out the duration"),
-        (["--task-type", "cover", "--src-audio", "source.wav", "--track", "drums"], "a track (drums) is for complete"),
+        (["--task-type", "cover", "--src-audio", "source.wav", "--duration", "30"], "leave out --duration"),
+        (["--task-type", "cover", "--src-audio", "source.wav", "--track", "drums"], "--track (drums) is for complete"),
         (["--task-type", "extract", "--src-audio", "source.wav", "--track", "kazoo"], "no track 'kazoo'"),
         (["--mode", "benchmark", "--task-type", "cover"], "--task-type belongs to --mode profile"),
         (["--mode", "benchmark", "--track", "drums"], "--track belongs to --mode profile"),
-        (["--repainting-end", "3"], "a window is for lego, repaint, not for text2music"),
-        (["--reference-audio", "silence.wav"], "reference audio silence.wav is silent"),
+        (
+            ["--repainting-end", "3"],
+            "--repainting-start and --repainting-end are for lego, repaint, not",
+        ),
+        (["--reference-audio", "silence.wav"], "--reference-audio silence.wav is silent"),
         (
             ["--task-type", "repaint", "--src-audio", "source.wav", "--repainting-start", "4", "--repainting-end", "3"],
             "window 4 ... 3 s is empty",
@@ -143,4 +146,4 @@ def test_bad_input_is_one_clear_line(arguments: list[str], message: str, capsys:
 def test_a_turbo_model_is_refused_for_single_tracks(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config-path", "acestep-v15-tiny", "--task-type", "lego", "--src-audio", "source.wav"]
     assert main([*QUICK[1:], *arguments]) == 2
-    assert "task lego needs a base model such as acestep-v15-base" in capsys.readouterr().err
+    assert "--task-type lego needs a base model such as acestep-v15-base" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import torch
 
 from acestep import checkpoints, inference
 from acestep.renderer import preparation
-from acestep.renderer.compilation import compile_models
+from acestep.renderer.preparation import compile_models
 from acestep.renderer.renderer import Renderer
 from acestep_otel.profiler.benchmark import mode as benchmark
 from acestep_otel.profiler.cli import command, main
@@ -282,7 +282,7 @@ def noted(order: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
 def test_r165_in_every_mode_the_memory_cap_is_set_before_anything_is_loaded(monkeypatch, mode, flags):
     order: list[str] = []
     for module in (measurement, benchmark):
-        monkeypatch.setattr(module, "enforce_memory_cap", lambda device: order.append(f"cap on {device}"))
+        monkeypatch.setattr(module, "enforce_memory_cap", lambda device, limit: order.append(f"cap on {device}"))
     for name in ("load_renderer_models", "load_language_model"):
         monkeypatch.setattr(checkpoints, name, noted(order, getattr(checkpoints, name)))
     main(["--mode", mode, *flags, "--no-warmup"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 
 
 class KeyValueCache:

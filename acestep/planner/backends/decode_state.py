@@ -10,7 +10,7 @@ import torch
 from acestep.planner.backends.cache import CacheWindow, KeyValueCache
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.fused import FusedForward
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)

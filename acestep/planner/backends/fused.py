@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from acestep.planner.backends.capture import TensorFunction, captured
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 
 if TYPE_CHECKING:
     from acestep.planner.backends.cache import KeyValueCache

@@ -23,8 +23,8 @@ from acestep.planner.backends.decode_state import Candidates, DecodeState
 from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide, reasoning_ends
 from acestep.planner.backends.timing import share_saved
 from acestep.planner.backends.workspace import Workspace, start_apart
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import GrammarCursor
-from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys
 from acestep.types import Progress, ProgressCallback, SamplingSettings
 

@@ -17,9 +17,8 @@ from acestep.planner.backends.capture import TensorFunction, captured
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.decode_state import Candidates, DecodeState
 from acestep.planner.backends.fused import FusedForward, can_fuse, weight_addresses
-from acestep.planner.budget import rounded_positions
+from acestep.planner.budget import LanguageModel, rounded_positions
 from acestep.planner.grammar import AllowedTokens
-from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys, sample
 from acestep.types import SamplingSettings
 

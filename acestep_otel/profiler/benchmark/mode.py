@@ -18,7 +18,7 @@ import click
 from acestep.checkpoints import Models, ModelSelection, load_models, load_planner, require_language_model
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
-from acestep.gpu_config import GPUConfig, detect_gpu_memory, gpu_config
+from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.inference import generate_music
 from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectiveSettings, GenerationRequest
@@ -38,7 +38,7 @@ from acestep_otel.profiler.report.spans import measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
-from acestep_otel.profiler.run.placement import describe_models, describe_placement
+from acestep_otel.profiler.run.placement import describe_models, describe_placement, engine_settings, gpu_memory
 from acestep_otel.profiler.run.progress import CellBar
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented, settle
 from acestep_otel.recording import GuidanceShare, annotated, guidance_share, measure_guidance_share, warmup
@@ -67,8 +67,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     limit_threads(options)
     with setup_errors():
         device = resolve_device(options.device)
-        enforce_memory_cap(device)
-        memory = detect_gpu_memory(device)
+        settings = engine_settings()
+        enforce_memory_cap(device, settings.memory_limit)
+        memory = gpu_memory(device, settings)
         config = gpu_config(memory)
         matrix = Matrix.of(options, config)
         requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}

@@ -9,7 +9,7 @@ from acestep.devices import resolve_device
 from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata, TaskType
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.run.example import Example
-from acestep_otel.profiler.run.placement import choose_placement
+from acestep_otel.profiler.run.placement import choose_placement, engine_settings
 from acestep_otel.profiler.run.weights import fetch_model, parse_adapter
 
 
@@ -64,8 +64,9 @@ def select_models(options: Options, *, with_language_model: bool, songs: int = 1
 
     Raises:
         DeviceUnavailable: the device does not exist here.
-        InvalidRequest: a variable about the placement means nothing.
+        InvalidRequest: an environment variable of the engine means nothing.
     """
+    settings = engine_settings()
     language_model = TINY_LM if options.tiny else options.lm_model
     tiny_dit = TINY_BASE_DIT if options.task_type in BASE_TASKS else TINY_DIT
     return ModelSelection(
@@ -74,9 +75,11 @@ def select_models(options: Options, *, with_language_model: bool, songs: int = 1
         weights=options.weights,
         device=options.device,
         lm_backend=options.lm_backend,
-        songs=songs,
+        max_batch_size=songs,
         checkpoint_root=options.checkpoint_dir,
-        placement=choose_placement(options, resolve_device(options.device)),
+        placement=choose_placement(options, resolve_device(options.device), settings),
         adapters=tuple(map(parse_adapter, options.lora)),
+        decode=settings.decode,
+        fused_decode=settings.fused_decode,
         fetch=fetch_model if options.download else None,
     )

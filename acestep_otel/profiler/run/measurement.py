@@ -31,6 +31,7 @@ from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressC
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.files import require_writable
+from acestep_otel.profiler.flags import in_flags
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.environment import Environment
@@ -39,6 +40,7 @@ from acestep_otel.profiler.report.results import RunResult, result_document, wri
 from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.statistics import token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import examination_files, examine
 from acestep_otel.profiler.run.progress import ProgressBars
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented, settle
@@ -124,7 +126,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
     limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
-            enforce_memory_cap(resolve_device(options.device))
+            enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
             models = job.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
@@ -161,7 +163,7 @@ def setup_errors() -> Iterator[None]:
         PlacementUnavailable,
         BackendUnavailable,
     ) as error:
-        raise SetupError(str(error)) from error
+        raise SetupError(in_flags(error)) from error
 
 
 def limit_threads(options: Options) -> None:

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import Final, cast
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 
-from acestep.environment import says_yes
+from acestep.environment_variables import EnvironmentSettings
 from acestep.gpu_config import detect_gpu_memory, needs_offload
-from acestep.placement import Placement, Quantization
-from acestep.types import EffectiveSettings, VaeDecoding
+from acestep.types import EffectiveSettings, Placement, Quantization, VaeDecoding
 from acestep_otel.profiler.options import Options
 
-COMPILE_VARIABLE: Final = "ACESTEP_COMPILE_MODEL"
-"""Environment variable: compile the models also where nothing is quantised."""
+
+def engine_settings() -> EnvironmentSettings:
+    """What the environment says about the engine: the one place where a mode reads it.
+
+    Raises:
+        InvalidRequest: a variable means nothing.
+    """
+    return EnvironmentSettings.read(os.environ)
 
 
-def choose_placement(options: Options, device: torch.device, environment: Mapping[str, str] | None = None) -> Placement:
+def gpu_memory(device: torch.device, settings: EnvironmentSettings) -> float:
+    """Memory in GiB that decides the tier: that of the environment, else that of the device."""
+    return detect_gpu_memory(device) if settings.gpu_memory is None else settings.gpu_memory
+
+
+def choose_placement(options: Options, device: torch.device, settings: EnvironmentSettings) -> Placement:
     """The placement that the options ask for; on a card that counts as less than 20 GB, offload comes by itself.
 
     Args:
         options: of the command line.
         device: where the models will run.
-        environment: that of the process when not given.
-
-    Raises:
-        InvalidRequest: a variable means nothing.
+        settings: of the environment.
     """
-    environment = os.environ if environment is None else environment
-    automatic = (
-        not options.offload_to_cpu and device.type == "cuda" and needs_offload(detect_gpu_memory(device, environment))
-    )
+    automatic = not options.offload_to_cpu and device.type == "cuda" and needs_offload(gpu_memory(device, settings))
     return Placement(
         offload_to_cpu=options.offload_to_cpu or automatic,
         offload_dit_to_cpu=options.offload_dit_to_cpu,
         quantization=cast("Quantization | None", options.quantization),
-        compile=says_yes(environment, COMPILE_VARIABLE),
+        compile=settings.compile,
         automatic_offload=automatic,
     )
 

@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from acestep.checkpoints import Models, load_models
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, OutOfMemory
-from acestep.gpu_config import detect_gpu_memory, gpu_config
+from acestep.gpu_config import gpu_config
 from acestep.inference import generate_music
 from acestep.memory_cap import MemoryCap, enforce_memory_cap
 from acestep.types import SAMPLE_RATE, GenerationRequest, GenerationResult
@@ -37,6 +37,7 @@ from acestep_otel.profiler.report.results import RunResult
 from acestep_otel.profiler.report.spans import measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
+from acestep_otel.profiler.run.placement import engine_settings, gpu_memory
 from acestep_otel.profiler.telemetry.providers import SpanCollector, Telemetry, detail_level, instrumented, settle
 from acestep_otel.profiler.tier_test.forwarding import SpanForwarder
 from acestep_otel.profiler.tier_test.journal import StageJournal
@@ -74,8 +75,9 @@ def serve(job: Job, send: Callable[[Event], None], before: UseBefore) -> None:
         telemetry.tracer_provider.add_span_processor(SpanForwarder(send))
         try:
             device = resolve_device(job.options.device)
-            cap = enforce_memory_cap(device)
-            config = gpu_config(detect_gpu_memory(device))
+            settings = engine_settings()
+            cap = enforce_memory_cap(device, settings.memory_limit)
+            config = gpu_config(gpu_memory(device, settings))
         except AceStepError as error:
             send(Refused(Failure.of(error)))
             return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Final
 
 import acestep_otel
-from acestep.gpu_config import CUDA_MEMORY_VARIABLE
+from acestep.environment_variables import CUDA_MEMORY
 from acestep_otel.profiler.tier_test.plan import Job
 from acestep_otel.profiler.tier_test.protocol import TRACE_PARENT, Event, Finished, decode, encode_job
 
@@ -64,7 +64,7 @@ def child_environment(inherited: Mapping[str, str], job: Job, *, trace_parent: s
     """
     environment = {
         **inherited,
-        CUDA_MEMORY_VARIABLE: str(job.memory),
+        CUDA_MEMORY: str(job.memory),
         # Spans go through the parent, which outlives the child; metrics the child sends itself.
         "OTEL_TRACES_EXPORTER": "none",
         # Also where the package was never installed, and the script lies in another folder.

@@ -9,8 +9,7 @@ from typing import Final, Self
 
 from acestep.checkpoints import TINY_LM, ModelSelection
 from acestep.gpu_config import GPUConfig, gpu_config
-from acestep.placement import Placement
-from acestep.types import GenerationRequest
+from acestep.types import GenerationRequest, Placement
 from acestep_otel import semconv
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.run.example import Example

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
 from acestep.memory_cap import MemoryCap
-from acestep.placement import Placement
+from acestep.types import Placement
 from acestep_otel.profiler.benchmark.matrix import Failure, Figures
 
 GIB: Final = 2**30

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from acestep.gpu_config import GPUConfig, gpu_config
-from acestep.placement import Placement
+from acestep.types import Placement
 from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.tier_test.launcher import Ending
 from acestep_otel.profiler.tier_test.protocol import Finished

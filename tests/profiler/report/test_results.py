@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from acestep.errors import OutOfMemory
-from acestep.placement import Placement
-from acestep.types import EffectiveSettings, VaeDecoding
+from acestep.types import EffectiveSettings, Placement, VaeDecoding
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.results import SCHEMA_VERSION, RunResult, result_document, write_result
 from tests.profiler.report.recorded import guide_spans, run_of

@@ -62,8 +62,8 @@ def test_named_models_are_selected() -> None:
 
 
 def test_an_engine_makes_room_for_the_songs_that_are_made() -> None:
-    assert select_models(Options(thinking=True), with_language_model=True).songs == 1
-    assert select_models(Options(thinking=True), with_language_model=True, songs=4).songs == 4
+    assert select_models(Options(thinking=True), with_language_model=True).max_batch_size == 1
+    assert select_models(Options(thinking=True), with_language_model=True, songs=4).max_batch_size == 4
 
 
 def test_tiny_selects_the_built_in_models() -> None:

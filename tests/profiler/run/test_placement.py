@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from acestep.environment_variables import EnvironmentSettings
 from acestep.errors import InvalidRequest
-from acestep.placement import Placement
-from acestep.types import VaeDecoding
+from acestep.types import Placement, VaeDecoding
 from acestep_otel.profiler.options import DEFAULTS
 from acestep_otel.profiler.run.placement import choose_placement, describe_decoding, describe_placement
 
@@ -19,39 +19,41 @@ CARD_OF_80 = {"MAX_CUDA_VRAM": "80"}
 
 @pytest.mark.parametrize("memory", ["4", "8", "16", "19.4"])
 def test_r80_a_card_of_less_than_20_gb_offloads_by_itself(memory: str) -> None:
-    chosen = choose_placement(DEFAULTS, CUDA, {"MAX_CUDA_VRAM": memory})
+    chosen = choose_placement(DEFAULTS, CUDA, EnvironmentSettings.read({"MAX_CUDA_VRAM": memory}))
     assert chosen == Placement(offload_to_cpu=True, automatic_offload=True)
 
 
 @pytest.mark.parametrize("memory", ["20", "24", "80"])
 def test_r81_a_larger_one_does_not(memory: str) -> None:
-    assert choose_placement(DEFAULTS, CUDA, {"MAX_CUDA_VRAM": memory}) == Placement()
+    assert choose_placement(DEFAULTS, CUDA, EnvironmentSettings.read({"MAX_CUDA_VRAM": memory})) == Placement()
 
 
 def test_what_was_asked_for_is_not_called_automatic() -> None:
     asked = replace(DEFAULTS, offload_to_cpu=True)
-    assert choose_placement(asked, CUDA, {"MAX_CUDA_VRAM": "8"}) == Placement(offload_to_cpu=True)
+    assert choose_placement(asked, CUDA, EnvironmentSettings.read({"MAX_CUDA_VRAM": "8"})) == Placement(
+        offload_to_cpu=True
+    )
 
 
 @pytest.mark.parametrize("device", [CPU, MPS])
 def test_a_variable_about_a_card_offloads_nothing_where_there_is_none(device: torch.device) -> None:
-    assert choose_placement(DEFAULTS, device, {"MAX_CUDA_VRAM": "8"}) == Placement()
+    assert choose_placement(DEFAULTS, device, EnvironmentSettings.read({"MAX_CUDA_VRAM": "8"})) == Placement()
 
 
 def test_flags_are_taken_as_they_are() -> None:
     asked = replace(DEFAULTS, offload_to_cpu=True, offload_dit_to_cpu=True, quantization="w8a8_dynamic")
-    assert choose_placement(asked, CUDA, CARD_OF_80) == Placement(True, True, "w8a8_dynamic")
+    assert choose_placement(asked, CUDA, EnvironmentSettings.read(CARD_OF_80)) == Placement(True, True, "w8a8_dynamic")
 
 
 @pytest.mark.parametrize(("word", "compiles"), [("1", True), ("yes", True), ("On", True), ("0", False), ("", False)])
 def test_compilation_is_asked_for_by_a_variable(word: str, compiles: bool) -> None:
     environment = {**CARD_OF_80, "ACESTEP_COMPILE_MODEL": word}
-    assert choose_placement(DEFAULTS, CUDA, environment).compile is compiles
+    assert choose_placement(DEFAULTS, CUDA, EnvironmentSettings.read(environment)).compile is compiles
 
 
 def test_a_word_that_is_neither_yes_nor_no_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest, match="ACESTEP_COMPILE_MODEL='fast'"):
-        choose_placement(DEFAULTS, CPU, {"ACESTEP_COMPILE_MODEL": "fast"})
+        choose_placement(DEFAULTS, CPU, EnvironmentSettings.read({"ACESTEP_COMPILE_MODEL": "fast"}))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from acestep import checkpoints, songwriting
-from acestep.placement import Placement
+from acestep import blueprints, checkpoints
 from acestep.planner.backends.pt import PtBackend
-from acestep.types import EffectivePlannerSettings, SongBlueprint, SongMetadata
+from acestep.types import EffectivePlannerSettings, Placement, SongBlueprint, SongMetadata
 from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.language_model_modes import DEFAULT_QUERY, render_blueprint
@@ -48,14 +47,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]]]:
     """Every call of a verb: its mode, and its arguments behind the planner."""
     made: list[tuple[str, tuple[Any, ...]]] = []
     for mode, name in SEAMS.items():
-        original = getattr(songwriting, name)
+        original = getattr(blueprints, name)
 
         @wraps(original)
         def record(*arguments: Any, mode: str = mode, original: Any = original) -> Any:
             made.append((mode, arguments[1:]))
             return original(*arguments)
 
-        monkeypatch.setattr(songwriting, name, record)
+        monkeypatch.setattr(blueprints, name, record)
     return made
 
 

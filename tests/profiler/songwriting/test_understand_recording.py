@@ -174,7 +174,7 @@ def test_the_verb_refuses_settings_and_files_before_it_encodes(  # type: ignore[
 ) -> None:
     planner, encoder = loaded
     monkeypatch.setattr(encoder.models.vae, "encode", None)
-    with pytest.raises(InvalidRequest, match="lyrics token limit 0"):
+    with pytest.raises(InvalidRequest, match="`lyrics_token_limit` 0"):
         understand_recording(planner, encoder, write("a.wav", 1), settings=SongwritingSettings(lyrics_token_limit=0))
     with pytest.raises(AudioReadError, match="no audio file"):
         understand_recording(planner, encoder, Path("nothing.wav"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.placement import Placement
+from acestep.types import Placement
 from acestep_otel.profiler.tier_test.boundary import Capability, LargestBatch, batch_boundary, boundary
 from acestep_otel.profiler.tier_test.trials import TierResult
 from tests.profiler.tier_test.tier_rows import observation, row, trial

@@ -147,7 +147,7 @@ def test_memory_is_capped_before_anything_is_loaded(monkeypatch: pytest.MonkeyPa
     """R82: through the engine's one function for it."""
     order: list[str] = []
     load, cap = child.load_models, child.enforce_memory_cap
-    monkeypatch.setattr(child, "enforce_memory_cap", lambda device: order.append("cap") or cap(device))
+    monkeypatch.setattr(child, "enforce_memory_cap", lambda *limit: order.append("cap") or cap(*limit))
     monkeypatch.setattr(child, "load_models", lambda selection: order.append("load") or load(selection))
     served()
     assert order == ["cap", "load"]

@@ -421,7 +421,7 @@ def _plain(value: Any) -> Any:
         (["--detail", "off"], "a tier test takes its figures from the trace"),
         (["--tiers", "0"], "0 is not in the range x>=1"),
         (["--tier-timeout", "0"], "0.0 is not in the range x>0"),
-        (["--duration", "601"], "duration 601 s is out of range"),
+        (["--duration", "601"], "--duration 601 s is out of range"),
         (["--batch-size", "2"], "--batch-size is settled by the tier in --mode tier-test: --tier-batch-boundary tries"),
         (["--thinking"], "--thinking is settled by the tier in --mode tier-test: --tier-with-lm lets"),
         (["--quantization", "int8_weight_only"], "--quantization is settled by the tier"),

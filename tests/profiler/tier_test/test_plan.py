@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.placement import Placement
+from acestep.types import Placement
 from acestep_otel.profiler.cli import command
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.tier_test.plan import BATCH_SIZES, Plan

@@ -23,9 +23,8 @@ from acestep.planner.backends.mlx.model import convert
 from acestep.planner.backends.mlx.sampling import sample
 from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide, reasoning_ends
 from acestep.planner.backends.timing import share_saved
-from acestep.planner.budget import PlannerBudget
+from acestep.planner.budget import LanguageModel, PlannerBudget
 from acestep.planner.grammar import AllowedTokens, GrammarCursor
-from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys
 from acestep.types import Progress, ProgressCallback, SamplingSettings
 

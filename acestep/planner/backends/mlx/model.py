@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 from mlx_lm.models.qwen3 import Model, ModelArgs
 
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 
 
 def convert(model: LanguageModel) -> Any:

@@ -20,9 +20,8 @@ from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk
 from acestep.planner.backends.vllm.draws import CodesDraw, Draw, DrawingDesk, TextDraw
 from acestep.planner.backends.vllm.engine import Reservation, build_engine, close_engine
 from acestep.planner.backends.vllm.rows import EngineRows, RowRequest
-from acestep.planner.budget import PlannerBudget, bytes_per_position
+from acestep.planner.budget import LanguageModel, PlannerBudget, bytes_per_position
 from acestep.planner.grammar import AllowedTokens, GrammarCursor
-from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys
 from acestep.types import Progress, ProgressCallback, SamplingSettings
 
@@ -119,7 +118,7 @@ class VllmBackend(GrammarWalk):
                 if guided and not (draw.in_step and _twins_agree(rows, songs)):
                     raise BackendFailed(
                         "vLLM ran the two requests of a guided song in different passes, so their tokens differ: "
-                        "take --lm-backend pt, or a guidance scale of 1",
+                        "take `lm_backend` pt, or a guidance scale of 1",
                         stage=COMPOSING,
                     )
                 done = min(map(len, written))

@@ -23,8 +23,7 @@ import torch
 
 from acestep.errors import BackendUnavailable, OutOfMemory
 from acestep.planner.backends.vllm.draws import DrawingDesk
-from acestep.planner.budget import bytes_per_position
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel, bytes_per_position
 
 _LOAD_FORMAT: Final = "acestep"
 _BLOCK: Final = 128
@@ -67,7 +66,7 @@ class Reservation:
         if reserved < 2 * row:
             raise OutOfMemory(
                 f"keys and values of one guided song need {2 * row / 2**30:.2f} GiB, but only {reserved / 2**30:.2f} "
-                "GiB can be reserved beside the weights: take a smaller language model, or --lm-backend pt, which "
+                "GiB can be reserved beside the weights: take a smaller language model, or `lm_backend` pt, which "
                 "takes what a request needs",
                 stage="model.load",
             )
@@ -104,7 +103,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         if current_platform.device_type != device.type:
             raise BackendUnavailable(
                 f"this vLLM is built for {current_platform.device_type or 'no device of this machine'}, "
-                f"and the device is {device.type}: use --lm-backend pt, or install a vLLM for {device.type}"
+                f"and the device is {device.type}: use `lm_backend` pt, or install a vLLM for {device.type}"
             )
         if model_parallel_is_initialized():
             # Engines share the process's groups of workers: stopping one would stop the other.
@@ -129,7 +128,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             except (ValueError, RuntimeError) as error:
                 cleanup_dist_env_and_memory()
                 raise BackendUnavailable(
-                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use --lm-backend pt)"
+                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
                 ) from error
 
 

@@ -112,7 +112,7 @@ class EngineRows:
         if answered.keys() != self._running.keys() or any(len(output.outputs[0].token_ids) != 1 for output in outputs):
             raise BackendFailed(
                 f"vLLM answered {len(answered)} of {len(self._running)} rows in a pass, so they are out of step: take "
-                "--lm-backend pt",
+                "`lm_backend` pt",
                 stage=self._stage,
             )
         for name, output in answered.items():

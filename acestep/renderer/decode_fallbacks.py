@@ -7,22 +7,14 @@ decoder's receptive field.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import torch
 
-from acestep.environment import says_yes
-from acestep.errors import InvalidRequest
 from acestep.renderer.vae import DEFAULT_TILE_LENGTH, TilePlan, plan_tiles
-from acestep.types import SAMPLES_PER_FRAME, VaeRung
+from acestep.types import SAMPLES_PER_FRAME, VaeLocation
 
-ON_CPU_VARIABLE: Final = "ACESTEP_VAE_ON_CPU"
-"""Environment variable: decode on the host from the start."""
-TILE_LENGTH_VARIABLE: Final = "ACESTEP_VAE_DECODE_CHUNK_SIZE"
-"""Environment variable: latent frames of the first tile length tried."""
 TILE_LENGTHS: Final = (1024, 512, 256, 128, 64)
 """Tile lengths that are chosen from, and stepped down through."""
 SHORTEST_TILE: Final = 32
@@ -36,7 +28,7 @@ _SHARE: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """What the user settled about decoding.
+    """How the VAE is to decode.
 
     Attributes:
         on_cpu: decode on the host.
@@ -46,37 +38,21 @@ class DecodeSettings:
     on_cpu: bool = False
     tile_length: int | None = None
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Read both variables.
-
-        Args:
-            environment: where they are looked up; that of the process when not given.
-
-        Raises:
-            InvalidRequest: a variable means nothing; the message names it.
-        """
-        environment = os.environ if environment is None else environment
-        return cls(
-            on_cpu=says_yes(environment, ON_CPU_VARIABLE),
-            tile_length=_tile_length(environment.get(TILE_LENGTH_VARIABLE, "").strip()),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
     """One way to decode.
 
     Attributes:
-        rung: where.
+        location: where.
         plan: in which tiles.
     """
 
-    rung: VaeRung
+    location: VaeLocation
     plan: TilePlan
 
 
-def decode_ladder(
+def decode_fallbacks(
     frames: int,
     overlap: int,
     *,
@@ -91,7 +67,7 @@ def decode_ladder(
         frames: latent frames of the song.
         overlap: frames of context on each inner side of a tile.
         device: where models run.
-        settings: what the user settled.
+        settings: what was asked for.
         free_bytes: memory that can still be allocated; ``None`` where that is not known.
         bytes_per_frame: memory that decoding takes per frame of a tile.
     """
@@ -118,14 +94,3 @@ def decode_bytes_per_frame(base_width: int, dtype: torch.dtype) -> int:
     They peak at the audio's rate, where the decoder is ``base_width`` channels wide.
     """
     return _LIVE_ACTIVATIONS * base_width * SAMPLES_PER_FRAME * dtype.itemsize
-
-
-def _tile_length(word: str) -> int | None:
-    if not word:
-        return None
-    if not word.isdecimal() or int(word) < SHORTEST_TILE:
-        raise InvalidRequest(
-            f"{TILE_LENGTH_VARIABLE}={word!r} is not a tile length: give latent frames (25 per second), "
-            f"{SHORTEST_TILE} or more"
-        )
-    return int(word)

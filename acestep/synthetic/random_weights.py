@@ -1,4 +1,4 @@
-"""Seeded random weights for any module.
+"""Seeded random weights for any module, and for Qwen3 models, which need more than their stored tensors.
 
 Each tensor is drawn from a generator of its own, seeded by the tensor's name, so the values do not depend on
 the order in which tensors are filled, and adding a layer leaves the others as they were.
@@ -10,6 +10,9 @@ import hashlib
 
 import torch
 from torch import nn
+from transformers import Qwen3Config, Qwen3Model
+
+from acestep.weights.meta_modules import empty_qwen3, restore_rotary_frequencies
 
 
 def tensor_seed(seed: int, name: str) -> int:
@@ -61,3 +64,21 @@ def draw_normal(tensor: torch.Tensor, deviation: float, generator: torch.Generat
         return
     drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
     tensor.copy_(drawn.normal_(0.0, deviation, generator=generator))
+
+
+def build_qwen3(
+    config: Qwen3Config, *, seed: int, device: torch.device, dtype: torch.dtype, storage: torch.device | None = None
+) -> Qwen3Model:
+    """Build the model without a head.
+
+    Args:
+        config: its architecture.
+        seed: of its weights.
+        device: where they are drawn.
+        dtype: of the weights; the rotary frequencies stay in float32, as in a loaded model.
+        storage: where they are kept; ``device`` when not given.
+    """
+    model = empty_qwen3(config)
+    materialise(model, seed=seed, device=device, dtype=dtype, storage=storage)
+    restore_rotary_frequencies(model, storage or device)
+    return model

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from acestep import inference, songwriting
+from acestep import blueprints, inference
 from acestep.checkpoints import TINY_LM, ModelSelection, load_planner
 from acestep.errors import BackendUnavailable, CheckpointNotFound, InvalidRequest
 from acestep.inference import create_sample, format_sample, understand_music
@@ -162,11 +162,11 @@ def test_no_lyrics_mean_what_the_verb_says(planner):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": -1}, "seed -1 is out of range: 0 ... 4294967295"),
-        ({"seed": 2**32}, "seed 4294967296 is out of range"),
-        ({"lyrics_token_limit": 0}, "lyrics token limit 0 is out of range: 1 ... 4096"),
-        ({"sampling": SamplingSettings(temperature=3)}, "LM temperature 3 is out of range: 0 ... 2"),
-        ({"sampling": SamplingSettings(top_p=float("nan"))}, "LM top-p nan is out of range"),
+        ({"seed": -1}, "`seed` -1 is out of range: 0 ... 4294967295"),
+        ({"seed": 2**32}, "`seed` 4294967296 is out of range"),
+        ({"lyrics_token_limit": 0}, "`lyrics_token_limit` 0 is out of range: 1 ... 4096"),
+        ({"sampling": SamplingSettings(temperature=3)}, "`sampling.temperature` 3 is out of range: 0 ... 2"),
+        ({"sampling": SamplingSettings(top_p=float("nan"))}, "`sampling.top_p` nan is out of range"),
     ],
 )
 @pytest.mark.parametrize("verb", VERBS)
@@ -178,12 +178,12 @@ def test_settings_out_of_range_are_named(planner, verb, settings, message):
 
 @pytest.mark.parametrize("code", [-1, 64_000, 65_534, 1_234_567])
 def test_codes_that_do_not_exist_are_named(planner, code):
-    with pytest.raises(InvalidRequest, match=rf"audio code {code} is out of range: 0 \.\.\. 63999"):
+    with pytest.raises(InvalidRequest, match=rf"`audio_codes`: code {code} is out of range: 0 \.\.\. 63999"):
         understand_music(planner, (1, code), settings=SHORT)
 
 
 def test_more_codes_than_the_longest_song_are_refused(planner):
-    with pytest.raises(InvalidRequest, match=r"duration of the audio codes 600\.2 s is out of range"):
+    with pytest.raises(InvalidRequest, match=r"duration of `audio_codes` 600\.2 s is out of range"):
         understand_music(planner, (0,) * 3_001, settings=SHORT)
 
 
@@ -191,7 +191,7 @@ def test_more_codes_than_the_longest_song_are_refused(planner):
     ("metadata", "message"),
     [
         (SongMetadata(bpm=999), "bpm 999"),
-        (SongMetadata(duration=5), "duration 5 s is out of range"),
+        (SongMetadata(duration=5), "`duration` 5 s is out of range"),
         (SongMetadata(keyscale="H minor"), "'H minor'"),
         (SongMetadata(language="klingon"), "'klingon'"),
     ],
@@ -213,7 +213,7 @@ def test_the_language_model_is_loaded_alone(monkeypatch):
 
 
 def test_a_planner_that_cannot_be_loaded_says_why():
-    with pytest.raises(CheckpointNotFound, match="--weights synthetic"):
+    with pytest.raises(CheckpointNotFound, match="`weights` 'synthetic'"):
         load_planner(ModelSelection(lm="acestep-5Hz-lm-0.6B", device="cpu"))
     with pytest.raises(BackendUnavailable, match="choose auto"):
         load_planner(ModelSelection(lm=TINY_LM, device="cpu", lm_backend="fast"))
@@ -223,4 +223,4 @@ def test_a_planner_that_cannot_be_loaded_says_why():
 
 def test_the_verbs_have_one_home_and_are_found_with_the_others():
     for verb in VERBS:
-        assert getattr(inference, verb) is getattr(songwriting, verb)
+        assert getattr(inference, verb) is getattr(blueprints, verb)

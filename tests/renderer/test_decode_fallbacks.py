@@ -1,4 +1,4 @@
-"""The ladder of the VAE's decode: what is tried, in which order, and that every rung gives the same audio (R65)."""
+"""The fallbacks of the VAE's decode: what is tried, in which order, and that each gives the same audio (R65)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.errors import InvalidRequest, OutOfMemory
-from acestep.placement import Placement
-from acestep.renderer.decoder import VaeDecoder
-from acestep.renderer.preparation import fold_weight_norm
-from acestep.renderer.vae import plan_tiles
-from acestep.renderer.vae_ladder import (
+from acestep.errors import OutOfMemory
+from acestep.offloading import ModelOffloader
+from acestep.renderer.decode_fallbacks import (
     TILE_LENGTHS,
     DecodeSettings,
     DecodeStep,
     decode_bytes_per_frame,
-    decode_ladder,
+    decode_fallbacks,
     fitting_tile_length,
 )
-from acestep.residence import Residence
+from acestep.renderer.decoder import VaeDecoder
+from acestep.renderer.preparation import fold_weight_norm
+from acestep.renderer.vae import plan_tiles
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import VaeDecoding
+from acestep.types import Placement, VaeDecoding
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 2**30
@@ -35,18 +34,18 @@ TOLERANCE = 1e-4
 """Largest difference from one untiled decode, of audio within -1 ... 1, in float32."""
 
 
-def ladder(frames: int = FRAMES, **settings) -> tuple[DecodeStep, ...]:
-    return decode_ladder(
+def fallbacks(frames: int = FRAMES, **settings) -> tuple[DecodeStep, ...]:
+    return decode_fallbacks(
         frames, 9, device=CUDA, settings=DecodeSettings(**settings), free_bytes=80 * GIB, bytes_per_frame=PER_FRAME
     )
 
 
 def shown(steps: tuple[DecodeStep, ...]) -> list[tuple[str, int]]:
-    return [(step.rung, step.plan.tile_length) for step in steps]
+    return [(step.location, step.plan.tile_length) for step in steps]
 
 
 def test_shorter_tiles_come_before_the_host_buffer_and_that_before_the_host():
-    assert shown(ladder()) == [
+    assert shown(fallbacks()) == [
         *(("gpu", length) for length in (1024, 512, 256, 128, 64)),
         ("gpu+cpu buffer", 64),
         ("cpu", 512),
@@ -54,7 +53,7 @@ def test_shorter_tiles_come_before_the_host_buffer_and_that_before_the_host():
 
 
 def test_a_short_song_is_not_tried_twice_in_the_same_tiling():
-    assert shown(ladder(frames=200)) == [
+    assert shown(fallbacks(frames=200)) == [
         ("gpu", 200),
         ("gpu", 128),
         ("gpu", 64),
@@ -64,20 +63,20 @@ def test_a_short_song_is_not_tried_twice_in_the_same_tiling():
 
 
 def test_a_tile_length_that_was_asked_for_is_tried_first():
-    assert shown(ladder(tile_length=300)) == [
+    assert shown(fallbacks(tile_length=300)) == [
         *(("gpu", length) for length in (300, 256, 128, 64)),
         ("gpu+cpu buffer", 64),
         ("cpu", 300),
     ]
-    assert shown(ladder(tile_length=40)) == [("gpu", 40), ("gpu+cpu buffer", 40), ("cpu", 40)]
+    assert shown(fallbacks(tile_length=40)) == [("gpu", 40), ("gpu+cpu buffer", 40), ("cpu", 40)]
 
 
 def test_decoding_on_the_host_can_be_asked_for():
-    assert shown(ladder(on_cpu=True)) == [("cpu", 512)]
+    assert shown(fallbacks(on_cpu=True)) == [("cpu", 512)]
 
 
-def test_the_cpu_has_one_rung():
-    assert shown(decode_ladder(FRAMES, 9, device=CPU, settings=DecodeSettings())) == [("cpu", 512)]
+def test_the_cpu_has_one_way():
+    assert shown(decode_fallbacks(FRAMES, 9, device=CPU, settings=DecodeSettings())) == [("cpu", 512)]
 
 
 @given(st.integers(0, 200 * GIB), st.integers(1, 10 * 2**20))
@@ -90,8 +89,8 @@ def test_the_first_tile_fits_half_of_the_free_memory_unless_none_does(free: int,
 
 
 @given(st.integers(1, 20_000), st.one_of(st.none(), st.integers(32, 5_000)), st.integers(0, 100 * GIB))
-def test_every_rung_needs_less_of_the_device_than_the_one_before(frames: int, tile_length: int | None, free: int):
-    steps = decode_ladder(
+def test_every_fallback_needs_less_of_the_device_than_the_one_before(frames: int, tile_length: int | None, free: int):
+    steps = decode_fallbacks(
         frames,
         9,
         device=CUDA,
@@ -100,37 +99,13 @@ def test_every_rung_needs_less_of_the_device_than_the_one_before(frames: int, ti
         bytes_per_frame=PER_FRAME,
     )
     assert len(set(steps)) == len(steps)
-    assert [step.rung for step in steps][-2:] == ["gpu+cpu buffer", "cpu"]
-    for earlier, later in pairwise(step for step in steps if step.rung == "gpu"):
+    assert [step.location for step in steps][-2:] == ["gpu+cpu buffer", "cpu"]
+    for earlier, later in pairwise(step for step in steps if step.location == "gpu"):
         assert later.plan.tile_length < earlier.plan.tile_length
 
 
 def test_memory_per_frame_follows_the_decoder():
     assert decode_bytes_per_frame(2, torch.float32) * 32 == decode_bytes_per_frame(128, torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("environment", "settings"),
-    [
-        ({}, DecodeSettings()),
-        ({"ACESTEP_VAE_ON_CPU": "1"}, DecodeSettings(on_cpu=True)),
-        ({"ACESTEP_VAE_ON_CPU": "True", "ACESTEP_VAE_DECODE_CHUNK_SIZE": " 256 "}, DecodeSettings(True, 256)),
-        ({"ACESTEP_VAE_ON_CPU": "0", "ACESTEP_VAE_DECODE_CHUNK_SIZE": ""}, DecodeSettings()),
-    ],
-)
-def test_the_environment_settles_both(environment, settings):
-    assert DecodeSettings.from_environment(environment) == settings
-
-
-@pytest.mark.parametrize("word", ["0", "31", "-64", "many", "64.5"])
-def test_a_tile_length_that_cannot_be_is_refused_by_name(word):
-    with pytest.raises(InvalidRequest, match="ACESTEP_VAE_DECODE_CHUNK_SIZE"):
-        DecodeSettings.from_environment({"ACESTEP_VAE_DECODE_CHUNK_SIZE": word})
-
-
-def test_neither_yes_nor_no_is_refused_by_name():
-    with pytest.raises(InvalidRequest, match="ACESTEP_VAE_ON_CPU='maybe'"):
-        DecodeSettings.from_environment({"ACESTEP_VAE_ON_CPU": "maybe"})
 
 
 LATENTS = torch.randn(2, 230, 4, generator=torch.Generator().manual_seed(0))
@@ -155,13 +130,13 @@ class TestDecoding:
 
     @pytest.fixture
     def decoder(self, models) -> VaeDecoder:
-        return VaeDecoder(models, Residence(CPU, Placement()), DecodeSettings())
+        return VaeDecoder(models, ModelOffloader(CPU, Placement()), DecodeSettings())
 
     @pytest.mark.parametrize("refused", range(5))
-    def test_r65_whichever_rung_has_the_memory_the_audio_is_that_of_one_whole_decode(
+    def test_r65_whichever_fallback_has_the_memory_the_audio_is_that_of_one_whole_decode(
         self, decoder, whole, refused, monkeypatch
     ):
-        ways = ladder(frames=230)
+        ways = fallbacks(frames=230)
         assert len(ways) == 5
         tried: list[DecodeStep] = []
         original = VaeDecoder.decode_at
@@ -177,7 +152,7 @@ class TestDecoding:
         assert tried == list(ways[: refused + 1])
         plan = ways[refused].plan
         assert decoding == VaeDecoding(
-            ways[refused].rung, plan.tile_length, 9, tiles=2 * len(plan.tiles), attempts=refused + 1
+            ways[refused].location, plan.tile_length, 9, tiles=2 * len(plan.tiles), attempts=refused + 1
         )
         assert audio.device == CPU
         assert audio.dtype == torch.float32
@@ -193,17 +168,17 @@ class TestDecoding:
             return original(window, **options)
 
         monkeypatch.setattr(models.vae, "decode", allocate)
-        audio, decoding = decoder.decode(LATENTS, ladder(frames=230))
+        audio, decoding = decoder.decode(LATENTS, fallbacks(frames=230))
         assert (decoding.rung, decoding.tile_length) == ("gpu", tile_length)
         assert (audio - whole).abs().max() < TOLERANCE
 
-    def test_when_no_rung_has_the_memory_the_stage_is_named(self, decoder, models, monkeypatch):
+    def test_when_no_fallback_has_the_memory_the_stage_is_named(self, decoder, models, monkeypatch):
         def full(self, *args):
             raise torch.OutOfMemoryError("no room")
 
         monkeypatch.setattr(VaeDecoder, "decode_at", full)
         with pytest.raises(OutOfMemory) as caught:
-            decoder.decode(LATENTS, ladder(frames=230))
+            decoder.decode(LATENTS, fallbacks(frames=230))
         assert caught.value.stage == "vae.decode"
 
     def test_a_fault_that_is_not_about_memory_is_not_tried_again(self, decoder, monkeypatch):
@@ -212,16 +187,19 @@ class TestDecoding:
 
         monkeypatch.setattr(VaeDecoder, "decode_at", broken)
         with pytest.raises(ZeroDivisionError):
-            decoder.decode(LATENTS, ladder(frames=230))
+            decoder.decode(LATENTS, fallbacks(frames=230))
 
     @pytest.mark.parametrize(
         ("placement", "on_cpu", "moves"),
         [
             pytest.param(Placement(), True, ["host", "device"], id="asked for"),
             pytest.param(Placement(offload_to_cpu=True), True, [], id="asked for, and there already"),
-            pytest.param(Placement(), False, ["host", "device"], id="the last rung"),
+            pytest.param(Placement(), False, ["host", "device"], id="the last fallback"),
             pytest.param(
-                Placement(offload_to_cpu=True), False, ["device", "host", "device", "host"], id="the last rung, present"
+                Placement(offload_to_cpu=True),
+                False,
+                ["device", "host", "device", "host"],
+                id="the last fallback, offloaded",
             ),
         ],
     )
@@ -229,24 +207,24 @@ class TestDecoding:
         seen: list[str] = []
         device = torch.device("cpu", 0)
 
-        class Watched(Residence):
+        class Watched(ModelOffloader):
             def move(self, name, model, destination):
                 seen.append("device" if destination == device else "host")
                 return super().move(name, model, destination)
 
         decoder = VaeDecoder(models, Watched(device, placement), DecodeSettings(on_cpu=on_cpu))
-        ways = ladder(frames=230, on_cpu=on_cpu)
+        ways = fallbacks(frames=230, on_cpu=on_cpu)
         original = VaeDecoder._decode_tiles
 
         def only_on_the_host(self, latents, step, vae, progress):
-            if step.rung != "cpu":
+            if step.location != "cpu":
                 raise torch.OutOfMemoryError("no room")
             assert seen[-1:] != ["device"]
             assert vae is not models.vae
             return original(self, latents, step, vae, progress)
 
         monkeypatch.setattr(VaeDecoder, "_decode_tiles", only_on_the_host)
-        with decoder.present():
+        with decoder.on_device():
             audio, decoding = decoder.decode(LATENTS, ways)
         assert (decoding.rung, decoding.attempts) == ("cpu", len(ways))
         assert seen == moves
@@ -256,6 +234,6 @@ class TestDecoding:
         with pytest.raises(ValueError, match="one way"):
             decoder.decode(LATENTS, ())
 
-    def test_plans_of_the_ladder_are_those_of_the_song(self):
-        assert {step.plan.frames for step in ladder(frames=230)} == {230}
-        assert ladder(frames=230)[1].plan == plan_tiles(230, 128, 9)
+    def test_plans_of_the_fallbacks_are_those_of_the_song(self):
+        assert {step.plan.frames for step in fallbacks(frames=230)} == {230}
+        assert fallbacks(frames=230)[1].plan == plan_tiles(230, 128, 9)

@@ -2,7 +2,7 @@
 
 They take a planner (``acestep.checkpoints.load_planner``, or ``planner`` of loaded models) and load no renderer. A
 recording also takes an audio encoder: ``load_audio_encoder``, or, of a renderer that is loaded,
-``AudioEncoder(AudioEncoderModels.of(renderer.models), renderer.residence)``.
+``AudioEncoder(AudioEncoderModels.of(renderer.models), renderer.offloader)``.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _write(
         use_constrained_decoding=settings.use_constrained_decoding,
         lyrics_token_limit=settings.lyrics_token_limit,
     )
-    with planner.present():
+    with planner.on_device():
         draft = Songwriter(planner).write(asked, progress)
     return _blueprint(planner, draft, seed)
 
@@ -240,6 +240,6 @@ def _blueprint(planner: Planner, draft: Draft, seed: int) -> SongBlueprint:
             lm_backend=planner.backend.name,
             seeds=(seed,),
             weights=planner.weights,
-            placement=planner.residence.placement,
+            placement=planner.offloader.placement,
         ),
     )

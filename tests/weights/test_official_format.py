@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from acestep.synthetic.renderer import RENDERER_CONFIGS, diffusers_modules
-from acestep.weights.official_names import PREFIXES, SILENCE, official_name
+from acestep.weights.official_format import PREFIXES, SILENCE, official_name
 from acestep.weights.renderer import official_modules
 from tests.weights.miniature import GOLDEN_CHECKPOINTS
 

@@ -1,13 +1,57 @@
-"""Guidance of the models that were not distilled: Adaptive Projected Guidance."""
+"""The diffusion beside the transformer: at which times it is evaluated, and how its conditions are emphasised.
+
+Models that were not distilled are guided by Adaptive Projected Guidance.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from acestep.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The times of one diffusion run, from noise (t = 1) towards data (t = 0).
+
+    Attributes:
+        timesteps: where the velocity is evaluated, falling from 1; the terminal 0 is not among them.
+        shift: the timestep shift that they were made with.
+    """
+
+    timesteps: tuple[float, ...]
+    shift: float
+
+    @property
+    def intervals(self) -> tuple[tuple[float, float], ...]:
+        """``(t, next t)`` of every step; the last one ends at 0."""
+        return tuple(zip(self.timesteps, (*self.timesteps[1:], 0.0), strict=True))
+
+
+def make_schedule(steps: int, shift: float) -> Schedule:
+    """Uniform times, bent towards the noisy end by the flow-matching shift.
+
+    With ``u = 1 - i / steps`` the times are ``shift * u / (1 + (shift - 1) * u)`` (Esser et al. 2024, "Scaling
+    Rectified Flow Transformers", section 5.3.2). Eight steps give the tables that the turbo models were distilled on.
+
+    Args:
+        steps: how many times the transformer is evaluated, 1 or more.
+        shift: more than 0; 1 leaves the times uniform.
+
+    Raises:
+        InvalidRequest: a value outside these ranges.
+    """
+    if steps < 1:
+        raise InvalidRequest(f"inference steps must be 1 or more, not {steps}")
+    if not (math.isfinite(shift) and shift > 0):
+        raise InvalidRequest(f"timestep shift must be a number above 0, not {shift}")
+    uniform = ((steps - i) / steps for i in range(steps))
+    return Schedule(tuple(shift * u / (1 + (shift - 1) * u) for u in uniform), shift)
+
 
 MOMENTUM: Final = -0.75
 """Weight of the earlier differences; negative, so that a direction repeated at every step is damped."""

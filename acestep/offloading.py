@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from acestep.errors import stage_errors
-from acestep.placement import Placement
+from acestep.types import Placement
 
 LANGUAGE_MODEL: Final = "language_model"
 """The 5 Hz language model's name here; the renderer's models have their names in ``RendererModels``."""
@@ -26,7 +26,7 @@ TRANSFORMER: Final = "transformer"
 _HOST: Final = torch.device("cpu")
 
 
-class Residence:
+class ModelOffloader:
     """The models' whereabouts on one device.
 
     Args:
@@ -41,23 +41,23 @@ class Residence:
         self._on_host: dict[str, list[torch.Tensor]] = {}
         self._lock = threading.RLock()
 
-    def waits_on_host(self, name: str) -> bool:
+    def offloads(self, name: str) -> bool:
         """Whether a model is on the device only while it is used."""
         if not self.placement.offload_to_cpu:
             return False
         return name != TRANSFORMER or self.placement.offload_dit_to_cpu
 
-    def home(self, name: str) -> torch.device:
+    def idle_device(self, name: str) -> torch.device:
         """Where a model is between uses."""
-        return _HOST if self.waits_on_host(name) else self.device
+        return _HOST if self.offloads(name) else self.device
 
-    def settle(self, name: str, model: nn.Module) -> None:
+    def place(self, name: str, model: nn.Module) -> None:
         """Put a freshly loaded model where it will be between uses."""
-        home, pins = self.home(name), self.device.type == "cuda" and self.waits_on_host(name)
-        _replace_parts(model, lambda parts: [part.to(home).pin_memory() if pins else part.to(home) for part in parts])
+        idle, pins = self.idle_device(name), self.device.type == "cuda" and self.offloads(name)
+        _replace_parts(model, lambda parts: [part.to(idle).pin_memory() if pins else part.to(idle) for part in parts])
 
     @contextmanager
-    def using(self, **models: nn.Module) -> Iterator[None]:
+    def on_device(self, **models: nn.Module) -> Iterator[None]:
         """Have models on the device while the block runs; blocks may overlap, and the last one to end sends them away.
 
         Args:
@@ -68,14 +68,14 @@ class Residence:
         """
         with ExitStack() as stack:
             for name, model in models.items():
-                if self.waits_on_host(name):
-                    stack.enter_context(self._present(name, model))
+                if self.offloads(name):
+                    stack.enter_context(self._resident(name, model))
             yield
 
     @contextmanager
-    def without(self, name: str, model: nn.Module) -> Iterator[None]:
+    def on_host(self, name: str, model: nn.Module) -> Iterator[None]:
         """Have a model on the host while the block runs, also one that is in use, or never leaves otherwise."""
-        if self.waits_on_host(name) and self._users[name] == 0:
+        if self.offloads(name) and self._users[name] == 0:
             yield
             return
         self.move(name, model, _HOST)
@@ -99,17 +99,17 @@ class Residence:
         left = _replace_parts(
             model, lambda parts: held or [part.to(destination, non_blocking=part.is_pinned()) for part in parts]
         )
-        if destination != _HOST and self.waits_on_host(name):
+        if destination != _HOST and self.offloads(name):
             self._on_host[name] = left
         return stored_bytes(model)
 
-    def give_back(self) -> None:
-        """Hand memory that left models had taken back to the device; call it when the device has nothing to do."""
+    def empty_cache(self) -> None:
+        """Return the memory of offloaded models to the device; call it when the device is idle."""
         if self.placement.offload_to_cpu and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _present(self, name: str, model: nn.Module) -> Iterator[None]:
+    def _resident(self, name: str, model: nn.Module) -> Iterator[None]:
         with self._lock:
             if self._users[name] == 0:
                 with stage_errors("offload.move"):

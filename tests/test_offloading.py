@@ -10,16 +10,16 @@ from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from acestep.errors import OutOfMemory
-from acestep.placement import Placement
-from acestep.residence import (
+from acestep.offloading import (
     LANGUAGE_MODEL,
     TRANSFORMER,
-    Residence,
+    ModelOffloader,
     _parts,
     _tensors,
     loading_device,
     stored_bytes,
 )
+from acestep.types import Placement
 
 CPU = torch.device("cpu")
 GPU = torch.device("cpu", 0)
@@ -47,7 +47,7 @@ def addresses(model: nn.Module) -> list[int]:
     return [part.data_ptr() for _, _, tensor in _tensors(model) for part in _parts(tensor)]
 
 
-class Watched(Residence):
+class Watched(ModelOffloader):
     """Notes every move."""
 
     def __init__(self, device: torch.device, placement: Placement) -> None:
@@ -70,7 +70,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def test_r133_a_model_is_on_the_device_only_while_it_is_used(model):
     host, inputs = addresses(model), torch.ones(2, 32)
     expected = model[:3](inputs)
-    with Residence(GPU, OFFLOAD).using(vae=model):
+    with ModelOffloader(GPU, OFFLOAD).on_device(vae=model):
         assert not set(addresses(model)) & set(host)
         assert torch.equal(model[:3](inputs), expected)
     # The very memory that it came from: leaving copies nothing back.
@@ -84,19 +84,19 @@ def test_r133_a_model_is_on_the_device_only_while_it_is_used(model):
 )
 def test_r134_the_dit_stays_unless_it_is_offloaded_too(placement, stays):
     model = small_model()
-    host, residence = addresses(model), Watched(GPU, placement)
-    residence.settle(TRANSFORMER, model)
-    assert residence.home(TRANSFORMER) == (GPU if stays else CPU)
+    host, offloader = addresses(model), Watched(GPU, placement)
+    offloader.place(TRANSFORMER, model)
+    assert offloader.idle_device(TRANSFORMER) == (GPU if stays else CPU)
     assert (addresses(model) != host) == stays
-    with residence.using(transformer=model):
+    with offloader.on_device(transformer=model):
         assert addresses(model) != host
-    assert [destination for _, destination in residence.moves] == ([] if stays else [GPU, CPU])
+    assert [destination for _, destination in offloader.moves] == ([] if stays else [GPU, CPU])
 
 
 def test_whoever_holds_a_weight_sees_where_it_is():
     model = small_model()
     head = model[0].weight
-    with Residence(GPU, OFFLOAD).using(**{LANGUAGE_MODEL: model}):
+    with ModelOffloader(GPU, OFFLOAD).on_device(**{LANGUAGE_MODEL: model}):
         assert head is model[0].weight
 
 
@@ -104,29 +104,29 @@ def test_tied_weights_stay_tied():
     model = small_model()
     model[2].weight = nn.Parameter(torch.zeros(64, 32), requires_grad=False)
     model[0].weight = model[2].weight
-    with Residence(GPU, OFFLOAD).using(vae=model):
+    with ModelOffloader(GPU, OFFLOAD).on_device(vae=model):
         assert model[0].weight is model[2].weight
     assert model[0].weight is model[2].weight
 
 
 def test_blocks_within_blocks_move_once():
-    model, residence = small_model(), Watched(GPU, OFFLOAD)
-    with residence.using(vae=model), residence.using(vae=model):
+    model, offloader = small_model(), Watched(GPU, OFFLOAD)
+    with offloader.on_device(vae=model), offloader.on_device(vae=model):
         pass
-    assert residence.moves == [("vae", GPU), ("vae", CPU)]
+    assert offloader.moves == [("vae", GPU), ("vae", CPU)]
 
 
 def test_a_failure_sends_models_away_too():
     model = small_model()
     host = addresses(model)
-    with pytest.raises(ZeroDivisionError), Residence(GPU, OFFLOAD).using(vae=model):
+    with pytest.raises(ZeroDivisionError), ModelOffloader(GPU, OFFLOAD).on_device(vae=model):
         raise ZeroDivisionError
     assert addresses(model) == host
 
 
 def test_a_move_that_runs_out_of_memory_leaves_nothing_behind(monkeypatch):
     model, other = small_model(), small_model()
-    hosts, residence = (addresses(model), addresses(other)), Residence(GPU, OFFLOAD)
+    hosts, offloader = (addresses(model), addresses(other)), ModelOffloader(GPU, OFFLOAD)
     brought = []
     to = torch.Tensor.to
 
@@ -138,22 +138,22 @@ def test_a_move_that_runs_out_of_memory_leaves_nothing_behind(monkeypatch):
         return to(tensor, *destination, **options)
 
     monkeypatch.setattr(torch.Tensor, "to", full)
-    with pytest.raises(OutOfMemory, match=r"offload\.move"), residence.using(text_encoder=other, vae=model):
+    with pytest.raises(OutOfMemory, match=r"offload\.move"), offloader.on_device(text_encoder=other, vae=model):
         pytest.fail("it never got in")
     # It happened in the middle of the second model.
     assert len(hosts[1]) < 12 < len(hosts[1]) + len(hosts[0])
     assert (addresses(model), addresses(other)) == hosts
     # And it can be tried again.
-    with residence.using(text_encoder=other, vae=model):
+    with offloader.on_device(text_encoder=other, vae=model):
         assert addresses(model) != hosts[0]
 
 
 def test_weights_that_moved_in_inference_mode_can_move_again_outside_of_it():
     model = small_model()
-    residence = Residence(GPU, OFFLOAD)
-    with torch.inference_mode(), residence.using(vae=model):
+    offloader = ModelOffloader(GPU, OFFLOAD)
+    with torch.inference_mode(), offloader.on_device(vae=model):
         assert not model[0].weight.is_inference()
-    with residence.using(vae=model):
+    with offloader.on_device(vae=model):
         model[:3](torch.ones(2, 32))
 
 
@@ -173,21 +173,21 @@ def test_weights_are_loaded_to_the_host_when_the_device_should_not_hold_them_all
 
 
 def test_a_model_can_be_kept_off_the_device_for_a_while():
-    model, residence = small_model(), Watched(GPU, Placement())
+    model, offloader = small_model(), Watched(GPU, Placement())
     values = [parameter.clone() for parameter in model.parameters()]
-    with residence.without("vae", model):
-        assert residence.moves == [("vae", CPU)]
-    assert residence.moves == [("vae", CPU), ("vae", GPU)]
+    with offloader.on_host("vae", model):
+        assert offloader.moves == [("vae", CPU)]
+    assert offloader.moves == [("vae", CPU), ("vae", GPU)]
     assert all(map(torch.equal, model.parameters(), values))
 
 
 def test_also_one_that_is_in_use_and_waits_on_the_host_otherwise():
-    model, residence = small_model(), Watched(GPU, OFFLOAD)
+    model, offloader = small_model(), Watched(GPU, OFFLOAD)
     host = addresses(model)
-    with residence.without("vae", model):
-        assert residence.moves == []
-    with residence.using(vae=model):
-        with residence.without("vae", model):
+    with offloader.on_host("vae", model):
+        assert offloader.moves == []
+    with offloader.on_device(vae=model):
+        with offloader.on_host("vae", model):
             assert addresses(model) == host
         assert addresses(model) != host
     assert addresses(model) == host
@@ -197,8 +197,8 @@ def test_memory_is_given_back_only_where_models_leave(monkeypatch):
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     cuda = torch.device("cuda", 0)
-    Residence(cuda, Placement()).give_back()
-    Residence(CPU, OFFLOAD).give_back()
+    ModelOffloader(cuda, Placement()).empty_cache()
+    ModelOffloader(CPU, OFFLOAD).empty_cache()
     assert emptied == []
-    Residence(cuda, OFFLOAD).give_back()
+    ModelOffloader(cuda, OFFLOAD).empty_cache()
     assert emptied == [True]
