@@ -56,6 +56,8 @@ class ModelSelection:
             seeded random weights: real speed and memory, and noise for music.
         device: see ``acestep.devices.resolve_device``.
         lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
+        lm_fused_kernels: whether pt may run small passes in Triton kernels of its own (CUDA, bfloat16), where they agree
+            with the model.
         songs: made together at most; vllm reserves memory for so many when it starts. ``None``: the GPU tier's limit.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.
@@ -69,6 +71,7 @@ class ModelSelection:
     weights: WeightsKind = "checkpoint"
     device: str = "auto"
     lm_backend: str = "auto"
+    lm_fused_kernels: bool = True
     songs: int | None = None
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
     placement: Placement = field(default_factory=Placement)
@@ -235,7 +238,7 @@ def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.
     backend = resolve_backend(selection.lm_backend, device, residence.placement)
     model = load_language_model(selection, device, dtype, storage_device(backend, residence))
     songs = selection.songs or gpu_config(detect_gpu_memory(device)).with_lm.batch_size
-    return create_planner(backend, model, songs, residence)
+    return create_planner(backend, model, songs, residence, fused_kernels=selection.lm_fused_kernels)
 
 
 def load_language_model(

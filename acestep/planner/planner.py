@@ -6,16 +6,14 @@ five per second, under the finished metadata.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import torch
 
-from acestep.environment import says_yes
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
 from acestep.placement import Placement
 from acestep.planner.backends import COMPOSING, REASONING, PhaseTokens, PlannerBackend
@@ -31,8 +29,6 @@ from acestep.types import CODES_PER_SECOND, GenerationRequest, ProgressCallback,
 
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
 """Most tokens of a metadata block: the caption and every other field."""
-FUSED_VARIABLE: Final = "ACESTEP_LM_FUSED"
-"""Environment variable: ``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
 
@@ -102,7 +98,7 @@ class Planner:
 
     def __init__(
         self,
-        backend: PlannerBackend,
+        backend: PlannerBackend[Any],
         vocabulary: Vocabulary,
         *,
         model_name: str,
@@ -128,20 +124,27 @@ class Planner:
     def from_language_model(
         cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1], residence: Residence | None = None
     ) -> Planner:
-        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others.
+        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others."""
+        return cls.on_backend(PtBackend(model), model, duration_limit=duration_limit, residence=residence)
 
-        Raises:
-            InvalidRequest: ``ACESTEP_LM_FUSED`` says neither yes nor no.
-        """
-        backend = PtBackend(model, fuse=None if says_yes(os.environ, FUSED_VARIABLE, default=True) else False)
+    @classmethod
+    def on_backend(
+        cls,
+        backend: PlannerBackend[Any],
+        model: LanguageModel,
+        *,
+        duration_limit: int = DURATION_RANGE[1],
+        residence: Residence | None = None,
+    ) -> Planner:
+        """A planner on a backend that was started with a model; keeps no reference to the model's weights."""
         return cls(
             backend,
             model.vocabulary,
             model_name=model.name,
             weights=model.weights,
-            device=model.device,
+            device=model.device if residence is None else residence.device,
             dtype=model.dtype,
-            budget=PlannerBudget.of(model, backend.held_bytes),
+            budget=backend.budget,
             duration_limit=duration_limit,
             residence=residence,
         )
@@ -152,10 +155,11 @@ class Planner:
 
         One block around everything that a request asks of the model means one way there and one back.
         """
-        if not (isinstance(self.backend, PtBackend) and self.residence.waits_on_host(LANGUAGE_MODEL)):
+        body = self.backend.movable_weights if self.residence.waits_on_host(LANGUAGE_MODEL) else None
+        if body is None:
             yield
             return
-        with self.residence.using(**{LANGUAGE_MODEL: self.backend.model.body}):
+        with self.residence.using(**{LANGUAGE_MODEL: body}):
             try:
                 yield
             finally:

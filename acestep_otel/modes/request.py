@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+import os
+from typing import Final, cast
 
 from acestep.checkpoints import TINY_BASE_DIT, TINY_DIT, TINY_LM, ModelSelection
 from acestep.devices import resolve_device
+from acestep.environment import says_yes
 from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata, TaskType
 from acestep_otel.modes.example import Example
 from acestep_otel.modes.options import Options
 from acestep_otel.modes.placement import choose_placement
 from acestep_otel.modes.weights import fetch_model, parse_adapter
+
+FUSED_VARIABLE: Final = "ACESTEP_LM_FUSED"
+"""Environment variable: ``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
 
 
 def build_request(example: Example, options: Options) -> GenerationRequest:
@@ -64,7 +69,7 @@ def select_models(options: Options, *, with_language_model: bool, songs: int = 1
 
     Raises:
         DeviceUnavailable: the device does not exist here.
-        InvalidRequest: a variable about the placement means nothing.
+        InvalidRequest: a variable about the placement or the kernels means nothing.
     """
     language_model = TINY_LM if options.tiny else options.lm_model
     tiny_dit = TINY_BASE_DIT if options.task_type in BASE_TASKS else TINY_DIT
@@ -74,6 +79,7 @@ def select_models(options: Options, *, with_language_model: bool, songs: int = 1
         weights=options.weights,
         device=options.device,
         lm_backend=options.lm_backend,
+        lm_fused_kernels=says_yes(os.environ, FUSED_VARIABLE, default=True),
         songs=songs,
         checkpoint_root=options.checkpoint_dir,
         placement=choose_placement(options, resolve_device(options.device)),

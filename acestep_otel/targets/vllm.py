@@ -24,7 +24,7 @@ def seams(layer: StageRecorder) -> list[Seam]:
     """Every such seam, bound to a layer."""
     return [
         Seam(_BACKEND, "build_engine", _traced_engine),
-        Seam(_BACKEND, "VllmBackend.trace_headers", _headers),
+        Seam("vllm.v1.engine.llm_engine", "LLMEngine.add_request", _in_trace),
         Seam("vllm.v1.engine.output_processor", "instrument_manual", _own_span(layer)),
     ]
 
@@ -40,8 +40,9 @@ def _switch_on(engine: Any) -> None:
     engine.output_processor.tracing_enabled = True
 
 
-def _headers(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _current_trace() or wrapped(*args, **kwargs)
+def _in_trace(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    headers = _current_trace()
+    return wrapped(*args, **kwargs) if headers is None else wrapped(*args, **{"trace_headers": headers} | kwargs)
 
 
 @never_raises

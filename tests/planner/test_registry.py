@@ -45,13 +45,13 @@ def test_r17_auto_takes_the_best_that_is_installed(installed, device, packages, 
 def test_r14_r16_an_engine_that_is_not_installed_names_the_command_in_one_line(installed, name, device):
     with pytest.raises(BackendUnavailable) as caught:
         resolve_backend(name, device)
-    assert str(caught.value) == f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'"
+    assert str(caught.value) == f"lm_backend {name!r} is not installed: pip install 'acestep-otel[{name}]'"
 
 
 @pytest.mark.parametrize(("name", "device"), [("vllm", MPS), ("mlx", CUDA)])
 def test_an_engine_for_other_devices_is_refused_and_not_replaced(installed, name, device):
     installed |= {"vllm", "mlx_lm"}
-    with pytest.raises(BackendUnavailable, match=f"{name} runs on .* the device is {device.type}"):
+    with pytest.raises(BackendUnavailable, match=f"'{name}' runs on .* the device is {device.type}"):
         resolve_backend(name, device)
 
 
@@ -86,7 +86,7 @@ def test_r99_where_models_wait_on_the_host_auto_takes_the_backend_whose_weights_
 
 def test_r99_an_engine_that_shall_wait_on_the_host_is_refused_by_the_flag_that_says_so(installed):
     installed |= {"vllm"}
-    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* --offload-to-cpu asks .* --lm-backend pt or auto"):
+    with pytest.raises(BackendUnavailable, match=r"'vllm' keeps .* offload_to_cpu asks .* lm_backend 'pt' or 'auto'"):
         resolve_backend("vllm", CUDA, OFFLOAD)
 
 
@@ -115,7 +115,7 @@ def test_a_broken_installation_says_what_is_missing(tiny, installed, monkeypatch
         raise ImportError("no module named 'xyz'")
 
     monkeypatch.setattr(registry, f"_start_{name}", broken)
-    with pytest.raises(BackendUnavailable, match=f"{name} is installed but cannot be used .*'xyz'.*pip install"):
+    with pytest.raises(BackendUnavailable, match=f"'{name}' is installed but cannot be used .*'xyz'.*pip install"):
         create_planner(name, tiny, 1, Residence(CPU, Placement()))
 
 
@@ -130,5 +130,5 @@ def test_backends_are_looked_for_before_anything_is_loaded(installed):
 def test_r136_r137_the_command_line_says_it_in_one_line(installed, capsys, name):
     assert main(["--tiny", "--device", "cpu", "--thinking", "--no-progress", "--lm-backend", name]) == 2
     assert capsys.readouterr().err == (
-        f"error: --lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'\n"
+        f"error: lm_backend {name!r} is not installed: pip install 'acestep-otel[{name}]'\n"
     )

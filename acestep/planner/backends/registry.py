@@ -14,6 +14,7 @@ import torch
 from acestep.errors import BackendUnavailable
 from acestep.memory_cap import effective_free_memory
 from acestep.placement import Placement
+from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
 from acestep.residence import LANGUAGE_MODEL, Residence
 
@@ -77,15 +78,15 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
         raise BackendUnavailable(f"unknown language-model backend {name!r}: choose {', '.join(BACKEND_NAMES)}")
     if device.type not in engine.devices:
         raise BackendUnavailable(
-            f"--lm-backend {name} runs on {' and '.join(engine.devices)}, and the device is {device.type}: "
-            "use --lm-backend pt or auto"
+            f"lm_backend {name!r} runs on {' and '.join(engine.devices)}, and the device is {device.type}: "
+            "use lm_backend 'pt' or 'auto'"
         )
     if not _installed(engine):
-        raise BackendUnavailable(f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'")
+        raise BackendUnavailable(f"lm_backend {name!r} is not installed: pip install 'acestep-otel[{name}]'")
     if placement.offload_to_cpu and not placement.automatic_offload:
         raise BackendUnavailable(
-            f"--lm-backend {name} keeps its weights on the device, and --offload-to-cpu asks for models to wait in "
-            "host memory: use --lm-backend pt or auto, or leave out --offload-to-cpu"
+            f"lm_backend {name!r} keeps its weights on the device, and offload_to_cpu asks for models to wait in "
+            "host memory: use lm_backend 'pt' or 'auto', or leave out offload_to_cpu"
         )
     return name
 
@@ -95,7 +96,9 @@ def storage_device(name: str, residence: Residence) -> torch.device:
     return residence.home(LANGUAGE_MODEL) if name == "pt" else torch.device("cpu")
 
 
-def create_planner(name: str, model: LanguageModel, songs: int, residence: Residence) -> Planner:
+def create_planner(
+    name: str, model: LanguageModel, songs: int, residence: Residence, *, fused_kernels: bool = True
+) -> Planner:
     """A planner on a backend.
 
     Args:
@@ -103,6 +106,7 @@ def create_planner(name: str, model: LanguageModel, songs: int, residence: Resid
         model: the loaded language model.
         songs: made together, which an engine that reserves its memory makes room for.
         residence: of the language model, on the device that it shall run on; an engine never leaves it.
+        fused_kernels: whether pt may run small passes in kernels of its own, where they run and agree with the model.
 
     Raises:
         BackendUnavailable: the backend cannot run here.
@@ -110,23 +114,15 @@ def create_planner(name: str, model: LanguageModel, songs: int, residence: Resid
     """
     if name == "pt":
         residence.settle(LANGUAGE_MODEL, model.body)
-        return Planner.from_language_model(model, residence=residence)
+        return Planner.on_backend(PtBackend(model, fuse=None if fused_kernels else False), model, residence=residence)
     try:
         backend = _start_vllm(model, residence.device, songs) if name == "vllm" else _start_mlx(model)
     except ImportError as error:
         raise BackendUnavailable(
-            f"--lm-backend {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
-            "fresh environment, or use --lm-backend pt"
+            f"lm_backend {name!r} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
+            "fresh environment, or use lm_backend 'pt'"
         ) from error
-    return Planner(
-        backend,
-        model.vocabulary,
-        model_name=model.name,
-        weights=model.weights,
-        device=residence.device,
-        dtype=model.dtype,
-        budget=backend.budget,
-    )
+    return Planner.on_backend(backend, model, residence=Residence(residence.device, Placement()))
 
 
 def _start_vllm(model: LanguageModel, device: torch.device, songs: int) -> VllmBackend:

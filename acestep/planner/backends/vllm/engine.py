@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from acestep.errors import BackendUnavailable, OutOfMemory
-from acestep.planner.backends.vllm.draws import DrawingDesk
+from acestep.planner.backends.vllm.selection import TokenSelector
 from acestep.planner.budget import bytes_per_position
 from acestep.planner.models import LanguageModel
 
@@ -41,7 +41,7 @@ class Reservation:
     """What the engine sets aside when it starts; nothing is added later.
 
     Attributes:
-        rows: sequences that run together: a song, and with guidance its unconditional twin.
+        rows: sequences that run together: a song, and with guidance its unconditional row.
         context_limit: positions of one row.
         bytes: for keys and values that requests may ask for.
     """
@@ -67,21 +67,21 @@ class Reservation:
         if reserved < 2 * row:
             raise OutOfMemory(
                 f"keys and values of one guided song need {2 * row / 2**30:.2f} GiB, but only {reserved / 2**30:.2f} "
-                "GiB can be reserved beside the weights: take a smaller language model, or --lm-backend pt, which "
+                "GiB can be reserved beside the weights: take a smaller language model, or lm_backend 'pt', which "
                 "takes what a request needs",
                 stage="model.load",
             )
         return cls(rows, model.context_limit, reserved)
 
 
-def build_engine(model: LanguageModel, device: torch.device, reservation: Reservation, desk: DrawingDesk) -> Any:
+def build_engine(model: LanguageModel, device: torch.device, reservation: Reservation, selector: TokenSelector) -> Any:
     """Start an engine with the weights of a loaded model, which it copies.
 
     Args:
         model: the language model; usually in host memory.
         device: where the engine runs.
         reservation: of rows, and of memory for keys and values.
-        desk: decides the tokens.
+        selector: decides the tokens.
 
     Returns:
         ``vllm.v1.engine.llm_engine.LLMEngine``.
@@ -104,7 +104,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         if current_platform.device_type != device.type:
             raise BackendUnavailable(
                 f"this vLLM is built for {current_platform.device_type or 'no device of this machine'}, "
-                f"and the device is {device.type}: use --lm-backend pt, or install a vLLM for {device.type}"
+                f"and the device is {device.type}: use lm_backend 'pt', or install a vLLM for {device.type}"
             )
         if model_parallel_is_initialized():
             # Engines share the process's groups of workers: stopping one would stop the other.
@@ -116,7 +116,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             try:
                 config = arguments.create_engine_config()
                 # Which of vLLM's two model runners will run decides which interface the processor has.
-                config.model_config.logits_processors = [processor_class(desk, v2=config.use_v2_model_runner)]
+                config.model_config.logits_processors = [processor_class(selector, v2=config.use_v2_model_runner)]
                 return LLMEngine(
                     vllm_config=config,
                     executor_class=Executor.get_class(config),
@@ -129,7 +129,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             except (ValueError, RuntimeError) as error:
                 cleanup_dist_env_and_memory()
                 raise BackendUnavailable(
-                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use --lm-backend pt)"
+                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use lm_backend 'pt')"
                 ) from error
 
 
