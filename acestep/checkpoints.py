@@ -56,8 +56,7 @@ class ModelSelection:
             seeded random weights: real speed and memory, and noise for music.
         device: see ``acestep.devices.resolve_device``.
         lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
-        lm_fused_kernels: whether pt may run small passes in Triton kernels of its own (CUDA, bfloat16), where they agree
-            with the model.
+        lm_fused_kernels: whether pt may run small passes in Triton kernels of its own (CUDA, bfloat16).
         songs: made together at most; vllm reserves memory for so many when it starts. ``None``: the GPU tier's limit.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.

@@ -9,7 +9,7 @@ passes with and without the unconditional rows, at the run's own shape, outside 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ class GuidanceShare:
     prefill: float
 
 
-@runtime_checkable
 class CalibratedBackend(Protocol):
     """A backend that can time its own passes."""
 
@@ -73,15 +72,13 @@ CALIBRATION = GuidanceCalibration()
 
 
 def calibrate_guidance(models: Models, request: GenerationRequest) -> GuidanceShare | None:
-    """Calibrate for one request; ``None`` when it uses no guidance, or its backend cannot time its own passes.
+    """Calibrate for one request; ``None`` when it uses no guidance.
 
     Runs forward passes on the loaded language model for a fraction of a second; call it between the warm-up and the
     measured run.
     """
     planner = models.planner
     if planner is None or not request.writes_audio_codes or request.sampling.guidance_scale <= 1:
-        return None
-    if not isinstance(planner.backend, CalibratedBackend):
         return None
     shape = planner.codes_shape(request)
     with planner.present():

@@ -78,7 +78,7 @@ def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue
     }
 
 
-def _decode_path(backend: PlannerBackend) -> Attributes:
+def _decode_path(backend: PlannerBackend[Any]) -> Attributes:
     """Known after the run: the first pass of a process decides it."""
     path = getattr(backend, "decode_path", None)
     return {} if path is None else {semconv.LM_DECODE_PATH: path}

@@ -200,25 +200,24 @@ def _register_loader(model: LanguageModel) -> None:
 def _process_as_it_was() -> Iterator[None]:
     """Undo what starting an engine does to the rest of the process, and keep it quiet.
 
-    It reads its switches from the environment, seeds every random generator there is, and on the CPU disables
-    ``torch.set_num_threads``. How much it says is settled when vLLM is imported, so that happens in here too.
+    It reads its switches from the environment and leaves others there, seeds every random generator there is, and
+    changes the number of PyTorch's threads; on the CPU it even disables ``torch.set_num_threads``. How much it logs is
+    decided when vLLM is imported, so that happens in here too.
     """
-    quiet = {} if "VLLM_LOGGING_LEVEL" in os.environ else {"VLLM_LOGGING_LEVEL": "ERROR"}
-    switches = _ENVIRONMENT | quiet
-    before = {name: os.environ.get(name) for name in switches}
+    environment, threads = dict(os.environ), torch.get_num_threads()
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
-    os.environ.update(switches)
+    os.environ.update(_ENVIRONMENT)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
             # About what PyTorch will drop one day: vLLM's affair.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
