@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -96,7 +96,7 @@ class Planner:
 
     def __init__(
         self,
-        backend: PlannerBackend,
+        backend: PlannerBackend[Any],
         vocabulary: Vocabulary,
         *,
         model_name: str,
@@ -125,25 +125,28 @@ class Planner:
         *,
         duration_limit: int = DURATION_RANGE[1],
         offloader: ModelOffloader | None = None,
-        fused_decode: bool = True,
     ) -> Planner:
-        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others.
+        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others."""
+        return cls.on_backend(PtBackend(model), model, duration_limit=duration_limit, offloader=offloader)
 
-        Args:
-            model: the loaded language model.
-            duration_limit: longest song in seconds.
-            offloader: moves the model between uses; without one it stays on its device.
-            fused_decode: decode in the backend's own Triton kernels where these can run (CUDA, bfloat16).
-        """
-        backend = PtBackend(model, fuse=None if fused_decode else False)
+    @classmethod
+    def on_backend(
+        cls,
+        backend: PlannerBackend[Any],
+        model: LanguageModel,
+        *,
+        duration_limit: int = DURATION_RANGE[1],
+        offloader: ModelOffloader | None = None,
+    ) -> Planner:
+        """A planner on a backend that was started with a model; keeps no reference to the model's weights."""
         return cls(
             backend,
             model.vocabulary,
             model_name=model.name,
             weights=model.weights,
-            device=model.device,
+            device=model.device if offloader is None else offloader.device,
             dtype=model.dtype,
-            budget=PlannerBudget.of(model, backend.held_bytes),
+            budget=backend.budget,
             duration_limit=duration_limit,
             offloader=offloader,
         )
@@ -154,10 +157,11 @@ class Planner:
 
         One block around everything that a request asks of the model means one way there and one back.
         """
-        if not (isinstance(self.backend, PtBackend) and self.offloader.offloads(LANGUAGE_MODEL)):
+        body = self.backend.movable_weights if self.offloader.offloads(LANGUAGE_MODEL) else None
+        if body is None:
             yield
             return
-        with self.offloader.on_device(**{LANGUAGE_MODEL: self.backend.model.body}):
+        with self.offloader.on_device(**{LANGUAGE_MODEL: body}):
             try:
                 yield
             finally:

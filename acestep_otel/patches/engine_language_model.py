@@ -125,7 +125,7 @@ def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue
     }
 
 
-def _decode_path(backend: PlannerBackend) -> Attributes:
+def _decode_path(backend: PlannerBackend[Any]) -> Attributes:
     """Known after the run: the first pass of a process decides it."""
     path = getattr(backend, "decode_path", None)
     return {} if path is None else {semconv.LM_DECODE_PATH: path}
@@ -233,8 +233,9 @@ def _switch_on(engine: Any) -> None:
     engine.output_processor.tracing_enabled = True
 
 
-def _headers(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _current_trace() or wrapped(*args, **kwargs)
+def _in_trace(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    headers = _current_trace()
+    return wrapped(*args, **kwargs) if headers is None else wrapped(*args, **{"trace_headers": headers} | kwargs)
 
 
 @never_raises
@@ -295,7 +296,7 @@ PATCHES: Final = (
         for method, wrapper in _BACKEND_METHODS
     ),
     Patch(_VLLM_BACKEND, "build_engine", _traced_engine),
-    Patch(_VLLM_BACKEND, "VllmBackend.trace_headers", _headers),
+    Patch("vllm.v1.engine.llm_engine", "LLMEngine.add_request", _in_trace),
     Patch("vllm.v1.engine.output_processor", "instrument_manual", CustomWrapper(_own_span)),
 )
 """Every patch of the language model."""

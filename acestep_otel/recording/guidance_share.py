@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
@@ -30,17 +30,6 @@ class GuidanceShare:
 
     decode: float
     prefill: float
-
-
-@runtime_checkable
-class TimesGuidance(Protocol):
-    """A backend that can time its own passes."""
-
-    def measure_guidance_share(self, rows: int, context: int) -> float:
-        """1 - time(rows) / time(2 * rows) of a decode pass."""
-
-    def measure_prefill_guidance_share(self, tokens: int) -> float:
-        """1 - time(conditional row) / time(both rows) of a prompt pass."""
 
 
 _current: ContextVar[GuidanceShare | None] = ContextVar("acestep_otel_guidance_share", default=None)
@@ -66,7 +55,7 @@ def current_guidance_share() -> GuidanceShare | None:
 
 
 def measure_guidance_share(models: Models, request: GenerationRequest) -> GuidanceShare | None:
-    """Measure for one request; ``None`` when it uses no guidance, or its backend cannot time its own passes.
+    """Measure for one request; ``None`` when it uses no guidance.
 
     Runs forward passes on the loaded language model for a fraction of a second; call it between the warm-up and the
     measured run.
@@ -75,8 +64,6 @@ def measure_guidance_share(models: Models, request: GenerationRequest) -> Guidan
     if planner is None or not request.writes_audio_codes or request.sampling.guidance_scale <= 1:
         return None
     backend = planner.backend
-    if not isinstance(backend, TimesGuidance):
-        return None
     shape = planner.codes_shape(request)
     with planner.on_device():
         return GuidanceShare(

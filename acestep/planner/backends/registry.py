@@ -14,6 +14,7 @@ import torch
 from acestep.errors import BackendUnavailable
 from acestep.memory_cap import effective_free_memory
 from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
+from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
 from acestep.types import Placement
 
@@ -113,7 +114,8 @@ def create_planner(
     """
     if name == "pt":
         offloader.place(LANGUAGE_MODEL, model.body)
-        return Planner.from_language_model(model, offloader=offloader, fused_decode=fused_decode)
+        fuse = None if fused_decode else False
+        return Planner.on_backend(PtBackend(model, fuse=fuse), model, offloader=offloader)
     try:
         backend = _start_vllm(model, offloader.device, songs) if name == "vllm" else _start_mlx(model)
     except ImportError as error:
@@ -121,15 +123,7 @@ def create_planner(
             f"`lm_backend` {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
             "fresh environment, or use `lm_backend` pt"
         ) from error
-    return Planner(
-        backend,
-        model.vocabulary,
-        model_name=model.name,
-        weights=model.weights,
-        device=offloader.device,
-        dtype=model.dtype,
-        budget=backend.budget,
-    )
+    return Planner.on_backend(backend, model, offloader=ModelOffloader(offloader.device, Placement()))
 
 
 def _start_vllm(model: LanguageModel, device: torch.device, songs: int) -> VllmBackend:

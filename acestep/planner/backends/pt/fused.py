@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
-from acestep.planner.backends.capture import TensorFunction, captured
+from acestep.planner.backends.candidates import TensorFunction, captured
 from acestep.planner.budget import LanguageModel
 
 if TYPE_CHECKING:
-    from acestep.planner.backends.cache import KeyValueCache
+    from acestep.planner.backends.pt.decode_state import KeyValueCache
 
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability whose tensor cores multiply bfloat16 and whose shared memory holds the blocks."""
@@ -64,7 +64,7 @@ class FusedForward:
     """
 
     def __init__(self, model: LanguageModel, cache: KeyValueCache) -> None:
-        from acestep.planner.backends import kernels
+        from acestep.planner.backends.pt import kernels
 
         self._kernels: Any = kernels
         self._body: Any = model.body

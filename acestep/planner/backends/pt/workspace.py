@@ -7,19 +7,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
-from weakref import WeakKeyDictionary
 
 import torch
 
-from acestep.planner.backends import COMPOSING
-from acestep.planner.backends.cache import KeyValueCache
-from acestep.planner.backends.capture import TensorFunction, captured
+from acestep.planner.backends.base import COMPOSING
+from acestep.planner.backends.candidates import Candidates, TensorFunction, captured, choose
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.decode_state import Candidates, DecodeState
-from acestep.planner.backends.fused import FusedForward, can_fuse, weight_addresses
+from acestep.planner.backends.pt.decode_state import DecodeState, KeyValueCache
+from acestep.planner.backends.pt.fused import FusedForward, can_fuse, weight_addresses
 from acestep.planner.budget import LanguageModel, rounded_positions
-from acestep.planner.grammar import AllowedTokens
-from acestep.planner.sampling import item_keys, sample
+from acestep.planner.sampling import item_keys
 from acestep.types import SamplingSettings
 
 logger = logging.getLogger(__name__)
@@ -49,8 +46,6 @@ class Workspace:
         self._fused: FusedForward | None = None
         self._addresses: tuple[int, ...] = ()
         self._choices: OrderedDict[tuple[object, ...], TensorFunction] = OrderedDict()
-        self._of_grammar: WeakKeyDictionary[AllowedTokens, Candidates] = WeakKeyDictionary()
-        self._lyrics: Candidates | None = None
 
     @property
     def nbytes(self) -> int:
@@ -66,16 +61,17 @@ class Workspace:
 
     def clear(self) -> None:
         """Free everything."""
-        self._cache = self._fused = self._lyrics = None
+        self._cache = self._fused = None
         self._choices.clear()
-        self._of_grammar.clear()
 
-    def follow_weights(self) -> None:
-        """Free what belongs to weights that were moved since the last call."""
+    def follow_weights(self) -> bool:
+        """Free what belongs to weights that were moved since the last call; returns whether they were."""
         addresses = weight_addresses(self.model)
-        if addresses != self._addresses:
+        moved = addresses != self._addresses
+        if moved:
             self.clear()
             self._addresses = addresses
+        return moved
 
     def forget_tokens(self) -> None:
         """Let no prompt go on from what the cache holds."""
@@ -92,7 +88,7 @@ class Workspace:
         return DecodeState.start(self.model, cache, prompts, items=items, shared=shared, fused=self._fused)
 
     def _reserve(self, rows: int, positions: int) -> KeyValueCache:
-        """The cache, dealt out to the rows; what is held in one that grows goes along, recorded passes end with it."""
+        """The cache, divided among the rows; what is held in one that grows goes along, recorded passes end with it."""
         capacity = rounded_positions(positions)
         cache, self._cache = self._cache, None
         if cache is None:
@@ -100,54 +96,30 @@ class Workspace:
         elif cache.slots < rows * capacity:
             self._fused = None
             cache = cache.grown(self.model, rows * capacity)
-        cache.deal(capacity)
+        cache.set_row_capacity(capacity)
         self._cache = cache
         return cache
 
-    def choice(self, candidates: Candidates, sampling: SamplingSettings, *inputs: torch.Tensor) -> TensorFunction:
-        """Guidance, head and sampling as one function of hidden states, keys and mask; recorded where that pays."""
-
-        def choose(hidden: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            hidden = hidden.float()
-            if len(hidden) > len(keys):
-                conditional, unconditional = hidden.chunk(2)
-                hidden = unconditional + sampling.guidance_scale * (conditional - unconditional)
-            among = replace(candidates, bias=bias)
-            return among.token_ids(sample(among.logits(hidden), sampling, keys))
-
+    def choose(
+        self, candidates: Candidates, sampling: SamplingSettings, hidden: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor:
+        """Guidance, head and sampling (see ``candidates.choose``); recorded where that pays."""
         if not self.fuses or candidates.ids is not None:
-            return choose
+            return choose(candidates, sampling, hidden, keys)
+        # A mask goes in as a tensor, so that all places of a grammar share one recorded choice.
+        inputs = (hidden, keys) if candidates.bias is None else (hidden, keys, candidates.bias)
         shape = (candidates.first, len(candidates.weights), sampling, *map(len, inputs))
         if shape not in self._choices:
-            recorded = captured(choose, *inputs)
-            # What is drawn outlives the next draw.
-            self._choices[shape] = lambda *given: recorded(*given).clone()
+
+            def among(hidden: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+                return choose(replace(candidates, bias=bias), sampling, hidden, keys)
+
+            self._choices[shape] = captured(among, *inputs)
             if len(self._choices) > _CHOICE_LIMIT:
                 self._choices.popitem(last=False)
         self._choices.move_to_end(shape)
-        return self._choices[shape]
-
-    def codes(self) -> Candidates:
-        """Every valid audio code."""
-        return Candidates.of(TokenChoice.codes(self.model.vocabulary.layout), self.model.head)
-
-    def text(self) -> Candidates:
-        """Every text and special token."""
-        return Candidates.of(TokenChoice.text(self.model.vocabulary.layout), self.model.head)
-
-    def lyrics(self) -> Candidates:
-        """Text, and the end of the turn."""
-        if self._lyrics is None:
-            self._lyrics = Candidates.of(TokenChoice.lyrics(self.model.vocabulary), self.model.head)
-        return self._lyrics
-
-    def of_grammar(self, allowed: AllowedTokens) -> Candidates:
-        """What a grammar leaves, made once per place in it."""
-        candidates = self._of_grammar.get(allowed)
-        if candidates is None:
-            choice = TokenChoice.of_grammar(allowed, self.model.vocabulary.layout)
-            candidates = self._of_grammar[allowed] = Candidates.of(choice, self.model.head)
-        return candidates
+        # What is drawn outlives the next draw.
+        return self._choices[shape](*inputs).clone()
 
 
 def kernels_agree(model: LanguageModel) -> bool:
@@ -187,15 +159,15 @@ def _hidden_behind_prompts(model: LanguageModel, fuse: bool) -> torch.Tensor:
 
 @torch.inference_mode()
 def _guided_code(model: LanguageModel, fuse: bool, hidden: torch.Tensor) -> int:
-    workspace = Workspace(model, fuse)
-    inputs = hidden.to(model.dtype), item_keys(0, COMPOSING, 1).to(model.device)
-    return int(workspace.choice(workspace.codes(), SamplingSettings(), *inputs)(*inputs))
+    codes = Candidates.of(TokenChoice.codes(model.vocabulary.layout), model.head)
+    keys = item_keys(0, COMPOSING, 1).to(model.device)
+    return int(Workspace(model, fuse).choose(codes, SamplingSettings(), hidden.to(model.dtype), keys))
 
 
 def start_apart(model: LanguageModel, prompts: Sequence[Sequence[int]], items: int, fuse: bool) -> DecodeState:
     """Rows with a cache of their own and room for a few tokens, to be tried and timed."""
     capacity = len(prompts[0]) + _TRIED_TOKENS
     cache = KeyValueCache(model, items * len(prompts) * capacity)
-    cache.deal(capacity)
+    cache.set_row_capacity(capacity)
     fused = FusedForward(model, cache) if fuse else None
     return DecodeState.start(model, cache, prompts, items=items, fused=fused)

@@ -11,8 +11,7 @@ from typing import Final, Protocol
 
 import torch
 
-from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.text import TextGuide
+from acestep.planner.backends.choices import TextGuide, TokenChoice
 from acestep.planner.sampling import sample
 from acestep.types import SamplingSettings
 
@@ -20,7 +19,7 @@ ROW: Final = "acestep_row"
 """Key of a request's extra arguments: which of the phase's rows it is."""
 
 
-class Draw(Protocol):
+class Selection(Protocol):
     """Decides one phase's tokens."""
 
     def tokens(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -35,27 +34,27 @@ class Draw(Protocol):
         """
 
 
-class DrawingDesk:
+class TokenSelector:
     """Where the engine's sampler finds who decides: one phase at a time.
 
     Attributes:
-        draw: decides the running phase's tokens; ``None`` between phases.
+        selection: decides the running phase's tokens; ``None`` between phases.
         finite: whether no logits of the phase were NaN or infinite, on the device.
     """
 
     def __init__(self) -> None:
-        self.draw: Draw | None = None
+        self.selection: Selection | None = None
         self.finite = True
 
-    def open(self, draw: Draw) -> None:
+    def open(self, selection: Selection) -> None:
         """Start a phase."""
-        self.draw, self.finite = draw, True
+        self.selection, self.finite = selection, True
 
     def close(self) -> None:
         """End the phase."""
-        self.draw = None
+        self.selection = None
 
-    def decide(self, logits: torch.Tensor, places: Sequence[int], rows: Sequence[int]) -> None:
+    def select(self, logits: torch.Tensor, places: Sequence[int], rows: Sequence[int]) -> None:
         """Leave every row one token, in place.
 
         Args:
@@ -63,22 +62,22 @@ class DrawingDesk:
             places: where the phase's rows lie in the batch.
             rows: which rows these are.
         """
-        if self.draw is None or not places:
+        if self.selection is None or not places:
             return
         index = torch.tensor(places, device=logits.device)
         own = logits[index]
         self.finite = self.finite and bool(own.isfinite().all())
-        tokens = self.draw.tokens(own, rows)
+        tokens = self.selection.tokens(own, rows)
         logits[index] = torch.full_like(own, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
 
 
-class CodesDraw:
+class CodesSelection:
     """Audio codes of several songs.
 
-    Rows 0 ... songs - 1 are conditional; with guidance, row ``songs + i`` is the unconditional twin of row i.
+    Rows 0 ... songs - 1 are conditional; with guidance, row ``songs + i`` is the unconditional row of song i.
 
     Attributes:
-        in_step: whether every conditional row has met its twin in every pass.
+        in_step: whether every conditional row has met its unconditional one in every pass.
     """
 
     def __init__(self, choice: TokenChoice, sampling: SamplingSettings, keys: torch.Tensor, *, guided: bool) -> None:
@@ -98,7 +97,7 @@ class CodesDraw:
         self.in_step = True
 
     def tokens(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Decide the next code of each song (see ``Draw.tokens``); twins get the same."""
+        """Decide the next code of each song (see ``Selection.tokens``); both rows of a song get the same."""
         songs = len(self._steps)
         place = {row: index for index, row in enumerate(rows)}
         present = [row for row in rows if row < songs]
@@ -118,7 +117,7 @@ class CodesDraw:
         return drawn[[order[row % songs] for row in rows]]
 
 
-class TextDraw:
+class TextSelection:
     """One text, under a guide.
 
     The engine has no way to take several tokens at once behind the prompt, so what is forced takes a pass each.
@@ -158,7 +157,7 @@ class TextDraw:
         return not self._forced and (self._guide.done or self.sampled == len(self._keys))
 
     def tokens(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
-        """Decide the next token (see ``Draw.tokens``)."""
+        """Decide the next token (see ``Selection.tokens``)."""
         return torch.tensor([self._next(logits)], device=logits.device)
 
     def _next(self, logits: torch.Tensor) -> int:
