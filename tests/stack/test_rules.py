@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from tests.stack.boards import ROOT, RULES, rules
-from tests.stack.prometheus import program
+from tests.programs import program
 
 
 def promtool(*arguments: str, folder: Path = RULES) -> subprocess.CompletedProcess[str]:
