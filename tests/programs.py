@@ -1,4 +1,4 @@
-"""Programs that pip does not install: a test that needs a missing one is skipped, and fails in continuous integration."""
+"""Programs that pip does not install: a test that needs a missing one is skipped, and fails in CI."""
 
 from __future__ import annotations
 

@@ -61,9 +61,10 @@ def test_the_line_is_the_last_of_a_run(tmp_path: Path) -> None:
         "from tests.programs import program\ndef test_page():\n    program('prometheus')\n", "utf-8"
     )
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    environment |= {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", "1", "-c", "/dev/null", "test_page.py"],
-        cwd=tmp_path, env={**environment, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     last = done.stdout.strip().splitlines()[-1]
     assert last.startswith("1 test skipped because a program is missing (prometheus 1):"), done.stdout
