@@ -35,7 +35,8 @@ test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kern
 	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest tests/conformance
 
 test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
-	$(VENV)-lowest/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	# Old releases may give warnings that the newest do not.
+	$(VENV)-lowest/bin/python -m pytest -W default --numprocesses auto --maxprocesses 8 --dist loadfile
 
 programs:
 	@sh .ci/programs.sh $(PYTHON) browser prometheus compiler
