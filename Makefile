@@ -15,7 +15,7 @@ define pip
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test programs test-vllm test-mlx test-lowest lint types stack boards clean
+.PHONY: help demo test programs test-vllm test-mlx test-lowest lint types docs stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ lint: $(VENV)/.installed-test  ## Run ruff
 
 types: $(VENV)/.installed-test  ## Run mypy --strict on both packages
 	$(BIN)/mypy
+
+docs: $(VENV)-docs/.installed  ## Build the documentation site into site/; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --strict
 
 stack:  ## Start collector, Jaeger, Prometheus and Grafana, and print their address
 	docker compose up --detach --wait
@@ -82,5 +85,10 @@ $(VENV)-lowest/.installed: pyproject.toml tests/lowest.py
 	$(call pip,$(VENV)-lowest,install --constraint $(VENV)-lowest/constraints.txt --editable '.[test]')
 	@touch $@
 
+$(VENV)-docs/.installed: docs/requirements.txt
+	$(call environment,$(VENV)-docs)
+	$(call pip,$(VENV)-docs,install --requirement docs/requirements.txt)
+	@touch $@
+
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-lowest output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-lowest $(VENV)-docs site output .mypy_cache .ruff_cache .pytest_cache .hypothesis
