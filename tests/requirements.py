@@ -1,7 +1,7 @@
 """The requirements in ``requirements.md`` and the tests that name them.
 
-``python -m tests.requirements`` updates the list. A test names a requirement in its name (``test_r12_...``), its docstring
-(``R7, R9`` or ``R95 ... R131``) or a parameter's id.
+``python -m tests.requirements`` updates the list. A test names a requirement in its name (``test_r12_...``), its
+docstring (``R7, R9`` or ``R95 ... R131``) or a parameter's id.
 """
 
 from __future__ import annotations
