@@ -17,13 +17,18 @@ have() {  # is what the package contains on this machine?
     browser) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
     prometheus) command -v prometheus && command -v promtool ;;
     compiler) command -v c++ ;;
+    library) "$python" -c 'import ctypes.util, os, sys, sysconfig
+name = "python" + sysconfig.get_python_version()
+path = os.path.join(sysconfig.get_config_var("LIBDIR") or "", f"lib{name}.so.1.0")
+sys.exit(not (os.path.exists(path) or ctypes.util.find_library(name)))' ;;
   esac >/dev/null
 }
 
 package() {  # the Debian package that contains it
   case $1 in
     python) echo python3 ;;
-    venv) "$python" -c 'import sys; print(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")' ;;
+    venv) "$python" -c 'import sysconfig; print(f"python{sysconfig.get_python_version()}-venv")' ;;
+    library) "$python" -c 'import sysconfig; print(f"libpython{sysconfig.get_python_version()}")' ;;
     browser) echo chromium ;;
     prometheus) echo prometheus ;;
     compiler) echo g++ ;;
