@@ -199,13 +199,9 @@ class DecodeState:
         else:
             seen = torch.arange(length, device=ids.device) <= places.unsqueeze(-1)
             window = CacheWindow(self.cache, stride, places, length)
-            hidden = self._model.body(
-                input_ids=ids,
-                attention_mask={"full_attention": seen.unsqueeze(1)},
-                position_ids=places,
-                past_key_values=window,
-                use_cache=True,
-            ).last_hidden_state
+            # By position: transformers renamed `past_key_values` to `cache` in 5.24; the order is the same.
+            attention_mask = {"full_attention": seen.unsqueeze(1)}
+            hidden = self._model.body(ids, attention_mask, places, window, use_cache=True).last_hidden_state
         self._sum = self._sum + hidden.sum(dtype=torch.float32)
         return hidden
 
