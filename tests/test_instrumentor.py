@@ -58,7 +58,7 @@ OWNERS = (inference, blueprints, checkpoints, Planner, Songwriter, PtBackend, Re
 
 
 def identities():
-    """What every owner of a seam holds, by identity: a wrapper is equal to what it wraps."""
+    """What every owner of a patched function holds, by identity: a wrapper is equal to what it wraps."""
     return [{name: id(value) for name, value in vars(owner).items()} for owner in OWNERS]
 
 
