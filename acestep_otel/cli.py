@@ -279,6 +279,9 @@ def _refuse_options(context: click.Context) -> None:
 
 def _run(options: Options) -> None:
     # Imported here because PyTorch takes seconds to load, and neither --help nor a wrong flag needs it.
+    from acestep_otel import import_noise
+
+    import_noise.silence()
     from acestep_otel.modes.catalogue import MODES
     from acestep_otel.providers import Telemetry
 

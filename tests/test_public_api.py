@@ -1,0 +1,144 @@
+"""The engine's public API: complete, lazy, typed, and without side effects; which package imports which."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+import acestep
+import acestep_otel
+from tests.services import ROOT
+
+IMPORT = """
+import json, logging, sys, warnings
+before = (len(warnings.filters), logging.Logger.manager.loggerDict.copy())
+import acestep
+after = (len(warnings.filters), logging.Logger.manager.loggerDict.copy())
+print(json.dumps({"modules": sorted(sys.modules), "unchanged": before == after}))
+"""
+
+
+def test_importing_the_package_loads_nothing_and_changes_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["unchanged"]
+    assert [name for name in found["modules"] if name.partition(".")[0] in ("torch", "numpy", "diffusers")] == []
+    assert [name for name in found["modules"] if name.startswith("acestep.")] == []
+
+
+def test_every_public_name_can_be_imported_and_is_listed() -> None:
+    assert [name for name in acestep.__all__ if not hasattr(acestep, name)] == []
+    assert set(acestep.__all__) <= set(dir(acestep))
+    assert {"load_models", "generate_music", "understand_music", "create_sample", "format_sample"} <= set(
+        acestep.__all__
+    )
+
+
+def test_type_checkers_and_the_interpreter_see_the_same_names() -> None:
+    tree = ast.parse(Path(acestep.__file__).read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == acestep._MODULE_OF
+    assert sorted(imported) == sorted(acestep.__all__)
+    assert (ROOT / "acestep" / "py.typed").is_file()
+
+
+def test_every_error_of_the_engine_is_public() -> None:
+    from acestep import errors
+
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert defined <= set(acestep.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'make_music'"):
+        _ = acestep.make_music  # type: ignore[attr-defined]
+
+
+def test_the_version_has_one_source() -> None:
+    assert acestep.__version__ == acestep_otel.__version__
+    for folder in (ROOT, ROOT / "acestep_otel"):
+        assert "version" in tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]["dynamic"]
+    sources = [path for package in ("acestep", "acestep_otel") for path in (ROOT / package).rglob("*.py")]
+    literals = [path for path in sources if re.search(r'^__version__ = "', path.read_text("utf-8"), re.MULTILINE)]
+    assert literals == [ROOT / "acestep_otel" / "__init__.py"]
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """Files of a package by module."""
+    paths = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imports_of(module: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """What a module imports when it is loaded or type-checked; imports inside functions run later and do not count."""
+    for node in _at_module_level(ast.parse(path.read_text("utf-8")).body):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            origin = resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
+            for alias in node.names:
+                yield f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in known else origin
+
+
+def _at_module_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try)):
+            yield from _at_module_level([*node.body, *node.orelse])
+
+
+def cycle_in(graph: Mapping[str, set[str]]) -> list[str]:
+    """A path that ends where it began; empty where there is none."""
+    finished: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in finished:
+            return []
+        for imported in sorted(graph[module]):
+            if found := visit(imported, [*path, module]):
+                return found
+        finished.add(module)
+        return []
+
+    return next((found for module in graph if (found := visit(module, []))), [])
+
+
+@pytest.mark.parametrize("package", ["acestep", "acestep_otel"])
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    """Imports for type checkers count as well; the lazy ones of the public API do not."""
+    known = modules_of(package)
+    graph = {
+        module: set(imports_of(module, path, known)) & set(known) - {module}
+        for module, path in known.items()
+        if module != package
+    }
+    for imported in graph.values():
+        imported.discard(package)
+    assert cycle_in(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_the_engine_imports_neither_opentelemetry_nor_the_tracing_layer() -> None:
+    known = modules_of("acestep")
+    for module, path in known.items():
+        text = path.read_text("utf-8")
+        assert not re.findall(r"^\s*(?:from|import) (?:opentelemetry|acestep_otel)\b", text, re.MULTILINE), module
