@@ -170,7 +170,10 @@ def __getattr__(name: str) -> object:
         return _version()
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
+    from acestep.import_noise import quiet_imports
+
+    with quiet_imports():
+        value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -61,6 +61,20 @@ def test_every_error_of_the_engine_is_public() -> None:
     assert defined <= set(acestep.__all__)
 
 
+def test_the_first_use_of_a_name_prints_nothing_and_leaves_no_filter() -> None:
+    program = (
+        "import logging\n"
+        "from acestep import load_models\n"
+        "loggers = map(logging.getLogger, logging.Logger.manager.loggerDict)\n"
+        "added = [filter for logger in loggers for filter in logger.filters if hasattr(filter, 'func')]\n"
+        "print([filter for filter in added if filter.func.__module__ == 'acestep.import_noise'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "torchao" not in done.stderr
+    assert "pytree" not in done.stderr
+    assert done.stdout == "[]\n"
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'make_music'"):
         _ = acestep.make_music  # type: ignore[attr-defined]
