@@ -8,8 +8,9 @@ import torch
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
 from acestep.errors import InvalidOutput, InvalidRequest, OutOfMemory
-from acestep.inference import generate_music, resolve_seeds
+from acestep.inference import generate_music
 from acestep.renderer.renderer import Renderer
+from acestep.resolution import resolve_seeds
 from acestep.types import SAMPLE_RATE, GenerationRequest, SongMetadata
 
 SONG = GenerationRequest(
@@ -76,7 +77,7 @@ def test_planned_metadata_completes_what_the_user_left_open(tiny_models):
 def test_every_step_count_is_executed_as_asked(tiny_models, steps, monkeypatch):
     executed = []
     original = Renderer.denoise_step
-    monkeypatch.setattr(Renderer, "denoise_step", lambda *a, **k: executed.append(k["index"]) or original(*a, **k))
+    monkeypatch.setattr(Renderer, "denoise_step", lambda *a, **k: executed.append(k["step"].index) or original(*a, **k))
     result = generate_music(tiny_models, replace(SONG, inference_steps=steps))
     assert executed == list(range(steps))
     assert result.effective.steps == steps

@@ -36,8 +36,8 @@ def is_imported() -> bool:
 def seams(layer: StageRecorder) -> list[Seam]:
     """Every seam of the engine, bound to a layer."""
     return [
-        Seam("acestep.inference", "_generate", _request(layer)),
-        Seam("acestep.inference", "save_songs", _audio_save(layer)),
+        Seam("acestep.inference", "MusicPipeline.generate", _request(layer)),
+        Seam("acestep.inference", "MusicPipeline.save_songs", _audio_save(layer)),
         Seam("acestep.checkpoints", "load_renderer_models", _load(layer, "renderer", "dit")),
         Seam("acestep.checkpoints", "start_planner", _load(layer, "planner", "lm")),
         Seam("acestep.checkpoints", "load_audio_encoder_models", _load(layer, "audio_encoder", "dit")),
@@ -68,7 +68,7 @@ def _request(layer: StageRecorder) -> Wrapper:
 
 @never_raises
 def _request_start(call: Call, capture_content: bool) -> RequestStart:
-    models: Models = call.arguments["models"]
+    models: Models = call.instance.models
     request: GenerationRequest = call.arguments["request"]
     return RequestStart(
         device=models.device,
@@ -218,9 +218,9 @@ def _denoise_step(layer: StageRecorder) -> Wrapper:
             Call(wrapped, instance, args, kwargs),
             detail=Detail.STEP,
             known=lambda: {
-                semconv.DIT_STEP_INDEX: kwargs["index"],
-                semconv.DIT_STEP_TIMESTEP: float(kwargs["timestep"]),
-                semconv.DIT_STEP_GUIDED: kwargs.get("projection") is not None,
+                semconv.DIT_STEP_INDEX: kwargs["step"].index,
+                semconv.DIT_STEP_TIMESTEP: float(kwargs["step"].timestep),
+                semconv.DIT_STEP_GUIDED: kwargs["projection"] is not None,
             },
         )
 
@@ -281,7 +281,7 @@ def _vae_tile(layer: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         def known() -> Attributes:
             start, stop = kwargs["tile"].window
-            return {semconv.VAE_TILE_INDEX: kwargs["index"], semconv.VAE_TILE_FRAMES: stop - start}
+            return {semconv.VAE_TILE_INDEX: kwargs["tile"].index, semconv.VAE_TILE_FRAMES: stop - start}
 
         return layer.stage(semconv.VAE_TILE, Call(wrapped, instance, args, kwargs), detail=Detail.STEP, known=known)
 

@@ -27,10 +27,12 @@ _TEXTS: Final = {
 def seams(layer: StageRecorder) -> list[Seam]:
     """Every such verb, bound to a layer."""
     return [
-        Seam("acestep.blueprints", "_understand", _root(layer, semconv.UNDERSTAND_MUSIC, (), _codes)),
-        Seam("acestep.blueprints", "_understand_recording", _root(layer, semconv.UNDERSTAND_MUSIC, ())),
-        Seam("acestep.blueprints", "_create", _root(layer, semconv.CREATE_SAMPLE, ("query",), _wish)),
-        Seam("acestep.blueprints", "_format", _root(layer, semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
+        Seam("acestep.blueprints", "BlueprintWriter.understand", _root(layer, semconv.UNDERSTAND_MUSIC, (), _codes)),
+        Seam("acestep.blueprints", "BlueprintWriter.understand_recording", _root(layer, semconv.UNDERSTAND_MUSIC, ())),
+        Seam("acestep.blueprints", "BlueprintWriter.create", _root(layer, semconv.CREATE_SAMPLE, ("query",), _wish)),
+        Seam(
+            "acestep.blueprints", "BlueprintWriter.format", _root(layer, semconv.FORMAT_SAMPLE, ("caption", "lyrics"))
+        ),
     ]
 
 
@@ -60,7 +62,7 @@ def _root(
 
     @never_raises
     def start_of(call: Call) -> RequestStart:
-        planner: Planner = call.arguments["planner"]
+        planner: Planner = call.instance.planner
         written = {parameter: str(call.arguments[parameter]) for parameter in texts}
         recording = file_names(call.arguments.get("recording"))
         attributes: dict[str, AttributeValue] = {
