@@ -58,7 +58,8 @@ def tree(spans: Sequence[ReadableSpan]) -> list[Any]:
 
     def below(span_id: int | None) -> list[Any]:
         return [
-            (s.name, below(s.context.span_id)) if children.get(s.context.span_id) else s.name for s in children[span_id]
+            (s.name, below(s.context.span_id)) if children.get(s.context.span_id) else s.name
+            for s in children.get(span_id, ())
         ]
 
     return below(None)

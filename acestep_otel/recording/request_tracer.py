@@ -141,7 +141,7 @@ class RequestTracer:
         if stage is None:
             return call.run()
         if definition.is_lm_phase:
-            stage.phase = PhaseRecord()
+            stage.phase = PhaseRecord(constrained_ns=0 if definition.times_grammar else None)
         before, after = definition.attributes_before, definition.attributes_after
         try:
             if before is not None:
@@ -150,7 +150,7 @@ class RequestTracer:
         except BaseException as error:
             self._end(recording, stage, error)
             raise
-        self._end(recording, stage, None)
+        self._end(recording, stage, never_raises(definition.failure)(result))
         if after is not None:
             self._describe(stage, lambda: after(call, stage, result))
         return result
@@ -169,18 +169,24 @@ class RequestTracer:
         if stage is not None and attributes is not None:
             self._describe(stage, attributes)
 
-    def end(self, name: str, attributes: Callable[[Stage], Attributes] | None = None) -> None:
+    def end(
+        self,
+        name: str,
+        attributes: Callable[[Stage], Attributes] | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         """End a stage that ``begin`` began, and whatever is open inside it; without effect when it is not open.
 
         Args:
             name: name of the span.
             attributes: known by now.
+            error: what ended it.
         """
         recording = current_recording()
         stage = None if recording is None else recording.running(name)
         if recording is None or stage is None:
             return
-        self._end(recording, stage, None)
+        self._end(recording, stage, error)
         if attributes is not None:
             self._describe(stage, lambda: attributes(stage))
 
@@ -213,6 +219,9 @@ class RequestTracer:
                 except BaseException as error:
                     never_raises(record_failure)(span, error, Scrubber(load.user_texts))
                     raise
+                if (failure := never_raises(definition.failure)(result)) is not None:
+                    never_raises(record_failure)(span, failure, Scrubber(load.user_texts))
+                    return result
                 seconds = (time.perf_counter_ns() - start_ns) / 1e9
                 self._loaded(span, seconds, load)
                 return result
@@ -322,7 +331,7 @@ class RequestTracer:
         never_raises(recording.end)(recording.root, error)
         recording.outlasted = not recording.reached
         emit = partial(self._emit, recording, request)
-        if recording.failed and recording.reached:
+        if recording.error is not None and recording.reached:
             # An exception's traceback holds tensors, and who runs out of memory wants it back at once.
             emit()
         elif not self._deferral.add(lambda: recording.reached, emit):

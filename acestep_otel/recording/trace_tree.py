@@ -32,6 +32,23 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
+class ReportedFailure(Exception):
+    """A failure that a library reported by its result: no exception passed through the call.
+
+    Attributes:
+        kind: what went wrong: the class of the exception that the library caught, where one was seen.
+    """
+
+    def __init__(self, kind: str, message: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def error_type(error: BaseException) -> str:
+    """The value of ``error.type`` for what ended a stage."""
+    return error.kind if isinstance(error, ReportedFailure) else type(error).__name__
+
+
 @dataclass(slots=True, eq=False)
 class Stage:
     """One node of the tree.
@@ -76,7 +93,7 @@ class RequestRecording:
         detail: how deep the tree goes.
         root: the outermost stage.
         outlasted: whether the device was still at work when the request returned.
-        failed: whether any stage ended with an exception, also one that the engine got over.
+        error: the last exception that ended a stage, also one that the engine got over.
     """
 
     def __init__(self, root: Stage, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
@@ -87,7 +104,7 @@ class RequestRecording:
         self.root = root
         self._open = [root]
         self.outlasted = False
-        self.failed = False
+        self.error: BaseException | None = None
         self._latest: Mark | None = None
 
     @property
@@ -118,7 +135,8 @@ class RequestRecording:
         """Close a stage, and any that was left open inside it; one that is closed already stays as it is."""
         if stage not in self._open:
             return
-        self.failed = self.failed or error is not None
+        if error is not None:
+            self.error = error
         position = self._open.index(stage)
         closing, self._open[position:] = self._open[position:], []
         for inner in closing:
