@@ -53,4 +53,8 @@ class LLMHandler:
             self.constrained_processor.update_state(0)
         return "text" if isinstance(formatted_prompts, str) else ["text"] * len(formatted_prompts)
 
-    _run_pt = _run_mlx = _run_vllm
+    def _run_pt(self, formatted_prompts, use_constrained_decoding=True, generation_phase="cot"):
+        raise NotImplementedError
+
+    def _run_mlx(self, formatted_prompts, use_constrained_decoding=True, generation_phase="cot"):
+        raise NotImplementedError
