@@ -49,13 +49,20 @@ class OtlpTarget:
         return None if self.endpoint is None else urlsplit(self.endpoint).scheme == "http"
 
 
-def otlp_target(signal: Signal, *, endpoint: str | None = None, protocol: str | None = None) -> OtlpTarget | None:
+def otlp_target(
+    signal: Signal,
+    *,
+    endpoint: str | None = None,
+    protocol: str | None = None,
+    beside: frozenset[str] = frozenset(),
+) -> OtlpTarget | None:
     """Where a signal goes, or ``None`` when it goes nowhere.
 
     Args:
         signal: ``traces`` or ``metrics``.
         endpoint: of the command line; wins over the environment.
         protocol: of the command line; wins over the environment.
+        beside: exporters that the program itself has beside OTLP, which the variable may name as well.
 
     Raises:
         SetupError: an endpoint, protocol or exporter that does not exist.
@@ -64,16 +71,17 @@ def otlp_target(signal: Signal, *, endpoint: str | None = None, protocol: str | 
         address = urlsplit(endpoint)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise SetupError(f"OTLP endpoint {endpoint!r} is not a URL such as http://localhost:4317")
-    elif not _wanted(signal):
+    elif not _wanted(signal, beside):
         return None
     return OtlpTarget(_protocol(signal, protocol), endpoint)
 
 
-def _wanted(signal: Signal) -> bool:
+def _wanted(signal: Signal, beside: frozenset[str]) -> bool:
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     chosen = {word.strip() for word in os.environ.get(variable, "").split(",")} - {""}
-    if unknown := chosen - {"otlp", "none"}:
-        raise SetupError(f"{variable}={sorted(unknown)[0]!r} is not supported: choose otlp or none")
+    known = ("otlp", *sorted(beside), "none")
+    if unknown := chosen - {*known}:
+        raise SetupError(f"{variable}={sorted(unknown)[0]!r} is not supported: choose {' or '.join(known)}")
     if chosen:
         return "otlp" in chosen
     return any(
