@@ -9,15 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
-from urllib.parse import unquote
 
 from opentelemetry.sdk.environment_variables import OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
-from acestep_otel.errors import SetupError
-
-_SEPARATOR: Final = ","
+from acestep_otel.sdk.pairs import parse_resource_attributes
+from acestep_otel.sdk.variables import variable
 
 
 def resource_of(defaults: Mapping[str, str]) -> Resource:
@@ -27,22 +24,14 @@ def resource_of(defaults: Mapping[str, str]) -> Resource:
         defaults: attributes that the environment may replace, ``service.name`` among them.
 
     Raises:
-        SetupError: ``OTEL_RESOURCE_ATTRIBUTES`` holds a pair without a name or without ``=``.
+        SetupError: ``OTEL_RESOURCE_ATTRIBUTES`` holds what is not a pair.
     """
-    name = os.environ.get(OTEL_SERVICE_NAME, "")
-    with environment({OTEL_SERVICE_NAME: name.strip(), OTEL_RESOURCE_ATTRIBUTES: _SEPARATOR.join(_pairs())}):
-        # Resource.create lets its argument win over the environment; here the environment wins.
-        return Resource.create({**defaults, **OTELResourceDetector().detect().attributes})
-
-
-def _pairs() -> Iterator[str]:
-    """Pairs of ``OTEL_RESOURCE_ATTRIBUTES`` that have a value. The error has the number of a pair and not its text."""
-    for number, pair in enumerate(os.environ.get(OTEL_RESOURCE_ATTRIBUTES, "").split(_SEPARATOR), start=1):
-        name, equals, value = pair.partition("=")
-        if pair.strip() and not (equals and name.strip()):
-            raise SetupError(f"{OTEL_RESOURCE_ATTRIBUTES}: pair {number} is not of the form name=value")
-        if unquote(value).strip():
-            yield pair
+    given = parse_resource_attributes(OTEL_RESOURCE_ATTRIBUTES, os.environ.get(OTEL_RESOURCE_ATTRIBUTES, ""))
+    if (name := variable(OTEL_SERVICE_NAME)) is not None:
+        given[SERVICE_NAME] = name
+    # The SDK reads both variables once more, and keeps what is empty.
+    with environment({OTEL_SERVICE_NAME: "", OTEL_RESOURCE_ATTRIBUTES: ""}):
+        return Resource.create({**defaults, **given})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ environment (headers, timeout, certificates, compression) stays theirs.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
@@ -54,7 +55,7 @@ def otlp_target(
     *,
     endpoint: str | None = None,
     protocol: str | None = None,
-    beside: frozenset[str] = frozenset(),
+    others: Collection[str] = (),
 ) -> OtlpTarget | None:
     """Where a signal goes, or ``None`` when it goes nowhere.
 
@@ -62,7 +63,8 @@ def otlp_target(
         signal: ``traces`` or ``metrics``.
         endpoint: of the command line; wins over the environment.
         protocol: of the command line; wins over the environment.
-        beside: exporters that the program itself has beside OTLP, which the variable may name as well.
+        others: words of ``OTEL_*_EXPORTER`` beside ``otlp`` that the program itself answers for, such as
+            ``prometheus``.
 
     Raises:
         SetupError: an endpoint, protocol or exporter that does not exist.
@@ -71,15 +73,15 @@ def otlp_target(
         address = urlsplit(endpoint)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise SetupError(f"OTLP endpoint {endpoint!r} is not a URL such as http://localhost:4317")
-    elif not _wanted(signal, beside):
+    elif not _wanted(signal, others):
         return None
     return OtlpTarget(_protocol(signal, protocol), endpoint)
 
 
-def _wanted(signal: Signal, beside: frozenset[str]) -> bool:
+def _wanted(signal: Signal, others: Collection[str]) -> bool:
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     chosen = {word.strip() for word in os.environ.get(variable, "").split(",")} - {""}
-    known = ("otlp", *sorted(beside), "none")
+    known = ("otlp", *sorted(others), "none")
     if unknown := chosen - {*known}:
         raise SetupError(f"{variable}={sorted(unknown)[0]!r} is not supported: choose {' or '.join(known)}")
     if chosen:

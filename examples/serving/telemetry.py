@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 import acestep_otel
 
@@ -23,6 +22,9 @@ def set_up() -> acestep_otel.ServiceTelemetry:
 
 def instrument(app: FastAPI, telemetry: acestep_otel.ServiceTelemetry) -> None:
     """Trace the HTTP interface as well, unless ``opentelemetry-instrument`` does so."""
+    # Imported once the variables are known to be right: propagators read theirs while they are imported.
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
     if FastAPIInstrumentor().is_instrumented_by_opentelemetry:
         return
     FastAPIInstrumentor.instrument_app(
