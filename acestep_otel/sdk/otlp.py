@@ -55,6 +55,7 @@ class OtlpTarget:
         timeout: seconds for a batch, retries included.
         compression: ``none``, ``gzip`` or ``deflate``.
         source: flag or variable that named the address.
+        has_scheme: whether that said ``http://`` or ``https://`` itself.
         headers: sent with every batch; they hold the user's keys and are never shown.
     """
 
@@ -64,6 +65,7 @@ class OtlpTarget:
     timeout: float = _DEFAULT_TIMEOUT / 1000
     compression: str = "none"
     source: str = FLAG
+    has_scheme: bool = True
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -105,6 +107,7 @@ def otlp_target(
         timeout=(milliseconds(_variable(signal, "TIMEOUT"), _DEFAULT_TIMEOUT) / 1000) or _NO_LIMIT,
         compression=(variable(_variable(signal, "COMPRESSION")) or "none").lower(),
         source=source,
+        has_scheme=address.scheme is not None,
         headers=_headers(signal, spoken, address),
     )
 
@@ -202,12 +205,12 @@ def _headers(signal: Signal, protocol: Protocol, address: Address) -> Mapping[st
 
 
 # The exporters are imported where they are chosen: gRPC alone takes a tenth of a second that a quiet run saves.
-def span_exporter(target: OtlpTarget, report: Callable[[Delivery], None] | None = None) -> SpanExporter:
+def span_exporter(target: OtlpTarget, answers: Answers | None = None) -> SpanExporter:
     """The exporter of spans to a target.
 
     Args:
         target: where they go.
-        report: given what became of every batch.
+        answers: collects what the receiver says; made by ``answers_of``.
 
     Raises:
         SetupError: the environment configures it wrongly.
@@ -216,20 +219,20 @@ def span_exporter(target: OtlpTarget, report: Callable[[Delivery], None] | None 
         if target.protocol == "grpc":
             from acestep_otel.sdk.grpc_exporters import GrpcSpans
 
-            return GrpcSpans(target, answers_of(target, report))
+            return GrpcSpans(target, answers or answers_of(target))
         from acestep_otel.sdk.http_exporters import HttpSpans
 
-        return HttpSpans(target, answers_of(target, report))
+        return HttpSpans(target, answers or answers_of(target))
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(f"cannot set up the OTLP exporter of traces: {error}") from error
 
 
-def metric_exporter(target: OtlpTarget, report: Callable[[Delivery], None] | None = None) -> MetricExporter:
+def metric_exporter(target: OtlpTarget, answers: Answers | None = None) -> MetricExporter:
     """The exporter of metrics to a target.
 
     Args:
         target: where they go.
-        report: given what became of every batch.
+        answers: collects what the receiver says; made by ``answers_of``.
 
     Raises:
         SetupError: the environment configures it wrongly.
@@ -238,16 +241,21 @@ def metric_exporter(target: OtlpTarget, report: Callable[[Delivery], None] | Non
         if target.protocol == "grpc":
             from acestep_otel.sdk.grpc_exporters import GrpcMetrics
 
-            return GrpcMetrics(target, answers_of(target, report))
+            return GrpcMetrics(target, answers or answers_of(target))
         from acestep_otel.sdk.http_exporters import HttpMetrics
 
-        return HttpMetrics(target, answers_of(target, report))
+        return HttpMetrics(target, answers or answers_of(target))
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(f"cannot set up the OTLP exporter of metrics: {error}") from error
 
 
 def answers_of(target: OtlpTarget, report: Callable[[Delivery], None] | None = None) -> Answers:
-    """Answers that never hold what the target's headers do."""
+    """Collects the answers of a target's exporter; no report holds what its headers do.
+
+    Args:
+        target: where it sends.
+        report: given what became of every batch.
+    """
     secrets = [word for value in target.headers.values() for word in (value, *value.split())]
     return Answers(target.signal, secrets, report)
 
