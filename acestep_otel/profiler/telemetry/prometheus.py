@@ -138,8 +138,9 @@ class _Scrapes:
         if until is None:
             return 0
         window = 0.9 * self._timeouts[scraper]
-        replicas = max(1, *(sum(begin <= time < begin + window for time in times) for begin in times))
-        return max(0, replicas - sum(time >= until for time in times))
+        before = [time for time in times if time < until]
+        replicas = max((max(1, sum(begin <= time < begin + window for time in before)) for begin in before), default=0)
+        return max(0, replicas - (len(times) - len(before)))
 
 
 def _only_metrics(page: _Application, scrapes: _Scrapes) -> _Application:
