@@ -10,6 +10,7 @@ import cloup
 from cloup import option
 
 from acestep_otel.profiler.options import DEFAULTS
+from acestep_otel.sdk.variables import require_variables
 
 # Modes are imported when a command runs: --help needs none of them.
 
@@ -113,6 +114,7 @@ def doctor(
     wait: float,
 ) -> None:
     """Send one span and one metric, and say where they arrived and what to fix: exit code 1 when nothing arrives."""
+    require_variables()
     from acestep_otel.profiler.doctor import checks as mode
 
     mode.doctor(

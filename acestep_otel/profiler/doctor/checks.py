@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
 
 import click
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
@@ -18,9 +16,11 @@ from acestep_otel.profiler.doctor.backends import (
     require_url,
     wait_for,
 )
-from acestep_otel.profiler.doctor.send import DEFAULT_ENDPOINTS, Delivery, Sender
+from acestep_otel.profiler.doctor.send import Delivery, Sender
 from acestep_otel.profiler.errors import RunFailed
-from acestep_otel.sdk.otlp import DEFAULT_PROTOCOL, OtlpTarget, Signal, otlp_target
+from acestep_otel.sdk.answers import Signal
+from acestep_otel.sdk.otlp import OtlpTarget, default_target, disabled, otlp_target
+from acestep_otel.sdk.variables import variable
 
 _SIGNALS: tuple[Signal, ...] = ("traces", "metrics")
 
@@ -50,7 +50,7 @@ def doctor(
         if url is not None:
             require_url(option, url)
     report = _Report()
-    if os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true":
+    if disabled():
         report.problem(f"{OTEL_SDK_DISABLED}=true: a run sends nothing", f"unset {OTEL_SDK_DISABLED}")
         report.finish()
     targets = _targets(report, endpoint, protocol)
@@ -89,12 +89,20 @@ def _targets(report: _Report, endpoint: str | None, protocol: str | None) -> dic
         for signal in found.keys() - targets.keys():
             report.note(f"{signal}: not sent, OTEL_{signal.upper()}_EXPORTER or the endpoints leave them out")
         return targets
+    if endpoint is not None or _switched_off():
+        report.problem("both signals are switched off: a run sends nothing", "unset OTEL_TRACES_EXPORTER")
+        report.finish()
     # Nothing configured: a run sends nothing. The usual place may still have a collector.
-    chosen = OtlpTarget("http/protobuf" if protocol == "http/protobuf" else DEFAULT_PROTOCOL)
-    address = DEFAULT_ENDPOINTS[chosen.protocol]
+    targets = {signal: default_target(signal, protocol) for signal in _SIGNALS}
+    usual = targets["traces"].address
+    address = f"{usual.scheme}://{usual.authority}"
     report.note(f"no endpoint is configured, so a run sends nothing: trying {address}")
     report.advise(f"set OTEL_EXPORTER_OTLP_ENDPOINT={address}, or give --otlp-endpoint {address}")
-    return dict.fromkeys(_SIGNALS, replace(chosen, endpoint=address))
+    return targets
+
+
+def _switched_off() -> bool:
+    return any(variable(f"OTEL_{signal.upper()}_EXPORTER") is not None for signal in _SIGNALS)
 
 
 def _arrived(delivered: dict[Signal, Delivery], signal: Signal) -> bool:
