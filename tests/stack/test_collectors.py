@@ -105,7 +105,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "jaeger_storage": {
             "backends": {"*": {"badger": {"directories": {"keys", "values"}, "ephemeral": None, "ttl": {"spans"}}}},
-            "metric_backends": {"*": {"prometheus": {"endpoint", "normalize_calls", "normalize_duration"}}},
+            "metric_backends": {"*": {"prometheus": {"endpoint", "normalize_calls", "normalize_duration", "latency_unit"}}},
         },
         "jaeger_query": {"storage": {"traces", "metrics"}},
     },
@@ -179,11 +179,16 @@ def test_pipelines_are_complete_and_nothing_is_left_over(name: str) -> None:
 
 
 @every_collector
-def test_memory_is_limited_first_and_batches_are_made_last(name: str) -> None:
+def test_memory_is_limited_first(name: str) -> None:
     for pipeline in read(name)["service"]["pipelines"].values():
         assert pipeline["processors"][0] == "memory_limiter"
-        if "batch" in pipeline["processors"]:
-            assert pipeline["processors"][-1] == "batch"
+
+
+@pytest.mark.parametrize("name", ["agent", "gateway"])
+def test_what_was_taken_is_on_disk_before_a_batch_is_made(name: str) -> None:
+    configuration = read(name)
+    assert "batch" not in configuration["processors"]
+    assert all(exporter["sending_queue"]["batch"] for exporter in configuration["exporters"].values())
 
 
 @every_configuration

@@ -55,7 +55,7 @@ def _traces(endpoint: str, resource: Resource, amounts: dict[str, int]) -> dict[
     provider.add_span_processor(SimpleSpanProcessor(finished))
     tracer = provider.get_tracer("acestep_otel")
     sent = {kind: [_trace(tracer, kind) for _ in range(number)] for kind, number in amounts.items()}
-    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=60)
+    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=60)
     spans = finished.get_finished_spans()
     for first in range(0, len(spans), _BATCH * SPANS):
         assert exporter.export(spans[first : first + _BATCH * SPANS]) is SpanExportResult.SUCCESS
@@ -102,7 +102,7 @@ def _count(endpoint: str, resource: Resource, requests: int, exports: int) -> No
     """Count requests, spread over several sends."""
     if not requests:
         return
-    exporter = OTLPMetricExporter(endpoint=endpoint, insecure=True, timeout=60)
+    exporter = OTLPMetricExporter(endpoint=endpoint, timeout=60)
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
     meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
     counter = meters.get_meter("acestep_otel").create_counter(semconv.REQUESTS.name, semconv.REQUESTS.unit)
