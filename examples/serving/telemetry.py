@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 
 from fastapi import FastAPI
 from opentelemetry import metrics, propagate, trace
@@ -40,7 +41,8 @@ class Telemetry:
         os.environ.setdefault("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
         # A second is the most that a killed process loses.
         os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", "1000")
-        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "acestep-serving")})
+        name = os.environ.get("OTEL_SERVICE_NAME", "acestep-serving")
+        resource = Resource.create({"service.name": name, "host.name": platform.node()})
         traced, measured = otlp_target("traces"), otlp_target("metrics")
         spans_to = None if traced is None else span_exporter(traced)
         metrics_to = None if measured is None else metric_exporter(measured)

@@ -24,6 +24,7 @@ _TLS = {"insecure", "ca_file", "cert_file", "key_file"}
 _RETRY = {"enabled", "initial_interval", "max_interval", "max_elapsed_time", "multiplier"}
 _BATCH = {"sizer", "min_size", "max_size", "flush_timeout"}
 _QUEUE = {**dict.fromkeys(("enabled", "num_consumers", "queue_size", "storage")), "batch": _BATCH}
+_SPAN_METRICS = {"endpoint", "normalize_calls", "normalize_duration", "latency_unit"}
 _OTLP_EXPORTER: dict[str, Any] = {
     "endpoint": None,
     "timeout": None,
@@ -105,7 +106,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "jaeger_storage": {
             "backends": {"*": {"badger": {"directories": {"keys", "values"}, "ephemeral": None, "ttl": {"spans"}}}},
-            "metric_backends": {"*": {"prometheus": {"endpoint", "normalize_calls", "normalize_duration", "latency_unit"}}},
+            "metric_backends": {"*": {"prometheus": _SPAN_METRICS}},
         },
         "jaeger_query": {"storage": {"traces", "metrics"}},
     },
@@ -267,7 +268,7 @@ def test_sampling_keeps_what_matters() -> None:
 def test_redaction_lets_everything_through_but_what_the_user_wrote() -> None:
     redaction = read("gateway")["processors"]["redaction"]
     allowed = set(redaction["allowed_keys"])
-    written = {semconv.CAPTION, semconv.LYRICS, semconv.QUERY}
+    written = {semconv.CAPTION, semconv.LYRICS, semconv.QUERY, semconv.INPUT_MESSAGES, semconv.OUTPUT_MESSAGES}
     assert redaction["allow_all_keys"] is False
     assert allowed & written == set()
     assert set(semconv.ATTRIBUTES) - written <= allowed

@@ -14,6 +14,7 @@ import platform
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,7 @@ from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import (
+    HOST_NAME,
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
     SERVICE_VERSION,
@@ -262,8 +264,9 @@ def service_resource() -> Resource:
     defaults = {
         SERVICE_NAME: "acestep-otel",
         SERVICE_VERSION: _version(),
-        # The SDK's default is random, which would make every run a new instance in Prometheus.
-        SERVICE_INSTANCE_ID: platform.node() or "localhost",
+        # Unique for what runs at the same time, as the convention demands; what runs where is told by the host.
+        SERVICE_INSTANCE_ID: str(uuid.uuid4()),
+        HOST_NAME: platform.node() or "localhost",
     }
     # Resource.create lets its argument win over the environment; here the environment wins.
     return Resource.create({**defaults, **OTELResourceDetector().detect().attributes})

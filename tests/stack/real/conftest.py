@@ -1,4 +1,4 @@
-"""The stack's own servers. Without their programs these tests are skipped; with ``ACESTEP_STACK_BIN`` that is an error."""
+"""The stack's own servers: without their programs a test is skipped, unless ``ACESTEP_STACK_BIN`` promises them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Hosts of one network on this machine: each has an address, the names of the others, and files of its own.
 
-What a container engine does for ``docker-compose.yml``, by network namespaces and a changed root: ports, names and paths
-are those of the configurations, which are used as they are. Everything ends with this process, however it ends: what
-holds a namespace is a process that the kernel ends with its parent.
+What a container engine does for ``docker-compose.yml``, by network namespaces and a changed root: ports, names and
+paths are those of the configurations, which are used as they are. Everything ends with this process, however it ends:
+what holds a namespace is a process that the kernel ends with its parent.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def network(folder: Path) -> Iterator[Network]:
         try:
             hub = _namespace()
             found = Network(folder, prefix, hub)
-            _run("ip", "link", "add", outside, "type", "veth", "peer", "name", "uplink", "netns", f"/proc/{hub.pid}/ns/net")
+            pair = ("type", "veth", "peer", "name", "uplink", "netns", f"/proc/{hub.pid}/ns/net")
+            _run("ip", "link", "add", outside, *pair)
             _run("ip", "address", "add", f"{prefix}.1/24", "dev", outside)
             _run("ip", "link", "set", outside, "up")
             inside = [*_in_network(hub), "ip", "link"]
@@ -206,12 +207,13 @@ def wait_until(found: Callable[[], Found], seconds: float, what: str) -> Found:
 
 def _namespace() -> subprocess.Popen[bytes]:
     holder = subprocess.Popen([*_TIED, "unshare", "--net", "--mount", "sleep", "infinity"], stderr=subprocess.DEVNULL)
-    own = os.readlink("/proc/self/ns/net")
+    own = Path("/proc/self/ns/net").readlink()
 
     def ready() -> bool:
         if holder.poll() is not None:
             raise TimeoutError("unshare ended")
-        return os.readlink(f"/proc/{holder.pid}/ns/net") != own and b"sleep" in Path(f"/proc/{holder.pid}/cmdline").read_bytes().split(b"\0")[0]
+        folder = Path(f"/proc/{holder.pid}")
+        return (folder / "ns" / "net").readlink() != own and (folder / "cmdline").read_bytes().startswith(b"sleep")
 
     wait_until(ready, 20, "a namespace of its own")
     return holder

@@ -101,7 +101,9 @@ def composed(network: Network, name: str, files: Mapping[str, Path] | None = Non
             host.mount((files or {}).get(mount["target"], Path(mount["source"])), mount["target"])
         else:
             (host.root / mount["target"].lstrip("/")).mkdir(parents=True, exist_ok=True)
-    return Running(host, program(PROGRAMS[name]), service["command"], service.get("environment", {}), _health(host, name))
+    return Running(
+        host, program(PROGRAMS[name]), service["command"], service.get("environment", {}), _health(host, name)
+    )
 
 
 def _health(host: Host, name: str) -> str:

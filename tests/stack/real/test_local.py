@@ -18,9 +18,9 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from acestep_otel.cli import main
 
 from acestep_otel import semconv
-from acestep_otel.cli import main
 from benchmarks.collectors import free_port
 from grafana.series import label, names, series
 from tests.stack.boards import ROOT, Expression, filled_in, link_expressions, panel_expressions, rule_expressions, rules
@@ -129,8 +129,10 @@ def serve(endpoint: str, folder: Path) -> None:
         try:
             wait_until(lambda: _answers(f"http://127.0.0.1:{port}/healthz"), CLOSE, "the service answers")
             subprocess.run(
-                [sys.executable, "-m", "examples.serving.load", "--url", f"http://127.0.0.1:{port}"]
-                + ["--clients", "4", "--seconds", "8"],
+                [
+                    *(sys.executable, "-m", "examples.serving.load", "--url", f"http://127.0.0.1:{port}"),
+                    *("--clients", "4", "--seconds", "8"),
+                ],
                 cwd=ROOT, check=True, timeout=CLOSE * 2, capture_output=True,
             )  # fmt: skip
         finally:
@@ -204,9 +206,7 @@ def test_series_have_their_declared_names_and_labels(sent: Local) -> None:
         assert set(labels) - {"job", "instance", "host_name", "le"} <= own
 
 
-@pytest.mark.parametrize(
-    "expression", [*panel_expressions(), *link_expressions(), *rule_expressions()], ids=str
-)
+@pytest.mark.parametrize("expression", [*panel_expressions(), *link_expressions(), *rule_expressions()], ids=str)
 def test_every_query_of_the_product_is_answered(expression: Expression, sent: Local) -> None:
     jobs = (*PROFILES, BENCHMARK, TIERS, SERVICE)
     sent.prometheus.query_range(filled_in(expression.text, jobs), 600, 15)
@@ -317,8 +317,7 @@ def test_the_first_spans_that_are_lost_fire_an_alert_that_clears(sent: Local) ->
     collector.stop()
     collector.arguments = [
         *collector.arguments,
-        *(f"--set=exporters.otlp_grpc/jaeger.retry_on_failure.max_{word}=1s"
-        for word in ("interval", "elapsed_time")),
+        *(f"--set=exporters.otlp_grpc/jaeger.retry_on_failure.max_{word}=1s" for word in ("interval", "elapsed_time")),
     ]
     collector.start()
     services["jaeger"].stop()

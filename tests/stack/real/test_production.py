@@ -192,7 +192,7 @@ def test_an_agent_that_is_killed_loses_nothing_that_it_had_taken(production: Pro
     for one in (*production.gateways, production.stores["prometheus"]):
         one.stop()
     sent = production.send("error=20", "ordinary=20", "requests=11", "--exports", "3", "--job", "queued")
-    queued = 'otelcol_exporter_queue_size'
+    queued = "otelcol_exporter_queue_size"
     wait_until(lambda: production.agent.figure(queued, exporter="otlp_grpc/gateway") > 0, CLOSE, "a queue")
     wait_until(lambda: production.agent.figure(queued, exporter="otlp_http/metrics") > 0, CLOSE, "a queue")
     production.agent.kill()
