@@ -1,7 +1,7 @@
-"""The page that the collector's Prometheus exporter would serve, made from OTLP: a stand-in, since no registry has it.
+"""Series as a collector delivers them, made from OTLP and served to be scraped: for where its program is not.
 
-It follows the exporter's documentation and what version 0.156 was seen to do: names (``TRANSLATIONS``), ``job`` and
-``instance`` from the resource, exemplars on histograms and counters, series that stay until they expire.
+Names (``TRANSLATIONS``), labels from the resource, exemplars and values are those of the real ones, which
+``tests/stack/real`` runs.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ class Page:
                 attributes = {pair.key: _text(pair.value) for pair in resource.resource.attributes}
                 identity = {"job": attributes["service.name"], "instance": attributes["service.instance.id"]}
                 self.infos[identity["job"]] = _labels({**attributes, **identity})
+                # A label of every series, by Prometheus' configuration.
+                identity["host_name"] = attributes["host.name"]
                 for scope in resource.scope_metrics:
                     for metric in scope.metrics:
                         self._metric(metric, identity)

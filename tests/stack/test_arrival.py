@@ -148,4 +148,4 @@ def test_labels_are_the_same_with_and_without_a_collector(stack: Stack) -> None:
     served = set(re.findall(r"(\w+)=", line))
     # An error's class is on failures alone; job and instance are the scrape's here.
     through = {name for s in stack.prometheus.query(series(semconv.REQUEST_DURATION, "count")) for name in s["metric"]}
-    assert served == through - {"__name__", "job", "instance", "collector"}
+    assert served == through - {"__name__", "job", "instance", "host_name"}

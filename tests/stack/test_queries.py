@@ -123,5 +123,5 @@ def test_rules_are_evaluated_without_an_error_and_memory_alerts_fire(stack: Stac
 
 def test_labels_are_the_processes_own(stack: Stack) -> None:
     """honor_labels: else job and instance would be the collector's."""
-    (sample,) = stack.prometheus.query(f"max by (job, instance) ({series(semconv.REQUESTS)})")
-    assert sample["metric"] == {"job": scenarios.SERVICE, "instance": "here"}
+    (sample,) = stack.prometheus.query(f"max by (job, host_name) ({series(semconv.REQUESTS)})")
+    assert sample["metric"] == {"job": scenarios.SERVICE, "host_name": scenarios.HOST}
