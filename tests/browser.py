@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Literal
 
 from PIL import Image
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+from tests.programs import program
+
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr",
@@ -59,10 +59,7 @@ def screenshot(page: Path, scheme: Literal["light", "dark"], width: int = 1100, 
 
 
 def _run(page: Path, folder: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    browser = next(filter(None, map(shutil.which, NAMES)), None)
-    if browser is None:
-        raise FileNotFoundError(f"no browser to check pages with: install one of {', '.join(NAMES)}")
     return subprocess.run(
-        [browser, *FLAGS, f"--user-data-dir={folder}/profile", *flags, page.as_uri()],
+        [program("chromium"), *FLAGS, f"--user-data-dir={folder}/profile", *flags, page.as_uri()],
         capture_output=True, text=True, check=True, timeout=SECONDS,
     )  # fmt: skip

@@ -1,6 +1,8 @@
 """Shared by all tests."""
 
 import os
+import signal
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -12,10 +14,27 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
 from acestep_otel.instrumentor import AceStepInstrumentor
+from tests import programs
 from tests.tracing import Traced
+
+# A shell that starts a command in the background has it ignore SIGINT; so would the tests' own children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two threads on a busy two-core machine make tiny models fifty times slower.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """The outermost wrapper: what it prints is the last line, below pytest's own count."""
+    yield
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None or hasattr(session.config, "workerinput"):
+        return
+    skipped = [str(report.longrepr) for report in terminal.stats.get("skipped", [])]
+    if line := programs.summary(skipped):
+        terminal.write_line(line, yellow=True)
 
 
 @pytest.fixture(scope="session")

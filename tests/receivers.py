@@ -17,6 +17,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from benchmarks.collectors import free_port, rotel
+from tests.programs import program
 
 
 @dataclass
@@ -134,6 +135,7 @@ def http_receiver() -> Iterator[Received]:
 @contextmanager
 def collector(behind: str, ports: tuple[int, int] | None = None) -> Iterator[tuple[str, str]]:
     """A rotel collector that forwards to the endpoint behind it; yields its own two, for gRPC and for HTTP."""
+    program("libpython")
     with rotel("--exporter", "otlp", "--otlp-exporter-endpoint", behind, ports=ports) as endpoints:
         yield endpoints
 

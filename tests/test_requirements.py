@@ -1,52 +1,28 @@
-"""Every requirement of the benchmark guide has a test that names it: in its name, its docstring or a parameter's id.
-
-Requirements are numbered R1 to R166, in the order of the guide: general (1 to 17), quick start (18 to 22), modes
-profile (23 to 35), benchmark (36 to 46), those that write in words (47 to 55) and tier-test (56 to 94), the flags
-(95 to 135), the examples (136 to 147), the output (148 to 157), the tips (158 to 164), and what follows from them (165,
-166). A test of several says ``R7, R9`` or ``R95 ... R131``.
-"""
+"""``requirements.md`` lists every requirement of the guide once, with the tests that name it, and is up to date."""
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Iterator
-from pathlib import Path
+from tests.requirements import LIST, covering, listed, named_in, updated
 
-TESTS = Path(__file__).resolve().parent
-REQUIREMENTS = frozenset(range(1, 167))
-
-NAMED = re.compile(r"\bR(\d+)(?:\s*\.\.\.\s*R(\d+))?\b", re.IGNORECASE)
-IN_A_NAME = re.compile(r"(?<=_)r(\d+)(?=_|$)")
+TEXT = LIST.read_text("utf-8")
+REQUIREMENTS = list(range(1, 167))
 
 
-def named_in(source: str) -> Iterator[int]:
-    """Numbers that the tests of a module name."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            yield from map(int, IN_A_NAME.findall(node.name))
-            yield from _expanded(ast.get_docstring(node) or "")
-            for decorator in node.decorator_list:
-                for part in ast.walk(decorator):
-                    if isinstance(part, ast.keyword) and part.arg == "id" and isinstance(part.value, ast.Constant):
-                        yield from _expanded(str(part.value.value))
+def test_every_requirement_is_listed_once_and_in_order() -> None:
+    assert listed(TEXT) == REQUIREMENTS
 
 
-def _expanded(text: str) -> Iterator[int]:
-    for first, last in NAMED.findall(text):
-        yield from range(int(first), int(last or first) + 1)
+def test_no_test_names_a_requirement_that_is_not_listed() -> None:
+    assert sorted(covering().keys() - set(REQUIREMENTS)) == []
 
 
-def named() -> frozenset[int]:
-    return frozenset(number for path in TESTS.rglob("test_*.py") for number in named_in(path.read_text("utf-8")))
+def test_the_list_names_the_tests_that_name_the_requirement() -> None:
+    assert updated(TEXT) == TEXT, "run: python -m tests.requirements"
 
 
-def test_every_requirement_is_named_by_a_test() -> None:
-    assert sorted(REQUIREMENTS - named()) == []
-
-
-def test_no_test_names_a_requirement_that_does_not_exist() -> None:
-    assert sorted(named() - REQUIREMENTS) == []
+def test_a_requirement_has_a_test_or_a_reason() -> None:
+    for block in TEXT.split("\n- **R")[1:]:
+        assert "\n  - " in block, f"R{block.partition('*')[0]} has neither tests nor a line 'Not tested: ...'"
 
 
 def test_names_docstrings_and_ids_count_and_nothing_else() -> None:
@@ -62,4 +38,4 @@ def test_r7_and_r8():
 def helper_r15():
     """R16."""
 '''
-    assert sorted(named_in(source)) == [4, 5, 7, 8, 9, 10, 11, 12]
+    assert sorted(named_in(source)) == [(number, "test_r7_and_r8") for number in (4, 5, 7, 8, 9, 10, 11, 12)]

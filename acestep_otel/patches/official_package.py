@@ -114,7 +114,7 @@ def _made(_call: Call, result: Any) -> Attributes:
 
 
 class _Handler:
-    """The seams of ``AceStepHandler``, which share what they know about running requests."""
+    """The patches of ``AceStepHandler``, which share what they know about running requests."""
 
     def __init__(self, tracer: RequestTracer) -> None:
         self._tracer = tracer

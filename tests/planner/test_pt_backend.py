@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -198,8 +199,8 @@ def test_not_a_number_is_an_error(tiny, conditional, unconditional) -> None:
     class Poisoned(torch.nn.Module):
         config = tiny.body.config
 
-        def forward(self, **inputs):
-            output = tiny.body(**inputs)
+        def forward(self, *inputs, **options):
+            output = tiny.body(*inputs, **options)
             output.last_hidden_state[:] = torch.nan
             return output
 
@@ -257,9 +258,12 @@ def prompt_widths(backend, monkeypatch) -> list[int]:
     """Tokens per row of every pass that the body runs."""
     widths = []
     forward = backend.model.body.forward
-    monkeypatch.setattr(
-        backend.model.body, "forward", lambda **inputs: widths.append(inputs["input_ids"].shape[1]) or forward(**inputs)
-    )
+
+    def counted(ids: torch.Tensor, *inputs: Any, **options: Any) -> Any:
+        widths.append(ids.shape[1])
+        return forward(ids, *inputs, **options)
+
+    monkeypatch.setattr(backend.model.body, "forward", counted)
     return widths
 
 

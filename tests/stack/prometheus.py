@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from urllib.request import urlopen
 import yaml
 
 from benchmarks.collectors import free_port
+from tests.programs import program
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "collectors" / "prometheus"
 INTERVAL = 1
@@ -66,12 +66,6 @@ def wait_until(found: Callable[[], Any], seconds: float, what: str) -> Any:
             return answer
         time.sleep(0.2)
     raise TimeoutError(f"not within {seconds:g} s: {what}")
-
-
-def program(name: str) -> str:
-    found = shutil.which(name)
-    assert found, f"{name} is not installed: apt-get install --no-install-recommends prometheus"
-    return found
 
 
 @contextmanager

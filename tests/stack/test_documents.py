@@ -13,6 +13,7 @@ import pytest
 
 from acestep_otel.profiler.cli import main
 from benchmarks.collectors import free_port, rotel_agent, rotel_environment
+from tests.programs import program
 from tests.receivers import grpc_receiver
 from tests.stack.boards import ROOT
 from tests.stack.test_compose import COMPOSE, PASSWORD, compose
@@ -50,6 +51,7 @@ def test_every_command_runs(line: str, tmp_path: Path, monkeypatch: pytest.Monke
         case ["pip", "install", package]:
             assert find_spec(package) is not None
         case ["rotel-agent", "start", *options]:
+            program("libpython")
             listed = subprocess.run(
                 [rotel_agent(), "start", "--help"], env=rotel_environment(), capture_output=True, text=True, check=True
             ).stdout

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.programs import program
 from tests.stack.boards import ROOT, RULES, rules
-from tests.stack.prometheus import program
 
 
 def promtool(*arguments: str, folder: Path = RULES) -> subprocess.CompletedProcess[str]:

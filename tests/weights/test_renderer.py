@@ -213,7 +213,7 @@ def test_a_malicious_silence_latent_is_not_executed(checkpoints, tmp_path, plain
     trace = tmp_path / "executed"
     path = checkpoints / TURBO / "silence_latent.pt"
     if plain:
-        path.write_bytes(pickle.dumps(Bomb(trace)))
+        path.write_bytes(pickle.dumps(Bomb(trace), protocol=2))  # the one that torch.load reads without a warning
     else:
         torch.save(Bomb(trace), path)
     text = refusal(checkpoints)

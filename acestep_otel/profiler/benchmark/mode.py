@@ -41,7 +41,7 @@ from acestep_otel.profiler.run.generation_request import build_request, select_m
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.profiler.run.placement import describe_models, describe_placement, engine_settings, gpu_memory
 from acestep_otel.profiler.run.progress import CellBar
-from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented, settle
+from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
 from acestep_otel.recording import GuidanceShare, annotated, guidance_share, measure_guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.settings import Detail
@@ -161,7 +161,7 @@ class _Benchmark:
 
     def run_once(self, models: Models, request: GenerationRequest, entries: list[dict[str, Any]]) -> Figures:
         """Run a cell's request once; its entry is added also when it fails."""
-        settle()
+        flush_telemetry()
         position = len(self.telemetry.collector.readable_spans)
         effective: EffectiveSettings | None = None
         error: BaseException | None = None
@@ -173,7 +173,7 @@ class _Benchmark:
             error = raised
             raise
         finally:
-            settle()
+            flush_telemetry()
             runs = measured_runs(self.telemetry.collector.finished_since(position))
             run = runs[-1] if runs else None
             entries.append(RunResult(run, effective, error).to_json())

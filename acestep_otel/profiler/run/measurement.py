@@ -42,9 +42,9 @@ from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
 from acestep_otel.profiler.run.placement import engine_settings
-from acestep_otel.profiler.run.profilers import examination_files, examine
+from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
 from acestep_otel.profiler.run.progress import ProgressBars
-from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented, settle
+from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
 from acestep_otel.recording import GuidanceShare, guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 
@@ -99,7 +99,7 @@ class Outcome:
     blueprint: SongBlueprint | None = None
 
 
-class Job(Protocol[Loaded]):
+class MeasuredCall(Protocol[Loaded]):
     """What a mode measures."""
 
     @property
@@ -119,8 +119,8 @@ class Job(Protocol[Loaded]):
         """Run what is measured."""
 
 
-def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
-    """Run a job: the breakdown goes to standard output, files go where the options say.
+def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) -> None:
+    """Measure a call: the breakdown goes to standard output, files go where the options say.
 
     Raises:
         SetupError: something the user gave cannot be used; nothing was run.
@@ -128,7 +128,7 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
         OSError: the result or the trace could not be written.
     """
     detail = detail_level(options.detail)
-    for path in (options.benchmark_output, options.report, options.trace_output, *examination_files(options)):
+    for path in (options.benchmark_output, options.report, options.trace_output, *profiler_files(options)):
         if path is not None:
             require_writable(path)
 
@@ -136,25 +136,25 @@ def measure(options: Options, telemetry: Telemetry, job: Job[Loaded]) -> None:
     with instrumented(telemetry, detail):
         with setup_errors():
             enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
-            models = job.load()
+            models = call.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
         share: GuidanceShare | None = None
         try:
             if not options.no_warmup:
                 with warmup(), ProgressBars("warm-up", enabled=not options.no_progress) as progress:
-                    job.warm_up(models, progress)
-                share = job.measure_guidance(models)
+                    call.warm_up(models, progress)
+                share = call.measure_guidance(models)
             with guidance_share(share), ProgressBars(options.mode, enabled=not options.no_progress) as progress:
-                outcome = job.run(models, progress)
+                outcome = call.run(models, progress)
         except BaseException as raised:
             error = raised
             raise
         finally:
-            _report(options, telemetry, job.root, outcome, error)
+            _report(options, telemetry, call.root, outcome, error)
     # After the block: nothing is traced any more, and nothing that is reported is measured in here.
     with ProgressBars("examination", enabled=not options.no_progress) as progress:
-        examine(options, lambda: job.warm_up(models, progress))
+        run_profilers(options, lambda: call.warm_up(models, progress))
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def release_memory() -> None:
 def _report(
     options: Options, telemetry: Telemetry, root: str, outcome: Outcome | None, error: BaseException | None
 ) -> None:
-    settle()
+    flush_telemetry()
     measured = measured_runs(telemetry.collector.finished_spans, root)
     run = measured[-1] if measured else None
     if run is not None and error is None:

@@ -32,7 +32,7 @@ _BUILTINS: Final = sys.version_info < (3, 12)
 their time goes elsewhere (python/cpython#122029). What a function spends in C is its own time then."""
 
 
-def examine(options: Options, call: Callable[[], object]) -> None:
+def run_profilers(options: Options, call: Callable[[], object]) -> None:
     """Run the call again under each profiler that was asked for.
 
     Args:
@@ -43,12 +43,12 @@ def examine(options: Options, call: Callable[[], object]) -> None:
         OSError: a file could not be written.
     """
     if options.detailed:
-        _examine_functions(_beside(options, ".prof"), _beside(options, ".functions.txt"), call)
+        _profile_functions(_beside(options, ".prof"), _beside(options, ".functions.txt"), call)
     if options.torch_profile:
-        _examine_operators(_beside(options, ".torch-trace.json"), call)
+        _profile_operators(_beside(options, ".torch-trace.json"), call)
 
 
-def examination_files(options: Options) -> Iterator[Path]:
+def profiler_files(options: Options) -> Iterator[Path]:
     """Every file that ``examine`` will write."""
     if options.detailed:
         yield from (_beside(options, ".prof"), _beside(options, ".functions.txt"))
@@ -63,7 +63,7 @@ def _beside(options: Options, suffix: str) -> Path:
     return options.output_dir / f"{options.mode}{suffix}"
 
 
-def _examine_functions(statistics: Path, text: Path, call: Callable[[], object]) -> None:
+def _profile_functions(statistics: Path, text: Path, call: Callable[[], object]) -> None:
     profiler = cProfile.Profile(builtins=_BUILTINS)
     profiler.runcall(call)
     profiler.dump_stats(statistics)
@@ -79,7 +79,7 @@ def _examine_functions(statistics: Path, text: Path, call: Callable[[], object])
     click.echo(f"\nProfile: {statistics}\nText:    {text}")
 
 
-def _examine_operators(trace: Path, call: Callable[[], object]) -> None:
+def _profile_operators(trace: Path, call: Callable[[], object]) -> None:
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)

@@ -279,7 +279,7 @@ def _version() -> str:
         return "0+checkout"
 
 
-_SETTLE_SECONDS: Final = 60.0
+_FLUSH_SECONDS: Final = 60.0
 """A device that has not finished by then has hung; the report then says less."""
 
 
@@ -315,6 +315,6 @@ def instrumented(telemetry: Telemetry, detail: Detail) -> Iterator[None]:
         instrumentor.uninstrument()
 
 
-def settle() -> None:
+def flush_telemetry() -> None:
     """Wait until all that has ended is with the providers: telemetry is made beside the run."""
-    AceStepInstrumentor().flush(_SETTLE_SECONDS)
+    AceStepInstrumentor().flush(_FLUSH_SECONDS)

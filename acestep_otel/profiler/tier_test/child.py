@@ -38,11 +38,17 @@ from acestep_otel.profiler.report.spans import measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.profiler.run.placement import engine_settings, gpu_memory
-from acestep_otel.profiler.telemetry.providers import SpanCollector, Telemetry, detail_level, instrumented, settle
+from acestep_otel.profiler.telemetry.providers import (
+    SpanCollector,
+    Telemetry,
+    detail_level,
+    flush_telemetry,
+    instrumented,
+)
 from acestep_otel.profiler.tier_test.forwarding import SpanForwarder
 from acestep_otel.profiler.tier_test.journal import StageJournal
 from acestep_otel.profiler.tier_test.memory import DriverView, MemoryWatch, UseBefore, memory_use
-from acestep_otel.profiler.tier_test.plan import Job, trial_attributes, trial_request, trial_selection
+from acestep_otel.profiler.tier_test.plan import Trials, trial_attributes, trial_request, trial_selection
 from acestep_otel.profiler.tier_test.protocol import TRACE_PARENT, Event, Finished, Refused, Started, decode_job, encode
 from acestep_otel.profiler.tier_test.trials import AudioFacts, Observation, Trial
 from acestep_otel.profiler.tier_test.verdict import asked_placement, config_facts
@@ -63,7 +69,7 @@ def main() -> None:
     serve(job, send, before)
 
 
-def serve(job: Job, send: Callable[[Event], None], before: UseBefore) -> None:
+def serve(job: Trials, send: Callable[[Event], None], before: UseBefore) -> None:
     """Do a job in this process.
 
     Args:
@@ -124,7 +130,7 @@ def _end_with_parent() -> None:
 class _Work:
     """Trials of one job."""
 
-    job: Job
+    job: Trials
     send: Callable[[Event], None]
     device: torch.device
     cap: MemoryCap | None
@@ -166,7 +172,7 @@ class _Work:
             if not isinstance(error, AceStepError):
                 # A defect: its traceback is what helps, and the row has no place for it.
                 traceback.print_exception(error)
-        settle()
+        flush_telemetry()
         spans = self.collector.finished_since(position)
         run = next(iter(measured_runs(spans)), None)
         # A device that failed answers no questions.

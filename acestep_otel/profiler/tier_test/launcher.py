@@ -18,7 +18,7 @@ from typing import IO, Final
 
 import acestep_otel
 from acestep.environment_variables import CUDA_MEMORY
-from acestep_otel.profiler.tier_test.plan import Job
+from acestep_otel.profiler.tier_test.plan import Trials
 from acestep_otel.profiler.tier_test.protocol import TRACE_PARENT, Event, Finished, decode, encode_job
 
 ALLOCATOR_VARIABLES: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -54,7 +54,7 @@ class Ending:
         return next((line.strip() for line in reversed(self.errors) if line.strip()), "")
 
 
-def child_environment(inherited: Mapping[str, str], job: Job, *, trace_parent: str | None = None) -> dict[str, str]:
+def child_environment(inherited: Mapping[str, str], job: Trials, *, trace_parent: str | None = None) -> dict[str, str]:
     """The environment of a child: set before it imports PyTorch, which reads most of this once.
 
     Args:
@@ -85,7 +85,7 @@ def child_environment(inherited: Mapping[str, str], job: Job, *, trace_parent: s
     return environment
 
 
-def run_child(job: Job, environment: Mapping[str, str], timeout: float, receive: Callable[[Event], None]) -> Ending:
+def run_child(job: Trials, environment: Mapping[str, str], timeout: float, receive: Callable[[Event], None]) -> Ending:
     """Run a job in a process of its own and wait for its end.
 
     Whatever happens here, an interrupt included, the process and everything that it started is gone afterwards.

@@ -31,7 +31,7 @@ from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level
 from acestep_otel.profiler.tier_test.forwarding import OpenStages
 from acestep_otel.profiler.tier_test.launcher import Ending, child_environment, run_child
 from acestep_otel.profiler.tier_test.outputs import Outputs, decisive_failure, record_row
-from acestep_otel.profiler.tier_test.plan import Job, Plan, trial_attributes, trial_request
+from acestep_otel.profiler.tier_test.plan import Plan, Trials, trial_attributes, trial_request
 from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, Spans, StageMark, Started
 from acestep_otel.profiler.tier_test.trials import TierResult, Trial
 from acestep_otel.profiler.tier_test.verdict import ended, judge, skipped
@@ -102,7 +102,7 @@ class _TierTest:
                 for trial in job.trials:
                     bar.finish(trial)
 
-    def run_job(self, job: Job, bar: TrialBar) -> None:
+    def run_job(self, job: Trials, bar: TrialBar) -> None:
         """Run one child process; afterwards every trial of its job has a row."""
         if (reason := self.pointless(job)) is not None:
             self.skip(job.trials, reason)
@@ -123,9 +123,9 @@ class _TierTest:
         if "Traceback (most recent call last):\n" in ending.errors:
             # A defect: its traceback is what helps, and the rows have no place for it.
             click.echo("".join(ending.errors), err=True)
-        self.settle(job, child, ending)
+        self.record_ending(job, child, ending)
 
-    def settle(self, job: Job, child: _Child, ending: Ending) -> None:
+    def record_ending(self, job: Trials, child: _Child, ending: Ending) -> None:
         """Give a row to every trial that the child did not get to."""
         left = [trial for trial in job.trials if trial not in self.results]
         if not left:
@@ -145,7 +145,7 @@ class _TierTest:
         assert culprit.failure is not None
         self.skip(left, f"not tried after {culprit.trial.variant}: {culprit.failure.type}")
 
-    def pointless(self, job: Job) -> str | None:
+    def pointless(self, job: Trials) -> str | None:
         """Why a job would only repeat what its tier's default has shown; known once there was a child."""
         if (
             self.device is None
@@ -208,7 +208,7 @@ class _Child:
         refusal: why it cannot do such work at all, or ``None``.
     """
 
-    def __init__(self, test: _TierTest, job: Job, bar: TrialBar) -> None:
+    def __init__(self, test: _TierTest, job: Trials, bar: TrialBar) -> None:
         self.stages = OpenStages()
         self.refusal: Failure | None = None
         self._test = test

@@ -38,7 +38,7 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Trials:
     """Work for one child process: trials on one card with the same models, in the same places.
 
     Attributes:
@@ -70,7 +70,7 @@ class Plan:
     """
 
     rows: tuple[Planned, ...]
-    jobs: tuple[Job, ...]
+    jobs: tuple[Trials, ...]
 
     @classmethod
     def of(cls, options: Options, inference_steps: int) -> Self:
@@ -84,7 +84,7 @@ class Plan:
         rows = tuple(row for memory in dict.fromkeys(options.tiers) for row in _Card(memory, options, steps).rows())
         trials = [row.trial for row in rows if row.skipped is None]
         shared = groupby(trials, key=lambda trial: (trial.memory, trial.placement, trial.lm_model))
-        return cls(rows, tuple(Job(options, tuple(group)) for _, group in shared))
+        return cls(rows, tuple(Trials(options, tuple(group)) for _, group in shared))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Accelerator, Environment
-from acestep_otel.profiler.tier_test.plan import Job
+from acestep_otel.profiler.tier_test.plan import Trials
 from acestep_otel.profiler.tier_test.trials import Observation, Trial
 
 TRACE_PARENT: Final = "TRACEPARENT"
@@ -140,15 +140,15 @@ def decode(line: str) -> Event:
         raise ValueError(f"not an event of a tier test: {line[:80]!r}") from error
 
 
-def encode_job(job: Job) -> str:
+def encode_job(job: Trials) -> str:
     """One line, without its end."""
     return json.dumps(asdict(job), default=str)
 
 
-def decode_job(line: str) -> Job:
+def decode_job(line: str) -> Trials:
     """Read what ``encode_job`` wrote."""
     found = json.loads(line)
-    return Job(_options(found["options"]), tuple(Trial.from_json(trial) for trial in found["trials"]))
+    return Trials(_options(found["options"]), tuple(Trial.from_json(trial) for trial in found["trials"]))
 
 
 def _options(found: dict[str, Any]) -> Options:

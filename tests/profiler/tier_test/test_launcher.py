@@ -14,14 +14,14 @@ import pytest
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.tier_test import launcher
 from acestep_otel.profiler.tier_test.launcher import Ending, child_environment, run_child
-from acestep_otel.profiler.tier_test.plan import Job, Plan
+from acestep_otel.profiler.tier_test.plan import Plan, Trials
 from acestep_otel.profiler.tier_test.protocol import Event, Finished, Spans, encode
 from tests.profiler.tier_test.tier_rows import observation, trial
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def job(memory: int = 8, **options: Any) -> Job:
+def job(memory: int = 8, **options: Any) -> Trials:
     (made,) = Plan.of(Options(mode="tier-test", tiers=(memory,), **options), 8).jobs
     return made
 

@@ -1,0 +1,77 @@
+#!/bin/sh
+# Install the programs that `make demo` and `make test` need, where this script may: on Debian and Ubuntu, as root or
+# with passwordless sudo. Elsewhere print the command to run. A second call finds everything and does nothing.
+#
+#   sh .ci/programs.sh PYTHON            the interpreter with its venv module; fails if it cannot be had
+#   sh .ci/programs.sh PYTHON browser …  the same, and the programs of the tests; those that cannot be had are named
+set -u
+python=$1
+shift
+
+say() { echo "$*" >&2; }
+
+have() {  # is what the package contains on this machine?
+  case $1 in
+    python) command -v "$python" >/dev/null ;;
+    venv) "$python" -c 'import ensurepip' 2>/dev/null ;;
+    browser) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
+    prometheus) command -v prometheus && command -v promtool ;;
+    compiler) command -v c++ ;;
+    library) "$python" -c 'import ctypes.util, os, sys, sysconfig
+name = "python" + sysconfig.get_python_version()
+path = os.path.join(sysconfig.get_config_var("LIBDIR") or "", f"lib{name}.so.1.0")
+sys.exit(not (os.path.exists(path) or ctypes.util.find_library(name)))' ;;
+  esac >/dev/null
+}
+
+package() {  # the Debian package that contains it
+  case $1 in
+    python) echo python3 ;;
+    venv) "$python" -c 'import sysconfig; print(f"python{sysconfig.get_python_version()}-venv")' ;;
+    library) "$python" -c 'import sysconfig; print(f"libpython{sysconfig.get_python_version()}")' ;;
+    browser) echo chromium ;;
+    prometheus) echo prometheus ;;
+    compiler) echo g++ ;;
+  esac
+}
+
+may_install() {
+  command -v apt-get >/dev/null || return 1
+  [ "$(id -u)" -eq 0 ] && root='' && return 0
+  command -v sudo >/dev/null && sudo -n true 2>/dev/null && root='sudo -n'
+}
+
+updated=
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+install() {  # Debian package; apt's output is shown only when it fails
+  say "Installing $1 (apt-get)"
+  if [ -z "$updated" ]; then
+    $root apt-get update -qq >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+    updated=yes
+  fi
+  $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >"$log" 2>&1 ||
+    { cat "$log" >&2; return 1; }
+}
+
+missing=
+for program in python venv "$@"; do
+  have "$program" && continue
+  name=$(package "$program")
+  if may_install && install "$name" && have "$program"; then continue; fi
+  case $program in
+    python | venv)
+      say "error: $python needs the package $name: sudo apt-get install $name, or name another interpreter: make PYTHON=python3.12"
+      exit 1
+      ;;
+  esac
+  missing="$missing $name"
+done
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  say "error: $("$python" --version) is too old, 3.11 or later is needed: make PYTHON=python3.12"
+  exit 1
+}
+[ -z "$missing" ] ||
+  say "Not installed, so the tests that need it are skipped:$missing. To install: sudo apt-get install --no-install-recommends$missing"

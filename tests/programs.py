@@ -1,0 +1,62 @@
+"""Programs that pip does not install: a test that needs a missing one is skipped, and fails in CI."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+_PYTHON = f"python{sysconfig.get_python_version()}"
+
+PACKAGES = {
+    "chromium": "chromium",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "c++": "g++",
+    "libpython": f"lib{_PYTHON}",
+}
+"""The Debian package of each program, and of the one library that a program of the tests loads (rotel)."""
+ALTERNATIVES = {"chromium": ("chromium", "chromium-browser", "google-chrome")}
+REASON = "missing program: "
+
+
+def program(name: str) -> str:
+    """Path of a program; without it the test that asks is skipped, or fails where ``CI`` is set."""
+    if found := _found(name):
+        return found
+    reason = f"{REASON}{name} (apt-get install --no-install-recommends {PACKAGES[name]})"
+    if in_ci():
+        pytest.fail(f"{reason}; CI is set, so this is not skipped", pytrace=False)
+    pytest.skip(reason)
+
+
+def _found(name: str) -> str | None:
+    if name == "libpython":
+        path = Path(sysconfig.get_config_var("LIBDIR") or "", f"lib{_PYTHON}.so.1.0")
+        return str(path) if path.exists() else ctypes.util.find_library(_PYTHON)
+    return next(filter(None, map(shutil.which, ALTERNATIVES.get(name, (name,)))), None)
+
+
+def in_ci() -> bool:
+    """Whether continuous integration runs the tests: the variable that its services set."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def summary(reasons: Iterable[str]) -> str | None:
+    """One line about tests that were skipped for want of a program, from the reasons of all skipped tests."""
+    missing = Counter(reason.partition(REASON)[2].partition(" ")[0] for reason in reasons if REASON in reason)
+    if not missing:
+        return None
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(missing.items()))
+    packages = " ".join(sorted({PACKAGES[name] for name in missing}))
+    plural = "test" if missing.total() == 1 else "tests"
+    return (
+        f"{missing.total()} {plural} skipped because a program is missing ({counts}): "
+        f"apt-get install --no-install-recommends {packages}"
+    )
