@@ -26,11 +26,13 @@ from opentelemetry.metrics import MeterProvider, get_meter
 from opentelemetry.trace import Span, TracerProvider, get_tracer
 
 from acestep_otel import __version__, semconv
+from acestep_otel.recording import outcomes
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.recording.outcomes import OK
 
-STARTED: Final = OK
+STARTED: Final = outcomes.OK
 """Outcome of a wait that ended with a worker."""
+CANCELLED: Final = outcomes.CANCELLED
+"""Outcome of a wait whose caller went away."""
 
 
 class QueueTelemetry:

@@ -110,7 +110,7 @@ def _breakdown() -> table.Panel:
     identity = (*_WHO, STAGE, _ORDER, _COMPONENT)
     seconds = last(semconv.PROFILE_DURATION, _REQUEST)
     wall = last(semconv.PROFILE_DURATION, _REQUEST, f'{_ROW}="wall"')
-    share = f"{seconds} / ignoring({_ROW}) group_left {wall}"
+    share = f"{seconds} / ignoring({_ROW}) group_left () {wall}"
     average = last(semconv.PROFILE_DURATION, _REQUEST, f'{_ROW}="step_average"')
     # A step's average is no part of the wall time.
     with_share = f"({share}) unless {average}"

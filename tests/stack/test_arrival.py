@@ -13,10 +13,11 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from acestep_otel import otlp, semconv
+from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.telemetry.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.sdk import otlp
 from benchmarks.collectors import free_port
 from grafana.series import label, series
 from tests.receivers import Received, collector, grpc_receiver
