@@ -85,12 +85,14 @@ def test_the_standard_variables_are_enough(
         assert received.metric_names() == ["acestep.requests"]
 
 
-def test_the_resource_is_stable_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_an_instance_of_its_host_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     def resource() -> dict[str, str]:
         return dict(Telemetry().tracer_provider.resource.attributes)
 
     first, second = resource(), resource()
+    assert first.pop("service.instance.id") != second.pop("service.instance.id")
     assert first == second
+    assert first["host.name"] == platform.node()
     assert first["service.name"] == "acestep-otel"
     assert first["service.version"]
     monkeypatch.setenv("OTEL_SERVICE_NAME", "studio")
