@@ -30,7 +30,7 @@ from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel.errors import SetupError
 from acestep_otel.files import require_writable
-from acestep_otel.flags import in_flags
+from acestep_otel.flags import in_flags, message_of
 from acestep_otel.modes.examination import examination_files, examine
 from acestep_otel.modes.figures import record_figures
 from acestep_otel.modes.options import Options
@@ -188,7 +188,7 @@ def _report(
                 environment=environment,
                 arguments=asdict(options),
                 runs=measured[-1:],
-                failure=None if error is None else f"{type(error).__name__}: {error}",
+                failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
             ),
         )
     telemetry.write_trace_file()

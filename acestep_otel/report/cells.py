@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any, Final, Self
 
+from acestep_otel.flags import message_of
 from acestep_otel.report.breakdown import Breakdown
 
 
@@ -113,7 +114,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Self:
         """Take down an exception."""
-        return cls(type(error).__name__, str(error), getattr(error, "stage", None))
+        return cls(type(error).__name__, message_of(error), getattr(error, "stage", None))
 
 
 @dataclass(frozen=True, slots=True)
