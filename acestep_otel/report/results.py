@@ -22,7 +22,6 @@ from acestep_otel.report.statistics import memory_peaks, step_times, tile_times,
 if TYPE_CHECKING:
     # Only for its type: reading a result file must not import PyTorch.
     from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
-    from acestep_otel.flags import message_of
 from acestep_otel.report.environment import Environment
 
 SCHEMA_VERSION: Final = 1
