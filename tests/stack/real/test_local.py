@@ -18,9 +18,9 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from acestep_otel.cli import main
 
 from acestep_otel import semconv
+from acestep_otel.profiler.cli import main
 from benchmarks.collectors import free_port
 from grafana.series import label, names, series
 from tests.stack.boards import ROOT, Expression, filled_in, link_expressions, panel_expressions, rule_expressions, rules
