@@ -2,7 +2,7 @@
 
 import sys
 
-from acestep_otel.cli import main
+from acestep_otel.profiler.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

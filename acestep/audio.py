@@ -73,7 +73,7 @@ def require_format(name: str) -> AudioFormat:
     """
     names = available_formats()
     if name not in names:
-        raise AudioWriteError(f"audio format {name!r} cannot be written here: choose one of {', '.join(names)}")
+        raise AudioWriteError(f"`audio_format` {name!r} cannot be written here: choose one of {', '.join(names)}")
     return AUDIO_FORMATS[name]
 
 
@@ -157,7 +157,7 @@ def load_reference(path: Path) -> torch.Tensor:
     """
     reference = load_audio(path)
     if reference.abs().max() < SILENCE_PEAK:
-        raise AudioReadError(f"reference audio {path} is silent: it has no timbre to follow")
+        raise AudioReadError(f"`reference_audio` {path} is silent: it has no timbre to follow")
     return reference
 
 

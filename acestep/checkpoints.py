@@ -14,24 +14,24 @@ from typing import Literal
 
 import torch
 
-from acestep.devices import default_dtype, resolve_device
+from acestep.devices import default_dtype, effective_placement, resolve_device
 from acestep.errors import CheckpointNotFound, stage_errors
 from acestep.gpu_config import detect_gpu_memory, gpu_config
-from acestep.placement import Placement
+from acestep.offloading import ModelOffloader, loading_device
 from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 from acestep.planner.planner import Planner
-from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
-from acestep.renderer.models import RendererModels
+from acestep.renderer.audio_encoder import AudioEncoder
+from acestep.renderer.decode_fallbacks import DecodeSettings
+from acestep.renderer.models import AudioEncoderModels, RendererModels
 from acestep.renderer.preparation import prepare, prepare_audio_encoder
 from acestep.renderer.renderer import Renderer
-from acestep.renderer.vae_ladder import DecodeSettings
-from acestep.residence import Residence, loading_device
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
+from acestep.types import Placement
 from acestep.weights.adapters import Adapter, merge_adapters
-from acestep.weights.language_model import load_language_model_folder
 from acestep.weights.layout import candidates, find_renderer, locate, require_language_model_folder
+from acestep.weights.qwen3 import load_language_model_folder
 from acestep.weights.renderer import load_audio_encoder_weights, load_renderer
 
 WeightsKind = Literal["checkpoint", "synthetic"]
@@ -56,10 +56,13 @@ class ModelSelection:
             seeded random weights: real speed and memory, and noise for music.
         device: see ``acestep.devices.resolve_device``.
         lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
-        songs: made together at most; vllm reserves memory for so many when it starts. ``None``: the GPU tier's limit.
+        max_batch_size: songs made together at most; vllm reserves memory for them when it starts. ``None`` is the GPU
+            tier's limit.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.
         adapters: LoRA adapters of the diffusion transformer.
+        decode: how the VAE decodes.
+        fused_decode: let the pt backend decode in its own Triton kernels where these can run (CUDA, bfloat16).
         fetch: called with a name and ``checkpoint_root`` when there are no weights under the name; may put them there.
         seed: seed of synthetic weights.
     """
@@ -69,10 +72,12 @@ class ModelSelection:
     weights: WeightsKind = "checkpoint"
     device: str = "auto"
     lm_backend: str = "auto"
-    songs: int | None = None
+    max_batch_size: int | None = None
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
     placement: Placement = field(default_factory=Placement)
     adapters: tuple[Adapter, ...] = ()
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    fused_decode: bool = True
     fetch: Callable[[str, Path], None] | None = None
     seed: int = 0
 
@@ -94,7 +99,7 @@ class Models:
     @property
     def placement(self) -> Placement:
         """How the models are placed, as it came into effect."""
-        return self.renderer.residence.placement
+        return self.renderer.offloader.placement
 
 
 def load_models(selection: ModelSelection) -> Models:
@@ -103,22 +108,20 @@ def load_models(selection: ModelSelection) -> Models:
     Raises:
         DeviceUnavailable: the device does not exist here.
         PlacementUnavailable: the device cannot run the placement; nothing was loaded.
-        InvalidRequest: a variable about the VAE's decode means nothing.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under a name.
         CheckpointInvalid: the weights under a name cannot be used.
         OutOfMemory: the models do not fit.
     """
     device = resolve_device(selection.device)
-    residence = Residence(device, selection.placement.on(device))
-    decoding = DecodeSettings.from_environment()
+    offloader = ModelOffloader(device, effective_placement(selection.placement, device))
     dtype = default_dtype(device)
     if selection.lm is not None:
         # Before minutes go into the renderer.
         require_language_model(selection)
     with stage_errors("model.load"):
-        renderer = Renderer(load_renderer_models(selection, device, dtype), residence, decoding)
-        planner = None if selection.lm is None else start_planner(selection, device, dtype, residence)
+        renderer = Renderer(load_renderer_models(selection, device, dtype), offloader, selection.decode)
+        planner = None if selection.lm is None else start_planner(selection, device, dtype, offloader)
     return Models(renderer, planner, device)
 
 
@@ -134,10 +137,10 @@ def load_planner(selection: ModelSelection) -> Planner:
         OutOfMemory: the model does not fit.
     """
     device = resolve_device(selection.device)
-    residence = Residence(device, _whereabouts(selection).on(device))
-    resolve_backend(selection.lm_backend, device, residence.placement)
+    offloader = ModelOffloader(device, effective_placement(_whereabouts(selection), device))
+    resolve_backend(selection.lm_backend, device, offloader.placement)
     with stage_errors("model.load"):
-        return start_planner(selection, device, default_dtype(device), residence)
+        return start_planner(selection, device, default_dtype(device), offloader)
 
 
 def _whereabouts(selection: ModelSelection) -> Placement:
@@ -156,11 +159,11 @@ def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
         OutOfMemory: the models do not fit.
     """
     device = resolve_device(selection.device)
-    residence = Residence(device, _whereabouts(selection).on(device))
+    offloader = ModelOffloader(device, effective_placement(_whereabouts(selection), device))
     with stage_errors("model.load"):
-        models = load_audio_encoder_models(selection, device, default_dtype(device), residence.home("vae"))
-        prepare_audio_encoder(models, residence)
-    return AudioEncoder(models, residence)
+        models = load_audio_encoder_models(selection, device, default_dtype(device), offloader.idle_device("vae"))
+        prepare_audio_encoder(models, offloader)
+    return AudioEncoder(models, offloader)
 
 
 def require_language_model(selection: ModelSelection) -> None:
@@ -176,7 +179,7 @@ def require_language_model(selection: ModelSelection) -> None:
     if selection.lm is None:
         raise ValueError("the selection names no language model")
     device = resolve_device(selection.device)
-    resolve_backend(selection.lm_backend, device, _whereabouts(selection).on(device))
+    resolve_backend(selection.lm_backend, device, effective_placement(_whereabouts(selection), device))
     folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
     if folder is not None:
         require_language_model_folder(folder)
@@ -190,8 +193,8 @@ def load_renderer_models(selection: ModelSelection, device: torch.device, dtype:
         CheckpointInvalid: the weights or an adapter cannot be used.
     """
     folder = require_weights(selection.dit, selection, known=tuple(RENDERER_CONFIGS))
-    residence = Residence(device, selection.placement.on(device))
-    storage = loading_device(device, residence.placement)
+    offloader = ModelOffloader(device, effective_placement(selection.placement, device))
+    storage = loading_device(device, offloader.placement)
     if folder is None:
         models = build_renderer_models(selection.dit, device=device, dtype=dtype, seed=selection.seed, storage=storage)
     else:
@@ -199,7 +202,7 @@ def load_renderer_models(selection: ModelSelection, device: torch.device, dtype:
         models = replace(loaded, device=device)
     if selection.adapters:
         merge_adapters(models.transformer, selection.adapters)
-    prepare(models, residence)
+    prepare(models, offloader)
     return models
 
 
@@ -222,7 +225,9 @@ def load_audio_encoder_models(
     return replace(loaded, silence_latent=loaded.silence_latent.to(device), device=device)
 
 
-def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.dtype, residence: Residence) -> Planner:
+def start_planner(
+    selection: ModelSelection, device: torch.device, dtype: torch.dtype, offloader: ModelOffloader
+) -> Planner:
     """Load the language model under ``selection.lm`` and start the backend that runs it.
 
     Raises:
@@ -232,10 +237,10 @@ def start_planner(selection: ModelSelection, device: torch.device, dtype: torch.
         CheckpointInvalid: the weights cannot be used.
         OutOfMemory: what the backend reserves does not fit.
     """
-    backend = resolve_backend(selection.lm_backend, device, residence.placement)
-    model = load_language_model(selection, device, dtype, storage_device(backend, residence))
-    songs = selection.songs or gpu_config(detect_gpu_memory(device)).with_lm.batch_size
-    return create_planner(backend, model, songs, residence)
+    backend = resolve_backend(selection.lm_backend, device, offloader.placement)
+    model = load_language_model(selection, device, dtype, storage_device(backend, offloader))
+    max_batch_size = selection.max_batch_size or gpu_config(detect_gpu_memory(device)).with_lm.batch_size
+    return create_planner(backend, model, max_batch_size, offloader, fused_decode=selection.fused_decode)
 
 
 def load_language_model(
@@ -295,7 +300,8 @@ def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str
         return folder
     looked = " and ".join(map(str, candidates(name, selection.checkpoint_root)))
     raise CheckpointNotFound(
-        f"no weights for {name!r}: looked for {looked}. Ways out: download them by `acestep-otel download {name}`, or "
-        f"let this run do it by --download; run the same architecture with random weights (real speed and memory, "
-        f"noise for music) by --weights synthetic; or run the tiny built-in models by --tiny"
+        f"no weights for {name!r}: looked for {looked}",
+        "Ways out: put them there, or let `fetch` do it; or build the same architecture with random weights (real "
+        "speed and memory, noise for music) by `weights` 'synthetic'",
+        model=name,
     )

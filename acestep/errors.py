@@ -2,18 +2,26 @@
 
 Every error keeps the stage it came from and, as ``__cause__``, the exception underneath. Nothing in the
 engine turns an exception into a string or a status flag.
+
+Messages name the fields of the API (``GenerationRequest``, ``ModelSelection`` and what they hold) in backquotes, for
+example "leave out `quantization`". ``AceStepError.fields`` has these names, so that a program with options of its own
+can put its own names in their place.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 if TYPE_CHECKING:
     from acestep.types import SongMetadata
+
+FIELD: Final = re.compile(r"`([a-z_.]+)`")
+"""The name of a field of the API in a message."""
 
 
 class AceStepError(Exception):
@@ -30,6 +38,11 @@ class AceStepError(Exception):
     def __init__(self, message: str, *, stage: str) -> None:
         super().__init__(message)
         self.stage = stage
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the API that the message names, each once; those of a field's value after a dot."""
+        return tuple(dict.fromkeys(FIELD.findall(str(self))))
 
 
 class InvalidRequest(AceStepError):
@@ -48,10 +61,17 @@ class BudgetExceeded(InvalidRequest):
 
 
 class CheckpointNotFound(AceStepError):
-    """No weights under that name; the message lists what was looked for and the ways out."""
+    """No weights under that name; the message says what was looked for and the ways out.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, stage="model.load")
+    Attributes:
+        model: the name, where a model was looked for.
+        looked_for: the message without the ways out.
+    """
+
+    def __init__(self, looked_for: str, ways_out: str = "", *, model: str | None = None) -> None:
+        super().__init__(f"{looked_for}. {ways_out}" if ways_out else looked_for, stage="model.load")
+        self.model = model
+        self.looked_for = looked_for
 
 
 class CheckpointInvalid(AceStepError):

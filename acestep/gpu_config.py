@@ -8,22 +8,16 @@ The boundaries at 4 and 6 are upper ones, which a card that reports less is unde
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
 
 from acestep.errors import InvalidRequest
-from acestep.placement import Placement
+from acestep.types import Placement
 
 TOLERANCE_GIB: Final = 0.5
 """How much less than its nominal size a card may report."""
-CUDA_MEMORY_VARIABLE: Final = "MAX_CUDA_VRAM"
-"""Environment variable: GiB to go by instead of the card's own; this is how a tier is tried on another machine."""
-MPS_MEMORY_VARIABLE: Final = "MAX_MPS_VRAM"
-"""Environment variable: the same where there is no ``MAX_CUDA_VRAM``."""
 
 TierName = Literal["tier1", "tier2", "tier3", "tier4", "tier5", "tier6a", "tier6b", "unlimited"]
 
@@ -123,43 +117,17 @@ def gpu_config(memory: float) -> GPUConfig:
     return [config for config in (_NO_GPU, *GPU_CONFIGS) if config.holds(memory)][-1]
 
 
-def detect_gpu_memory(device: torch.device, environment: Mapping[str, str] | None = None) -> float:
-    """Memory in GiB that decides the tier: that of the environment, else that of the device.
+def detect_gpu_memory(device: torch.device) -> float:
+    """Memory in GiB that decides the tier.
 
     Args:
         device: CUDA: total memory of the card. MPS: what the system recommends as the most to use. CPU: 0.
-        environment: where ``MAX_CUDA_VRAM`` and ``MAX_MPS_VRAM`` are looked up; that of the process when not given.
-
-    Raises:
-        InvalidRequest: a variable that is not a size.
     """
-    environment = os.environ if environment is None else environment
-    for variable in (CUDA_MEMORY_VARIABLE, MPS_MEMORY_VARIABLE):
-        if (size := memory_size(environment, variable)) is not None:
-            return size
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / _GIB
     if device.type == "mps":
         return torch.mps.recommended_max_memory() / _GIB
     return 0.0
-
-
-def memory_size(environment: Mapping[str, str], variable: str) -> float | None:
-    """The size in GiB that a variable holds; ``None`` when it is not set.
-
-    Raises:
-        InvalidRequest: the variable is not a size.
-    """
-    word = environment.get(variable, "").strip()
-    if not word:
-        return None
-    try:
-        size = float(word)
-    except ValueError:
-        size = math.nan
-    if not (math.isfinite(size) and size > 0):
-        raise InvalidRequest(f"{variable}={word!r} is not a size: give GiB above 0, for example 8 or 15.5")
-    return size
 
 
 def needs_offload(memory: float) -> bool:

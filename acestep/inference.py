@@ -2,7 +2,7 @@
 
 ``generate_music`` makes songs from a request: the planner's language model decides what was left open and writes
 audio codes when asked to think; the renderer turns text and codes into audio; the songs are saved.
-``understand_music``, ``understand_recording``, ``create_sample`` and ``format_sample`` live in ``acestep.songwriting``.
+``understand_music``, ``understand_recording``, ``create_sample`` and ``format_sample`` live in ``acestep.blueprints``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acestep import audio
+from acestep.blueprints import create_sample, format_sample, understand_music, understand_recording
 from acestep.errors import InvalidRequest
 from acestep.planner.metadata import DURATION_RANGE, normalise
 from acestep.planner.planner import Plan
 from acestep.renderer.renderer import RenderRequest
 from acestep.renderer.source import Source
-from acestep.songwriting import create_sample, format_sample, understand_music, understand_recording
 from acestep.types import (
     CODES_PER_SECOND,
     SAMPLE_RATE,
@@ -199,11 +199,11 @@ def _plan(
     if not request.needs_language_model:
         return None
     if models.planner is None:
-        raise InvalidRequest("thinking and chain-of-thought need a language model, and none was loaded")
+        raise InvalidRequest("`thinking` and chain-of-thought need a language model: load one, named as `lm`")
     if source is not None:
         # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
         request = replace(request, duration=max(source.duration, DURATION_RANGE[0]))
-    with models.planner.present():
+    with models.planner.on_device():
         return models.planner.plan(request, seeds, progress)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
 import torch
-
-from acestep.gpu_config import CUDA_MEMORY_VARIABLE, memory_size
 
 CONTEXT_GIB: Final = 0.5
 """What a process takes of a card beside its tensors: the CUDA context and the libraries' workspaces."""
@@ -56,26 +52,21 @@ class MemoryCap:
         return self.fraction < 1.0
 
 
-def enforce_memory_cap(device: torch.device, environment: Mapping[str, str] | None = None) -> MemoryCap | None:
-    """Hold this process to ``MAX_CUDA_VRAM`` from now on; call it before anything is loaded.
+def enforce_memory_cap(device: torch.device, limit_gib: float | None) -> MemoryCap | None:
+    """Limit the memory that this process may allocate from now on; call it before anything is loaded.
 
-    The share is always set, also to 1, so that a cap never outlives the variable that asked for it.
+    The share is always set, also to 1, so that an earlier cap does not stay in effect.
 
     Args:
         device: the device that models will be loaded onto.
-        environment: where ``MAX_CUDA_VRAM`` is looked up; that of the process when not given.
+        limit_gib: memory of the card that is stood in for; ``None`` for no limit.
 
     Returns:
         The cap, or ``None`` off CUDA, where the allocator has none.
-
-    Raises:
-        InvalidRequest: the variable is not a size.
     """
-    environment = os.environ if environment is None else environment
-    limit = memory_size(environment, CUDA_MEMORY_VARIABLE)
     if device.type != "cuda":
         return None
-    cap = MemoryCap.of(limit, torch.cuda.get_device_properties(device).total_memory)
+    cap = MemoryCap.of(limit_gib, torch.cuda.get_device_properties(device).total_memory)
     torch.cuda.set_per_process_memory_fraction(cap.fraction, device)
     return cap
 

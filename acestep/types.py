@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from acestep.placement import Placement
-
 if TYPE_CHECKING:
     import torch
 
@@ -39,6 +37,29 @@ NO_USER_INPUT: Final = "NO USER INPUT"
 """The literal that the language model was trained to read as "the user said nothing"."""
 INSTRUMENTAL: Final = "[Instrumental]"
 """The lyrics of a song that nobody sings."""
+
+
+Quantization = Literal["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"]
+"""Forms of the diffusion transformer's weights beside the model's own dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How loaded models share a device.
+
+    Attributes:
+        offload_to_cpu: models wait in host memory while they are not in use.
+        offload_dit_to_cpu: so does the diffusion transformer; without effect unless ``offload_to_cpu`` is set.
+        quantization: form of the diffusion transformer's weights; ``None`` keeps the model's dtype.
+        compile: compile the code that runs; a quantised transformer is always compiled.
+        automatic_offload: ``offload_to_cpu`` was chosen for the size of the card, and not by the user.
+    """
+
+    offload_to_cpu: bool = False
+    offload_dit_to_cpu: bool = False
+    quantization: Quantization | None = None
+    compile: bool = False
+    automatic_offload: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +188,7 @@ class GenerationRequest:
         return self.thinking and not self.audio_codes and self.task_type == "text2music"
 
 
-VaeRung = Literal["gpu", "gpu+cpu buffer", "cpu"]
+VaeLocation = Literal["gpu", "gpu+cpu buffer", "cpu"]
 """Where the VAE decodes: on the device; there, with the audio collected on the host; on the host."""
 
 
@@ -180,10 +201,10 @@ class VaeDecoding:
         tile_length: latent frames of the longest tile.
         overlap: frames of context on each side that faces another tile.
         tiles: tiles of all songs.
-        attempts: rungs tried: 1 when the first one had enough memory.
+        attempts: ways tried; 1 when the first one had enough memory.
     """
 
-    rung: VaeRung
+    rung: VaeLocation
     tile_length: int
     overlap: int
     tiles: int

@@ -44,21 +44,21 @@ def validate(request: GenerationRequest) -> None:
     _validate_task(request)
     normalise(request.metadata)
     if request.duration is not None:
-        _require_between("duration", request.duration, *DURATION_RANGE, unit=" s")
-    _require_between("batch size", request.batch_size, 1, MAX_BATCH_SIZE)
-    _require_between("inference steps", request.inference_steps, 1, MAX_INFERENCE_STEPS)
-    _require_between("guidance scale", request.guidance_scale, 1, 100)
+        _require_between("`duration`", request.duration, *DURATION_RANGE, unit=" s")
+    _require_between("`batch_size`", request.batch_size, 1, MAX_BATCH_SIZE)
+    _require_between("`inference_steps`", request.inference_steps, 1, MAX_INFERENCE_STEPS)
+    _require_between("`guidance_scale`", request.guidance_scale, 1, 100)
     start, end = request.guidance_interval
-    _require_between("start of the guidance interval", start, 0, 1)
-    _require_between("end of the guidance interval", end, start, 1)
+    _require_between("start of `guidance_interval`", start, 0, 1)
+    _require_between("end of `guidance_interval`", end, start, 1)
     if request.peak_dbfs is not None:
-        _require_between("peak level", request.peak_dbfs, -60, 0, unit=" dBFS")
+        _require_between("`peak_dbfs`", request.peak_dbfs, -60, 0, unit=" dBFS")
     if request.shift is not None:
-        _require_between("shift", request.shift, 0.01, 100)
+        _require_between("`shift`", request.shift, 0.01, 100)
     for seed in request.seeds:
-        _require_between("seed", seed, 0, MAX_SEED)
+        _require_between("`seeds`", seed, 0, MAX_SEED)
     if len(request.seeds) not in (0, 1, request.batch_size):
-        raise InvalidRequest(f"{len(request.seeds)} seeds for {request.batch_size} songs: give one, or one per song")
+        raise InvalidRequest(f"{len(request.seeds)} `seeds` for {request.batch_size} songs: give one, or one per song")
     _validate_sampling(request.sampling)
     validate_audio_codes(request.audio_codes)
     require_format(request.audio_format)
@@ -71,8 +71,8 @@ def validate_audio_codes(codes: Sequence[int]) -> None:
         InvalidRequest: the first code that is out of range, or their duration.
     """
     for code in codes:
-        _require_between("audio code", code, 0, AUDIO_CODE_COUNT - 1)
-    _require_between("duration of the audio codes", len(codes) / CODES_PER_SECOND, 0, DURATION_RANGE[1], unit=" s")
+        _require_between("`audio_codes`: code", code, 0, AUDIO_CODE_COUNT - 1)
+    _require_between("duration of `audio_codes`", len(codes) / CODES_PER_SECOND, 0, DURATION_RANGE[1], unit=" s")
 
 
 def validate_songwriting(settings: SongwritingSettings) -> None:
@@ -82,16 +82,16 @@ def validate_songwriting(settings: SongwritingSettings) -> None:
         InvalidRequest: the first value that is out of range.
     """
     _validate_sampling(settings.sampling)
-    _require_between("lyrics token limit", settings.lyrics_token_limit, 1, MAX_LYRICS_TOKENS)
+    _require_between("`lyrics_token_limit`", settings.lyrics_token_limit, 1, MAX_LYRICS_TOKENS)
     if settings.seed is not None:
-        _require_between("seed", settings.seed, 0, MAX_SEED)
+        _require_between("`seed`", settings.seed, 0, MAX_SEED)
 
 
 def _validate_sampling(sampling: SamplingSettings) -> None:
-    _require_between("LM temperature", sampling.temperature, 0, 2)
-    _require_between("LM top-p", sampling.top_p, 0, 1)
-    _require_between("LM top-k", sampling.top_k, 0, AUDIO_CODE_COUNT)
-    _require_between("LM guidance scale", sampling.guidance_scale, 1, 100)
+    _require_between("`sampling.temperature`", sampling.temperature, 0, 2)
+    _require_between("`sampling.top_p`", sampling.top_p, 0, 1)
+    _require_between("`sampling.top_k`", sampling.top_k, 0, AUDIO_CODE_COUNT)
+    _require_between("`sampling.guidance_scale`", sampling.guidance_scale, 1, 100)
 
 
 def require_task_support(task: TaskType, models: RendererModels) -> None:
@@ -106,47 +106,49 @@ def require_task_support(task: TaskType, models: RendererModels) -> None:
         return
     kind = "a turbo model" if models.is_turbo else "an sft model" if _SFT_NAME.search(models.name) else None
     if kind is not None:
-        raise InvalidRequest(f"task {task} needs a base model such as acestep-v15-base: {models.name} is {kind}")
+        raise InvalidRequest(f"`task_type` {task} needs a base model such as acestep-v15-base: {models.name} is {kind}")
 
 
 def _validate_task(request: GenerationRequest) -> None:
     task = request.task_type
     if task not in get_args(TaskType):
-        raise InvalidRequest(f"no task {task!r}: choose one of {', '.join(get_args(TaskType))}")
+        raise InvalidRequest(f"no `task_type` {task!r}: choose one of {', '.join(get_args(TaskType))}")
     limit = DURATION_RANGE[1]
-    _require_between("start of the window", request.repainting_start, -limit, limit, unit=" s")
+    _require_between("`repainting_start`", request.repainting_start, -limit, limit, unit=" s")
     if request.repainting_end is not None:
-        _require_between("end of the window", request.repainting_end, -limit, limit, unit=" s")
+        _require_between("`repainting_end`", request.repainting_end, -limit, limit, unit=" s")
     _validate_source(request)
     if request.reference_audio is not None:
         require_readable(request.reference_audio)
     if task not in WINDOW_TASKS and (request.repainting_start, request.repainting_end) != (0.0, None):
-        raise InvalidRequest(f"a window is for {', '.join(sorted(WINDOW_TASKS))}, not for {task}")
-    _require_between("audio cover strength", request.audio_cover_strength, 0, 1)
+        raise InvalidRequest(
+            f"`repainting_start` and `repainting_end` are for {', '.join(sorted(WINDOW_TASKS))}, not for {task}"
+        )
+    _require_between("`audio_cover_strength`", request.audio_cover_strength, 0, 1)
     follows_codes = bool(request.audio_codes) or request.writes_audio_codes
     if request.audio_cover_strength != 1 and task != "cover" and not follows_codes:
-        raise InvalidRequest(f"audio cover strength is for cover and for audio codes, not for {task} without codes")
+        raise InvalidRequest(f"`audio_cover_strength` is for cover and for audio codes, not for {task} without codes")
     for name in request.track_names:
         if task not in BASE_TASKS:
-            raise InvalidRequest(f"a track ({name}) is for {', '.join(sorted(BASE_TASKS))}, not for {task}")
+            raise InvalidRequest(f"`track_names` ({name}) is for {', '.join(sorted(BASE_TASKS))}, not for {task}")
         if name not in TRACK_NAMES:
             raise InvalidRequest(f"no track {name!r}: choose one of {', '.join(TRACK_NAMES)}")
     if len(request.track_names) > 1 and task != "complete":
-        raise InvalidRequest(f"{task} takes one track, not {len(request.track_names)}")
+        raise InvalidRequest(f"{task} takes one of `track_names`, not {len(request.track_names)}")
 
 
 def _validate_source(request: GenerationRequest) -> None:
     task = request.task_type
     if request.src_audio is None:
         if task != "text2music":
-            raise InvalidRequest(f"task {task} works on a recording: give source audio (--src-audio)")
+            raise InvalidRequest(f"task {task} works on a recording: give `src_audio`")
         return
     if task == "text2music":
-        raise InvalidRequest("text2music takes no source audio: choose another task, or give it as reference audio")
+        raise InvalidRequest("text2music takes no `src_audio`: choose another task, or give it as `reference_audio`")
     if request.audio_codes:
-        raise InvalidRequest(f"task {task} follows its source audio: leave out the audio codes")
+        raise InvalidRequest(f"task {task} follows `src_audio`: leave out `audio_codes`")
     if (request.duration, request.metadata.duration) != (None, None):
-        raise InvalidRequest(f"task {task} is as long as its source audio: leave out the duration")
+        raise InvalidRequest(f"task {task} is as long as `src_audio`: leave out `duration`")
     seconds = require_readable(request.src_audio)
     if task in WINDOW_TASKS:
         window_samples(round(seconds * SAMPLE_RATE), request.repainting_start, request.repainting_end)

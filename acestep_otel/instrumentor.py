@@ -41,10 +41,10 @@ from opentelemetry.metrics import get_meter
 from opentelemetry.trace import get_tracer
 
 from acestep_otel import __version__, semconv
-from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.patches import diffusers, engine, official_package
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.settings import Detail, Settings
-from acestep_otel.targets import acestep, diffusers, upstream
-from acestep_otel.targets.seam import Patches
 
 logger = logging.getLogger("acestep_otel")
 
@@ -54,8 +54,8 @@ _FLUSH_SECONDS: Final = 1.0
 class AceStepInstrumentor(BaseInstrumentor):
     """Switches the tracing of ``acestep`` on and off."""
 
-    _patches: Patches | None = None
-    _layer: TracingLayer | None = None
+    _patcher: Patcher | None = None
+    _tracer: RequestTracer | None = None
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """No distribution has to be installed: modules are patched when and if they are imported."""
@@ -65,28 +65,28 @@ class AceStepInstrumentor(BaseInstrumentor):
         settings = _settings(kwargs.get("detail"))
         if settings.detail is Detail.OFF:
             return
-        layer = TracingLayer(
+        tracer = RequestTracer(
             get_tracer("acestep_otel", __version__, kwargs.get("tracer_provider"), schema_url=semconv.SCHEMA_URL),
             get_meter("acestep_otel", __version__, kwargs.get("meter_provider"), schema_url=semconv.SCHEMA_URL),
             settings,
             run_id=kwargs.get("run_id") or uuid.uuid4().hex,
         )
-        self._patches = Patches()
-        self._patches.apply(acestep.seams(layer), acestep.is_imported)
-        self._patches.apply(upstream.seams(layer), lambda: not acestep.is_imported())
-        self._patches.apply(diffusers.seams(layer))
-        self._layer = layer
+        self._patcher = Patcher(tracer)
+        self._patcher.apply(engine.PATCHES, engine.is_imported)
+        self._patcher.apply(official_package.patches(tracer), lambda: not engine.is_imported())
+        self._patcher.apply(diffusers.patches(tracer))
+        self._tracer = tracer
         # Providers that exist by now shut down after this.
-        atexit.register(layer.flush, _FLUSH_SECONDS)
+        atexit.register(tracer.flush, _FLUSH_SECONDS)
 
     def _uninstrument(self, **_kwargs: Any) -> None:
-        if self._patches is not None:
-            self._patches.remove()
-        if self._layer is not None:
+        if self._patcher is not None:
+            self._patcher.remove()
+        if self._tracer is not None:
             self.flush()
-            atexit.unregister(self._layer.flush)
-            self._layer.close()
-        self._patches = self._layer = None
+            atexit.unregister(self._tracer.flush)
+            self._tracer.close()
+        self._patcher = self._tracer = None
 
     def flush(self, timeout: float = _FLUSH_SECONDS) -> None:
         """Wait until spans and metrics of every request that has ended are with the providers.
@@ -96,8 +96,8 @@ class AceStepInstrumentor(BaseInstrumentor):
         Args:
             timeout: seconds, at most.
         """
-        if self._layer is not None:
-            self._layer.flush(timeout)
+        if self._tracer is not None:
+            self._tracer.flush(timeout)
 
     def finish(self, timeout: float = _FLUSH_SECONDS) -> None:
         """Before the process exits: end requests that are still running, and do what ``flush`` does.
@@ -105,8 +105,8 @@ class AceStepInstrumentor(BaseInstrumentor):
         Args:
             timeout: seconds, at most.
         """
-        if self._layer is not None:
-            self._layer.finish(timeout)
+        if self._tracer is not None:
+            self._tracer.finish(timeout)
 
 
 def _settings(detail: Detail | str | None) -> Settings:

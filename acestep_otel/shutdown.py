@@ -1,15 +1,20 @@
-"""The end of telemetry: delivered if that can be done in time, given up when it cannot.
+"""The end of the process: telemetry is delivered if that can be done in time, and given up when it cannot.
 
-The SDK's own shutdown waits for up to half a minute, per signal, when nobody answers.
+The SDK's own shutdown waits up to half a minute per signal for a collector that does not answer. SIGTERM becomes an
+exception, so that spans and files are finished on the way out.
 """
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 SHUTDOWN_SECONDS: Final = 4.0
 """The longest that all signals together wait, so that an exit is delayed by less than five seconds."""
@@ -64,3 +69,30 @@ def _in_background(action: Callable[[], object], report: Callable[[str], None]) 
 def _join(threads: Sequence[threading.Thread], deadline: float) -> None:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
+
+
+TERMINATED: Final = 128 + signal.SIGTERM
+"""Exit code after SIGTERM."""
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""Exit code after Ctrl-C."""
+
+
+@contextmanager
+def exit_on_terminate() -> Iterator[None]:
+    """Inside the block SIGTERM raises ``SystemExit``; Python's default would end the process on the spot."""
+    previous = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def exit_on_terminate_from_now_on() -> None:
+    """The same for the rest of the process, where nobody else has decided what SIGTERM does."""
+    undecided = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if undecided and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(TERMINATED)

@@ -18,8 +18,7 @@ from opentelemetry.metrics import get_meter_provider
 from opentelemetry.trace import get_tracer_provider
 
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
-from acestep_otel.signals import exit_on_terminate_from_now_on
+from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within, exit_on_terminate_from_now_on
 
 logger = logging.getLogger("acestep_otel")
 

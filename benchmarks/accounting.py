@@ -11,11 +11,11 @@ from typing import Any, Final
 import wrapt
 
 from acestep_otel.recording.clock import CudaEventClock, HostClock
-from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.recording.vram import VramTracker
 
 LAYER: Final = (
-    *((TracingLayer, name) for name in ("_start", "_finish", "_begin", "_end", "_describe")),
+    *((RequestTracer, name) for name in ("_start", "_finish", "_begin", "_end", "_describe")),
     (HostClock, "mark"),
     (CudaEventClock, "mark"),
     (VramTracker, "begin"),

@@ -11,7 +11,7 @@ import torch
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
 from acestep_otel.errors import SetupError
-from acestep_otel.files import require_writable
+from acestep_otel.profiler.files import require_writable
 
 
 def whole_number(word: str) -> int:

@@ -28,7 +28,6 @@ import tempfile
 import threading
 from collections import defaultdict
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,12 +41,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from acestep.inference import generate_music
 from acestep_otel import semconv
-from acestep_otel.recording.call import Call
-from acestep_otel.recording.layer import TracingLayer
-from acestep_otel.recording.stages import Stage, current_recording
+from acestep_otel.patches import engine
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.recording.call import Call, StageDefinition
+from acestep_otel.recording.request_tracer import RequestTracer
+from acestep_otel.recording.trace_tree import Stage, current_recording
 from acestep_otel.settings import Settings
-from acestep_otel.targets import acestep
-from acestep_otel.targets.seam import Patches
 from benchmarks.arguments import whole_number
 from benchmarks.captured import captured
 from benchmarks.environment import add_model_options, environment, write_result
@@ -70,14 +69,14 @@ ALLOWED_SECONDS: Final = 50e-6
 _PATIENCE_SECONDS: Final = 10.0
 
 
-class RangedLayer(TracingLayer):
-    """The tracing layer with a profiler range around each call, inside the span's marks."""
+class RangedTracer(RequestTracer):
+    """The tracer with a profiler range around each call, inside the span's marks."""
 
     _numbers = itertools.count()
 
-    def stage(self, name: str, call: Call, **details: Any) -> Any:
+    def stage(self, definition: StageDefinition, call: Call) -> Any:
         """Run a call as a stage, in a range that the stage's number names."""
-        return super().stage(name, Call(partial(self._ranged, call), None, (), {}), **details)
+        return super().stage(definition, _RangedCall(call.wrapped, call.instance, call.args, call.kwargs))
 
     def _begin(self, *arguments: Any) -> Any:
         stage = super()._begin(*arguments)
@@ -85,12 +84,15 @@ class RangedLayer(TracingLayer):
             stage.attributes[NUMBER] = next(self._numbers)
         return stage
 
-    def _ranged(self, call: Call) -> Any:
+
+class _RangedCall(Call):
+    def run(self) -> Any:
+        """Make the call in the range of the stage that is open."""
         recording = current_recording()
         if recording is None or NUMBER not in recording.innermost.attributes:
-            return call.run()
+            return super().run()
         with record_function(f"{RANGE}{recording.innermost.attributes[NUMBER]}"):
-            return call.run()
+            return super().run()
 
 
 def rows_of(spans: list[ReadableSpan], ranges: dict[str, RangeIntervals]) -> list[dict[str, Any]]:
@@ -168,10 +170,10 @@ def main() -> None:
     if options.captured and options.streams > 1:
         parser.error("a recorded graph has one set of buffers: leave out --captured or --streams")
 
-    exporter, patches = InMemorySpanExporter(), Patches()
+    exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    layer = RangedLayer(provider.get_tracer("benchmark"), NoOpMeter("benchmark"), Settings(), run_id="benchmark")
+    tracer = RangedTracer(provider.get_tracer("benchmark"), NoOpMeter("benchmark"), Settings(), run_id="benchmark")
     models, song = prepare(options)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -180,18 +182,19 @@ def main() -> None:
         # As many songs before the measured ones as there are shapes to compile and graphs to record.
         for _ in range(2):
             make_songs(models, song, options.streams)
-        patches.apply(acestep.seams(layer))
-        stack.callback(patches.remove)
+        patcher = Patcher(tracer)
+        patcher.apply(engine.PATCHES)
+        stack.callback(patcher.remove)
         make_songs(models, song, options.streams)
         # Spans of a song that came back before the device was done follow later.
-        layer.finish(_PATIENCE_SECONDS)
+        tracer.finish(_PATIENCE_SECONDS)
         exporter.clear()
         with profile(
             activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
             experimental_config=_ExperimentalConfig(profile_all_threads=True),
         ) as profiler:
             make_songs(models, song, options.streams)
-        layer.finish(_PATIENCE_SECONDS)
+        tracer.finish(_PATIENCE_SECONDS)
         profiler.export_chrome_trace(str(folder / "trace.json"))
         ranges = device_intervals(load_events(folder / "trace.json"), RANGE)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from acestep_otel.report.environment import Environment
+from acestep_otel.profiler.report.environment import Environment
 from benchmarks.arguments import available_device, output_file, whole_number
 
 

@@ -25,8 +25,8 @@ from transformers import GenerationConfig, Qwen3ForCausalLM
 
 from acestep.devices import default_dtype
 from acestep.planner.backends.pt import PtBackend
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import GrammarCursor, MetadataGrammar
-from acestep.planner.models import LanguageModel
 from acestep.planner.prompts import Prompts
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.types import SamplingSettings, SongMetadata

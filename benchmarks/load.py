@@ -28,8 +28,7 @@ from acestep.renderer.models import RendererModels
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.weights import tensor_files
 from acestep.weights.layout import TEXT_ENCODER_FOLDER, VAE_FOLDER
-from acestep.weights.official_config import ENCODER_SIZES
-from acestep.weights.official_names import PREFIXES, official_name
+from acestep.weights.official_format import ENCODER_SIZES, PREFIXES, official_name
 from benchmarks.arguments import output_file
 from benchmarks.environment import environment, write_result
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acestep_otel.report.results import NotAResultFile, read_document
+from acestep_otel.profiler.report.results import NotAResultFile, read_document
 
 MIB = 2**20
 SHARE, BYTES = 0.02, 50 * MIB

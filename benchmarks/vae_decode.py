@@ -19,8 +19,8 @@ from typing import Any, Final
 import torch
 
 from acestep.devices import default_dtype
+from acestep.renderer.decode_fallbacks import decode_bytes_per_frame
 from acestep.renderer.preparation import fold_weight_norm
-from acestep.renderer.vae_ladder import decode_bytes_per_frame
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_renderer_models
 from benchmarks.arguments import available_device, output_file, whole_number
 from benchmarks.environment import environment, write_result

@@ -6,9 +6,9 @@ import argparse
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
 from acestep.errors import AceStepError
-from acestep.placement import Placement
-from acestep.types import GenerationRequest, SongMetadata
+from acestep.types import GenerationRequest, Placement, SongMetadata
 from acestep.validation import validate
+from acestep_otel.profiler.flags import in_flags
 
 CAPTION = "A driving synth-pop track with a warm analogue bass, gated drums and an airy female lead vocal."
 LYRICS = "[Verse 1]\nCity lights are folding into morning\n[Chorus]\nRun with me until the colours fade"
@@ -25,7 +25,7 @@ def prepare(options: argparse.Namespace) -> tuple[Models, GenerationRequest]:
         validate(song)
         return _load(options), song
     except AceStepError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {in_flags(error)}") from None
 
 
 def _load(options: argparse.Namespace) -> Models:

@@ -12,9 +12,9 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from acestep_otel import semconv
-from acestep_otel.report.breakdown import Breakdown
-from acestep_otel.report.spans import FinishedSpan, Run, measured_runs
-from acestep_otel.report.terminal import render_breakdown
+from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.spans import FinishedSpan, Run, measured_runs
+from acestep_otel.profiler.report.terminal import render_breakdown
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100

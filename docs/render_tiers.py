@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from acestep.memory_cap import MemoryCap
-from acestep.placement import Placement
-from acestep_otel.report.cells import Failure
-from acestep_otel.report.environment import Environment
-from acestep_otel.report.html import Report, render_report
-from acestep_otel.report.tiers import MemoryUse, Observation, TierResult, Trial
+from acestep.types import Placement
+from acestep_otel.profiler.benchmark.matrix import Failure
+from acestep_otel.profiler.report.environment import Environment
+from acestep_otel.profiler.report.html import Report, render_report
+from acestep_otel.profiler.tier_test.trials import MemoryUse, Observation, TierResult, Trial
 from tests.browser import screenshot
 
 ROOT = Path(__file__).resolve().parent.parent

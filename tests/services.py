@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DOUBLE = ROOT / "tests" / "targets" / "upstream_double"
+DOUBLE = ROOT / "tests" / "patches" / "official_package_double"
 INSTRUMENT = Path(sys.executable).with_name("opentelemetry-instrument")
 PRELUDE = """
 import os, sys, threading, time

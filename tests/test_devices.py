@@ -30,7 +30,7 @@ def test_an_unknown_device_is_named_with_the_choices(name):
 
 def test_cuda_asked_for_and_absent_names_the_way_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceUnavailable, match="--device cpu"):
+    with pytest.raises(DeviceUnavailable, match="`device` cpu"):
         resolve_device("cuda")
 
 

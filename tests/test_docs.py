@@ -16,12 +16,12 @@ import pytest
 
 from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
-from acestep.renderer.compilation import compile_models
-from acestep_otel.cli import command, main
-from acestep_otel.modes.options import DEFAULTS, require_available
-from acestep_otel.report.breakdown import Breakdown
-from acestep_otel.report.terminal import render_breakdown
-from tests.report.recorded import guide_spans, run_of
+from acestep.renderer.preparation import compile_models
+from acestep_otel.profiler.cli import command, main
+from acestep_otel.profiler.options import DEFAULTS, require_available
+from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.terminal import render_breakdown
+from tests.profiler.report.recorded import guide_spans, run_of
 from tests.weights.hub import Hub, miniature_hub, serve, use_endpoint
 from tests.weights.test_adapters import write_adapter
 

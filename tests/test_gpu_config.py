@@ -115,7 +115,7 @@ def test_a_tier_recommends_what_fits_it() -> None:
 
 
 def test_the_cpu_has_no_gpu_memory() -> None:
-    assert detect_gpu_memory(CPU, {}) == 0
+    assert detect_gpu_memory(CPU) == 0
 
 
 def test_cuda_memory_is_that_of_the_device_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,29 +123,12 @@ def test_cuda_memory_is_that_of_the_device_asked_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=totals[device.index])
     )
-    assert detect_gpu_memory(CUDA, {}) == 24
+    assert detect_gpu_memory(CUDA) == 24
 
 
 def test_mps_memory_is_what_the_system_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 << 30)
-    assert detect_gpu_memory(MPS, {}) == 12
-
-
-@pytest.mark.parametrize("device", [CPU, CUDA, MPS])
-def test_the_environment_decides_on_every_device(device: torch.device) -> None:
-    assert detect_gpu_memory(device, {"MAX_CUDA_VRAM": "8", "MAX_MPS_VRAM": "16"}) == 8
-    assert detect_gpu_memory(device, {"MAX_CUDA_VRAM": " ", "MAX_MPS_VRAM": "15.5"}) == 15.5
-
-
-def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAX_CUDA_VRAM", "6")
-    assert detect_gpu_memory(CPU) == 6
-
-
-@pytest.mark.parametrize("word", ["8GB", "0", "-4", "nan", "inf", "1e400"])
-def test_a_wrong_size_is_refused_by_name(word: str) -> None:
-    with pytest.raises(InvalidRequest, match="MAX_CUDA_VRAM"):
-        detect_gpu_memory(CPU, {"MAX_CUDA_VRAM": word})
+    assert detect_gpu_memory(MPS) == 12
 
 
 @pytest.mark.parametrize(

@@ -12,29 +12,29 @@ import torch
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from acestep import checkpoints, inference, songwriting
+from acestep import blueprints, checkpoints, inference
+from acestep.blueprints import understand_recording
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
 from acestep.errors import AceStepError, AudioReadError, InvalidRequest, OutOfMemory
 from acestep.inference import create_sample, format_sample, generate_music, understand_music
-from acestep.placement import Placement
+from acestep.offloading import ModelOffloader, stored_bytes
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
 from acestep.planner.songwriter import Songwriter
-from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
+from acestep.renderer.audio_encoder import AudioEncoder
 from acestep.renderer.decoder import VaeDecoder
+from acestep.renderer.models import AudioEncoderModels
 from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
-from acestep.residence import Residence, stored_bytes
-from acestep.songwriting import understand_recording
 from acestep.synthetic.language_model import build_language_model
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import GenerationRequest, SamplingSettings, SongMetadata, SongwritingSettings
+from acestep.types import GenerationRequest, Placement, SamplingSettings, SongMetadata, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.recording import calibrate_guidance, warmup
+from acestep_otel.recording import guidance_share, measure_guidance_share, warmup
 from acestep_otel.recording.clock import HostClock
-from acestep_otel.recording.stages import RequestRecording
+from acestep_otel.recording.trace_tree import RequestRecording
 from acestep_otel.recording.vram import VramTracker
 from tests.tracing import tree
 
@@ -54,11 +54,11 @@ VERBS = {
     "create_sample": lambda planner: create_sample(planner, "a wish nobody may see", settings=SETTINGS),
     "format_sample": lambda planner: format_sample(planner, SONG.caption, SONG.lyrics, settings=SETTINGS),
 }
-OWNERS = (inference, songwriting, checkpoints, Planner, Songwriter, PtBackend, Renderer, VaeDecoder, Residence)
+OWNERS = (inference, blueprints, checkpoints, Planner, Songwriter, PtBackend, Renderer, VaeDecoder, ModelOffloader)
 
 
 def identities():
-    """What every owner of a seam holds, by identity: a wrapper is equal to what it wraps."""
+    """What every owner of a patched function holds, by identity: a wrapper is equal to what it wraps."""
     return [{name: id(value) for name, value in vars(owner).items()} for owner in OWNERS]
 
 
@@ -86,14 +86,14 @@ def test_a_thinking_run_has_the_documented_span_tree(traced, tiny_models, tmp_pa
 def test_models_that_wait_on_the_host_move_once_around_what_needs_them(traced):
     """R133, R134: what a move costs is no stage's own time."""
     cpu, gpu = torch.device("cpu"), torch.device("cpu", 0)  # The same memory, but another device to a model.
-    residence = Residence(gpu, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
+    offloader = ModelOffloader(gpu, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
     renderer = build_renderer_models(TINY_DIT, device=cpu, dtype=torch.float32)
-    prepare(renderer, residence)
+    prepare(renderer, offloader)
     planner = Planner.from_language_model(
-        build_language_model(TINY_LM, device=cpu, dtype=torch.float32), residence=residence
+        build_language_model(TINY_LM, device=cpu, dtype=torch.float32), offloader=offloader
     )
     traced.instrument(detail="stage")
-    generate_music(Models(Renderer(renderer, residence), planner, cpu), SONG)
+    generate_music(Models(Renderer(renderer, offloader), planner, cpu), SONG)
     move = "acestep.offload.move"
     assert tree(traced.spans) == [
         (
@@ -178,7 +178,7 @@ def test_wishes_and_drafts_stay_off_spans_unless_asked_for(traced, tiny_models, 
 
 
 def test_a_recording_s_name_stays_off_spans(traced, tiny_models, tmp_path):
-    encoder = AudioEncoder(AudioEncoderModels.of(tiny_models.renderer.models), tiny_models.renderer.residence)
+    encoder = AudioEncoder(AudioEncoderModels.of(tiny_models.renderer.models), tiny_models.renderer.offloader)
     traced.instrument()
     with pytest.raises(AudioReadError, match="nobody may see"):
         understand_recording(tiny_models.planner, encoder, tmp_path / "what nobody may see.wav")
@@ -231,8 +231,7 @@ def test_encoding_a_source_and_a_reference_is_part_of_the_conditions(traced, tin
 
 def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_models, tmp_path):
     traced.instrument(detail="token")
-    calibrate_guidance(tiny_models, SONG)
-    with warmup():
+    with warmup(), guidance_share(measure_guidance_share(tiny_models, SONG)):
         generate_music(tiny_models, SONG, save_dir=tmp_path)
     for span in traced.spans:
         definition = semconv.SPANS[span.name]
@@ -249,8 +248,8 @@ def test_rows_nest_and_the_planner_s_rows_sum(traced, tiny_models, tmp_path, mon
     for measured in ("measure_guidance_share", "measure_prefill_guidance_share"):
         monkeypatch.setattr(PtBackend, measured, lambda *_: 0.25)
     traced.instrument()
-    calibrate_guidance(tiny_models, SONG)
-    generate_music(tiny_models, SONG, save_dir=tmp_path)
+    with guidance_share(measure_guidance_share(tiny_models, SONG)):
+        generate_music(tiny_models, SONG, save_dir=tmp_path)
     (root,) = traced.named("generate_music")
     top = [s for s in traced.spans if s.parent and s.parent.span_id == root.context.span_id]
     assert sum(map(seconds, top)) <= seconds(root)

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.errors import InvalidRequest
 from acestep.memory_cap import MemoryCap, effective_free_memory, enforce_memory_cap
 
 GIB = 2**30
@@ -84,33 +83,20 @@ def test_a_cap_is_a_share_of_the_card_and_never_above_a_limit_that_has_room(limi
         assert cap.allocator_budget_bytes <= (limit - 0.5) * GIB + 1
 
 
-def test_r165_the_cap_is_set_on_the_card_and_lifted_when_the_variable_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r165_the_cap_is_set_on_the_card_and_lifted_when_there_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(total=80 * GIB).install(monkeypatch)
-    cap = enforce_memory_cap(CUDA, {"MAX_CUDA_VRAM": "8"})
+    cap = enforce_memory_cap(CUDA, 8)
     assert cap is not None
     assert card.fractions == [cap.fraction] == [7.5 / 80]
-    lifted = enforce_memory_cap(CUDA, {})
+    lifted = enforce_memory_cap(CUDA, None)
     assert lifted == MemoryCap(80, 80 * GIB, 1.0)
     assert card.fractions[-1] == 1.0
 
 
-def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = Card(total=80 * GIB).install(monkeypatch)
-    monkeypatch.setenv("MAX_CUDA_VRAM", "4")
-    enforce_memory_cap(CUDA)
-    assert card.fractions == [3.5 / 80]
-
-
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_off_cuda_there_is_no_cap(device: str) -> None:
-    assert enforce_memory_cap(torch.device(device), {"MAX_CUDA_VRAM": "8"}) is None
+    assert enforce_memory_cap(torch.device(device), 8) is None
     assert effective_free_memory(torch.device(device)) is None
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_wrong_size_is_refused_by_name(device: str) -> None:
-    with pytest.raises(InvalidRequest, match="MAX_CUDA_VRAM='8GB'"):
-        enforce_memory_cap(torch.device(device), {"MAX_CUDA_VRAM": "8GB"})
 
 
 @pytest.mark.parametrize(

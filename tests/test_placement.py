@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from acestep.checkpoints import TINY_DIT, ModelSelection, load_models
+from acestep.devices import effective_placement
 from acestep.errors import PlacementUnavailable
-from acestep.placement import Placement
+from acestep.types import Placement
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 EVERYTHING = Placement(offload_to_cpu=True, offload_dit_to_cpu=True, automatic_offload=True)
@@ -25,22 +26,22 @@ def capability(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("device", [CPU, MPS])
 def test_offload_is_for_devices_with_memory_of_their_own(device):
-    assert EVERYTHING.on(device) == Placement()
+    assert effective_placement(EVERYTHING, device) == Placement()
 
 
 def test_offload_comes_into_effect_on_cuda():
-    assert EVERYTHING.on(CUDA) == EVERYTHING
+    assert effective_placement(EVERYTHING, CUDA) == EVERYTHING
 
 
 def test_the_dit_waits_on_the_host_only_where_the_others_do():
-    assert Placement(offload_dit_to_cpu=True).on(CUDA) == Placement()
+    assert effective_placement(Placement(offload_dit_to_cpu=True), CUDA) == Placement()
 
 
 @pytest.mark.parametrize("form", ["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"])
 def test_r143_quantised_weights_are_compiled_without_further_ado(form, capability):
     capability(9, 0)
-    assert Placement(quantization=form).on(CUDA).compile
-    assert Placement(quantization=form).on(CPU).compile
+    assert effective_placement(Placement(quantization=form), CUDA).compile
+    assert effective_placement(Placement(quantization=form), CPU).compile
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,13 @@ def test_r143_quantised_weights_are_compiled_without_further_ado(form, capabilit
     [
         ("fp8_weight_only", (8, 6), "8.9, and cuda:0 has 8.6: choose int8_weight_only or w8a8_dynamic, or none"),
         ("w8a8_dynamic", (7, 5), "8.0, and cuda:0 has 7.5: choose int8_weight_only, or none"),
-        ("int8_weight_only", (6, 1), "7.0, and cuda:0 has 6.1: leave out --quantization"),
+        ("int8_weight_only", (6, 1), "7.0, and cuda:0 has 6.1: leave out `quantization`"),
     ],
 )
 def test_a_form_that_the_card_has_no_instructions_for_is_refused(form, found, words, capability):
     capability(*found)
     with pytest.raises(PlacementUnavailable, match=f"{form} needs a GPU of compute capability {words}"):
-        Placement(quantization=form).on(CUDA)
+        effective_placement(Placement(quantization=form), CUDA)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_form_that_the_card_has_no_instructions_for_is_refused(form, found, wo
 )
 def test_the_oldest_card_of_each_form_is_taken(form, found, capability):
     capability(*found)
-    assert Placement(quantization=form).on(CUDA).quantization == form
+    assert effective_placement(Placement(quantization=form), CUDA).quantization == form
 
 
 @pytest.mark.parametrize(
@@ -70,13 +71,13 @@ def test_the_oldest_card_of_each_form_is_taken(form, found, capability):
 )
 def test_mps_is_refused_by_name(placement):
     with pytest.raises(PlacementUnavailable, match="mps"):
-        placement.on(MPS)
+        effective_placement(placement, MPS)
 
 
 def test_a_card_that_nothing_compiles_for_is_refused(capability):
     capability(6, 1)
-    with pytest.raises(PlacementUnavailable, match="ACESTEP_COMPILE_MODEL"):
-        Placement(compile=True).on(CUDA)
+    with pytest.raises(PlacementUnavailable, match="leave out `compile`"):
+        effective_placement(Placement(compile=True), CUDA)
 
 
 def test_a_machine_without_a_compiler_is_told_before_anything_is_loaded(monkeypatch):
@@ -86,11 +87,3 @@ def test_a_machine_without_a_compiler_is_told_before_anything_is_loaded(monkeypa
     selection = ModelSelection(dit=TINY_DIT, lm=None, device="cpu", placement=Placement(compile=True))
     with pytest.raises(PlacementUnavailable, match=r"install g\+\+"):
         load_models(selection)
-
-
-@pytest.mark.parametrize("variable", ["ACESTEP_VAE_ON_CPU", "ACESTEP_VAE_DECODE_CHUNK_SIZE"])
-def test_a_variable_about_the_decode_is_read_before_anything_is_loaded(variable, monkeypatch):
-    monkeypatch.setenv(variable, "perhaps")
-    monkeypatch.setattr("acestep.checkpoints.build_renderer_models", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(Exception, match=f"{variable}='perhaps'"):
-        load_models(ModelSelection(dit=TINY_DIT, lm=None, device="cpu"))

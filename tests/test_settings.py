@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.gpu_config import CUDA_MEMORY_VARIABLE, MPS_MEMORY_VARIABLE
-from acestep_otel.environment_file import VARIABLES
+from acestep.environment_variables import CUDA_MEMORY, MPS_MEMORY
+from acestep_otel.profiler.dotenv import VARIABLES
 from acestep_otel.settings import CAPTURE_VARIABLE, DETAIL_VARIABLE, Detail, Settings
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
@@ -19,7 +19,7 @@ def test_the_one_table_has_every_variable_with_its_flag() -> None:
     rows = [line.split(" | ") for line in DOCUMENT.read_text("utf-8").splitlines() if line.startswith("| `")]
     in_file = {row[0].strip("| `"): row[1] == "yes" for row in rows}
     assert {name for name, read in in_file.items() if read} == set(VARIABLES.values())
-    assert {DETAIL_VARIABLE, CAPTURE_VARIABLE, CUDA_MEMORY_VARIABLE, MPS_MEMORY_VARIABLE} <= set(in_file)
+    assert {DETAIL_VARIABLE, CAPTURE_VARIABLE, CUDA_MEMORY, MPS_MEMORY} <= set(in_file)
     flags = {row[0].strip("| `"): row[3].strip("` ") for row in rows}
     for option, variable in VARIABLES.items():
         assert flags[variable] == f"--{option.replace('_', '-')}"

@@ -15,13 +15,13 @@ from acestep.validation import require_task_support, validate
 
 @pytest.mark.parametrize("duration", [9.99, 600.1, 0, -1, float("nan"), float("inf")])
 def test_a_duration_outside_10_to_600_seconds_is_refused(duration):
-    with pytest.raises(InvalidRequest, match=r"duration .* s is out of range: 10 \.\.\. 600 s"):
+    with pytest.raises(InvalidRequest, match=r"`duration` .* s is out of range: 10 \.\.\. 600 s"):
         validate(GenerationRequest(duration=duration))
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 9])
 def test_a_batch_outside_1_to_8_is_refused(batch_size):
-    with pytest.raises(InvalidRequest, match=r"batch size .* out of range: 1 \.\.\. 8"):
+    with pytest.raises(InvalidRequest, match=r"`batch_size` .* out of range: 1 \.\.\. 8"):
         validate(GenerationRequest(batch_size=batch_size))
 
 
@@ -85,7 +85,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("task", ["cover", "repaint", *sorted(BASE_TASKS)])
 def test_every_task_on_a_recording_needs_one_and_takes_one(task, source):
-    with pytest.raises(InvalidRequest, match=f"task {task} works on a recording: give source audio"):
+    with pytest.raises(InvalidRequest, match=f"task {task} works on a recording: give `src_audio`"):
         validate(GenerationRequest(task_type=task))
     validate(GenerationRequest(task_type=task, src_audio=source, reference_audio=source))
 
@@ -93,27 +93,36 @@ def test_every_task_on_a_recording_needs_one_and_takes_one(task, source):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task_type": "remix"}, "no task 'remix': choose one of text2music, cover, repaint, lego, extract, complete"),
-        ({"task_type": "text2music"}, "text2music takes no source audio"),
-        ({"audio_codes": (1, 2)}, "follows its source audio: leave out the audio codes"),
-        ({"duration": 30}, "as long as its source audio: leave out the duration"),
-        ({"metadata": SongMetadata(duration=30)}, "as long as its source audio: leave out the duration"),
-        ({"audio_cover_strength": 1.1}, "audio cover strength 1.1 is out of range: 0 ... 1"),
-        ({"audio_cover_strength": float("nan")}, "audio cover strength nan is out of range"),
+        (
+            {"task_type": "remix"},
+            "no `task_type` 'remix': choose one of text2music, cover, repaint, lego, extract",
+        ),
+        ({"task_type": "text2music"}, "text2music takes no `src_audio`"),
+        ({"audio_codes": (1, 2)}, "follows `src_audio`: leave out `audio_codes`"),
+        ({"duration": 30}, "as long as `src_audio`: leave out `duration`"),
+        ({"metadata": SongMetadata(duration=30)}, "as long as `src_audio`: leave out `duration`"),
+        ({"audio_cover_strength": 1.1}, "`audio_cover_strength` 1.1 is out of range: 0 ... 1"),
+        ({"audio_cover_strength": float("nan")}, "`audio_cover_strength` nan is out of range"),
         (
             {"task_type": "extract", "audio_cover_strength": 0.5},
-            "audio cover strength is for cover and for audio codes",
+            "`audio_cover_strength` is for cover and for audio codes",
         ),
-        ({"repainting_start": 1.0}, "a window is for lego, repaint, not for cover"),
-        ({"task_type": "complete", "repainting_end": 1.0}, "a window is for lego, repaint, not for complete"),
-        ({"task_type": "repaint", "repainting_start": float("nan")}, "start of the window nan s is out of range"),
+        (
+            {"repainting_start": 1.0},
+            "`repainting_start` and `repainting_end` are for lego, repaint, not for cover",
+        ),
+        (
+            {"task_type": "complete", "repainting_end": 1.0},
+            "`repainting_start` and `repainting_end` are for lego, repaint, not for complete",
+        ),
+        ({"task_type": "repaint", "repainting_start": float("nan")}, "`repainting_start` nan s is out of range"),
         ({"task_type": "lego", "repainting_start": 0.05, "repainting_end": 0.04}, "window 0.05 ... 0.04 s is empty"),
         ({"task_type": "repaint", "repainting_start": 0.2}, "window 0.2 ... 0.1 s is empty"),
         ({"task_type": "repaint", "repainting_start": 0.2, "repainting_end": 1}, "does not touch the recording"),
-        ({"task_type": "repaint", "repainting_end": 601}, "end of the window 601 s is out of range"),
-        ({"track_names": ("drums",)}, r"a track \(drums\) is for complete, extract, lego, not for cover"),
+        ({"task_type": "repaint", "repainting_end": 601}, "`repainting_end` 601 s is out of range"),
+        ({"track_names": ("drums",)}, r"`track_names` \(drums\) is for complete, extract, lego, not for cover"),
         ({"task_type": "extract", "track_names": ("kazoo",)}, "no track 'kazoo': choose one of vocals, backing_vocals"),
-        ({"task_type": "lego", "track_names": ("drums", "bass")}, "lego takes one track, not 2"),
+        ({"task_type": "lego", "track_names": ("drums", "bass")}, "lego takes one of `track_names`, not 2"),
     ],
 )
 def test_what_a_task_cannot_use_is_refused(changes, message, source):
@@ -145,7 +154,7 @@ def test_tasks_on_single_tracks_need_a_base_model(tiny_models):
     for task in BASE_TASKS:
         require_task_support(task, base)
         with pytest.raises(
-            InvalidRequest, match=f"task {task} needs a base model .* acestep-v15-tiny is a turbo model"
+            InvalidRequest, match=f"`task_type` {task} needs a base model .* acestep-v15-tiny is a turbo model"
         ):
             require_task_support(task, turbo)
     for task in ("text2music", "cover", "repaint"):

@@ -1,14 +1,48 @@
-"""Whether a phase fits, checked before its first forward pass."""
+"""The language model as the planner receives it, and whether a phase fits it, checked before its first forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from acestep.errors import BudgetExceeded
 from acestep.memory_cap import effective_free_memory
-from acestep.planner.models import LanguageModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from acestep.planner.vocabulary import Vocabulary
+
+CONTEXT_LIMIT: Final = 8_192
+"""Positions that the planner budgets for: 3,000 codes (600 s) and long lyrics fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A loaded 5 Hz language model.
+
+    Attributes:
+        name: for example ``acestep-5Hz-lm-1.7B``.
+        weights: ``synthetic`` or ``checkpoint``.
+        body: ``transformers.Qwen3Model`` (no head), in eval mode, on ``device``.
+        head: the tied embedding matrix, shape ``[vocabulary size, hidden]``, a view of the body's own weights.
+        vocabulary: tokenizer and token layout.
+        device: where the weights live.
+        dtype: of the weights.
+        context_limit: positions that one sequence may take (prompt and output together).
+    """
+
+    name: str
+    weights: str
+    body: nn.Module
+    head: torch.Tensor
+    vocabulary: Vocabulary
+    device: torch.device
+    dtype: torch.dtype
+    context_limit: int
+
 
 _POSITION_BLOCK: Final = 512
 """Positions are set aside in blocks, so that songs of nearly the same length use the same memory."""

@@ -6,33 +6,27 @@ five per second, under the finished metadata.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import torch
 
-from acestep.environment import says_yes
 from acestep.errors import AceStepError, InvalidOutput, InvalidRequest, device_errors
-from acestep.placement import Placement
+from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
 from acestep.planner.backends import COMPOSING, REASONING, PhaseTokens, PlannerBackend
 from acestep.planner.backends.pt import PtBackend
-from acestep.planner.budget import PlannerBudget
+from acestep.planner.budget import LanguageModel, PlannerBudget
 from acestep.planner.grammar import CAPTION_TOKEN_LIMIT, MetadataGrammar
 from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise, parse_metadata
-from acestep.planner.models import LanguageModel
 from acestep.planner.prompts import Prompts
 from acestep.planner.vocabulary import Vocabulary
-from acestep.residence import LANGUAGE_MODEL, Residence
-from acestep.types import CODES_PER_SECOND, GenerationRequest, ProgressCallback, SongMetadata
+from acestep.types import CODES_PER_SECOND, GenerationRequest, Placement, ProgressCallback, SongMetadata
 
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
 """Most tokens of a metadata block: the caption and every other field."""
-FUSED_VARIABLE: Final = "ACESTEP_LM_FUSED"
-"""Environment variable: ``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
 
@@ -45,19 +39,19 @@ class Plan:
         metadata: the user's values, completed by what the language model was asked to choose. ``caption`` is the
             rewritten caption, ``None`` when the user's stands.
         codes: audio codes, one series per song; empty without ``thinking``.
-        reasoned: tokens of phase 1; ``None`` when it did not run.
-        composed: tokens of phase 2; ``None`` when it did not run.
+        metadata_tokens: of phase 1; ``None`` when it did not run.
+        code_tokens: of phase 2; ``None`` when it did not run.
     """
 
     metadata: SongMetadata
     codes: tuple[tuple[int, ...], ...] = ()
-    reasoned: PhaseTokens | None = None
-    composed: PhaseTokens | None = None
+    metadata_tokens: PhaseTokens | None = None
+    code_tokens: PhaseTokens | None = None
 
     @property
     def phases(self) -> tuple[PhaseTokens, ...]:
         """The phases that ran, in order."""
-        return tuple(phase for phase in (self.reasoned, self.composed) if phase is not None)
+        return tuple(phase for phase in (self.metadata_tokens, self.code_tokens) if phase is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +91,12 @@ class Planner:
         dtype: of its weights.
         budget: limits of the model on its device.
         duration_limit: longest song in seconds.
-        residence: where the model lives between uses; on its device when not given.
+        offloader: where the model lives between uses; on its device when not given.
     """
 
     def __init__(
         self,
-        backend: PlannerBackend,
+        backend: PlannerBackend[Any],
         vocabulary: Vocabulary,
         *,
         model_name: str,
@@ -111,7 +105,7 @@ class Planner:
         dtype: torch.dtype,
         budget: PlannerBudget,
         duration_limit: int = DURATION_RANGE[1],
-        residence: Residence | None = None,
+        offloader: ModelOffloader | None = None,
     ) -> None:
         self.backend = backend
         self.model_name = model_name
@@ -122,40 +116,52 @@ class Planner:
         self.prompts = Prompts(vocabulary)
         self.budget = budget
         self.duration_limit = duration_limit
-        self.residence = residence or Residence(device, Placement())
+        self.offloader = offloader or ModelOffloader(device, Placement())
 
     @classmethod
     def from_language_model(
-        cls, model: LanguageModel, *, duration_limit: int = DURATION_RANGE[1], residence: Residence | None = None
+        cls,
+        model: LanguageModel,
+        *,
+        duration_limit: int = DURATION_RANGE[1],
+        offloader: ModelOffloader | None = None,
     ) -> Planner:
-        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others.
+        """A planner on the PyTorch backend; ``acestep.planner.backends.registry`` makes the others."""
+        return cls.on_backend(PtBackend(model), model, duration_limit=duration_limit, offloader=offloader)
 
-        Raises:
-            InvalidRequest: ``ACESTEP_LM_FUSED`` says neither yes nor no.
-        """
-        backend = PtBackend(model, fuse=None if says_yes(os.environ, FUSED_VARIABLE, default=True) else False)
+    @classmethod
+    def on_backend(
+        cls,
+        backend: PlannerBackend[Any],
+        model: LanguageModel,
+        *,
+        duration_limit: int = DURATION_RANGE[1],
+        offloader: ModelOffloader | None = None,
+    ) -> Planner:
+        """A planner on a backend that was started with a model; keeps no reference to the model's weights."""
         return cls(
             backend,
             model.vocabulary,
             model_name=model.name,
             weights=model.weights,
-            device=model.device,
+            device=model.device if offloader is None else offloader.device,
             dtype=model.dtype,
-            budget=PlannerBudget.of(model, backend.held_bytes),
+            budget=backend.budget,
             duration_limit=duration_limit,
-            residence=residence,
+            offloader=offloader,
         )
 
     @contextmanager
-    def present(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """The model on its device while the block runs; whatever calls ``plan`` or the backend does it in such a block.
 
         One block around everything that a request asks of the model means one way there and one back.
         """
-        if not (isinstance(self.backend, PtBackend) and self.residence.waits_on_host(LANGUAGE_MODEL)):
+        body = self.backend.movable_weights if self.offloader.offloads(LANGUAGE_MODEL) else None
+        if body is None:
             yield
             return
-        with self.residence.using(**{LANGUAGE_MODEL: self.backend.model.body}):
+        with self.offloader.on_device(**{LANGUAGE_MODEL: body}):
             try:
                 yield
             finally:
@@ -187,7 +193,7 @@ class Planner:
         else:
             reasoned, metadata = None, given
         if not request.writes_audio_codes:
-            return Plan(metadata, reasoned=reasoned)
+            return Plan(metadata, metadata_tokens=reasoned)
         with _carrying(metadata):
             composed = self.compose_codes(request, metadata, seeds, progress)
         codes = tuple(tuple(self.vocabulary.id_to_code(token_id) for token_id in series) for series in composed.ids)
@@ -255,7 +261,7 @@ class Planner:
         """
         if duration is not None and not DURATION_RANGE[0] <= duration <= self.duration_limit:
             raise InvalidRequest(
-                f"duration {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self.duration_limit} s"
+                f"`duration` {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self.duration_limit} s"
             )
         given = normalise(replace(metadata, caption=None, duration=None if duration is None else int(duration)))
         # "unknown" is the user saying nothing about the language.

@@ -34,12 +34,12 @@ class Prompts:
 
     def codes(self, caption: str, lyrics: str, metadata: SongMetadata) -> list[int]:
         """Phase 2: the model goes on with audio codes after a closed ``<think>`` block of known metadata."""
-        return self._chat(GENERATE, self._song(caption, lyrics)) + self._thought(dump_metadata(metadata))
+        return self._chat(GENERATE, self._song(caption, lyrics)) + self._think_block(dump_metadata(metadata))
 
     def unconditional_codes(self, negative_prompt: str = NO_USER_INPUT) -> list[int]:
         """Phase 2 without the song, for classifier-free guidance; a blank negative prompt counts as none."""
         text = negative_prompt if negative_prompt.strip() else NO_USER_INPUT
-        return self._chat(GENERATE, self._encode(f"user\n{text}")) + self._thought("")
+        return self._chat(GENERATE, self._encode(f"user\n{text}")) + self._think_block("")
 
     def understand(self, codes: Sequence[int]) -> list[int]:
         """Audio codes to metadata and lyrics; without codes the model invents a song."""
@@ -57,16 +57,16 @@ class Prompts:
         song = f"user\n# Caption\n{caption or NO_USER_INPUT}\n\n# Lyric\n{lyrics or INSTRUMENTAL}"
         return self._chat(REWRITE, self._encode(song))
 
-    def lyrics(self, prompt: Sequence[int], thought: Sequence[int]) -> list[int]:
+    def lyrics(self, prompt: Sequence[int], reasoning: Sequence[int]) -> list[int]:
         """What the model reads when it goes on from its metadata to the lyrics.
 
         Args:
             prompt: one of ``understand``, ``inspire`` and ``rewrite``.
-            thought: the block that it answered, from ``<think>`` on; ``</think>`` may be missing at its end.
+            reasoning: the block that it answered, from ``<think>`` on; ``</think>`` may be missing at its end.
         """
         close = self._vocabulary.layout.think_close
-        closing = [] if thought and thought[-1] == close else [close]
-        return [*prompt, *thought, *closing, *self._encode("\n\n")]
+        closing = [] if reasoning and reasoning[-1] == close else [close]
+        return [*prompt, *reasoning, *closing, *self._encode("\n\n")]
 
     def _song(self, caption: str, lyrics: str) -> list[int]:
         return self._encode(f"user\n# Caption\n{caption}\n\n# Lyric\n{lyrics}\n")
@@ -81,7 +81,7 @@ class Prompts:
         layout = self._vocabulary.layout
         return [layout.turn_start, *content, layout.eos, *self._encode("\n")]
 
-    def _thought(self, yaml: str) -> list[int]:
+    def _think_block(self, yaml: str) -> list[int]:
         """A closed ``<think>`` block; the assistant's turn stays open after it, as in training."""
         layout = self._vocabulary.layout
         return [layout.think_open, *self._encode(f"\n{yaml}\n"), layout.think_close, *self._encode("\n\n")]

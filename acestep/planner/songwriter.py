@@ -5,15 +5,43 @@ The language model answers in two phases, as it was trained to: a metadata block
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from acestep.errors import InvalidOutput, device_errors
 from acestep.planner.backends import LYRICS, REASONING, PhaseTokens
-from acestep.planner.lyrics import parse_lyrics
+from acestep.planner.metadata import MARKUP, printable
 from acestep.planner.planner import REASONING_TOKEN_LIMIT, Planner
 from acestep.planner.vocabulary import TokenLayout
 from acestep.types import ProgressCallback, SamplingSettings, SongMetadata
+
+_PREAMBLE: Final = re.compile(r"#[ \t]*languages?[ \t]*(?:\n+[^#\n][^\n]*)?(?:\n+|\Z)", re.IGNORECASE)
+"""A heading ``# Languages`` and the line below it, as in the renderer's own lyric prompt."""
+_HEADER: Final = re.compile(r"#[ \t]*lyrics?[ \t]*(?:\n|\Z)", re.IGNORECASE)
+
+
+def parse_lyrics(text: str) -> str:
+    """Take the words out of what the model wrote behind its metadata.
+
+    One ``# Languages`` preamble and one ``# Lyric`` or ``# Lyrics`` heading at the start are removed, and so are
+    special tokens, control characters, halves of characters and white space at the ends of lines. Headings further
+    down are part of the words.
+
+    Args:
+        text: output of the model; everything up to ``</think>`` is left out when it is there.
+
+    Returns:
+        The words, possibly none.
+    """
+    _, closed, behind = text.partition("</think>")
+    words = printable(MARKUP.sub("", behind if closed else text))
+    words = "\n".join(line.rstrip() for line in words.splitlines()).strip()
+    for heading in (_PREAMBLE, _HEADER):
+        if (match := heading.match(words)) is not None:
+            words = words[match.end() :].lstrip()
+    return words
+
 
 _CLOSING_TOKENS: Final = 4
 """Room for what stands between the block and the lyrics."""
@@ -48,20 +76,20 @@ class Draft:
         metadata: the user's values, completed by the model's.
         lyrics: possibly empty.
         lyrics_complete: whether the model ended them itself.
-        reasoned: tokens of the metadata block.
-        sung: tokens of the lyrics; ``None`` when the model ended its turn before them.
+        metadata_tokens: of the metadata block.
+        lyrics_tokens: of the lyrics; ``None`` when the model ended its turn before them.
     """
 
     metadata: SongMetadata
     lyrics: str
     lyrics_complete: bool
-    reasoned: PhaseTokens
-    sung: PhaseTokens | None
+    metadata_tokens: PhaseTokens
+    lyrics_tokens: PhaseTokens | None
 
     @property
     def phases(self) -> tuple[PhaseTokens, ...]:
         """The phases that ran, in order."""
-        return tuple(phase for phase in (self.reasoned, self.sung) if phase is not None)
+        return tuple(phase for phase in (self.metadata_tokens, self.lyrics_tokens) if phase is not None)
 
 
 class Songwriter:
@@ -99,8 +127,8 @@ class Songwriter:
         metadata = _completed(request.given, self._planner.found(reasoned))
         # Without a grammar the model may have ended its turn, or never have closed the block.
         goes_on = request.use_constrained_decoding or reasoned.ids[0][-1:] == (self._layout.think_close,)
-        sung = self.write_lyrics(request, reasoned.ids[0], progress) if goes_on else None
-        written = sung.ids[0] if sung else ()
+        lyrics_tokens = self.write_lyrics(request, reasoned.ids[0], progress) if goes_on else None
+        written = lyrics_tokens.ids[0] if lyrics_tokens else ()
         lyrics = parse_lyrics(self._planner.vocabulary.decode(written))
         if metadata == SongMetadata() and not lyrics:
             raise InvalidOutput(
@@ -108,7 +136,7 @@ class Songwriter:
                 "(constrained decoding), or take another seed",
                 stage=REASONING,
             )
-        return Draft(metadata, lyrics, written[-1:] == (self._layout.eos,), reasoned, sung)
+        return Draft(metadata, lyrics, written[-1:] == (self._layout.eos,), reasoned, lyrics_tokens)
 
     def reason(self, request: SongwritingRequest, progress: ProgressCallback | None = None) -> PhaseTokens:
         """Phase 1: the metadata block, caption and language included."""
@@ -121,16 +149,16 @@ class Songwriter:
             )
 
     def write_lyrics(
-        self, request: SongwritingRequest, thought: tuple[int, ...], progress: ProgressCallback | None = None
+        self, request: SongwritingRequest, reasoning: tuple[int, ...], progress: ProgressCallback | None = None
     ) -> PhaseTokens:
         """Phase 2: free text behind the metadata block.
 
         Args:
             request: what to answer.
-            thought: the block, from ``<think>`` on.
+            reasoning: the block, from ``<think>`` on.
             progress: told about every token.
         """
-        prompt = self._planner.prompts.lyrics(request.prompt, thought)
+        prompt = self._planner.prompts.lyrics(request.prompt, reasoning)
         with device_errors(LYRICS):
             return self.backend.generate_lyrics(
                 prompt, request.sampling, request.seed, request.lyrics_token_limit, progress

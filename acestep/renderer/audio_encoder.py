@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final
 
 import torch
 
 from acestep.errors import AudioReadError, stage_errors
-from acestep.placement import Placement
-from acestep.renderer.models import RendererModels
+from acestep.offloading import ModelOffloader
+from acestep.renderer.models import AudioEncoderModels
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
-from acestep.residence import Residence
-from acestep.types import CODES_PER_SECOND, SAMPLE_RATE
+from acestep.types import CODES_PER_SECOND, SAMPLE_RATE, Placement
 
 MIN_RECORDING_SECONDS: Final = 1 / CODES_PER_SECOND
 """Shortest recording that is encoded: what one audio code stands for."""
-
-
-@dataclass(frozen=True, slots=True)
-class AudioEncoderModels:
-    """The part of a renderer's models that turns audio into codes.
-
-    Attributes:
-        name: of the checkpoint that they come from, for example ``acestep-v15-turbo``.
-        weights: ``synthetic`` or ``checkpoint``.
-        vae: ``diffusers.AutoencoderOobleck``.
-        audio_tokenizer: ``AceStepAudioTokenizer``.
-        silence_latent: what the VAE encodes silence to, shape ``[1, frames, channels]``; fills up a last code.
-        device: where the models run.
-        dtype: of their weights.
-    """
-
-    name: str
-    weights: str
-    vae: Any
-    audio_tokenizer: Any
-    silence_latent: torch.Tensor
-    device: torch.device
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, models: RendererModels) -> Self:
-        """Those of a renderer that is loaded already; nothing is copied."""
-        return cls(
-            name=models.name,
-            weights=models.weights,
-            vae=models.vae,
-            audio_tokenizer=models.audio_tokenizer,
-            silence_latent=models.condition_encoder.silence_latent,
-            device=models.device,
-            dtype=models.dtype,
-        )
 
 
 class AudioEncoder:
@@ -61,13 +23,13 @@ class AudioEncoder:
 
     Args:
         models: loaded models; they are only read.
-        residence: where they live between uses, a renderer's own where they are a renderer's; on their device when not
+        offloader: where they live between uses, a renderer's own where they are a renderer's; on their device when not
             given.
     """
 
-    def __init__(self, models: AudioEncoderModels, residence: Residence | None = None) -> None:
+    def __init__(self, models: AudioEncoderModels, offloader: ModelOffloader | None = None) -> None:
         self.models = models
-        self.residence = residence or Residence(models.device, Placement())
+        self.offloader = offloader or ModelOffloader(models.device, Placement())
 
     def codes(self, recording: torch.Tensor) -> tuple[int, ...]:
         """The audio codes that a recording is heard as.
@@ -83,11 +45,11 @@ class AudioEncoder:
             OutOfMemory: a stage did not fit; ``stage`` says which.
         """
         require_encodable(recording.shape[-1] / SAMPLE_RATE)
-        with self.residence.using(vae=self.models.vae):
+        with self.offloader.on_device(vae=self.models.vae):
             latents = self.encode(recording, plan_encoding(self.models.vae, recording.shape[-1]))
-        with self.residence.using(audio_tokenizer=self.models.audio_tokenizer):
+        with self.offloader.on_device(audio_tokenizer=self.models.audio_tokenizer):
             codes = self.tokenize(latents)
-        self.residence.give_back()
+        self.offloader.empty_cache()
         return codes
 
     @stage_errors("vae.encode")

@@ -16,7 +16,7 @@ from acestep.renderer.prompts import (
     lyrics_prompt,
     token_ids,
 )
-from acestep.renderer.request import RenderRequest
+from acestep.renderer.render_request import RenderRequest
 from acestep.types import SAMPLES_PER_FRAME
 
 TIMBRE_FRAMES: Final = 750

@@ -9,7 +9,7 @@ import torch
 
 from acestep.errors import InvalidRequest
 from acestep.renderer.models import RendererModels
-from acestep.renderer.request import RenderRequest
+from acestep.renderer.render_request import RenderRequest
 
 MIN_FRAMES: Final = 128
 """Shortest sequence that the transformer was trained on (5.12 s); shorter songs are padded with silence, then cut."""

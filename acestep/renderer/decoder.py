@@ -1,4 +1,4 @@
-"""From latents to audio: the VAE's decoder over tiles, on whichever rung of the ladder has the memory."""
+"""From latents to audio: the VAE's decoder over tiles, by the first fallback that has the memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from acestep.errors import stage_errors
 from acestep.memory_cap import effective_free_memory
+from acestep.offloading import ModelOffloader
+from acestep.renderer.decode_fallbacks import DecodeSettings, DecodeStep, decode_bytes_per_frame, decode_fallbacks
 from acestep.renderer.models import RendererModels
 from acestep.renderer.vae import Tile, receptive_radius
-from acestep.renderer.vae_ladder import DecodeSettings, DecodeStep, decode_bytes_per_frame, decode_ladder
-from acestep.residence import Residence
 from acestep.types import SAMPLES_PER_FRAME, Progress, ProgressCallback, VaeDecoding
 
 
@@ -23,23 +23,23 @@ class VaeDecoder:
 
     Args:
         models: loaded models; they are only read.
-        residence: where the VAE lives between uses.
+        offloader: where the VAE lives between uses.
         settings: what the user settled.
     """
 
-    def __init__(self, models: RendererModels, residence: Residence, settings: DecodeSettings) -> None:
+    def __init__(self, models: RendererModels, offloader: ModelOffloader, settings: DecodeSettings) -> None:
         self.models = models
-        self.residence = residence
+        self.offloader = offloader
         self.settings = settings
 
-    def present(self) -> AbstractContextManager[None]:
+    def on_device(self) -> AbstractContextManager[None]:
         """The VAE on the device while the block runs, unless it is to work on the host anyway."""
-        return self.residence.using(**({} if self.settings.on_cpu else {"vae": self.models.vae}))
+        return self.offloader.on_device(**({} if self.settings.on_cpu else {"vae": self.models.vae}))
 
-    def ladder(self, frames: int) -> tuple[DecodeStep, ...]:
+    def fallbacks(self, frames: int) -> tuple[DecodeStep, ...]:
         """The ways to decode a song, by the memory that is free just now."""
         vae = self.models.vae
-        return decode_ladder(
+        return decode_fallbacks(
             frames,
             receptive_radius(vae.upsampling_ratios),
             device=self.models.device,
@@ -51,13 +51,13 @@ class VaeDecoder:
     @stage_errors("vae.decode")
     @torch.inference_mode()
     def decode(
-        self, latents: torch.Tensor, ladder: Sequence[DecodeStep], progress: ProgressCallback | None = None
+        self, latents: torch.Tensor, fallbacks: Sequence[DecodeStep], progress: ProgressCallback | None = None
     ) -> tuple[torch.Tensor, VaeDecoding]:
         """Latents to audio on the host, the first way that has enough memory.
 
         Args:
             latents: shape ``[songs, frames, channels]``.
-            ladder: ways to try, for ``frames``.
+            fallbacks: ways to try in order, for ``frames``.
             progress: called after every tile has been handed to the device.
 
         Returns:
@@ -66,21 +66,21 @@ class VaeDecoder:
         Raises:
             OutOfMemory: not even the last way had enough.
         """
-        for attempt, step in enumerate(ladder, start=1):
+        for attempt, step in enumerate(fallbacks, start=1):
             try:
                 audio = self.decode_at(latents, step, progress)
             except torch.OutOfMemoryError:
-                if attempt == len(ladder):
+                if attempt == len(fallbacks):
                     raise
             else:
                 return audio, VaeDecoding(
-                    rung=step.rung,
+                    rung=step.location,
                     tile_length=step.plan.tile_length,
                     overlap=step.plan.overlap,
                     tiles=latents.shape[0] * len(step.plan.tiles),
                     attempts=attempt,
                 )
-        raise ValueError("a ladder needs one way to decode or more")
+        raise ValueError("one way to decode or more is needed")
 
     def decode_at(
         self, latents: torch.Tensor, step: DecodeStep, progress: ProgressCallback | None = None
@@ -97,8 +97,8 @@ class VaeDecoder:
         Returns:
             float32 on the host, shape ``[songs, 2, samples]``.
         """
-        if step.rung == "cpu" and self.models.device.type != "cpu":
-            with self.residence.without("vae", self.models.vae):
+        if step.location == "cpu" and self.models.device.type != "cpu":
+            with self.offloader.on_host("vae", self.models.vae):
                 # In float32: processors without bfloat16 arithmetic take many times as long to imitate it.
                 return self._decode_tiles(latents.cpu(), step, deepcopy(self.models.vae).float(), progress)
         return self._decode_tiles(latents, step, self.models.vae, progress)
@@ -109,7 +109,7 @@ class VaeDecoder:
         songs, tiles = latents.shape[0], step.plan.tiles
         audio = torch.empty(
             (songs, 2, step.plan.frames * SAMPLES_PER_FRAME),
-            device="cpu" if step.rung == "gpu+cpu buffer" else latents.device,
+            device="cpu" if step.location == "gpu+cpu buffer" else latents.device,
             dtype=vae.dtype,
         )
         for song in range(songs):

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from acestep.errors import stage_errors
-from acestep.placement import Placement
+from acestep.audio import normalise_peak, prevent_clipping
+from acestep.errors import InvalidOutput, stage_errors
+from acestep.offloading import ModelOffloader
 from acestep.renderer.conditioning import (
     Conditions,
     ConditionSwitch,
@@ -22,17 +23,14 @@ from acestep.renderer.conditioning import (
     timbre_excerpt,
 )
 from acestep.renderer.context import context_latents, silence_latents, task_context
+from acestep.renderer.decode_fallbacks import DecodeSettings
 from acestep.renderer.decoder import VaeDecoder
-from acestep.renderer.finishing import finished, require_finite
-from acestep.renderer.guidance import AdaptiveProjectedGuidance, Guidance
+from acestep.renderer.diffusion import AdaptiveProjectedGuidance, Guidance, Schedule, make_schedule
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
-from acestep.renderer.request import Rendering, RenderRequest
-from acestep.renderer.schedule import Schedule, make_schedule
+from acestep.renderer.render_request import Rendering, RenderRequest
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
-from acestep.renderer.vae_ladder import DecodeSettings
-from acestep.residence import Residence
-from acestep.types import Progress, ProgressCallback
+from acestep.types import Placement, Progress, ProgressCallback
 
 __all__ = ["RenderRequest", "Renderer", "Rendering"]
 
@@ -42,16 +40,16 @@ class Renderer:
 
     Args:
         models: loaded models; they are only read.
-        residence: where they live between uses; on their device when not given.
+        offloader: where they live between uses; on their device when not given.
         decoding: what the user settled about the VAE's decode.
     """
 
     def __init__(
-        self, models: RendererModels, residence: Residence | None = None, decoding: DecodeSettings | None = None
+        self, models: RendererModels, offloader: ModelOffloader | None = None, decoding: DecodeSettings | None = None
     ) -> None:
         self.models = models
-        self.residence = residence or Residence(models.device, Placement())
-        self.decoder = VaeDecoder(models, self.residence, decoding or DecodeSettings())
+        self.offloader = offloader or ModelOffloader(models.device, Placement())
+        self.decoder = VaeDecoder(models, self.offloader, decoding or DecodeSettings())
 
     def render(self, request: RenderRequest, progress: ProgressCallback | None = None) -> Rendering:
         """Render one song per seed. A song depends on its seed and codes, not on its place in the batch.
@@ -70,15 +68,15 @@ class Renderer:
         try:
             conditions = self.condition(request)
             noise = self.noise(request.seeds, conditions.context_latents.shape[1])
-            with self.residence.using(transformer=self.models.transformer):
+            with self.offloader.on_device(transformer=self.models.transformer):
                 latents = self.denoise(conditions, schedule, guidance, noise, progress)
             if request.task == "repaint":
                 latents = conditions.with_source_kept(latents)
             latents = latents[:, : request.frames]
-            with self.decoder.present():
-                audio, decoding = self.decoder.decode(latents, self.decoder.ladder(request.frames), progress)
+            with self.decoder.on_device():
+                audio, decoding = self.decoder.decode(latents, self.decoder.fallbacks(request.frames), progress)
         finally:
-            self.residence.give_back()
+            self.offloader.empty_cache()
         require_finite(latents, audio)
         return Rendering(
             finished(audio, request),
@@ -106,9 +104,9 @@ class Renderer:
         source, timbre = self._encode_recordings(request)
         follows_text_later = request.cover_steps < request.steps
         instructions = (request.instruction, *((TEXT_INSTRUCTION,) if follows_text_later else ()))
-        with self.residence.using(text_encoder=models.text_encoder):
+        with self.offloader.on_device(text_encoder=models.text_encoder):
             prompts = [encode_prompt(models, request, instruction) for instruction in instructions]
-        with self.residence.using(condition_encoder=models.condition_encoder, **self._code_models(request)):
+        with self.offloader.on_device(condition_encoder=models.condition_encoder, **self._code_models(request)):
             told = [encode_conditions(models, text, lyrics, timbre) for text, lyrics in prompts]
             conditions = Conditions(told[0], task_context(models, request, source))
             if not follows_text_later:
@@ -124,7 +122,7 @@ class Renderer:
         )
         if recordings == (None, None):
             return None, None
-        with self.residence.using(vae=self.models.vae):
+        with self.offloader.on_device(vae=self.models.vae):
             source, timbre = (None if audio is None else self._encode_whole(audio) for audio in recordings)
         return source, timbre
 
@@ -253,3 +251,42 @@ class Renderer:
             return_dict=False,
         )
         return velocity.float()
+
+
+def require_finite(latents: torch.Tensor, audio: torch.Tensor) -> None:
+    """Refuse to hand on what cannot be played.
+
+    Args:
+        latents: of the songs, on the device.
+        audio: decoded from them, on the host.
+
+    Raises:
+        InvalidOutput: NaN or infinity came out, with the stage that made it.
+    """
+    # The extremes carry NaN and infinity, and are found twenty times as fast as by testing every sample.
+    if torch.isfinite(torch.stack(torch.aminmax(audio))).all():
+        return
+    # Non-finite latents always reach the audio, so the device is only asked when the audio is already lost.
+    stage = "vae.decode" if torch.isfinite(latents).all() else "dit"
+    raise InvalidOutput(f"NaN or infinity came out of stage {stage!r}; nothing was saved", stage=stage)
+
+
+def finished(audio: torch.Tensor, request: RenderRequest) -> torch.Tensor:
+    """Bring decoded songs to their length and level.
+
+    A repainted song is its source outside the window, so its level is not touched: what overshoots full scale inside
+    is clipped, since scaling it down would be heard as a step at the seams.
+
+    Args:
+        audio: float32 on the host, shape ``[songs, 2, samples]``.
+        request: what was asked for.
+
+    Returns:
+        Within -1 ... 1, with a source as many samples as that has.
+    """
+    source = request.source
+    if source is not None:
+        audio = audio[..., : source.samples]
+        if request.task == "repaint":
+            return source.splice(audio.clamp(-1.0, 1.0))
+    return prevent_clipping(audio) if request.peak_dbfs is None else normalise_peak(audio, request.peak_dbfs)

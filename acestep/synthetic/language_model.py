@@ -8,9 +8,9 @@ from typing import Final
 import torch
 from transformers import Qwen3Config
 
-from acestep.planner.models import CONTEXT_LIMIT, LanguageModel
+from acestep.planner.budget import CONTEXT_LIMIT, LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout, Vocabulary
-from acestep.synthetic.qwen3 import build_qwen3
+from acestep.synthetic.random_weights import build_qwen3
 from acestep.synthetic.tokenizer import build_tokenizer
 
 TINY_LAYOUT: Final = TokenLayout(

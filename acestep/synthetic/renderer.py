@@ -11,14 +11,11 @@ from torch import nn
 from transformers import Qwen3Config
 
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TokenLayout
-from acestep.renderer.audio_encoder import AudioEncoderModels
-from acestep.renderer.models import RendererModels
-from acestep.renderer.schedule import trained_shift
+from acestep.renderer.models import AudioEncoderModels, RendererModels, trained_shift
 from acestep.synthetic.language_model import TINY_LAYOUT
-from acestep.synthetic.qwen3 import build_qwen3
+from acestep.synthetic.random_weights import build_qwen3, draw_normal, materialise, tensor_seed
 from acestep.synthetic.tokenizer import build_tokenizer
-from acestep.synthetic.weights import draw_normal, materialise, tensor_seed
-from acestep.weights.empty import AUDIO_ENCODER_MODULES, RENDERER_MODULES, empty_module, restore_quantizer
+from acestep.weights.meta_modules import AUDIO_ENCODER_MODULES, RENDERER_MODULES, empty_module, restore_quantizer
 
 
 @dataclass(frozen=True, slots=True)

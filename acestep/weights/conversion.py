@@ -13,9 +13,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from acestep.weights.assignment import match
 from acestep.weights.layout import CONFIG, MODEL_INDEX, OfficialRenderer
-from acestep.weights.official_names import SILENCE, official_name
+from acestep.weights.meta_modules import match
+from acestep.weights.official_format import SILENCE, official_name
 from acestep.weights.renderer import DIFFUSERS_STEM, OFFICIAL_STEM, SILENCE_FILE, official_modules, read_silence
 from acestep.weights.tensor_files import TensorFiles
 

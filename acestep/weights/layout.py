@@ -85,7 +85,7 @@ def find_renderer(folder: Path, root: Path) -> OfficialRenderer | DiffusersRende
                 text_encoder=_beside(folder, root, TEXT_ENCODER_FOLDER),
             )
         case "language model":
-            raise CheckpointInvalid(f"{folder} is a language model: give it as --lm-model")
+            raise CheckpointInvalid(f"{folder} is a language model: give it as `lm`")
     raise _unknown(folder, "a diffusion model")
 
 
@@ -99,7 +99,7 @@ def require_language_model_folder(folder: Path) -> None:
     if kind is None:
         raise _unknown(folder, "a language model")
     if kind != "language model":
-        raise CheckpointInvalid(f"{folder} is a diffusion model: give it as --config-path")
+        raise CheckpointInvalid(f"{folder} is a diffusion model: give it as `dit`")
 
 
 def kind_of(folder: Path) -> Kind | None:
@@ -141,7 +141,9 @@ def _beside(folder: Path, root: Path, name: str) -> Path:
             return place
     looked = " and ".join(map(str, places))
     raise CheckpointNotFound(
-        f"{folder} needs the folder {name}: looked for {looked}. `acestep-otel download acestep-v15-turbo` brings it"
+        f"{folder} needs the folder {name}: looked for {looked}",
+        "It is part of acestep-v15-turbo",
+        model="acestep-v15-turbo",
     )
 
 

@@ -1,4 +1,4 @@
-"""Qwen3 bodies from disk: the renderer's text encoder and the 5 Hz language model are both one."""
+"""Qwen3 models from disk: the text encoder of the renderer, and the 5 Hz language model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from acestep.errors import CheckpointInvalid
-from acestep.weights.assignment import assign
-from acestep.weights.empty import empty_qwen3, restore_rotary_frequencies
+from acestep.planner.budget import CONTEXT_LIMIT, LanguageModel
 from acestep.weights.layout import CONFIG, read_json
+from acestep.weights.meta_modules import assign, empty_qwen3, restore_rotary_frequencies
 from acestep.weights.tensor_files import TensorFiles
+from acestep.weights.text_tokenizer import load_vocabulary
 
 _BODY_PREFIX = "model."
 """What the names of a body begin with when it was saved together with a head."""
@@ -48,3 +49,29 @@ def load_qwen3(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
     )
     restore_rotary_frequencies(model, device)
     return model
+
+
+def load_language_model_folder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """Load a language model of any size.
+
+    Args:
+        folder: as published: configuration, weights and ``tokenizer.json``.
+        device: where the weights shall live.
+        dtype: number type that they shall have.
+
+    Raises:
+        CheckpointInvalid: a file is corrupt, or does not fit the others.
+    """
+    if read_json(folder / CONFIG).get("tie_word_embeddings") is False:
+        raise CheckpointInvalid(f"{folder / CONFIG}: a head that is not tied to the embedding cannot be used here")
+    body = load_qwen3(folder, device=device, dtype=dtype)
+    return LanguageModel(
+        name=folder.absolute().name,
+        weights="checkpoint",
+        body=body,
+        head=body.embed_tokens.weight,
+        vocabulary=load_vocabulary(folder, rows=body.config.vocab_size),
+        device=device,
+        dtype=dtype,
+        context_limit=min(CONTEXT_LIMIT, body.config.max_position_embeddings),
+    )

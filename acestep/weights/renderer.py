@@ -10,14 +10,10 @@ from typing import Any, Final
 import torch
 
 from acestep.errors import CheckpointInvalid
-from acestep.renderer.audio_encoder import AudioEncoderModels
-from acestep.renderer.models import RendererModels
-from acestep.renderer.schedule import trained_shift
-from acestep.weights.assignment import assign
-from acestep.weights.empty import RENDERER_MODULES, empty_module, restore_quantizer
+from acestep.renderer.models import AudioEncoderModels, RendererModels, trained_shift
 from acestep.weights.layout import CONFIG, DiffusersRenderer, OfficialRenderer, read_json
-from acestep.weights.official_config import is_turbo, module_arguments
-from acestep.weights.official_names import PREFIXES, SILENCE, official_name
+from acestep.weights.meta_modules import RENDERER_MODULES, assign, empty_module, restore_quantizer
+from acestep.weights.official_format import PREFIXES, SILENCE, is_turbo, module_arguments, official_name
 from acestep.weights.qwen3 import load_qwen3
 from acestep.weights.tensor_files import TensorFiles
 from acestep.weights.text_tokenizer import load_text_tokenizer

@@ -1,4 +1,9 @@
-"""A call that a seam stands in for, and what is known about a request before it runs."""
+"""What a patched function is to the layer: a call, and how it is recorded.
+
+Definitions are data: a span's name, the detail level that it needs, whose clock times it, whether its memory peak is
+taken, and what is read from the call before and after it runs. A recorder (``RequestTracer``, or a stand-in that only
+wants to know when stages start and end) runs calls by them.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from acestep_otel.recording.stages import AttributeValue
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+
+from acestep_otel.recording.trace_tree import Attributes, Stage
+from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
     import torch
-
-Attributes = Mapping[str, AttributeValue]
 
 
 @dataclass(frozen=True)
@@ -57,3 +64,95 @@ class RequestStart:
     device: torch.device
     attributes: Attributes
     user_texts: tuple[str, ...]
+
+
+def _no_attributes(_call: Call, _result: Any) -> Attributes:
+    return {}
+
+
+def _no_failure(_result: Any) -> BaseException | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDefinition:
+    """How a call is recorded as a request: the root of a tree.
+
+    Attributes:
+        span: name of the root span.
+        start: reads what is known before the call; the flag says whether captions and lyrics may be captured.
+        attributes_after: of the root span, read from the call and its result.
+        failure: the error that a result stands for, where a library reports failure without raising.
+    """
+
+    span: str
+    start: Callable[[Call, bool], RequestStart]
+    attributes_after: Callable[[Call, Any], Attributes] = _no_attributes
+    failure: Callable[[Any], BaseException | None] = _no_failure
+
+
+@dataclass(frozen=True, slots=True)
+class StageDefinition:
+    """How a call is recorded as a stage of the current request.
+
+    Attributes:
+        span: name of the span.
+        detail: level from which on the stage is recorded.
+        device_clock: whether its times come from the device's clock; else from the host's.
+        tracks_memory: whether its memory peak is taken.
+        is_lm_phase: whether it collects the times of tokens while the call runs.
+        attributes_before: read before the call; still there when the call fails.
+        attributes_after: read from the call, its stage and its result.
+    """
+
+    span: str
+    detail: Detail = Detail.STAGE
+    device_clock: bool = True
+    tracks_memory: bool = False
+    is_lm_phase: bool = False
+    attributes_before: Callable[[Call], Attributes] | None = None
+    attributes_after: Callable[[Call, Stage, Any], Attributes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """One model that is loaded.
+
+    Attributes:
+        model: its name.
+        device: that it is loaded for.
+        user_texts: what must not appear in exception messages.
+    """
+
+    model: str
+    device: torch.device
+    user_texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadDefinition:
+    """How a call is recorded as a model's loading.
+
+    Attributes:
+        role: what the model is for.
+        load: reads from the call which model is loaded.
+    """
+
+    role: str
+    load: Callable[[Call], ModelLoad]
+
+
+class StageRecorder(Protocol):
+    """Runs calls as requests, stages and loads."""
+
+    def request(self, definition: RequestDefinition, call: Call, /) -> Any:
+        """Run a call as a request."""
+
+    def stage(self, definition: StageDefinition, call: Call, /) -> Any:
+        """Run a call as a stage of the current request."""
+
+    def load(self, definition: LoadDefinition, call: Call, /) -> Any:
+        """Run a call as a model's loading."""
+
+    def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> bool:
+        """Emit a span that a library below measured (``RequestTracer.adopt``); returns whether it was emitted."""

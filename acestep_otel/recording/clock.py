@@ -1,4 +1,4 @@
-"""Clocks that say when work was done, without making anything wait.
+"""Clocks that say when work was done, without a synchronisation.
 
 A *mark* is taken while work is being enqueued; it becomes a time only later, when the clock *resolves* it after the
 request's own synchronisation. On the host a mark is a reading of ``perf_counter_ns``. On CUDA it is an event
@@ -6,22 +6,62 @@ recorded on the current stream: the stream itself writes the time when it gets t
 
 CUDA events are mapped to wall time by one anchor per trace: an event on a private, idle stream, whose completion is
 polled with ``cudaEventQuery`` (never synchronised). Events of all streams of a device share one clock, so the anchor
-does not have to queue behind anybody's work.
+does not queue behind other work.
+
+An event query is illegal while another thread records a CUDA graph in the default capture mode, and spoils the graph:
+queries run in the thread-local mode.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
-
-from acestep_otel.recording.captures import beside_captures
 
 if TYPE_CHECKING:
     import torch
+
+
+_THREAD_LOCAL: Final = 1
+"""``CU_STREAM_CAPTURE_MODE_THREAD_LOCAL``."""
+_LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+_Exchange = Callable[[Any], int]
+
+
+@contextmanager
+def beside_captures() -> Iterator[None]:
+    """Let this thread ask about events and streams while others capture theirs.
+
+    A capture in PyTorch's default mode forbids such questions to every thread, and fails when one is asked.
+    A thread in this mode heeds its own captures only. Without NVIDIA's driver nothing is changed.
+
+    Source: CUDA driver API, ``cuThreadExchangeStreamCaptureMode``.
+    """
+    exchange = _exchange()
+    mode = ctypes.c_int(_THREAD_LOCAL)
+    changed = exchange is not None and exchange(ctypes.byref(mode)) == 0
+    try:
+        yield
+    finally:
+        if exchange is not None and changed:
+            exchange(ctypes.byref(mode))
+
+
+@cache
+def _exchange() -> _Exchange | None:
+    try:
+        found: _Exchange = ctypes.CDLL(_LIBRARY).cuThreadExchangeStreamCaptureMode
+    except (OSError, AttributeError):
+        return None
+    return found
+
 
 HOST: Final = "host"
 CUDA_EVENT: Final = "cuda_event"

@@ -17,12 +17,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from acestep_otel import semconv
-from acestep_otel.recording.annotations import is_measured
 from acestep_otel.recording.clock import HOST, Mark
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
-from acestep_otel.recording.privacy import Scrubber
-from acestep_otel.recording.stages import AttributeValue, RequestRecording, Stage
+from acestep_otel.recording.redaction import Scrubber
+from acestep_otel.recording.trace_tree import AttributeValue, RequestRecording, Stage, is_measured
 from acestep_otel.settings import Detail
 
 _OUT_OF_MEMORY: Final = frozenset({"OutOfMemory", "OutOfMemoryError", "MemoryError"})

@@ -15,7 +15,7 @@ WINDOW_TOKENS: Final = 64
 
 @dataclass(slots=True, eq=False)
 class PhaseRecord:
-    """Collected by the seams while the phase runs.
+    """Collected by the patches while the phase runs.
 
     Attributes:
         prefills: start and end marks of each prompt forward.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 import uvicorn
 
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
+from acestep.environment_variables import EnvironmentSettings
 from examples.serving.app import create_app
 from examples.serving.telemetry import set_up
 
@@ -36,8 +38,17 @@ def main() -> None:
 def load(options: argparse.Namespace) -> Models:
     """The models that the options name."""
     if not options.tiny:
-        selection = ModelSelection(dit=options.dit, lm=options.lm, weights=options.weights, device=options.device)
-        return load_models(selection)
+        settings = EnvironmentSettings.read(os.environ)
+        return load_models(
+            ModelSelection(
+                dit=options.dit,
+                lm=options.lm,
+                weights=options.weights,
+                device=options.device,
+                decode=settings.decode,
+                fused_decode=settings.fused_decode,
+            )
+        )
     # Two threads on a busy machine make tiny models slower, not faster.
     torch.set_num_threads(1)
     return load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))

@@ -19,7 +19,7 @@ from acestep.checkpoints import Models
 from acestep.errors import InvalidRequest
 from acestep.types import GenerationRequest
 from acestep.validation import validate
-from acestep_otel.queueing import QueueTelemetry
+from acestep_otel.queue_telemetry import QueueTelemetry
 from examples.serving.jobs import Events, Job
 from examples.serving.telemetry import Telemetry
 from examples.serving.worker import Closed, QueueFull, Worker

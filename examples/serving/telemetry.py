@@ -16,10 +16,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from acestep_otel.force import ForcePropagator
+from acestep_otel.forced_sampling.propagator import ForcePropagator
+from acestep_otel.forced_sampling.sampler import forcible_traceidratio
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.otlp import metric_exporter, otlp_target, span_exporter
-from acestep_otel.sampling import forcible_traceidratio
+from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
 logger = logging.getLogger("examples.serving")

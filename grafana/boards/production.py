@@ -114,7 +114,7 @@ def _queue_wait() -> timeseries.Panel:
         Text(
             "Wait in the queue",
             "From a request's acceptance until a worker took it: median and 95th percentile; a dot leads to the trace. "
-            "Empty for a service that has no queue, or does not declare it (acestep_otel.queueing).",
+            "Empty for a service that has no queue, or does not declare it (acestep_otel.queue_telemetry).",
             "s",
         ),
         *_median_and_95th(semconv.QUEUE_WAIT_DURATION, matchers=f'{_OUTCOME}="ok"'),

@@ -7,8 +7,7 @@ from typing import Final
 from grafana_foundation_sdk.builders import barchart, bargauge, dashboard, heatmap, stat, table
 
 from acestep_otel import semconv
-from acestep_otel.report.breakdown import Breakdown
-from acestep_otel.report.rows import breakdown_rows
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from grafana.panels import Axes, Query, Size, Text, bars, heat_map, stacked_bars, stats
 from grafana.series import (
     MODEL,

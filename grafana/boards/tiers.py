@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from acestep.gpu_config import gpu_config
 from acestep_otel import semconv
-from acestep_otel.report.tiers import GIB
+from acestep_otel.profiler.tier_test.trials import GIB
 from grafana.panels import Axes, Query, Size, Text, bars, coloured, matrix, stats
 from grafana.series import RUN, label, last, named, values_of
 from grafana.tables import Column, Labels, data_table

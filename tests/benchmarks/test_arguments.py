@@ -16,8 +16,8 @@ from benchmarks.workload import prepare
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("overhead --duration 5", "duration 5 s is out of range: 10 ... 600 s"),
-        ("overhead --batch-size 9", "batch size 9 is out of range: 1 ... 8"),
+        ("overhead --duration 5", "--duration 5 s is out of range: 10 ... 600 s"),
+        ("overhead --batch-size 9", "--batch-size 9 is out of range: 1 ... 8"),
         ("overhead --batch-size 0", "'0' is not a whole number from 1 on"),
         ("overhead --rounds 1.5", "'1.5' is not a whole number from 1 on"),
         ("overhead --minutes nan", "'nan' is not a number of minutes above 0"),

@@ -11,11 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 from acestep.inference import generate_music
 from acestep.types import GenerationRequest
 from acestep_otel import semconv
-from acestep_otel.recording.layer import TracingLayer
+from acestep_otel.patches import engine
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.settings import Settings
-from acestep_otel.targets import acestep
-from acestep_otel.targets.seam import Patches
-from benchmarks.device_clock import NUMBER, RANGE, RangedLayer, compared, require_agreement, rows_of
+from benchmarks.device_clock import NUMBER, RANGE, RangedTracer, compared, require_agreement, rows_of
 from benchmarks.gpu_timeline import RangeIntervals, device_intervals, load_events, synchronisations
 from benchmarks.overhead import percentile
 from tests.tracing import Traced
@@ -183,15 +183,16 @@ def test_waits_are_counted_by_their_call():
 
 
 def test_every_span_finds_its_own_range(tiny_models, tmp_path):
-    traced, patches = Traced(), Patches()
-    layer = RangedLayer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
-    assert isinstance(layer, TracingLayer)
-    patches.apply(acestep.seams(layer))
+    traced = Traced()
+    tracer = RangedTracer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
+    assert isinstance(tracer, RequestTracer)
+    patcher = Patcher(tracer)
+    patcher.apply(engine.PATCHES)
     try:
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             generate_music(tiny_models, GenerationRequest(caption="x", duration=10, seeds=(1,), inference_steps=2))
     finally:
-        patches.remove()
+        patcher.remove()
     profiler.export_chrome_trace(str(tmp_path / "trace.json"))
     annotated = {e["name"] for e in load_events(tmp_path / "trace.json") if e.get("cat") == "user_annotation"}
     numbers = [span.attributes[NUMBER] for span in traced.spans if span.parent is not None]

@@ -10,20 +10,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from acestep.placement import Placement
+from acestep.offloading import ModelOffloader
 from acestep.planner.backends.registry import create_planner
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
-from acestep.planner.models import LanguageModel
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
-from acestep.residence import Residence
 from acestep.synthetic.language_model import build_language_model
-from acestep.types import SongMetadata
+from acestep.types import Placement, SongMetadata
 
 BACKEND = os.environ.get("ACESTEP_CONFORMANCE_BACKEND", "pt")
 SONGS = 3
 CPU = torch.device("cpu")
-HERE = Residence(CPU, Placement())
+HERE = ModelOffloader(CPU, Placement())
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", language="en", timesignature="4")
 
 # What is special to one engine can only be imported where that engine is installed.

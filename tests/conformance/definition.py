@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import GrammarCursor
-from acestep.planner.models import LanguageModel
 from acestep.planner.sampling import item_keys, sample
 from acestep.types import SamplingSettings
 

@@ -13,7 +13,7 @@ from acestep.errors import BackendUnavailable, InvalidOutput
 from acestep.inference import generate_music
 from acestep.planner.backends.registry import create_planner
 from acestep.types import GenerationRequest, SamplingSettings
-from acestep.weights.language_model import load_language_model_folder
+from acestep.weights.qwen3 import load_language_model_folder
 from tests.conformance import definition
 from tests.conformance.conftest import BACKEND, CPU, HERE
 from tests.weights.miniature import LANGUAGE_MODEL, change, shard, write_language_model

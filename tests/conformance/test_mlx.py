@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from acestep.planner import sampling
 from acestep.planner.backends.mlx.backend import MlxBackend
-from acestep.planner.backends.mlx.model import as_mlx
+from acestep.planner.backends.mlx.decode_state import as_mlx
 from acestep.planner.backends.mlx.sampling import noise, sample
 from acestep.synthetic.language_model import build_language_model
 from acestep.types import SamplingSettings

@@ -9,9 +9,9 @@ from vllm import SamplingParams
 
 from acestep.errors import BackendFailed, BudgetExceeded, OutOfMemory
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.vllm.draws import ROW, CodesDraw, DrawingDesk
 from acestep.planner.backends.vllm.engine import Reservation
 from acestep.planner.backends.vllm.processors import processor_class
+from acestep.planner.backends.vllm.selection import ROW, CodesSelection, TokenSelector
 from acestep.planner.budget import bytes_per_position
 from acestep.planner.sampling import item_keys
 from acestep.types import GenerationRequest, SamplingSettings
@@ -25,7 +25,7 @@ def test_the_engine_reserves_the_worst_case_and_no_more(tiny):
     row = tiny.context_limit * bytes_per_position(tiny)
     assert Reservation.for_songs(tiny, 3, None) == Reservation(6, tiny.context_limit, 6 * row)
     assert Reservation.for_songs(tiny, 3, 4 * row).bytes == 4 * row
-    with pytest.raises(OutOfMemory, match="--lm-backend pt"):
+    with pytest.raises(OutOfMemory, match="`lm_backend` pt"):
         Reservation.for_songs(tiny, 3, 2 * row - 1)
 
 
@@ -57,28 +57,28 @@ def test_prompts_that_fit_into_no_pass_are_refused(planner, backend):
         backend.generate_codes(half, half, 5, SAMPLED, [1])
 
 
-def test_twins_that_differ_are_an_error(backend, conditional, unconditional, monkeypatch):
-    decide = CodesDraw.tokens
+def test_pairs_that_differ_are_an_error(backend, conditional, unconditional, monkeypatch):
+    decide = CodesSelection.tokens
 
-    def differently(draw, logits, rows):
-        return decide(draw, logits, rows) + torch.arange(len(rows))
+    def differently(selection, logits, rows):
+        return decide(selection, logits, rows) + torch.arange(len(rows))
 
-    monkeypatch.setattr(CodesDraw, "tokens", differently)
+    monkeypatch.setattr(CodesSelection, "tokens", differently)
     with pytest.raises(BackendFailed, match="different passes"):
         backend.generate_codes(conditional, unconditional, 5, SAMPLED, [1, 2])
     monkeypatch.undo()
     assert len(backend.generate_codes(conditional, unconditional, 5, SAMPLED, [1, 2]).ids) == 2
 
 
-def test_a_row_without_its_twin_is_noticed(tiny):
-    draw = CodesDraw(
+def test_a_row_without_its_pair_is_noticed(tiny):
+    selection = CodesSelection(
         TokenChoice.codes(tiny.vocabulary.layout), SAMPLED, torch.zeros(3, 2, dtype=torch.long), guided=True
     )
     logits = torch.randn(3, tiny.vocabulary.layout.vocabulary_size)
-    draw.tokens(logits[:2], [3, 1])
-    assert draw.in_step
-    draw.tokens(logits, [0, 1, 3])
-    assert not draw.in_step
+    selection.tokens(logits[:2], [3, 1])
+    assert selection.in_step
+    selection.tokens(logits, [0, 1, 3])
+    assert not selection.in_step
 
 
 def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny):
@@ -88,19 +88,19 @@ def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny):
     logits = torch.randn(5, layout.vocabulary_size, generator=torch.Generator().manual_seed(1))
     decided = []
     for v2 in (False, True):
-        desk = DrawingDesk()
-        desk.open(CodesDraw(TokenChoice.codes(layout), SAMPLED, keys, guided=True))
+        selector = TokenSelector()
+        selector.open(CodesSelection(TokenChoice.codes(layout), SAMPLED, keys, guided=True))
         params = [SamplingParams(extra_args=None if row is None else {ROW: row}) for row in (1, 2, None, 0, 3)]
         own = logits.clone()
         if v2:
-            processor = processor_class(desk, v2=True)(None, None)
+            processor = processor_class(selector, v2=True)(None, None)
             slots = [4, 9, 2, 7, 0]
             assert [processor.add_request(slot, each) for slot, each in zip(slots, params, strict=True)] == [
                 True, True, False, True, True,
             ]  # fmt: skip
             processor.apply(own, SimpleNamespace(idx_mapping_np=np.array(slots)))
         else:
-            processor = processor_class(desk, v2=False)(None, CPU, False)
+            processor = processor_class(selector, v2=False)(None, CPU, False)
             added = [(place, each, None, []) for place, each in enumerate(params)]
             processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
             processor.apply(own)
@@ -112,6 +112,6 @@ def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny):
 
 
 def test_a_slot_of_v2_forgets_its_former_request():
-    processor = processor_class(DrawingDesk(), v2=True)(None, None)
+    processor = processor_class(TokenSelector(), v2=True)(None, None)
     assert processor.add_request(3, SamplingParams(extra_args={ROW: 0}))
     assert not processor.add_request(3, SamplingParams())

@@ -16,16 +16,16 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from acestep import songwriting
+from acestep import blueprints
 from acestep.errors import BackendUnavailable
 from acestep.planner.backends.registry import create_planner
 from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.recording.ranges import ProfilerRanges
-from acestep_otel.targets.acestep import seams
-from acestep_otel.targets.seam import Patches
+from acestep_otel.patches.engine import PATCHES
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.profiler.run.profilers import ProfilerRanges
 from tests.conformance.conftest import CPU, HERE
 
 GATEWAY = yaml.safe_load((Path(__file__).parents[2] / "collectors" / "gateway.yaml").read_text("utf-8"))
@@ -40,18 +40,19 @@ def test_starting_an_engine_leaves_the_process_as_it_was(tiny):
         torch.get_rng_state().tolist(),
         dict(os.environ),
         torch.set_num_threads,
+        torch.get_num_threads(),
         os.sched_getaffinity(0),
     )
     backend = VllmBackend(tiny, device=CPU, songs=1)
-    changed = {name for name in os.environ if os.environ[name] != before[3].get(name)}
-    assert not {name for name in changed if name.startswith(("OTEL", "VLLM_ENABLE", "VLLM_LOG", "VLLM_NO"))}
     assert (
         random.getstate(),
         np.random.get_state()[1].tolist(),
         torch.get_rng_state().tolist(),
+        dict(os.environ),
         torch.set_num_threads,
+        torch.get_num_threads(),
         os.sched_getaffinity(0),
-    ) == (*before[:3], *before[4:])
+    ) == before
     backend.unload()
 
 
@@ -96,16 +97,16 @@ def spans():
 
 @pytest.fixture
 def ranges():
-    """What a profiler run puts around the tracing layer at the same seams."""
-    patches = Patches()
-    patches.apply(seams(ProfilerRanges()))
+    """What a profiler run puts around the tracing layer at the same patches."""
+    patcher = Patcher(ProfilerRanges())
+    patcher.apply(PATCHES)
     yield
-    patches.remove()
+    patcher.remove()
 
 
 def test_vllm_spans_and_timings_join_the_trace(spans, ranges, tiny):
     planner = create_planner("vllm", tiny, 1, HERE)
-    songwriting.create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=30))
+    blueprints.create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=30))
     planner.backend.unload()
     finished = {span.name: span for span in spans.get_finished_spans()}
     root = finished[semconv.CREATE_SAMPLE]

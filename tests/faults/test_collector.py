@@ -14,7 +14,7 @@ from acestep.inference import generate_music
 from acestep.types import GenerationRequest
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
-from acestep_otel.recording import deferral
+from acestep_otel.recording import background_emission as deferral
 from acestep_otel.shutdown import deliver_within
 from benchmarks.collectors import free_port
 from tests.receivers import collector, grpc_receiver, refusing_endpoint, silent_endpoint

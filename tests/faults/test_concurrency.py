@@ -190,7 +190,7 @@ def test_a_model_that_is_loaded_beside_a_request_shares_its_memory(traced, tiny_
 
     gpu = torch.device("cuda", 0)
     allocator, tracker = Allocator(monkeypatch), VramTracker()
-    monkeypatch.setattr("acestep_otel.recording.layer.VramTracker", lambda: tracker)
+    monkeypatch.setattr("acestep_otel.recording.request_tracer.VramTracker", lambda: tracker)
     monkeypatch.setattr(checkpoints, "start_planner", lambda selection, device: "model")
     traced.instrument()
     with tracker.request(gpu):

@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from acestep.planner.backends import kernels
-from acestep.planner.backends.fused import ATTENTION_TILE, GATE_TILE, INPUT_TILE, OUTPUT_TILE, fitting
+from acestep.planner.backends.pt import kernels
+from acestep.planner.backends.pt.fused import ATTENTION_TILE, GATE_TILE, INPUT_TILE, OUTPUT_TILE, fitting
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS
 
 TYPES = {

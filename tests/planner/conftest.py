@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
-from acestep.planner.models import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, Vocabulary
 from acestep.synthetic.language_model import build_language_model
 from tests.planner.qwen_tokenizer import build_qwen_tokenizer

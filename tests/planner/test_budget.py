@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from acestep.errors import BudgetExceeded
-from acestep.planner.budget import PlannerBudget, rounded_positions
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel, PlannerBudget, rounded_positions
 
 
 def budget(free: int | None = None) -> PlannerBudget:

@@ -11,18 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from acestep.planner.backends import workspace
-from acestep.planner.backends.cache import KeyValueCache
-from acestep.planner.backends.decode_state import DecodeState
-from acestep.planner.backends.fused import FusedForward, can_fuse, knows
-from acestep.planner.backends.pt import PtBackend
-from acestep.planner.backends.workspace import kernels_agree
+from acestep.offloading import ModelOffloader
+from acestep.planner.backends.pt import PtBackend, workspace
+from acestep.planner.backends.pt.decode_state import DecodeState, KeyValueCache
+from acestep.planner.backends.pt.fused import FusedForward, can_fuse, knows
+from acestep.planner.backends.pt.workspace import kernels_agree
+from acestep.planner.backends.registry import create_planner
+from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
-from acestep.planner.models import LanguageModel
-from acestep.planner.planner import FUSED_VARIABLE, Planner
 from acestep.planner.prompts import Prompts
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, qwen3_config
-from acestep.types import SamplingSettings, SongMetadata
+from acestep.types import Placement, SamplingSettings, SongMetadata
 
 GREEDY = SamplingSettings(temperature=0)
 SAMPLED = SamplingSettings()
@@ -33,7 +32,7 @@ SHARED_MEMORY = 101_376
 
 def rows(model: LanguageModel, prompts: list[list[int]], fuse: bool, capacity: int = 800) -> DecodeState:
     cache = KeyValueCache(model, len(prompts) * capacity)
-    cache.deal(capacity)
+    cache.set_row_capacity(capacity)
     fused = FusedForward(model, cache) if fuse else None
     return DecodeState.start(model, cache, prompts, fused=fused)
 
@@ -149,13 +148,11 @@ def test_the_kernels_leave_other_architectures_alone() -> None:
         assert not knows(SimpleNamespace(**{**config.to_dict(), **change}))
 
 
-@pytest.mark.parametrize(("word", "path"), [(None, "fused"), ("", "fused"), ("1", "fused"), ("0", "eager")])
-def test_kernels_are_used_unless_the_environment_says_no(tiny: LanguageModel, monkeypatch, word, path) -> None:
+@pytest.mark.parametrize(("fused_decode", "path"), [(True, "fused"), (False, "eager")])
+def test_kernels_are_used_unless_the_caller_says_no(tiny: LanguageModel, monkeypatch, fused_decode, path) -> None:
     monkeypatch.setattr(workspace, "can_fuse", lambda model: True)
-    monkeypatch.delenv(FUSED_VARIABLE, raising=False)
-    if word is not None:
-        monkeypatch.setenv(FUSED_VARIABLE, word)
-    assert Planner.from_language_model(tiny).backend.decode_path == path
+    planner = create_planner("pt", tiny, 1, ModelOffloader(tiny.device, Placement()), fused_decode=fused_decode)
+    assert planner.backend.decode_path == path
 
 
 def test_off_cuda_the_body_does_all_passes(tiny: LanguageModel) -> None:

@@ -4,14 +4,12 @@ import pytest
 import torch
 
 from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, InvalidOutput, InvalidRequest, OutOfMemory
-from acestep.placement import Placement
+from acestep.offloading import ModelOffloader
 from acestep.planner.backends import PhaseTokens
-from acestep.planner.budget import PlannerBudget
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel, PlannerBudget
 from acestep.planner.planner import Planner
 from acestep.planner.prompts import Prompts
-from acestep.residence import Residence
-from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
+from acestep.types import GenerationRequest, Placement, Progress, SamplingSettings, SongMetadata
 
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", timesignature="4")
 ANSWER = "bpm: 97\ncaption: A rewritten\n  caption\nduration: 42\nkeyscale: D♭ minor\nlanguage: yue\ntimesignature: 3\n"
@@ -88,7 +86,7 @@ def test_b10_phase_one_runs_exactly_when_something_is_open(tiny: LanguageModel, 
     """The reference looks at which fields are named, and then forgets about caption and language."""
     planner, backend = scripted(tiny)
     plan = planner.plan(request(**changes), [1])
-    assert (len(backend.reasoning) == 1) == runs == (plan.reasoned is not None)
+    assert (len(backend.reasoning) == 1) == runs == (plan.metadata_tokens is not None)
 
 
 def test_b9_a_batch_has_one_set_of_metadata(tiny: LanguageModel) -> None:
@@ -151,7 +149,7 @@ def test_b7_the_language_reaches_the_model_and_comes_back(tiny: LanguageModel) -
 def test_the_model_really_writes_the_users_values(planner: Planner, tiny: LanguageModel) -> None:
     given = SongMetadata(bpm=77, keyscale="E♭ major", language="no")
     plan = planner.plan(request(metadata=given, use_cot_metas=True), [3])
-    text = tiny.vocabulary.decode(plan.reasoned.ids[0])
+    text = tiny.vocabulary.decode(plan.metadata_tokens.ids[0])
     assert text.startswith("<think>\nbpm: 77\nduration: ")
     assert "\nkeyscale: E♭ major\nlanguage: 'no'\n" in text
     assert plan.metadata.timesignature in ("2", "3", "4", "6")
@@ -161,7 +159,7 @@ def test_the_model_really_writes_the_users_values(planner: Planner, tiny: Langua
 @pytest.mark.parametrize("caption", [True, False])
 def test_the_caption_is_in_the_block_only_when_asked_for(planner: Planner, tiny: LanguageModel, caption: bool) -> None:
     plan = planner.plan(request(use_cot_metas=True, use_cot_caption=caption), [3])
-    assert ("\ncaption:" in tiny.vocabulary.decode(plan.reasoned.ids[0])) == caption
+    assert ("\ncaption:" in tiny.vocabulary.decode(plan.metadata_tokens.ids[0])) == caption
     assert (plan.metadata.caption is not None) == caption
 
 
@@ -220,7 +218,7 @@ def test_a_whole_plan_with_the_tiny_model(planner: Planner) -> None:
     assert all(0 <= code < 64_000 for codes in plan.codes for code in codes)
     assert {report.stage for report in seen} == {"lm.cot", "lm.codes"}
     assert planner.plan(asked, [1, 2]) == plan
-    assert plan.reasoned.forced_tokens > 0 < plan.composed.unconditional_tokens
+    assert plan.metadata_tokens.forced_tokens > 0 < plan.code_tokens.unconditional_tokens
 
 
 def test_b8_no_metadata_and_no_reasoning_is_fine(planner: Planner) -> None:
@@ -260,14 +258,14 @@ def test_free_text_above_the_limit_is_held_to_it(tiny: LanguageModel) -> None:
 @pytest.mark.parametrize("duration", [5.0, 9.99, 600.5, 1e9, float("nan")])
 def test_durations_outside_are_refused(tiny: LanguageModel, duration: float) -> None:
     planner, backend = scripted(tiny)
-    with pytest.raises(InvalidRequest, match=r"duration .* is out of range: 10 \.\.\. 600 s"):
+    with pytest.raises(InvalidRequest, match=r"`duration` .* is out of range: 10 \.\.\. 600 s"):
         planner.plan(request(thinking=True, duration=duration), [1])
     assert not backend.reasoning
 
 
 def test_b5_a_lower_limit_of_the_machine_is_named(tiny: LanguageModel) -> None:
     planner, _ = scripted(tiny, duration_limit=240)
-    with pytest.raises(InvalidRequest, match=r"duration 300 s is out of range: 10 \.\.\. 240 s"):
+    with pytest.raises(InvalidRequest, match=r"`duration` 300 s is out of range: 10 \.\.\. 240 s"):
         planner.plan(request(thinking=True, duration=300.0), [1])
 
 
@@ -325,17 +323,17 @@ def test_the_shape_of_the_codes_is_known_beforehand(planner: Planner) -> None:
     shape = planner.codes_shape(request(thinking=True, duration=30.0))
     assert shape.count == 150
     assert shape.middle_context == shape.prompt_tokens + 75
-    assert shape.prompt_tokens == planner.plan(request(thinking=True, duration=30.0), [1]).composed.prompt_tokens
+    assert shape.prompt_tokens == planner.plan(request(thinking=True, duration=30.0), [1]).code_tokens.prompt_tokens
     assert planner.codes_shape(request(thinking=True)).count == 600
 
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_keys_and_values_leave_with_the_weights(tiny, monkeypatch, waits):
-    residence = Residence(torch.device("cpu", 0), Placement(offload_to_cpu=waits))
-    planner = Planner.from_language_model(tiny, residence=residence)
-    with planner.present():
+    offloader = ModelOffloader(torch.device("cpu", 0), Placement(offload_to_cpu=waits))
+    planner = Planner.from_language_model(tiny, offloader=offloader)
+    with planner.on_device():
         inside = planner.plan(request(use_cot_metas=True), [1])
         assert planner.backend.held_bytes() > 0
     assert (planner.backend.held_bytes() == 0) == waits
-    with planner.present():
+    with planner.on_device():
         assert planner.plan(request(use_cot_metas=True), [1]) == inside

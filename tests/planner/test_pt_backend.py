@@ -7,9 +7,8 @@ import torch
 
 from acestep.errors import InvalidOutput
 from acestep.planner.backends.pt import PtBackend
-from acestep.planner.budget import PlannerBudget, rounded_positions
+from acestep.planner.budget import LanguageModel, PlannerBudget, rounded_positions
 from acestep.planner.grammar import MetadataGrammar
-from acestep.planner.models import LanguageModel
 from acestep.planner.prompts import Prompts
 from acestep.planner.sampling import item_keys, sample
 from acestep.synthetic.language_model import build_language_model

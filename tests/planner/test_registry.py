@@ -6,12 +6,12 @@ import torch
 from acestep.checkpoints import TINY_LM, ModelSelection, load_planner, require_language_model
 from acestep.errors import BackendUnavailable
 from acestep.gpu_config import gpu_config
-from acestep.placement import Placement
+from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
 from acestep.planner.backends import registry
 from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
 from acestep.planner.budget import PlannerBudget
-from acestep.residence import LANGUAGE_MODEL, Residence
-from acestep_otel.cli import main
+from acestep.types import Placement
+from acestep_otel.profiler.cli import main
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 
@@ -45,7 +45,7 @@ def test_r17_auto_takes_the_best_that_is_installed(installed, device, packages, 
 def test_r14_r16_an_engine_that_is_not_installed_names_the_command_in_one_line(installed, name, device):
     with pytest.raises(BackendUnavailable) as caught:
         resolve_backend(name, device)
-    assert str(caught.value) == f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'"
+    assert str(caught.value) == f"`lm_backend` {name} is not installed: pip install 'acestep-otel[{name}]'"
 
 
 @pytest.mark.parametrize(("name", "device"), [("vllm", MPS), ("mlx", CUDA)])
@@ -72,10 +72,10 @@ AUTOMATIC = Placement(offload_to_cpu=True, automatic_offload=True)
 
 
 def test_an_engine_copies_its_weights_from_the_host():
-    assert storage_device("pt", Residence(CUDA, Placement())) == CUDA
-    assert storage_device("pt", Residence(CUDA, OFFLOAD)) == CPU
-    assert storage_device("vllm", Residence(CUDA, AUTOMATIC)) == CPU
-    assert storage_device("mlx", Residence(MPS, Placement())) == CPU
+    assert storage_device("pt", ModelOffloader(CUDA, Placement())) == CUDA
+    assert storage_device("pt", ModelOffloader(CUDA, OFFLOAD)) == CPU
+    assert storage_device("vllm", ModelOffloader(CUDA, AUTOMATIC)) == CPU
+    assert storage_device("mlx", ModelOffloader(MPS, Placement())) == CPU
 
 
 @pytest.mark.parametrize("placement", [OFFLOAD, AUTOMATIC])
@@ -86,7 +86,7 @@ def test_r99_where_models_wait_on_the_host_auto_takes_the_backend_whose_weights_
 
 def test_r99_an_engine_that_shall_wait_on_the_host_is_refused_by_the_flag_that_says_so(installed):
     installed |= {"vllm"}
-    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* --offload-to-cpu asks .* --lm-backend pt or auto"):
+    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* `offload_to_cpu` asks .* `lm_backend` pt or auto"):
         resolve_backend("vllm", CUDA, OFFLOAD)
 
 
@@ -102,11 +102,11 @@ def test_an_engine_s_planner_stays_on_its_device(tiny, monkeypatch):
     monkeypatch.setattr(
         registry, "_start_mlx", lambda model: SimpleNamespace(name="mlx", budget=PlannerBudget.of(model))
     )
-    residence = Residence(torch.device("cpu", 0), AUTOMATIC)
-    planner = create_planner("mlx", tiny, 1, residence)
-    assert planner.device == residence.device
-    assert not planner.residence.waits_on_host(LANGUAGE_MODEL)
-    assert create_planner("pt", tiny, 1, residence).residence.waits_on_host(LANGUAGE_MODEL)
+    offloader = ModelOffloader(torch.device("cpu", 0), AUTOMATIC)
+    planner = create_planner("mlx", tiny, 1, offloader)
+    assert planner.device == offloader.device
+    assert not planner.offloader.offloads(LANGUAGE_MODEL)
+    assert create_planner("pt", tiny, 1, offloader).offloader.offloads(LANGUAGE_MODEL)
 
 
 @pytest.mark.parametrize("name", ["vllm", "mlx"])
@@ -116,7 +116,7 @@ def test_a_broken_installation_says_what_is_missing(tiny, installed, monkeypatch
 
     monkeypatch.setattr(registry, f"_start_{name}", broken)
     with pytest.raises(BackendUnavailable, match=f"{name} is installed but cannot be used .*'xyz'.*pip install"):
-        create_planner(name, tiny, 1, Residence(CPU, Placement()))
+        create_planner(name, tiny, 1, ModelOffloader(CPU, Placement()))
 
 
 def test_backends_are_looked_for_before_anything_is_loaded(installed):

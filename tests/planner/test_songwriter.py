@@ -1,16 +1,18 @@
+import unicodedata
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from acestep.errors import BackendFailed, BudgetExceeded, InvalidOutput, OutOfMemory
 from acestep.planner.backends import PhaseTokens
-from acestep.planner.budget import PlannerBudget
+from acestep.planner.budget import LanguageModel, PlannerBudget
 from acestep.planner.metadata import parse_metadata
-from acestep.planner.models import LanguageModel
 from acestep.planner.planner import REASONING_TOKEN_LIMIT, Planner
 from acestep.planner.prompts import Prompts
-from acestep.planner.songwriter import Draft, Songwriter, SongwritingRequest
+from acestep.planner.songwriter import Draft, Songwriter, SongwritingRequest, parse_lyrics
 from acestep.types import TEXT_SAMPLING, Progress, SongMetadata
 
 BLOCK = "bpm: 97\ncaption: A rewritten\n  caption\nduration: 42\nkeyscale: D♭ minor\nlanguage: yue\ntimesignature: 3\n"
@@ -77,7 +79,7 @@ def songwriter(tiny: LanguageModel) -> Songwriter:
 
 
 def block_of(tiny: LanguageModel, draft: Draft) -> str:
-    return tiny.vocabulary.decode(draft.reasoned.ids[0])
+    return tiny.vocabulary.decode(draft.metadata_tokens.ids[0])
 
 
 def test_metadata_and_lyrics_are_read(tiny: LanguageModel) -> None:
@@ -85,7 +87,7 @@ def test_metadata_and_lyrics_are_read(tiny: LanguageModel) -> None:
     draft = writer.write(request(tiny))
     assert draft.metadata == FOUND
     assert (draft.lyrics, draft.lyrics_complete) == ("[Verse]\nla la", True)
-    assert draft.phases == (draft.reasoned, draft.sung)
+    assert draft.phases == (draft.metadata_tokens, draft.lyrics_tokens)
 
 
 def test_the_lyrics_follow_the_closed_block(tiny: LanguageModel) -> None:
@@ -137,10 +139,10 @@ def test_b13_b22_no_code_and_no_special_token_in_the_words(songwriter: Songwrite
     layout = tiny.vocabulary.layout
     for seed in range(5):
         draft = songwriter.write(request(tiny, seed=seed, sampling=replace(TEXT_SAMPLING, temperature=2.0)))
-        assert set(draft.sung.ids[0][:-1]) <= set(tiny.vocabulary.text_ids.tolist())
-        special = {token_id for token_id in draft.reasoned.ids[0] if token_id in (layout.eos, layout.pad)}
+        assert set(draft.lyrics_tokens.ids[0][:-1]) <= set(tiny.vocabulary.text_ids.tolist())
+        special = {token_id for token_id in draft.metadata_tokens.ids[0] if token_id in (layout.eos, layout.pad)}
         assert not special
-        assert max(draft.reasoned.ids[0]) < layout.code_base
+        assert max(draft.metadata_tokens.ids[0]) < layout.code_base
         assert "<|" not in draft.metadata.caption
 
 
@@ -168,8 +170,8 @@ def test_without_a_grammar_a_turn_that_ends_early_has_no_lyrics(tiny: LanguageMo
     for ends in ((), (tiny.vocabulary.layout.eos,)):
         writer, backend = scripted(tiny, ends=ends)
         draft = writer.write(request(tiny, use_constrained_decoding=False))
-        assert (draft.metadata, draft.lyrics, draft.sung) == (FOUND, "", None)
-        assert draft.phases == (draft.reasoned,)
+        assert (draft.metadata, draft.lyrics, draft.lyrics_tokens) == (FOUND, "", None)
+        assert draft.phases == (draft.metadata_tokens,)
         assert not backend.singing
 
 
@@ -216,8 +218,8 @@ def test_b28_a_failure_is_a_typed_error_with_its_stage(tiny: LanguageModel, rais
 def test_b31_every_token_is_told_and_can_stop_the_run(songwriter: Songwriter, tiny: LanguageModel) -> None:
     seen: list[Progress] = []
     draft = songwriter.write(request(tiny, lyrics_token_limit=20), seen.append)
-    assert [report.stage for report in seen] == ["lm.cot"] * draft.reasoned.sampled_tokens + ["lm.lyrics"] * len(
-        draft.sung.ids[0]
+    assert [report.stage for report in seen] == ["lm.cot"] * draft.metadata_tokens.sampled_tokens + ["lm.lyrics"] * len(
+        draft.lyrics_tokens.ids[0]
     )
 
     class Stopped(Exception):
@@ -229,3 +231,66 @@ def test_b31_every_token_is_told_and_can_stop_the_run(songwriter: Songwriter, ti
 
     with pytest.raises(Stopped):
         songwriter.write(request(tiny), stop)
+
+
+WORDS = "[Verse 1]\nWho hears the river"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        WORDS,
+        f"\n\n{WORDS}\n\n",
+        f"# Lyric\n{WORDS}",
+        f"# Lyrics\n{WORDS}",
+        f"#lyric\n\n{WORDS}",
+        f"# Languages\nen\n\n# Lyric\n{WORDS}",
+        f"# Languages\nen\n\n{WORDS}",
+        f"# Language\n\n# Lyrics\n{WORDS}",
+        f"<think>\nbpm: 90\n</think>\n\n# Lyric\n{WORDS}<|im_end|>",
+        f"{WORDS}<|im_end|>\n<|endoftext|>",
+        f"{WORDS}  \n<|audio_code_64001|>",
+        f"\ufffd{WORDS}\x07",
+    ],
+)
+def test_headings_and_special_tokens_are_no_lyrics(written: str) -> None:
+    """The reference leaves ``# Lyrics`` and the language preamble in."""
+    assert parse_lyrics(written) == WORDS
+
+
+def test_only_one_heading_is_removed() -> None:
+    assert parse_lyrics("# Lyric\n# Lyric\nla") == "# Lyric\nla"
+    assert parse_lyrics(f"{WORDS}\n\n# Lyric\nla") == f"{WORDS}\n\n# Lyric\nla"
+
+
+@pytest.mark.parametrize("word", ["# Lyrical\nla", "# lyricist", "Lyrics\nla", "#1\nla"])
+def test_words_that_look_like_a_heading_stay(word: str) -> None:
+    assert parse_lyrics(word) == word
+
+
+@pytest.mark.parametrize(
+    "nothing", ["", "\n\n", "# Lyric\n", "# Lyrics", "# Languages\nen\n", "<|im_end|>", "</think>\n\n"]
+)
+def test_nothing_is_nothing(nothing: str) -> None:
+    assert parse_lyrics(nothing) == ""
+
+
+@pytest.mark.parametrize("text", ["夜の駅で\n君の声を", "Der Regen – schreibt", "يا ليل", "[Chorus]\n\n\nla"])
+def test_words_of_every_script_pass_unchanged(text: str) -> None:
+    assert parse_lyrics(text) == text
+
+
+lines = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="<>\ufffd"), max_size=20)
+
+
+@given(st.lists(lines, max_size=8).map("\n".join), st.sampled_from(["", "# Lyric\n", "# Languages\nen\n\n# Lyrics\n"]))
+def test_words_survive_any_heading(words: str, heading: str) -> None:
+    clean = "\n".join(line.rstrip() for line in words.split("\n")).strip()
+    if not clean.startswith("#"):
+        assert parse_lyrics(f"<think>\nbpm: 90\n</think>\n\n{heading}{words}<|im_end|>") == clean
+
+
+@given(st.text())
+def test_no_output_reaches_a_terminal_as_control_characters(text: str) -> None:
+    for character in parse_lyrics(text):
+        assert character.isspace() or unicodedata.category(character) not in ("Cc", "Cs")

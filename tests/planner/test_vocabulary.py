@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT, TextClass, TokenLayout, Vocabulary
 from acestep.synthetic.language_model import TINY_LAYOUT
 from acestep.synthetic.tokenizer import build_tokenizer

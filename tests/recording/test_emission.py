@@ -17,8 +17,8 @@ from acestep_otel.recording.clock import CUDA_EVENT, HostClock, Mark
 from acestep_otel.recording.emission import Emitter
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.phase import PhaseRecord
-from acestep_otel.recording.privacy import Scrubber
-from acestep_otel.recording.stages import RequestRecording, Stage
+from acestep_otel.recording.redaction import Scrubber
+from acestep_otel.recording.trace_tree import RequestRecording, Stage
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.settings import Detail
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acestep_otel.recording.clock import HostClock, host_mark
-from acestep_otel.recording.stages import RequestRecording, Stage
+from acestep_otel.recording.trace_tree import RequestRecording, Stage
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.settings import Detail
 from tests.allocator import Allocator

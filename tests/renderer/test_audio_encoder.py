@@ -10,14 +10,14 @@ from torch import nn
 
 from acestep.checkpoints import ModelSelection, load_audio_encoder
 from acestep.errors import AudioReadError, CheckpointNotFound, OutOfMemory
-from acestep.placement import Placement
-from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
+from acestep.offloading import ModelOffloader
+from acestep.renderer.audio_encoder import AudioEncoder
 from acestep.renderer.context import code_latents, cover_latents
+from acestep.renderer.models import AudioEncoderModels
 from acestep.renderer.vae import plan_encoding
-from acestep.residence import Residence
 from acestep.synthetic import renderer as synthetic
-from acestep.types import AUDIO_CODE_COUNT, SAMPLE_RATE
-from acestep.weights import empty
+from acestep.types import AUDIO_CODE_COUNT, SAMPLE_RATE, Placement
+from acestep.weights import meta_modules
 
 SELECTION = ModelSelection(dit="acestep-v15-tiny", device="cpu")
 
@@ -74,8 +74,10 @@ def test_nothing_but_vae_and_audio_tokenizer_is_built(monkeypatch: pytest.Monkey
 
         from_config = __init__
 
-    kept = {role: made for role, made in empty.RENDERER_MODULES.items() if role in empty.AUDIO_ENCODER_MODULES}
-    monkeypatch.setattr(empty, "RENDERER_MODULES", dict.fromkeys(empty.RENDERER_MODULES, Built) | kept)
+    kept = {
+        role: made for role, made in meta_modules.RENDERER_MODULES.items() if role in meta_modules.AUDIO_ENCODER_MODULES
+    }
+    monkeypatch.setattr(meta_modules, "RENDERER_MODULES", dict.fromkeys(meta_modules.RENDERER_MODULES, Built) | kept)
     monkeypatch.setattr(synthetic, "build_qwen3", Built)
     assert len(load_audio_encoder(SELECTION).codes(recording(1))) == 5
 
@@ -105,7 +107,7 @@ def test_r133_each_model_is_on_the_device_while_it_is_used_and_only_then(
 ) -> None:
     moves: list[tuple[str, str]] = []
 
-    class Watched(Residence):
+    class Watched(ModelOffloader):
         def move(self, name: str, model: nn.Module, destination: torch.device) -> int:
             moves.append((name, "here" if destination is self.device else "away"))
             return super().move(name, model, destination)
@@ -121,7 +123,7 @@ def test_r133_what_waits_on_the_host_is_loaded_there(monkeypatch: pytest.MonkeyP
     placed: list[Placement] = []
     monkeypatch.setattr(Placement, "on", lambda asked, _device: placed.append(asked) or asked)
     encoder = load_audio_encoder(replace(SELECTION, placement=Placement(offload_to_cpu=True, compile=True)))
-    assert encoder.residence.waits_on_host("vae")
+    assert encoder.offloader.offloads("vae")
     # Compiling is about the diffusion transformer, which is not here.
     assert placed == [Placement(offload_to_cpu=True)]
     assert len(encoder.codes(recording(1))) == 5

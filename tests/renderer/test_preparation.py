@@ -11,18 +11,15 @@ import pytest
 import torch
 from torchao.quantization import Int8Tensor
 
-from acestep.placement import Placement
+from acestep.offloading import ModelOffloader, stored_bytes
 from acestep.renderer import preparation
-from acestep.renderer.compilation import compile_models
 from acestep.renderer.models import RendererModels
-from acestep.renderer.preparation import MODEL_NAMES, fold_weight_norm, prepare
-from acestep.renderer.quantization import quantize
+from acestep.renderer.preparation import MODEL_NAMES, compile_models, fold_weight_norm, prepare, quantize
+from acestep.renderer.render_request import RenderRequest
 from acestep.renderer.renderer import Renderer
-from acestep.renderer.request import RenderRequest
 from acestep.renderer.source import Source
-from acestep.residence import Residence, stored_bytes
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import SAMPLE_RATE, SongMetadata
+from acestep.types import SAMPLE_RATE, Placement, SongMetadata
 
 CPU = torch.device("cpu")
 GPU = torch.device("cpu", 0)
@@ -54,9 +51,9 @@ def reference() -> torch.Tensor:
 
 
 def prepared(placement: Placement) -> Renderer:
-    models, residence = build(), Residence(GPU, placement)
-    prepare(models, residence)
-    return Renderer(models, residence)
+    models, offloader = build(), ModelOffloader(GPU, placement)
+    prepare(models, offloader)
+    return Renderer(models, offloader)
 
 
 def relative_error(audio: torch.Tensor, reference: torch.Tensor) -> float:
@@ -210,9 +207,9 @@ class TestCompilation:
             assert all(given[block] == expected for block in models.transformer.layers)
 
     def test_guided_steps_are_a_batch(self, graphs):
-        models, residence = build("acestep-v15-tiny-base"), Residence(GPU, Placement(compile=True))
-        prepare(models, residence)
-        Renderer(models, residence).render(ask(guidance_scale=7.0))
+        models, offloader = build("acestep-v15-tiny-base"), ModelOffloader(GPU, Placement(compile=True))
+        prepare(models, offloader)
+        Renderer(models, offloader).render(ask(guidance_scale=7.0))
         assert graphs == [2, 2, 1]
 
     def test_models_that_are_not_to_be_compiled_are_not(self, graphs):
@@ -225,12 +222,12 @@ class TestOffload:
 
     @pytest.fixture
     def base(self) -> Renderer:
-        models, residence = build("acestep-v15-tiny-base"), Watched(GPU, OFFLOAD)
-        prepare(models, residence)
+        models, offloader = build("acestep-v15-tiny-base"), Watched(GPU, OFFLOAD)
+        prepare(models, offloader)
         for name in MODEL_NAMES:
             for module in getattr(models, name).modules():
-                module.register_forward_pre_hook(residence.check(name))
-        return Renderer(models, residence)
+                module.register_forward_pre_hook(offloader.check(name))
+        return Renderer(models, offloader)
 
     @pytest.mark.parametrize("kind", ["text2music", "codes", "cover", "repaint"])
     def test_r133_r134_idle_models_are_on_the_host(self, base, kind):
@@ -243,15 +240,15 @@ class TestOffload:
             "cover": lambda: ask(task="cover", source=Source.whole(audio), cover_strength=0.5),
             "repaint": lambda: ask(task="repaint", source=Source.with_window(audio, 2.0, 4.0), guidance_scale=7.0),
         }[kind]()
-        residence = base.residence
+        offloader = base.offloader
         rendered = base.render(request)
-        assert residence.present == set()
-        assert residence.worked >= {"text_encoder", "condition_encoder", "transformer", "vae"}
-        assert residence.most_at_once <= 3
+        assert offloader.present == set()
+        assert offloader.worked >= {"text_encoder", "condition_encoder", "transformer", "vae"}
+        assert offloader.most_at_once <= 3
         encodes_audio = kind != "codes"
         expected = ["vae"] * encodes_audio + ["text_encoder", "condition_encoder", "transformer", "vae"]
         others = ["audio_tokenizer", "audio_token_detokenizer"] if kind in ("codes", "cover") else []
-        assert sorted(residence.came) == sorted(expected + others)
+        assert sorted(offloader.came) == sorted(expected + others)
         expected_audio = Renderer(build("acestep-v15-tiny-base")).render(request).audio
         assert (rendered.audio - expected_audio).abs().max() < 1e-4
 
@@ -262,10 +259,10 @@ class TestOffload:
         monkeypatch.setattr(base, "denoise_step", full)
         with pytest.raises(Exception, match="no room"):
             base.render(ask())
-        assert base.residence.present == set()
+        assert base.offloader.present == set()
 
 
-class Watched(Residence):
+class Watched(ModelOffloader):
     """Knows which models are on the device."""
 
     def __init__(self, device: torch.device, placement: Placement) -> None:

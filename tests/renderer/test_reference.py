@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from acestep.checkpoints import ModelSelection, load_models
 from acestep.renderer.conditioning import Conditions, ConditionSwitch, encode_conditions
 from acestep.renderer.context import code_latents, context_latents, cover_latents, silence_latents
-from acestep.renderer.guidance import Guidance
+from acestep.renderer.diffusion import Guidance, make_schedule
 from acestep.renderer.renderer import Renderer
-from acestep.renderer.schedule import make_schedule
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
 TOLERANCE = 1e-4

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
 from acestep.errors import InvalidOutput, InvalidRequest, OutOfMemory
+from acestep.renderer.decode_fallbacks import DecodeStep
+from acestep.renderer.diffusion import make_schedule
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import CODES_INSTRUCTION
 from acestep.renderer.renderer import Renderer, RenderRequest
-from acestep.renderer.schedule import make_schedule
 from acestep.renderer.vae import plan_tiles
-from acestep.renderer.vae_ladder import DecodeStep
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import Progress, SongMetadata
 

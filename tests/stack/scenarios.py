@@ -19,20 +19,19 @@ from acestep.errors import AceStepError, OutOfMemory
 from acestep.inference import generate_music
 from acestep.renderer.renderer import Renderer
 from acestep.types import GenerationRequest
-from acestep_otel.cli import main
-from acestep_otel.modes.options import Options
-from acestep_otel.modes.tier_test.outputs import Outputs, record_row
-from acestep_otel.modes.tier_test.plan import Plan
-from acestep_otel.modes.tracing import instrumented
-from acestep_otel.providers import Telemetry
-from acestep_otel.queueing import QueueTelemetry
-from acestep_otel.recording.hardware import Card, GpuWatch
+from acestep_otel.profiler.benchmark.matrix import Failure, Figures
+from acestep_otel.profiler.cli import main
+from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.telemetry.providers import Telemetry, instrumented
+from acestep_otel.profiler.tier_test.outputs import Outputs, record_row
+from acestep_otel.profiler.tier_test.plan import Plan
+from acestep_otel.profiler.tier_test.trials import GIB, Observation, TierResult
+from acestep_otel.queue_telemetry import QueueTelemetry
+from acestep_otel.recording.gpu_metrics import Card, GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
-from acestep_otel.report.cells import Failure, Figures
-from acestep_otel.report.tiers import GIB, Observation, TierResult
 from acestep_otel.settings import Detail
-from tests.report.tier_rows import memory_use
+from tests.profiler.tier_test.tier_rows import memory_use
 
 PROFILES = ("before", "after")
 BENCHMARKS = ("bench-a", "bench-b")

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from acestep_otel import otlp, semconv
-from acestep_otel.cli import main
-from acestep_otel.providers import Telemetry
+from acestep_otel.profiler.cli import main
+from acestep_otel.profiler.telemetry.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments
 from benchmarks.collectors import free_port
 from grafana.series import label, series
@@ -54,8 +54,8 @@ def test_a_real_run_passes_through_a_collector_unchanged(tmp_path: Path, monkeyp
     """The same run is sent to a receiver and, through rotel, to another."""
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "600000")
     with grpc_receiver() as near, grpc_receiver() as far, collector(far.endpoint) as (endpoint, _):
-        monkeypatch.setattr("acestep_otel.providers.metric_exporter", _both("metric", near.endpoint))
-        monkeypatch.setattr("acestep_otel.providers.span_exporter", _both("span", near.endpoint))
+        monkeypatch.setattr("acestep_otel.profiler.telemetry.providers.metric_exporter", _both("metric", near.endpoint))
+        monkeypatch.setattr("acestep_otel.profiler.telemetry.providers.span_exporter", _both("span", near.endpoint))
         assert main([*SHORT, "--otlp-endpoint", endpoint, "--output-dir", str(tmp_path)]) == 0
         sent = contents(near)
         far.wait_for_spans(len(sent["spans"]), seconds=15)
@@ -115,7 +115,7 @@ def test_a_run_is_scraped_without_a_collector_to_its_end(tmp_path: Path) -> None
     with running_with(tmp_path, documented_scraping(port)) as prometheus:
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "acestep_otel", *SHORT),
+                *(sys.executable, "-m", "acestep_otel.profiler", *SHORT),
                 *("--prometheus-port", str(port), "--output-dir", str(tmp_path)),
             ],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

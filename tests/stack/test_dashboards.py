@@ -13,8 +13,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from acestep.gpu_config import gpu_config
-from acestep_otel.report.tier_table import render_tiers
-from acestep_otel.report.tiers import GIB
+from acestep_otel.profiler.tier_test.table import render_tiers
+from acestep_otel.profiler.tier_test.trials import GIB
 from grafana.build import BOARDS as SOURCES
 from grafana.build import rendered
 from tests.stack.boards import BOARDS, PROVISIONING, ROOT, SEND, data_sources, load, panels, rules

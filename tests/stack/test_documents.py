@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from acestep_otel.cli import main
+from acestep_otel.profiler.cli import main
 from benchmarks.collectors import free_port, rotel_agent, rotel_environment
 from tests.programs import program
 from tests.receivers import grpc_receiver

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from acestep_otel import semconv
-from acestep_otel.report.breakdown import Breakdown
-from acestep_otel.report.rows import breakdown_rows
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from grafana.series import series
 from tests.stack import scenarios
 from tests.stack.boards import (

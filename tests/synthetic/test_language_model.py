@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import Qwen3Model
 
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, TINY_LAYOUT, build_language_model, qwen3_config
 

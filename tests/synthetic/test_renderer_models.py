@@ -14,8 +14,7 @@ import torch
 from diffusers.pipelines.ace_step import AceStepAudioTokenizer
 from transformers import Qwen3Model
 
-from acestep.renderer.models import RendererModels
-from acestep.renderer.schedule import trained_shift
+from acestep.renderer.models import RendererModels, trained_shift
 from acestep.synthetic.renderer import (
     RENDERER_CONFIGS,
     build_renderer_models,
@@ -38,7 +37,7 @@ XL_TRANSFORMER = 4_168_897_088
 
 DIGEST = """
 import hashlib, torch
-from acestep.renderer.schedule import trained_shift
+from acestep.renderer.models import trained_shift
 from acestep.synthetic.renderer import build_renderer_models
 from tests.synthetic.test_renderer_models import digest
 print(digest(build_renderer_models("acestep-v15-tiny", device=torch.device("cpu"), dtype=torch.float32)))

@@ -11,12 +11,13 @@ import torch
 
 from acestep.checkpoints import ModelSelection, load_audio_encoder, load_renderer_models
 from acestep.errors import CheckpointInvalid
-from acestep.renderer.audio_encoder import AudioEncoder, AudioEncoderModels
-from acestep.weights import empty
+from acestep.renderer.audio_encoder import AudioEncoder
+from acestep.renderer.models import AudioEncoderModels
+from acestep.weights import meta_modules
 from acestep.weights.conversion import convert
 from acestep.weights.layout import OfficialRenderer, find_renderer
-from acestep_otel.cli import main
-from tests.modes.outputs import OUTPUTS, result
+from acestep_otel.profiler.cli import main
+from tests.profiler.outputs import OUTPUTS, result
 from tests.weights.miniature import LANGUAGE_MODEL, rewrite, write_language_model
 
 TURBO = "acestep-v15-turbo"
@@ -59,8 +60,10 @@ def test_it_hears_what_the_whole_checkpoint_hears(root: Path) -> None:
 
 def test_nothing_else_is_built(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """R55."""
-    kept = {role: made for role, made in empty.RENDERER_MODULES.items() if role in empty.AUDIO_ENCODER_MODULES}
-    monkeypatch.setattr(empty, "RENDERER_MODULES", kept)
+    kept = {
+        role: made for role, made in meta_modules.RENDERER_MODULES.items() if role in meta_modules.AUDIO_ENCODER_MODULES
+    }
+    monkeypatch.setattr(meta_modules, "RENDERER_MODULES", kept)
     assert len(load(root).codes(recording())) == 12
 
 

@@ -10,7 +10,7 @@ from acestep.errors import CheckpointInvalid
 from acestep.weights import conversion
 from acestep.weights.conversion import convert
 from acestep.weights.layout import find_renderer
-from acestep.weights.official_names import PREFIXES, official_name
+from acestep.weights.official_format import PREFIXES, official_name
 from tests.weights.miniature import rewrite, shard
 
 TURBO = "acestep-v15-turbo"

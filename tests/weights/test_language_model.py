@@ -11,7 +11,7 @@ import torch
 
 from acestep.checkpoints import ModelSelection, load_language_model, load_planner
 from acestep.errors import CheckpointInvalid, CheckpointNotFound
-from acestep.planner.models import LanguageModel
+from acestep.planner.budget import LanguageModel
 from acestep.planner.vocabulary import QWEN3_LAYOUT
 from acestep.synthetic.language_model import TINY_LAYOUT, build_language_model
 from acestep.types import SongMetadata
@@ -103,7 +103,7 @@ def test_it_plans_like_the_model_that_it_was_made_from(root, synthetic):
 
 
 def test_a_renderer_as_language_model_and_nothing_at_all_are_refused_before_anything_loads(root):
-    with pytest.raises(CheckpointNotFound, match=r"no weights for 'acestep-5Hz-lm-9B': .*--weights synthetic"):
+    with pytest.raises(CheckpointNotFound, match=r"no weights for 'acestep-5Hz-lm-9B': .*`weights` 'synthetic'"):
         load(root, "acestep-5Hz-lm-9B")
     (root / "empty").mkdir()
     assert "is not a language model" in refusal(root, "empty")

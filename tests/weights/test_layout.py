@@ -47,9 +47,9 @@ def test_another_pipeline_is_not_taken_for_ours(tmp_path):
 
 def test_models_in_each_others_place_are_told_apart(checkpoints):
     language_model = checkpoints / "Qwen3-Embedding-0.6B"
-    with pytest.raises(CheckpointInvalid, match="is a language model: give it as --lm-model"):
+    with pytest.raises(CheckpointInvalid, match="is a language model: give it as `lm`"):
         find_renderer(language_model, checkpoints)
-    with pytest.raises(CheckpointInvalid, match="is a diffusion model: give it as --config-path"):
+    with pytest.raises(CheckpointInvalid, match="is a diffusion model: give it as `dit`"):
         require_language_model_folder(checkpoints / "acestep-v15-turbo")
     require_language_model_folder(language_model)
 

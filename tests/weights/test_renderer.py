@@ -97,7 +97,7 @@ def test_encoders_of_an_xl_model_have_sizes_of_their_own(checkpoints):
     wide = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 8, "num_key_value_heads": 2}
     narrow = {f"encoder_{size}": config[size] for size in wide}
     (folder / "config.json").write_text(json.dumps(config | wide | narrow))
-    from acestep.weights.official_names import official_name
+    from acestep.weights.official_format import official_name
     from acestep.weights.renderer import official_modules
 
     generator = torch.Generator().manual_seed(1)
@@ -282,5 +282,5 @@ def test_a_folder_that_a_diffusers_repository_lacks_is_named(checkpoints, tmp_pa
 @pytest.mark.parametrize("folder", ["vae", "Qwen3-Embedding-0.6B"])
 def test_what_the_official_layout_needs_beside_the_model_is_named(checkpoints, folder):
     (checkpoints / folder).rename(checkpoints / "gone")
-    with pytest.raises(CheckpointNotFound, match=f"needs the folder {folder}: looked for .*acestep-otel download"):
+    with pytest.raises(CheckpointNotFound, match=f"needs the folder {folder}: looked for .*part of acestep-v15-turbo"):
         load(checkpoints)

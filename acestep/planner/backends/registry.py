@@ -13,14 +13,15 @@ import torch
 
 from acestep.errors import BackendUnavailable
 from acestep.memory_cap import effective_free_memory
-from acestep.placement import Placement
+from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
+from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
-from acestep.residence import LANGUAGE_MODEL, Residence
+from acestep.types import Placement
 
 if TYPE_CHECKING:
     from acestep.planner.backends.mlx.backend import MlxBackend
     from acestep.planner.backends.vllm.backend import VllmBackend
-    from acestep.planner.models import LanguageModel
+    from acestep.planner.budget import LanguageModel
 
 _RESERVED_SHARE: Final = 0.5
 """Of the memory that weights leave free, what an engine may reserve: the renderer needs the rest."""
@@ -74,59 +75,55 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
         return name
     engine = ENGINES.get(name)
     if engine is None:
-        raise BackendUnavailable(f"unknown language-model backend {name!r}: choose {', '.join(BACKEND_NAMES)}")
+        raise BackendUnavailable(f"unknown `lm_backend` {name!r}: choose {', '.join(BACKEND_NAMES)}")
     if device.type not in engine.devices:
         raise BackendUnavailable(
-            f"--lm-backend {name} runs on {' and '.join(engine.devices)}, and the device is {device.type}: "
-            "use --lm-backend pt or auto"
+            f"`lm_backend` {name} runs on {' and '.join(engine.devices)}, and the device is {device.type}: "
+            "use `lm_backend` pt or auto"
         )
     if not _installed(engine):
-        raise BackendUnavailable(f"--lm-backend {name} is not installed: pip install 'acestep-otel[{name}]'")
+        raise BackendUnavailable(f"`lm_backend` {name} is not installed: pip install 'acestep-otel[{name}]'")
     if placement.offload_to_cpu and not placement.automatic_offload:
         raise BackendUnavailable(
-            f"--lm-backend {name} keeps its weights on the device, and --offload-to-cpu asks for models to wait in "
-            "host memory: use --lm-backend pt or auto, or leave out --offload-to-cpu"
+            f"`lm_backend` {name} keeps its weights on the device, and `offload_to_cpu` asks for models to wait in "
+            "host memory: use `lm_backend` pt or auto, or leave out `offload_to_cpu`"
         )
     return name
 
 
-def storage_device(name: str, residence: Residence) -> torch.device:
+def storage_device(name: str, offloader: ModelOffloader) -> torch.device:
     """Where a backend wants the weights to be loaded: an engine makes its own copy, so the host will do."""
-    return residence.home(LANGUAGE_MODEL) if name == "pt" else torch.device("cpu")
+    return offloader.idle_device(LANGUAGE_MODEL) if name == "pt" else torch.device("cpu")
 
 
-def create_planner(name: str, model: LanguageModel, songs: int, residence: Residence) -> Planner:
+def create_planner(
+    name: str, model: LanguageModel, songs: int, offloader: ModelOffloader, *, fused_decode: bool = True
+) -> Planner:
     """A planner on a backend.
 
     Args:
         name: ``pt``, ``vllm`` or ``mlx`` (see ``resolve_backend``).
         model: the loaded language model.
         songs: made together, which an engine that reserves its memory makes room for.
-        residence: of the language model, on the device that it shall run on; an engine never leaves it.
+        offloader: of the language model, on the device that it shall run on; an engine never leaves it.
+        fused_decode: let pt decode in its own kernels where these can run.
 
     Raises:
         BackendUnavailable: the backend cannot run here.
         OutOfMemory: it does not fit.
     """
     if name == "pt":
-        residence.settle(LANGUAGE_MODEL, model.body)
-        return Planner.from_language_model(model, residence=residence)
+        offloader.place(LANGUAGE_MODEL, model.body)
+        fuse = None if fused_decode else False
+        return Planner.on_backend(PtBackend(model, fuse=fuse), model, offloader=offloader)
     try:
-        backend = _start_vllm(model, residence.device, songs) if name == "vllm" else _start_mlx(model)
+        backend = _start_vllm(model, offloader.device, songs) if name == "vllm" else _start_mlx(model)
     except ImportError as error:
         raise BackendUnavailable(
-            f"--lm-backend {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
-            "fresh environment, or use --lm-backend pt"
+            f"`lm_backend` {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
+            "fresh environment, or use `lm_backend` pt"
         ) from error
-    return Planner(
-        backend,
-        model.vocabulary,
-        model_name=model.name,
-        weights=model.weights,
-        device=residence.device,
-        dtype=model.dtype,
-        budget=backend.budget,
-    )
+    return Planner.on_backend(backend, model, offloader=ModelOffloader(offloader.device, Placement()))
 
 
 def _start_vllm(model: LanguageModel, device: torch.device, songs: int) -> VllmBackend:

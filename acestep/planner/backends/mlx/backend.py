@@ -1,4 +1,4 @@
-"""The MLX backend: mlx-lm's Qwen3 under the decode loop of the PyTorch backend, on MLX arrays.
+"""The planner's phases on MLX: the decode loop of the PyTorch backend on MLX arrays.
 
 Guidance is combined on hidden states before the head, the head has the rows that can be drawn at all, and what the
 grammar forces rides along with the next pass. The device works one pass ahead of the host.
@@ -6,34 +6,32 @@ grammar forces rides along with the next pass. The device works one pass ahead o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import mlx.core as mx
-import numpy as np
 import torch
 
-from acestep.errors import BackendUnavailable, InvalidOutput
-from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
+from acestep.planner.backends.base import (
+    COMPOSING,
+    CodesPhase,
+    PhaseTokens,
+    PlannerBackend,
+    TextPhase,
+    seconds_of,
+    unloaded,
+)
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.mlx.decode_state import Candidates, DecodeState
-from acestep.planner.backends.mlx.model import convert
+from acestep.planner.backends.mlx.decode_state import Candidates, DecodeState, convert
 from acestep.planner.backends.mlx.sampling import sample
-from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide, reasoning_ends
-from acestep.planner.backends.timing import share_saved
-from acestep.planner.budget import PlannerBudget
-from acestep.planner.grammar import AllowedTokens, GrammarCursor
-from acestep.planner.models import LanguageModel
-from acestep.planner.sampling import item_keys
-from acestep.types import Progress, ProgressCallback, SamplingSettings
+from acestep.planner.budget import LanguageModel, PlannerBudget
+from acestep.types import SamplingSettings
 
 _HOST: Final = torch.device("cpu")
 """Clock of the timings: a pass is waited for where it is timed."""
 
 
-class MlxBackend(GrammarWalk):
+class MlxBackend(PlannerBackend[Candidates]):
     """``PlannerBackend`` on MLX.
 
     Args:
@@ -43,76 +41,14 @@ class MlxBackend(GrammarWalk):
     name = "mlx"
 
     def __init__(self, model: LanguageModel) -> None:
-        self._model_name = model.name
-        self._vocabulary = model.vocabulary
+        super().__init__(model)
         self._body: Any = convert(model)
-        self._candidates: WeakKeyDictionary[AllowedTokens, Candidates] = WeakKeyDictionary()
         self.budget = PlannerBudget.of(model)
-
-    def generate_metadata(
-        self,
-        prompt: Sequence[int],
-        cursor: GrammarCursor | None,
-        sampling: SamplingSettings,
-        seed: int,
-        token_limit: int,
-        progress: ProgressCallback | None = None,
-    ) -> PhaseTokens:
-        """Phase 1 (see ``PlannerBackend.generate_metadata``): one token is read back per pass, for the grammar."""
-        layout = self._vocabulary.layout
-        guide: TextGuide[Candidates]
-        if cursor is None:
-            candidates = Candidates.of(TokenChoice.text(layout), self._head)
-            guide = FreeText(candidates, reasoning_ends(layout))
-        else:
-            guide = ConstrainedText(cursor, self.constrain, self.accept)
-        return self._write_text(REASONING, prompt, guide, sampling, seed, token_limit, progress)
-
-    def generate_lyrics(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingSettings,
-        seed: int,
-        token_limit: int,
-        progress: ProgressCallback | None = None,
-    ) -> PhaseTokens:
-        """Free text (see ``PlannerBackend.generate_lyrics``): one token is read back per pass, to see its end."""
-        candidates = Candidates.of(self._lyrics, self._head)
-        guide = FreeText(candidates, frozenset({self._vocabulary.layout.eos}))
-        return self._write_text(LYRICS, prompt, guide, sampling, seed, token_limit, progress)
-
-    def generate_codes(
-        self,
-        conditional: Sequence[int],
-        unconditional: Sequence[int] | None,
-        count: int,
-        sampling: SamplingSettings,
-        seeds: Sequence[int],
-        progress: ProgressCallback | None = None,
-    ) -> PhaseTokens:
-        """Phase 2 (see ``PlannerBackend.generate_codes``): ids stay on the device, the end is known beforehand."""
-        prompts = [conditional] if unconditional is None else [conditional, unconditional]
-        candidates = Candidates.of(TokenChoice.codes(self._vocabulary.layout), self._head)
-        keys = mx.array(np.stack([item_keys(seed, COMPOSING, count).numpy() for seed in seeds], axis=1))
-        state = self.prefill(prompts)
-        state.repeat(len(seeds))
-        written: list[mx.array] = []
-        for step in range(count):
-            pending = mx.tile(written[-1], len(prompts))[:, None] if written else None
-            written.append(self.decode(state, pending, candidates, sampling, keys[step]))
-            if len(written) % PROGRESS_INTERVAL == 0 or len(written) == count:
-                # Reading a value waits for the device: what is reported has really been done.
-                mx.eval(written[-1], state.finite)
-                if progress is not None:
-                    progress(Progress(COMPOSING, len(written), count))
-        self._require_finite(state, COMPOSING)
-        series: list[list[int]] = mx.stack(written, axis=1).tolist()
-        return PhaseTokens.of_codes(series, conditional, unconditional, forwards=state.forwards)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
         """One pass over the prompts, one row each; ends when the device has done it."""
         if self._body is None:
-            raise BackendUnavailable("the language model was unloaded: load it again")
+            raise unloaded()
         state = DecodeState(self._body, prompts, self._vocabulary.layout.pad)
         mx.eval(state.hidden)
         return state
@@ -149,72 +85,57 @@ class MlxBackend(GrammarWalk):
         mx.eval(drawn if pending is None else pending)
         return drawn
 
-    def constrain(self, cursor: GrammarCursor) -> Candidates:
-        """The candidates that the grammar leaves at this place."""
-        allowed = cursor.allowed()
-        candidates = self._candidates.get(allowed)
-        if candidates is None:
-            choice = TokenChoice.of_grammar(allowed, self._vocabulary.layout)
-            candidates = self._candidates[allowed] = Candidates.of(choice, self._head)
-        return candidates
-
-    def measure_guidance_share(self, rows: int, context: int) -> float:
-        """Share of a decode pass that the unconditional rows cost (see ``PtBackend.measure_guidance_share``)."""
-        prompt = [self._vocabulary.layout.pad] * context
-        plain, guided = self.prefill([prompt]), self.prefill([prompt, prompt[1:]])
-        for state in (plain, guided):
-            state.repeat(rows)
-        return share_saved(_HOST, plain.time_advance, guided.time_advance)
-
-    def measure_prefill_guidance_share(self, tokens: int) -> float:
-        """The same for the pass over the prompts, of which the conditional one has ``tokens`` tokens."""
-        prompt = [self._vocabulary.layout.pad] * tokens
-        return share_saved(_HOST, lambda: self.prefill([prompt]), lambda: self.prefill([prompt, prompt[1:]]))
-
     def unload(self) -> None:
         """Free the model's memory (see ``PlannerBackend.unload``)."""
-        self._body = None
-        self._candidates.clear()
-        mx.clear_cache()
+        with self._turn:
+            self._body = None
+            self._forget_candidates()
+            mx.clear_cache()
 
-    def _write_text(
-        self,
-        stage: str,
-        prompt: Sequence[int],
-        guide: TextGuide[Candidates],
-        sampling: SamplingSettings,
-        seed: int,
-        token_limit: int,
-        progress: ProgressCallback | None,
-    ) -> PhaseTokens:
-        """Decode one row until the guide is done or ``token_limit`` tokens were drawn."""
-        keys = mx.array(item_keys(seed, stage, token_limit).numpy())
+    def _candidates(self, choice: TokenChoice) -> Candidates:
+        if self._body is None:
+            raise unloaded()
+        return Candidates.of(choice, self._body.embed_tokens.weight)
+
+    def _write_codes(self, phase: CodesPhase) -> PhaseTokens:
+        """Ids stay on the device: nothing is read before a report or the end."""
+        candidates = self._candidates(TokenChoice.codes(self._vocabulary.layout))
+        keys = mx.array(phase.noise_keys().numpy())
+        state = self.prefill(phase.prompts)
+        state.repeat(len(phase.seeds))
+        written: list[mx.array] = []
+        for step in range(phase.count):
+            pending = mx.tile(written[-1], len(phase.prompts))[:, None] if written else None
+            written.append(self.decode(state, pending, candidates, phase.sampling, keys[step]))
+            if phase.is_report_due(len(written)):
+                # Reading a value waits for the device: what is reported has really been done.
+                mx.eval(written[-1], state.finite)
+                phase.report(len(written))
+        self._require_finite(bool(state.finite.item()), COMPOSING)
+        songs: list[list[int]] = mx.stack(written, axis=1).tolist()
+        return PhaseTokens.of_codes(songs, phase.conditional, phase.unconditional, forwards=state.forwards)
+
+    def _write_text(self, phase: TextPhase[Candidates]) -> PhaseTokens:
+        """One token is read back per pass, for the guide."""
+        keys, guide = mx.array(phase.noise_keys().numpy()), phase.guide
         written = guide.opening()
-        state = self.prefill([[*prompt, *written]])
+        state = self.prefill([[*phase.prompt, *written]])
         pending: mx.array | None = None
         sampled = 0
-        while not guide.done and sampled < token_limit:
-            drawn = self.decode(state, pending, guide.candidates(), sampling, keys[sampled : sampled + 1])
+        while not guide.done and sampled < phase.token_limit:
+            drawn = self.decode(state, pending, guide.candidates(), phase.sampling, keys[sampled : sampled + 1])
             chunk = guide.accept(int(drawn.item()))
             written += chunk
             sampled += 1
             pending = mx.array([chunk])
-            if progress is not None:
-                progress(Progress(stage, len(written), None))
-        self._require_finite(state, stage)
-        return PhaseTokens.of_text(written, prompt, sampled=sampled, forwards=state.forwards)
+            phase.report(len(written))
+        self._require_finite(bool(state.finite.item()), phase.stage)
+        return PhaseTokens.of_text(written, phase.prompt, sampled=sampled, forwards=state.forwards)
 
-    @property
-    def _head(self) -> mx.array:
-        if self._body is None:
-            raise BackendUnavailable("the language model was unloaded: load it again")
-        weights: mx.array = self._body.embed_tokens.weight
-        return weights
+    def _decode_timer(self, songs: int, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
+        state = self.prefill(prompts)
+        state.repeat(songs)
+        return lambda: seconds_of(_HOST, state.time_advance)
 
-    @cached_property
-    def _lyrics(self) -> TokenChoice:
-        return TokenChoice.lyrics(self._vocabulary)
-
-    def _require_finite(self, state: DecodeState, stage: str) -> None:
-        if not state.finite.item():
-            raise InvalidOutput(f"the language model {self._model_name} produced NaN or infinity", stage=stage)
+    def _prefill_timer(self, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
+        return lambda: seconds_of(_HOST, lambda: self.prefill(prompts))

@@ -1,4 +1,4 @@
-"""Rows of a decode loop on MLX arrays, and the candidates they choose from."""
+"""The model in mlx-lm, the rows of a decode loop on MLX arrays, and the candidates they choose from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import torch
 from mlx_lm.models.cache import BatchKVCache
+from mlx_lm.models.qwen3 import Model, ModelArgs
 
 from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.budget import LanguageModel
+
+
+def convert(model: LanguageModel) -> Any:
+    """The model's body in mlx-lm, with copies of its weights."""
+    config: dict[str, Any] = model.body.config.to_dict()  # type: ignore[operator, union-attr]
+    converted = Model(ModelArgs.from_dict(config))
+    converted.load_weights([(f"model.{name}", as_mlx(value)) for name, value in model.body.named_parameters()])
+    mx.eval(converted.parameters())
+    return converted.model
+
+
+def as_mlx(tensor: torch.Tensor) -> mx.array:
+    """A copy as MLX array; bfloat16 goes by its bits, which NumPy has no type for."""
+    host = tensor.detach().cpu().contiguous()
+    if host.dtype == torch.bfloat16:
+        return mx.array(host.view(torch.int16).numpy()).view(mx.bfloat16)
+    return mx.array(host.numpy())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

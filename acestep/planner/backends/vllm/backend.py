@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from statistics import median
-from threading import Lock
 from time import perf_counter
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import torch
 
-from acestep.errors import BackendFailed, BackendUnavailable, InvalidOutput
-from acestep.planner.backends import COMPOSING, LYRICS, PROGRESS_INTERVAL, REASONING, PhaseTokens
+from acestep.errors import BackendFailed
+from acestep.planner.backends.base import COMPOSING, CodesPhase, PhaseTokens, PlannerBackend, TextPhase, unloaded
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.text import ConstrainedText, FreeText, GrammarWalk, TextGuide, reasoning_ends
-from acestep.planner.backends.vllm.draws import CodesDraw, Draw, DrawingDesk, TextDraw
 from acestep.planner.backends.vllm.engine import Reservation, build_engine, close_engine
 from acestep.planner.backends.vllm.rows import EngineRows, RowRequest
-from acestep.planner.budget import PlannerBudget, bytes_per_position
-from acestep.planner.grammar import AllowedTokens, GrammarCursor
-from acestep.planner.models import LanguageModel
-from acestep.planner.sampling import item_keys
-from acestep.types import Progress, ProgressCallback, SamplingSettings
+from acestep.planner.backends.vllm.selection import CodesSelection, Selection, TextSelection, TokenSelector
+from acestep.planner.budget import LanguageModel, PlannerBudget, bytes_per_position
+from acestep.types import SamplingSettings
 
-_TIMED_PASSES: Final = 7
-_WARM_UPS: Final = 2
+_TIMED_PASSES: Final = 16
 
 
-class VllmBackend(GrammarWalk):
+class VllmBackend(PlannerBackend[TokenChoice]):
     """``PlannerBackend`` on vLLM.
 
     The engine is started with room for a number of songs and takes no more memory afterwards. It has no prefix cache,
@@ -52,80 +43,17 @@ class VllmBackend(GrammarWalk):
     def __init__(
         self, model: LanguageModel, *, device: torch.device, songs: int, memory_limit: int | None = None
     ) -> None:
-        self._model_name = model.name
-        self._vocabulary = model.vocabulary
+        super().__init__(model)
         self._device = device
-        self._desk = DrawingDesk()
-        self._turn = Lock()
-        self._choices: WeakKeyDictionary[AllowedTokens, TokenChoice] = WeakKeyDictionary()
+        self._selector = TokenSelector()
         reservation = Reservation.for_songs(model, songs, memory_limit)
-        self._engine: Any = build_engine(model, device, reservation, self._desk)
+        self._engine: Any = build_engine(model, device, reservation, self._selector)
         self.budget = PlannerBudget(
             context_limit=reservation.context_limit,
             bytes_per_position=bytes_per_position(model),
             free_bytes=lambda: reservation.bytes,
             row_limit=reservation.rows,
         )
-
-    def generate_metadata(
-        self,
-        prompt: Sequence[int],
-        cursor: GrammarCursor | None,
-        sampling: SamplingSettings,
-        seed: int,
-        token_limit: int,
-        progress: ProgressCallback | None = None,
-    ) -> PhaseTokens:
-        """Phase 1 (see ``PlannerBackend.generate_metadata``); a forced token takes a pass, like any other."""
-        layout = self._vocabulary.layout
-        guide: TextGuide[TokenChoice]
-        if cursor is None:
-            guide = FreeText(TokenChoice.text(layout), reasoning_ends(layout))
-        else:
-            guide = ConstrainedText(cursor, self.constrain, self.accept)
-        return self._write_text(REASONING, prompt, guide, sampling, seed, token_limit, progress)
-
-    def generate_lyrics(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingSettings,
-        seed: int,
-        token_limit: int,
-        progress: ProgressCallback | None = None,
-    ) -> PhaseTokens:
-        """Free text (see ``PlannerBackend.generate_lyrics``)."""
-        guide = FreeText(self._lyrics, frozenset({self._vocabulary.layout.eos}))
-        return self._write_text(LYRICS, prompt, guide, sampling, seed, token_limit, progress)
-
-    def generate_codes(
-        self,
-        conditional: Sequence[int],
-        unconditional: Sequence[int] | None,
-        count: int,
-        sampling: SamplingSettings,
-        seeds: Sequence[int],
-        progress: ProgressCallback | None = None,
-    ) -> PhaseTokens:
-        """Phase 2 (see ``PlannerBackend.generate_codes``): a request per row; guidance pairs two of them."""
-        songs = len(seeds)
-        keys = torch.stack([item_keys(seed, COMPOSING, count) for seed in seeds], dim=1).to(self._device)
-        guided = unconditional is not None
-        draw = CodesDraw(TokenChoice.codes(self._vocabulary.layout), sampling, keys, guided=guided)
-        with self._rows(COMPOSING, _groups(songs, conditional, unconditional, count), draw) as rows:
-            self.prefill(rows)
-            while not rows.finished:
-                self.decode(rows)
-                written = [rows.written[song] for song in range(songs)]
-                if guided and not (draw.in_step and _twins_agree(rows, songs)):
-                    raise BackendFailed(
-                        "vLLM ran the two requests of a guided song in different passes, so their tokens differ: "
-                        "take --lm-backend pt, or a guidance scale of 1",
-                        stage=COMPOSING,
-                    )
-                done = min(map(len, written))
-                if progress is not None and (done == count or (done and done % PROGRESS_INTERVAL == 0)):
-                    progress(Progress(COMPOSING, done, count))
-        return PhaseTokens.of_codes(written, conditional, unconditional, forwards=rows.passes, engine_times=rows.times)
 
     def prefill(self, rows: EngineRows) -> None:
         """The engine's first pass: it takes the prompts and gives the first token of each row."""
@@ -135,41 +63,6 @@ class VllmBackend(GrammarWalk):
         """One token of each row: those of the first pass, or of another one."""
         rows.advance()
 
-    def constrain(self, cursor: GrammarCursor) -> TokenChoice:
-        """What the grammar leaves at this place."""
-        allowed = cursor.allowed()
-        choice = self._choices.get(allowed)
-        if choice is None:
-            choice = self._choices[allowed] = TokenChoice.of_grammar(allowed, self._vocabulary.layout)
-        return choice
-
-    def trace_headers(self) -> Mapping[str, str] | None:
-        """Headers of the trace that the engine's own spans shall join; the tracing layer provides them from outside."""
-        return None
-
-    def measure_guidance_share(self, rows: int, context: int) -> float:
-        """Share of a decode pass that the unconditional rows cost.
-
-        Args:
-            rows: songs generated together.
-            context: positions in the cache.
-
-        Returns:
-            ``1 - time(rows) / time(2 * rows)``, from medians, 0 ... 1.
-        """
-        prompt = [self._vocabulary.layout.pad] * context
-        return _saved(
-            median(self._pass_seconds(rows, prompt, None)[_WARM_UPS:]),
-            median(self._pass_seconds(rows, prompt, prompt[1:])[_WARM_UPS:]),
-        )
-
-    def measure_prefill_guidance_share(self, tokens: int) -> float:
-        """The same for the pass over the prompts, of which the conditional one has ``tokens`` tokens."""
-        prompt = [self._vocabulary.layout.pad] * tokens
-        plain = [self._pass_seconds(1, prompt, None, 1)[0] for _ in range(_WARM_UPS + _TIMED_PASSES)]
-        guided = [self._pass_seconds(1, prompt, prompt[1:], 1)[0] for _ in range(_WARM_UPS + _TIMED_PASSES)]
-        return _saved(median(plain[_WARM_UPS:]), median(guided[_WARM_UPS:]))
-
     def unload(self) -> None:
         """Stop the engine and free its memory (see ``PlannerBackend.unload``)."""
         with self._turn:
@@ -177,93 +70,97 @@ class VllmBackend(GrammarWalk):
             if engine is not None:
                 close_engine(engine)
 
-    def _write_text(
-        self,
-        stage: str,
-        prompt: Sequence[int],
-        guide: TextGuide[TokenChoice],
-        sampling: SamplingSettings,
-        seed: int,
-        token_limit: int,
-        progress: ProgressCallback | None,
-    ) -> PhaseTokens:
-        """Decode one row until the guide is done or ``token_limit`` tokens were drawn."""
-        layout = self._vocabulary.layout
-        keys = item_keys(seed, stage, token_limit).to(self._device)
-        draw = TextDraw(guide, sampling, keys, closing=layout.eos)
-        prompted = [*prompt, *draw.opening]
-        request = RowRequest(
-            0, prompted, self.budget.context_limit + 1 - len(prompted), frozenset({layout.eos, *guide.ends})
+    def _candidates(self, choice: TokenChoice) -> TokenChoice:
+        return choice
+
+    def _write_codes(self, phase: CodesPhase) -> PhaseTokens:
+        """A request per row; guidance pairs two of them."""
+        songs, guided = len(phase.seeds), phase.unconditional is not None
+        keys = phase.noise_keys().to(self._device)
+        selection = CodesSelection(TokenChoice.codes(self._vocabulary.layout), phase.sampling, keys, guided=guided)
+        with self._rows(COMPOSING, _groups(phase), selection) as rows:
+            self.prefill(rows)
+            while not rows.finished:
+                self.decode(rows)
+                written = [rows.written[song] for song in range(songs)]
+                if guided and not (selection.in_step and _pairs_agree(rows, songs)):
+                    raise BackendFailed(
+                        "vLLM ran the two requests of a guided song in different passes, so their tokens differ: "
+                        "take `lm_backend` pt, or a guidance scale of 1",
+                        stage=COMPOSING,
+                    )
+                done = min(map(len, written))
+                if done and phase.is_report_due(done):
+                    phase.report(done)
+        return PhaseTokens.of_codes(
+            written, phase.conditional, phase.unconditional, forwards=rows.passes, engine_times=rows.times
         )
-        with self._rows(stage, [[request]], draw) as rows:
-            if not draw.over:
+
+    def _write_text(self, phase: TextPhase[TokenChoice]) -> PhaseTokens:
+        """A forced token takes a pass, like any other."""
+        eos, guide = self._vocabulary.layout.eos, phase.guide
+        selection = TextSelection(guide, phase.sampling, phase.noise_keys().to(self._device), closing=eos)
+        prompt = [*phase.prompt, *selection.opening]
+        request = RowRequest(0, prompt, self.budget.context_limit + 1 - len(prompt), frozenset({eos, *guide.ends}))
+        with self._rows(phase.stage, [[request]], selection) as rows:
+            if not selection.over:
                 self.prefill(rows)
             while not rows.finished:
-                if draw.over and not rows.unread:
-                    # The text has ended, the engine's request has not: the token that ends it is nobody's.
+                if selection.over and not rows.unread:
+                    # The text has ended, the engine's request has not: the token that ends it belongs to no text.
                     rows.advance()
                     break
                 self.decode(rows)
-                if progress is not None:
-                    progress(Progress(stage, len(draw.written), None))
+                phase.report(len(selection.written))
         return PhaseTokens.of_text(
-            draw.written, prompt, sampled=draw.sampled, forwards=rows.passes, engine_times=rows.times
+            selection.written, phase.prompt, sampled=selection.sampled, forwards=rows.passes, engine_times=rows.times
         )
 
-    @contextmanager
-    def _rows(self, stage: str, groups: Sequence[Sequence[RowRequest]], draw: Draw) -> Iterator[EngineRows]:
-        """A phase's rows, and the desk for its draw alone."""
-        with self._turn:
-            if self._engine is None:
-                raise BackendUnavailable("the language model was unloaded: load it again")
-            self._desk.open(draw)
-            try:
-                with EngineRows(self._engine, stage, groups, self.trace_headers()) as rows:
-                    yield rows
-                if not self._desk.finite:
-                    raise InvalidOutput(f"the language model {self._model_name} produced NaN or infinity", stage=stage)
-            finally:
-                self._desk.close()
+    def _decode_timer(self, songs: int, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
+        """The passes of a phase that is cut short, one after the other."""
+        seconds = self._pass_seconds(songs, prompts, _TIMED_PASSES)
+        return iter(seconds).__next__
 
-    def _pass_seconds(
-        self,
-        songs: int,
-        conditional: Sequence[int],
-        unconditional: Sequence[int] | None,
-        passes: int = _WARM_UPS + _TIMED_PASSES,
-    ) -> list[float]:
-        """Seconds of each pass of a phase 2 that is cut short."""
-        keys = torch.zeros(passes, songs, dtype=torch.long, device=self._device)
-        draw = CodesDraw(
-            TokenChoice.codes(self._vocabulary.layout), SamplingSettings(), keys, guided=unconditional is not None
+    def _prefill_timer(self, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
+        return lambda: self._pass_seconds(1, prompts, 1)[0]
+
+    def _pass_seconds(self, songs: int, prompts: Sequence[Sequence[int]], passes: int) -> list[float]:
+        unconditional = prompts[1] if len(prompts) > 1 else None
+        phase = CodesPhase(prompts[0], unconditional, passes, SamplingSettings(), [0] * songs)
+        keys = phase.noise_keys().to(self._device)
+        selection = CodesSelection(
+            TokenChoice.codes(self._vocabulary.layout), phase.sampling, keys, guided=unconditional is not None
         )
         seconds = []
-        with self._rows(COMPOSING, _groups(songs, conditional, unconditional, passes), draw) as rows:
+        with self._rows(COMPOSING, _groups(phase), selection) as rows:
             while not rows.finished:
                 begin = perf_counter()
                 rows.advance()
                 seconds.append(perf_counter() - begin)
         return seconds
 
-    @cached_property
-    def _lyrics(self) -> TokenChoice:
-        return TokenChoice.lyrics(self._vocabulary)
+    @contextmanager
+    def _rows(self, stage: str, groups: Sequence[Sequence[RowRequest]], selection: Selection) -> Iterator[EngineRows]:
+        """A phase's rows, with the selector for its selection alone."""
+        if self._engine is None:
+            raise unloaded()
+        self._selector.open(selection)
+        try:
+            with EngineRows(self._engine, stage, groups) as rows:
+                yield rows
+            self._require_finite(self._selector.finite, stage)
+        finally:
+            self._selector.close()
 
 
-def _groups(
-    songs: int, conditional: Sequence[int], unconditional: Sequence[int] | None, count: int
-) -> list[list[RowRequest]]:
+def _groups(phase: CodesPhase) -> list[list[RowRequest]]:
     """A song's rows, which have to be in step."""
-    if unconditional is None:
-        return [[RowRequest(song, conditional, count)] for song in range(songs)]
+    songs = len(phase.seeds)
     return [
-        [RowRequest(song, conditional, count), RowRequest(songs + song, unconditional, count)] for song in range(songs)
+        [RowRequest(song + songs * index, prompt, phase.count) for index, prompt in enumerate(phase.prompts)]
+        for song in range(songs)
     ]
 
 
-def _twins_agree(rows: EngineRows, songs: int) -> bool:
+def _pairs_agree(rows: EngineRows, songs: int) -> bool:
     return all(rows.written[song][-1:] == rows.written[songs + song][-1:] for song in range(songs))
-
-
-def _saved(smaller: float, larger: float) -> float:
-    return min(max(1 - smaller / larger, 0.0), 1.0)

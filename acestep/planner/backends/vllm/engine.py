@@ -22,9 +22,8 @@ import numpy as np
 import torch
 
 from acestep.errors import BackendUnavailable, OutOfMemory
-from acestep.planner.backends.vllm.draws import DrawingDesk
-from acestep.planner.budget import bytes_per_position
-from acestep.planner.models import LanguageModel
+from acestep.planner.backends.vllm.selection import TokenSelector
+from acestep.planner.budget import LanguageModel, bytes_per_position
 
 _LOAD_FORMAT: Final = "acestep"
 _BLOCK: Final = 128
@@ -41,7 +40,7 @@ class Reservation:
     """What the engine sets aside when it starts; nothing is added later.
 
     Attributes:
-        rows: sequences that run together: a song, and with guidance its unconditional twin.
+        rows: sequences that run together: a song, and with guidance its unconditional row.
         context_limit: positions of one row.
         bytes: for keys and values that requests may ask for.
     """
@@ -67,21 +66,21 @@ class Reservation:
         if reserved < 2 * row:
             raise OutOfMemory(
                 f"keys and values of one guided song need {2 * row / 2**30:.2f} GiB, but only {reserved / 2**30:.2f} "
-                "GiB can be reserved beside the weights: take a smaller language model, or --lm-backend pt, which "
+                "GiB can be reserved beside the weights: take a smaller language model, or `lm_backend` pt, which "
                 "takes what a request needs",
                 stage="model.load",
             )
         return cls(rows, model.context_limit, reserved)
 
 
-def build_engine(model: LanguageModel, device: torch.device, reservation: Reservation, desk: DrawingDesk) -> Any:
+def build_engine(model: LanguageModel, device: torch.device, reservation: Reservation, selector: TokenSelector) -> Any:
     """Start an engine with the weights of a loaded model, which it copies.
 
     Args:
         model: the language model; usually in host memory.
         device: where the engine runs.
         reservation: of rows, and of memory for keys and values.
-        desk: decides the tokens.
+        selector: decides the tokens.
 
     Returns:
         ``vllm.v1.engine.llm_engine.LLMEngine``.
@@ -104,7 +103,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         if current_platform.device_type != device.type:
             raise BackendUnavailable(
                 f"this vLLM is built for {current_platform.device_type or 'no device of this machine'}, "
-                f"and the device is {device.type}: use --lm-backend pt, or install a vLLM for {device.type}"
+                f"and the device is {device.type}: use `lm_backend` pt, or install a vLLM for {device.type}"
             )
         if model_parallel_is_initialized():
             # Engines share the process's groups of workers: stopping one would stop the other.
@@ -116,7 +115,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             try:
                 config = arguments.create_engine_config()
                 # Which of vLLM's two model runners will run decides which interface the processor has.
-                config.model_config.logits_processors = [processor_class(desk, v2=config.use_v2_model_runner)]
+                config.model_config.logits_processors = [processor_class(selector, v2=config.use_v2_model_runner)]
                 return LLMEngine(
                     vllm_config=config,
                     executor_class=Executor.get_class(config),
@@ -129,7 +128,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             except (ValueError, RuntimeError) as error:
                 cleanup_dist_env_and_memory()
                 raise BackendUnavailable(
-                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use --lm-backend pt)"
+                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
                 ) from error
 
 
@@ -200,25 +199,24 @@ def _register_loader(model: LanguageModel) -> None:
 def _process_as_it_was() -> Iterator[None]:
     """Undo what starting an engine does to the rest of the process, and keep it quiet.
 
-    It reads its switches from the environment, seeds every random generator there is, and on the CPU disables
-    ``torch.set_num_threads``. How much it says is settled when vLLM is imported, so that happens in here too.
+    It reads its switches from the environment and leaves others there, seeds every random generator there is, and
+    changes the number of PyTorch's threads; on the CPU it even disables ``torch.set_num_threads``. How much it logs is
+    decided when vLLM is imported, so that happens in here too.
     """
-    quiet = {} if "VLLM_LOGGING_LEVEL" in os.environ else {"VLLM_LOGGING_LEVEL": "ERROR"}
-    switches = _ENVIRONMENT | quiet
-    before = {name: os.environ.get(name) for name in switches}
+    environment, threads = dict(os.environ), torch.get_num_threads()
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
-    os.environ.update(switches)
+    os.environ.update(_ENVIRONMENT)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
             # About what PyTorch will drop one day: vLLM's affair.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""vLLM's two interfaces for logits processors, both handing their logits to the desk.
+"""vLLM's two interfaces for logits processors, both handing their logits to the selector.
 
 Which one applies depends on the engine's model runner: V1, or V2, which vLLM takes where it has Triton (CUDA).
 """
@@ -11,27 +11,27 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
 
-from acestep.planner.backends.vllm.draws import ROW, DrawingDesk
+from acestep.planner.backends.vllm.selection import ROW, TokenSelector
 
 if TYPE_CHECKING:
     import torch
 
 
-def processor_class(desk: DrawingDesk, *, v2: bool) -> type[Any]:
-    """A processor class of the interface that the engine will ask for, bound to a desk.
+def processor_class(selector: TokenSelector, *, v2: bool) -> type[Any]:
+    """A processor class of the interface that the engine will ask for, bound to a selector.
 
     Args:
-        desk: decides the tokens.
+        selector: decides the tokens.
         v2: whether Model Runner V2 will run.
     """
-    # The engine makes the instance itself, so the class has to know the desk.
-    return type("DeskProcessor", (_ProcessorV2 if v2 else _ProcessorV1,), {"_desk": desk})
+    # The engine makes the instance itself, so the class has to know the selector.
+    return type("SelectingProcessor", (_ProcessorV2 if v2 else _ProcessorV1,), {"_selector": selector})
 
 
 class _ProcessorV1(LogitsProcessor):
     """Interface of Model Runner V1: told about changes of the batch, then given its logits."""
 
-    _desk: DrawingDesk
+    _selector: TokenSelector
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002
         self._rows: dict[int, int] = {}
@@ -47,14 +47,14 @@ class _ProcessorV1(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Leave each of our rows one token."""
         places = sorted(self._rows)
-        self._desk.decide(logits, places, [self._rows[place] for place in places])
+        self._selector.select(logits, places, [self._rows[place] for place in places])
         return logits
 
 
 class _ProcessorV2(LogitsProcessorV2):
     """Interface of Model Runner V2: requests keep a slot, and every batch says which slots it holds."""
 
-    _desk: DrawingDesk
+    _selector: TokenSelector
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:  # noqa: ARG002
         self._rows: dict[int, int] = {}
@@ -71,7 +71,7 @@ class _ProcessorV2(LogitsProcessorV2):
         """Leave each of our rows one token."""
         slots = ctx.idx_mapping_np.tolist()
         places = [place for place, slot in enumerate(slots) if slot in self._rows]
-        self._desk.decide(logits, places, [self._rows[slots[place]] for place in places])
+        self._selector.select(logits, places, [self._rows[slots[place]] for place in places])
         return logits
 
 

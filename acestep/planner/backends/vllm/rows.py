@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 from acestep.errors import BackendFailed, BudgetExceeded
-from acestep.planner.backends import EngineTimes
-from acestep.planner.backends.vllm.draws import ROW
+from acestep.planner.backends.base import EngineTimes
+from acestep.planner.backends.vllm.selection import ROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,6 @@ class EngineRows:
         engine: vLLM's.
         stage: of the phase, for errors.
         groups: rows that must be in step.
-        trace_headers: of the trace that the engine's own spans join.
 
     Raises:
         BudgetExceeded: the prompts of a group do not fit into one pass.
@@ -58,12 +57,10 @@ class EngineRows:
         engine: Any,
         stage: str,
         groups: Sequence[Sequence[RowRequest]],
-        trace_headers: Mapping[str, str] | None = None,
     ) -> None:
         self._engine = engine
         self._stage = stage
         self._waiting = deque(groups)
-        self._trace_headers = trace_headers
         self._capacity: int = engine.vllm_config.scheduler_config.max_num_batched_tokens
         self._running: dict[str, int] = {}
         self.unread = False
@@ -112,7 +109,7 @@ class EngineRows:
         if answered.keys() != self._running.keys() or any(len(output.outputs[0].token_ids) != 1 for output in outputs):
             raise BackendFailed(
                 f"vLLM answered {len(answered)} of {len(self._running)} rows in a pass, so they are out of step: take "
-                "--lm-backend pt",
+                "`lm_backend` pt",
                 stage=self._stage,
             )
         for name, output in answered.items():
@@ -128,9 +125,7 @@ class EngineRows:
         while self._waiting and (needed := _prompt_tokens(self._waiting[0])) <= room:
             for request in self._waiting.popleft():
                 name = f"{uuid4().hex}-{request.row}"
-                self._engine.add_request(
-                    name, tokens_input(list(request.prompt)), _parameters(request), trace_headers=self._trace_headers
-                )
+                self._engine.add_request(name, tokens_input(list(request.prompt)), _parameters(request))
                 self._running[name] = request.row
             room -= needed
 

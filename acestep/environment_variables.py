@@ -1,0 +1,105 @@
+"""The environment variables of the engine, for programs that take their settings from the environment.
+
+No function of the engine reads them: a program calls ``EnvironmentSettings.read`` and passes on what it finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+from acestep.errors import InvalidRequest
+from acestep.renderer.decode_fallbacks import SHORTEST_TILE, DecodeSettings
+
+CUDA_MEMORY: Final = "MAX_CUDA_VRAM"
+"""GiB to go by instead of the card's own, and at most to use: this is how a tier is tried on another machine."""
+MPS_MEMORY: Final = "MAX_MPS_VRAM"
+"""GiB to go by where there is no ``MAX_CUDA_VRAM``."""
+COMPILE_MODEL: Final = "ACESTEP_COMPILE_MODEL"
+"""Compile the models also where nothing is quantised."""
+LM_FUSED: Final = "ACESTEP_LM_FUSED"
+"""``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
+VAE_ON_CPU: Final = "ACESTEP_VAE_ON_CPU"
+"""Decode on the host from the start."""
+VAE_TILE_LENGTH: Final = "ACESTEP_VAE_DECODE_CHUNK_SIZE"
+"""Latent frames of the first tile length tried."""
+
+_YES: Final = frozenset({"1", "true", "yes", "y", "on"})
+_NO: Final = frozenset({"0", "false", "no", "n", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSettings:
+    """What the variables say.
+
+    Attributes:
+        memory_limit: GiB that the process may use of a CUDA card; ``None`` for all of it.
+        gpu_memory: GiB that decide the tier; ``None`` for the device's own.
+        compile: compile the models.
+        fused_decode: let the pt backend decode in its own kernels.
+        decode: how the VAE decodes.
+    """
+
+    memory_limit: float | None = None
+    gpu_memory: float | None = None
+    compile: bool = False
+    fused_decode: bool = True
+    decode: DecodeSettings = DecodeSettings()  # noqa: RUF009 (immutable)
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Self:
+        """Read every variable.
+
+        Args:
+            environment: for example ``os.environ``.
+
+        Raises:
+            InvalidRequest: a variable means nothing; the message names it.
+        """
+        memory_limit = _memory(environment, CUDA_MEMORY)
+        mps_memory = _memory(environment, MPS_MEMORY)
+        return cls(
+            memory_limit=memory_limit,
+            gpu_memory=mps_memory if memory_limit is None else memory_limit,
+            compile=_says_yes(environment, COMPILE_MODEL, default=False),
+            fused_decode=_says_yes(environment, LM_FUSED, default=True),
+            decode=DecodeSettings(
+                on_cpu=_says_yes(environment, VAE_ON_CPU, default=False), tile_length=_tile_length(environment)
+            ),
+        )
+
+
+def _says_yes(environment: Mapping[str, str], variable: str, *, default: bool) -> bool:
+    word = environment.get(variable, "").strip().lower()
+    if not word:
+        return default
+    if word not in _YES | _NO:
+        raise InvalidRequest(f"{variable}={word!r} is neither yes nor no: give 1 or 0")
+    return word in _YES
+
+
+def _memory(environment: Mapping[str, str], variable: str) -> float | None:
+    word = environment.get(variable, "").strip()
+    if not word:
+        return None
+    try:
+        size = float(word)
+    except ValueError:
+        size = math.nan
+    if not (math.isfinite(size) and size > 0):
+        raise InvalidRequest(f"{variable}={word!r} is not a size: give GiB above 0, for example 8 or 15.5")
+    return size
+
+
+def _tile_length(environment: Mapping[str, str]) -> int | None:
+    word = environment.get(VAE_TILE_LENGTH, "").strip()
+    if not word:
+        return None
+    if not word.isdecimal() or int(word) < SHORTEST_TILE:
+        raise InvalidRequest(
+            f"{VAE_TILE_LENGTH}={word!r} is not a tile length: give latent frames (25 per second), "
+            f"{SHORTEST_TILE} or more"
+        )
+    return int(word)

@@ -1,0 +1,446 @@
+"""What the planner asks of a backend, and what all backends share.
+
+A backend owns the forward passes, the guidance and the sampling. It needs no hidden states or logits at this
+boundary, so engines that keep these to themselves fit too.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from threading import Lock
+from typing import ClassVar, Final, Generic, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from acestep.errors import BackendUnavailable, InvalidOutput
+from acestep.planner.backends.choices import (
+    Candidates,
+    ConstrainedText,
+    FreeText,
+    TextGuide,
+    TokenChoice,
+    reasoning_ends,
+)
+from acestep.planner.budget import LanguageModel, PlannerBudget
+from acestep.planner.grammar import AllowedTokens, GrammarCursor
+from acestep.planner.sampling import item_keys
+from acestep.types import Progress, ProgressCallback, SamplingSettings
+
+REASONING: Final = "lm.cot"
+COMPOSING: Final = "lm.codes"
+LYRICS: Final = "lm.lyrics"
+PROGRESS_INTERVAL: Final = 32
+"""Codes between two reports; a report may have to wait for the device."""
+_TIMED_PASSES: Final = 7
+_WARM_UPS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimes:
+    """What an engine measured about a phase by itself: seconds, of the slowest of its requests.
+
+    Attributes:
+        queue: from the request's arrival in the scheduler to its first pass.
+        time_to_first_token: from the request's arrival in the process to its first token.
+        prefill: from its first pass to its first token.
+        decode: from its first token to its last.
+    """
+
+    queue: float
+    time_to_first_token: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTokens:
+    """Output of a phase, and what it took.
+
+    Attributes:
+        ids: vocabulary ids written, one series per song (one series where text is written).
+        prompt_tokens: of the conditional prompt, which all songs share.
+        sampled_tokens: tokens that were a choice, over all songs.
+        forced_tokens: tokens that the grammar left no choice about.
+        unconditional_tokens: prompt and output of the unconditional rows; 0 without guidance.
+        forwards: forward passes, the one over the prompts included.
+        reused_tokens: of the prompt's, those that an earlier phase had run and this one did not run again.
+        engine_times: the engine's own timings; ``None`` where the backend is no engine of its own.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    prompt_tokens: int
+    sampled_tokens: int
+    forced_tokens: int
+    unconditional_tokens: int
+    forwards: int
+    reused_tokens: int = 0
+    engine_times: EngineTimes | None = None
+
+    @classmethod
+    def of_text(
+        cls,
+        written: Sequence[int],
+        prompt: Sequence[int],
+        *,
+        sampled: int,
+        forwards: int,
+        reused_tokens: int = 0,
+        engine_times: EngineTimes | None = None,
+    ) -> Self:
+        """A phase that wrote one text without guidance; what was not sampled, the grammar forced."""
+        return cls(
+            ids=(tuple(written),),
+            prompt_tokens=len(prompt),
+            sampled_tokens=sampled,
+            forced_tokens=len(written) - sampled,
+            unconditional_tokens=0,
+            forwards=forwards,
+            reused_tokens=reused_tokens,
+            engine_times=engine_times,
+        )
+
+    @classmethod
+    def of_codes(
+        cls,
+        songs: Sequence[Sequence[int]],
+        conditional: Sequence[int],
+        unconditional: Sequence[int] | None,
+        *,
+        forwards: int,
+        reused_tokens: int = 0,
+        engine_times: EngineTimes | None = None,
+    ) -> Self:
+        """A phase that wrote as many codes for each song; with guidance an unconditional row saw each of them too."""
+        sampled = sum(map(len, songs))
+        return cls(
+            ids=tuple(map(tuple, songs)),
+            prompt_tokens=len(conditional),
+            sampled_tokens=sampled,
+            forced_tokens=0,
+            unconditional_tokens=0 if unconditional is None else len(unconditional) + sampled,
+            forwards=forwards,
+            reused_tokens=reused_tokens,
+            engine_times=engine_times,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TextPhase(Generic[Candidates]):
+    """One text to write.
+
+    Attributes:
+        stage: ``lm.cot`` or ``lm.lyrics``.
+        prompt: token ids.
+        guide: what may be drawn, and where the text ends.
+        sampling: how to sample; guidance is never used on text.
+        seed: of the request.
+        token_limit: most tokens to sample.
+        progress: called with every sampled token.
+    """
+
+    stage: str
+    prompt: Sequence[int]
+    guide: TextGuide[Candidates]
+    sampling: SamplingSettings
+    seed: int
+    token_limit: int
+    progress: ProgressCallback | None
+
+    def noise_keys(self) -> torch.Tensor:
+        """One per token that may be sampled, int64, shape ``[token_limit]``, on the host."""
+        return item_keys(self.seed, self.stage, self.token_limit)
+
+    def report(self, written: int) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            self.progress(Progress(self.stage, written, None))
+
+
+@dataclass(frozen=True, slots=True)
+class CodesPhase:
+    """Audio codes to write.
+
+    Attributes:
+        conditional: the prompt, shared by all songs.
+        unconditional: the prompt of the guidance; ``None`` without guidance.
+        count: codes per song, 1 or more.
+        sampling: how to sample, and the guidance scale.
+        seeds: one per song.
+        progress: called with codes per song, in steps.
+    """
+
+    conditional: Sequence[int]
+    unconditional: Sequence[int] | None
+    count: int
+    sampling: SamplingSettings
+    seeds: Sequence[int]
+    progress: ProgressCallback | None = None
+
+    @property
+    def prompts(self) -> list[Sequence[int]]:
+        """The conditional prompt, and the unconditional one with guidance."""
+        return [self.conditional] if self.unconditional is None else [self.conditional, self.unconditional]
+
+    def noise_keys(self) -> torch.Tensor:
+        """One per code, int64, shape ``[count, songs]``, on the host."""
+        return torch.stack([item_keys(seed, COMPOSING, self.count) for seed in self.seeds], dim=1)
+
+    def is_report_due(self, written: int) -> bool:
+        """Whether so many codes of each song are a step worth a report, and a wait for the device."""
+        return written == self.count or written % PROGRESS_INTERVAL == 0
+
+    def report(self, written: int) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            self.progress(Progress(COMPOSING, written, self.count))
+
+
+class PlannerBackend(ABC, Generic[Candidates]):
+    """Runs the language model.
+
+    A subclass has two loops, over text and over codes. Each of their passes goes through its method ``prefill`` or
+    ``decode``, and all that the grammar does through ``constrain`` and ``accept``: an observer may wrap these four.
+
+    Args:
+        model: a loaded language model.
+
+    Attributes:
+        name: ``pt``, ``vllm`` or ``mlx``.
+        budget: limits of the model on its device.
+    """
+
+    name: ClassVar[str]
+    budget: PlannerBudget
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model_name = model.name
+        self._vocabulary = model.vocabulary
+        self._turn = Lock()
+        self._of_grammar: WeakKeyDictionary[AllowedTokens, Candidates] = WeakKeyDictionary()
+        self._of_lyrics: Candidates | None = None
+
+    def generate_metadata(
+        self,
+        prompt: Sequence[int],
+        cursor: GrammarCursor | None,
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Phase 1: write the metadata block.
+
+        Args:
+            prompt: token ids.
+            cursor: start of the grammar; ``None`` lets the model write any text up to ``</think>`` or the turn's end.
+            sampling: how to sample; guidance is never used on text.
+            seed: of the request.
+            token_limit: most tokens to sample.
+            progress: called with every sampled token.
+
+        Raises:
+            InvalidOutput: the model produced NaN or infinity.
+            BackendFailed: the engine did not do what it was asked to.
+            BackendUnavailable: the model was unloaded.
+        """
+        layout = self._vocabulary.layout
+        with self._phase(REASONING):
+            guide: TextGuide[Candidates]
+            if cursor is None:
+                guide = FreeText(self._candidates(TokenChoice.text(layout)), reasoning_ends(layout))
+            else:
+                guide = ConstrainedText(cursor, self.constrain, self.accept)
+            return self._write_text(TextPhase(REASONING, prompt, guide, sampling, seed, token_limit, progress))
+
+    def generate_lyrics(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        seed: int,
+        token_limit: int,
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Write free text up to the end of the turn.
+
+        Only text tokens and the end of the turn can be drawn: no audio code, no other special token.
+
+        Args:
+            prompt: token ids.
+            sampling: how to sample; guidance is never used on text.
+            seed: of the request.
+            token_limit: most tokens to sample.
+            progress: called with every sampled token.
+
+        Returns:
+            Tokens whose last one is the end of the turn, unless ``token_limit`` came first.
+
+        Raises:
+            InvalidOutput: the model produced NaN or infinity.
+            BackendFailed: the engine did not do what it was asked to.
+            BackendUnavailable: the model was unloaded.
+        """
+        with self._phase(LYRICS):
+            if self._of_lyrics is None:
+                self._of_lyrics = self._candidates(TokenChoice.lyrics(self._vocabulary))
+            guide = FreeText(self._of_lyrics, frozenset({self._vocabulary.layout.eos}))
+            return self._write_text(TextPhase(LYRICS, prompt, guide, sampling, seed, token_limit, progress))
+
+    def generate_codes(
+        self,
+        conditional: Sequence[int],
+        unconditional: Sequence[int] | None,
+        count: int,
+        sampling: SamplingSettings,
+        seeds: Sequence[int],
+        progress: ProgressCallback | None = None,
+    ) -> PhaseTokens:
+        """Phase 2: write exactly ``count`` audio codes per seed.
+
+        Args:
+            conditional: the prompt, shared by all songs.
+            unconditional: the prompt of the guidance; ``None`` without guidance.
+            count: codes per song, 1 or more.
+            sampling: how to sample, and the guidance scale.
+            seeds: one per song.
+            progress: called with codes per song, in steps.
+
+        Raises:
+            InvalidOutput: the model produced NaN or infinity.
+            BackendFailed: the engine did not do what it was asked to.
+            BackendUnavailable: the model was unloaded.
+        """
+        with self._phase(COMPOSING):
+            return self._write_codes(CodesPhase(conditional, unconditional, count, sampling, seeds, progress))
+
+    def constrain(self, cursor: GrammarCursor) -> Candidates:
+        """The candidates that the grammar leaves at this place, made once per place."""
+        allowed = cursor.allowed()
+        candidates = self._of_grammar.get(allowed)
+        if candidates is None:
+            choice = TokenChoice.of_grammar(allowed, self._vocabulary.layout)
+            candidates = self._of_grammar[allowed] = self._candidates(choice)
+        return candidates
+
+    def accept(self, cursor: GrammarCursor, token_id: int | None) -> list[int]:
+        """Move the cursor over a drawn token (``None`` at the start) and over all that is forced behind it.
+
+        Returns:
+            The drawn token and the forced ones: the chunk that the next passes have to see.
+        """
+        drawn = []
+        if token_id is not None:
+            cursor.accept(token_id)
+            drawn = [token_id]
+        return drawn + cursor.forced()
+
+    def measure_guidance_share(self, rows: int, context: int) -> float:
+        """Share of a decode pass that the unconditional rows cost.
+
+        Args:
+            rows: songs generated together.
+            context: positions in the cache.
+
+        Returns:
+            ``1 - time(rows) / time(2 * rows)``, from medians of alternating passes, 0 ... 1.
+        """
+        prompt = [self._vocabulary.layout.pad] * context
+        with self._phase(COMPOSING):
+            return _share_saved(self._decode_timer(rows, [prompt]), self._decode_timer(rows, [prompt, prompt[1:]]))
+
+    def measure_prefill_guidance_share(self, tokens: int) -> float:
+        """The same for the pass over the prompts, of which the conditional one has ``tokens`` tokens."""
+        prompt = [self._vocabulary.layout.pad] * tokens
+        with self._phase(COMPOSING):
+            return _share_saved(self._prefill_timer([prompt]), self._prefill_timer([prompt, prompt[1:]]))
+
+    @property
+    def decode_path(self) -> str | None:
+        """How small passes run; ``None`` where there is one way only."""
+        return None
+
+    @property
+    def movable_weights(self) -> nn.Module | None:
+        """The module whose weights may wait in host memory between uses; ``None`` where they stay on the device."""
+        return None
+
+    def release(self) -> None:
+        """Free what can be made again from the weights; the next phase makes it again."""
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Free the model's memory; the backend cannot be used afterwards. Unloading twice is fine."""
+
+    @contextmanager
+    def _phase(self, stage: str) -> Iterator[None]:  # noqa: ARG002
+        """What one phase runs in: phases of several threads take turns."""
+        with self._turn:
+            yield
+
+    @abstractmethod
+    def _candidates(self, choice: TokenChoice) -> Candidates:
+        """A choice in the backend's own form."""
+
+    @abstractmethod
+    def _write_text(self, phase: TextPhase[Candidates]) -> PhaseTokens:
+        """Decode one row until the guide is done or ``token_limit`` tokens were sampled."""
+
+    @abstractmethod
+    def _write_codes(self, phase: CodesPhase) -> PhaseTokens:
+        """Decode all rows of phase 2, whose end is known beforehand."""
+
+    @abstractmethod
+    def _decode_timer(self, songs: int, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
+        """A function that runs one decode pass behind the prompts and returns its seconds."""
+
+    @abstractmethod
+    def _prefill_timer(self, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
+        """A function that runs the prompts and returns the seconds it took."""
+
+    def _forget_candidates(self) -> None:
+        """Let go of candidates, which may hold weights."""
+        self._of_grammar.clear()
+        self._of_lyrics = None
+
+    def _require_finite(self, finite: bool, stage: str) -> None:
+        if not finite:
+            raise InvalidOutput(f"the language model {self._model_name} produced NaN or infinity", stage=stage)
+
+
+def unloaded() -> BackendUnavailable:
+    """The error of a backend that is used after ``unload``."""
+    return BackendUnavailable("the language model was unloaded: load it again")
+
+
+def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
+    """Duration of one unit of work, on the clock of the device that it runs on."""
+    if device.type == "cuda":
+        start, end = (torch.Event(device, enable_timing=True) for _ in range(2))
+        with torch.cuda.device(device):
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+    begin = time.perf_counter()
+    work()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - begin
+
+
+def _share_saved(smaller: Callable[[], float], larger: Callable[[], float]) -> float:
+    """Share of the larger work that the smaller one does without, from medians of alternating runs, 0 ... 1."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for repetition in range(_WARM_UPS + _TIMED_PASSES):
+        for timer, results in zip((smaller, larger), seconds, strict=True):
+            duration = timer()
+            if repetition >= _WARM_UPS:
+                results.append(duration)
+    return min(max(1 - median(seconds[0]) / median(seconds[1]), 0.0), 1.0)

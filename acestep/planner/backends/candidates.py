@@ -1,0 +1,114 @@
+"""How PyTorch draws a token: the candidates as rows of the head, guidance, and the whole as one recorded function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.sampling import sample
+from acestep.types import SamplingSettings
+
+TensorFunction = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Tokens that may be drawn, as rows of the head.
+
+    Attributes:
+        weights: shape ``[candidates, hidden]``.
+        first: token id of row 0 when the rows are consecutive.
+        ids: token id of each row, int64, when they are not.
+        bias: float32, minus infinity at rows that may not be drawn; ``None`` when all may.
+    """
+
+    weights: torch.Tensor
+    first: int = 0
+    ids: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, choice: TokenChoice, head: torch.Tensor) -> Candidates:
+        """The rows that a choice leaves: a view of consecutive ones, a copy of a few others."""
+        if choice.gathered is not None:
+            ids = torch.from_numpy(choice.gathered).to(head.device)
+            return cls(head[ids], ids=ids)
+        weights = head[choice.first : choice.first + choice.count]
+        if choice.allowed is None:
+            return cls(weights, first=choice.first)
+        bias = torch.full((choice.count,), -torch.inf, device=head.device)
+        bias[torch.from_numpy(choice.allowed).to(head.device) - choice.first] = 0
+        return cls(weights, first=choice.first, bias=bias)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of float32 hidden states, shape ``[items, candidates]``."""
+        logits = (hidden.to(self.weights.dtype) @ self.weights.T).float()
+        return logits if self.bias is None else logits + self.bias
+
+    def token_ids(self, drawn: torch.Tensor) -> torch.Tensor:
+        """Vocabulary ids of drawn candidates."""
+        return drawn + self.first if self.ids is None else self.ids[drawn]
+
+
+def choose(
+    candidates: Candidates, sampling: SamplingSettings, hidden: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """Guidance, head and sampling of one pass.
+
+    Guidance is combined before the head, which is linear and then has half the rows to compute.
+
+    Args:
+        candidates: what may be drawn.
+        sampling: how.
+        hidden: shape ``[rows, hidden]``: a row per key, and with guidance as many unconditional ones behind them.
+        keys: of the noise, shape ``[songs]``.
+
+    Returns:
+        Token ids, int64, shape ``[songs]``.
+    """
+    hidden = hidden.float()
+    if len(hidden) > len(keys):
+        conditional, unconditional = hidden.chunk(2)
+        hidden = unconditional + sampling.guidance_scale * (conditional - unconditional)
+    return candidates.token_ids(sample(candidates.logits(hidden), sampling, keys))
+
+
+def captured(function: TensorFunction, *examples: torch.Tensor) -> TensorFunction:
+    """The function for inputs like the examples: a replayed graph on CUDA, itself elsewhere."""
+    return CapturedCall(function, *examples) if examples[0].is_cuda else function
+
+
+class CapturedCall:
+    """A recorded function.
+
+    It must not read values on the host, and may keep no state but in tensors that stay where they are. Its result is
+    overwritten by the next call.
+
+    Args:
+        function: of tensors, to a tensor.
+        examples: inputs of the shapes and types that it will be called with.
+    """
+
+    def __init__(self, function: TensorFunction, *examples: torch.Tensor) -> None:
+        self._inputs = [example.clone() for example in examples]
+        # PyTorch's stubs leave graphs untyped.
+        cuda: Any = torch.cuda
+        self._graph = cuda.CUDAGraph()
+        # Kernels of Triton run on the current device, wherever their tensors are.
+        with cuda.device(examples[0].device):
+            # What is made on first use (kernels, workspaces) must not be made while recording.
+            function(*self._inputs)
+            # Other threads go on using the device.
+            with cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._output = function(*self._inputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Copy the inputs and replay."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._output

@@ -1,0 +1,215 @@
+"""Rows in flight: their keys and values, in buffers that stay where they are, and their last hidden states.
+
+The buffers are slots, divided among the rows of each phase. A row's tokens have its positions 0, 1, 2 ..., so rows of
+different lengths need no padding: a token sees the positions up to its own, and whatever is behind them is overwritten
+before anything sees it. Row 0 starts at slot 0 whatever the division, so one phase can go on from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from acestep.planner.backends.pt.fused import FusedForward
+from acestep.planner.budget import LanguageModel
+
+
+class KeyValueCache:
+    """Buffers of all layers.
+
+    Args:
+        model: the language model.
+        slots: tokens that there is room for, over all rows.
+
+    Attributes:
+        keys: shape ``[layers, slots, key-value heads, head size]``; rotary embedding is in them.
+        values: the same shape.
+        capacity: slots of each row.
+        row_slots: the same on the device, where recorded passes read it.
+        held: tokens whose keys and values row 0 holds and that a later phase may go on from.
+    """
+
+    def __init__(self, model: LanguageModel, slots: int) -> None:
+        config: Any = model.body.config
+        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, config.head_dim)
+        # Zeros, because attention multiplies what it may not see by zero: no NaN may lie there.
+        self.keys = torch.zeros(shape, device=model.device, dtype=model.dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.capacity = slots
+        self.row_slots = torch.full((), slots, device=model.device)
+        self.held: list[int] = []
+
+    @property
+    def slots(self) -> int:
+        """Room over all rows."""
+        return self.keys.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def set_row_capacity(self, capacity: int) -> None:
+        """Give every row so many slots; what is held stays."""
+        self.capacity = capacity
+        self.row_slots.fill_(capacity)
+
+    def shared_with(self, prompt: Sequence[int]) -> int:
+        """Leading tokens of a prompt that row 0 holds; at least one token is left over to run."""
+        pairs = zip(self.held, prompt[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def grown(self, model: LanguageModel, slots: int) -> KeyValueCache:
+        """A larger cache that holds what this one does; this one's buffers are gone afterwards."""
+        held = [buffer[:, : len(self.held)].clone() for buffer in (self.keys, self.values)]
+        del self.keys, self.values
+        larger = KeyValueCache(model, slots)
+        for buffer, old in zip((larger.keys, larger.values), held, strict=True):
+            buffer[:, : len(self.held)] = old
+        larger.held = self.held
+        return larger
+
+    def spread(self, items: int, rows: int, positions: int) -> None:
+        """Copy the first positions of every ``items``-th row to the rows behind it."""
+        for buffer in (self.keys, self.values):
+            for first in range(0, rows, items):
+                source = buffer[:, first * self.capacity : first * self.capacity + positions]
+                for row in range(first + 1, first + items):
+                    buffer[:, row * self.capacity : row * self.capacity + positions] = source
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CacheWindow:
+    """A cache as the body of ``transformers`` wants it, for one pass: it stores what is new, and returns what is seen.
+
+    Attributes:
+        cache: the buffers.
+        stride: rows from one that takes part to the next.
+        places: of the new tokens, shape ``[rows, tokens]``.
+        length: places that any of them may see.
+    """
+
+    cache: KeyValueCache
+    stride: int
+    places: torch.Tensor
+    length: int
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by each attention layer with ``[rows, heads, tokens, head size]``."""
+        count = len(self.places)
+        row = torch.arange(count, device=self.places.device).unsqueeze(1)
+        capacity = self.cache.capacity
+        seen = []
+        for buffer, new in ((self.cache.keys, keys), (self.cache.values, values)):
+            slots = buffer[layer, : count * self.stride * capacity]
+            rows = slots.view(-1, capacity, *slots.shape[1:])[:: self.stride]
+            rows[row, self.places] = new.transpose(1, 2)
+            seen.append(rows[:, : self.length].transpose(1, 2))
+        return seen[0], seen[1]
+
+
+class DecodeState:
+    """Rows in flight: their place in the cache and their last hidden state.
+
+    Attributes:
+        cache: holds the rows, from row 0 on.
+        hidden: of each row's last token, shape ``[rows, hidden]``; valid until the next pass.
+        forwards: passes so far.
+        reused: leading tokens of the first prompt that were not run, because the cache held them.
+    """
+
+    hidden: torch.Tensor
+
+    def __init__(self, model: LanguageModel, cache: KeyValueCache, fused: FusedForward | None) -> None:
+        self._model = model
+        self.cache = cache
+        self._fused = fused
+        # Next place of each row, [rows, 1], and the highest of them, known without asking the device.
+        self._places = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        self._length = 0
+        # Of all hidden states: NaN and infinity, once there, stay.
+        self._sum = torch.zeros((), device=model.device)
+        self.forwards = 0
+        self.reused = 0
+
+    @classmethod
+    def start(
+        cls,
+        model: LanguageModel,
+        cache: KeyValueCache,
+        prompts: Sequence[Sequence[int]],
+        *,
+        items: int = 1,
+        shared: int = 0,
+        fused: FusedForward | None = None,
+    ) -> DecodeState:
+        """Run the prompts once each, and make every one of them ``items`` rows, side by side.
+
+        Args:
+            model: the language model.
+            cache: with room for all rows.
+            prompts: token ids.
+            items: rows per prompt.
+            shared: leading tokens of the first prompt that row 0 of the cache holds already.
+            fused: runs passes that are small enough.
+        """
+        state = cls(model, cache, fused)
+        state._prefill(prompts, items, shared)
+        return state
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], items: int, shared: int) -> None:
+        device, pad = self._model.device, self._model.vocabulary.layout.pad
+        self.reused = shared
+        starts = [shared] + [0] * (len(prompts) - 1)
+        rest = [list(prompt[start:]) for prompt, start in zip(prompts, starts, strict=True)]
+        tokens = max(map(len, rest))
+        # Padding behind a prompt is seen by nothing, and its places are used again.
+        ids = torch.tensor([row + [pad] * (tokens - len(row)) for row in rest], device=device)
+        places = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(tokens, device=device)
+        places = places.clamp(max=self.cache.capacity - 1)
+        length = min(max(starts) + tokens, self.cache.capacity)
+        hidden = self._run(ids, places, items, length)
+        last = torch.tensor([len(row) - 1 for row in rest], device=device)
+        self.hidden = hidden[torch.arange(len(prompts), device=device), last].repeat_interleave(items, dim=0)
+        lengths = [len(prompt) for prompt in prompts]
+        self._places = torch.tensor(lengths, device=device).repeat_interleave(items).unsqueeze(1)
+        self._length = max(lengths)
+        if items > 1:
+            self.cache.spread(items, len(prompts) * items, self._length)
+
+    def advance(self, ids: torch.Tensor) -> None:
+        """Run tokens behind those of the cache; ``ids`` has shape ``[rows, tokens]``."""
+        tokens = ids.shape[1]
+        places = self._places if tokens == 1 else self._places + torch.arange(tokens, device=ids.device)
+        self._length += tokens
+        self.hidden = self._run(ids, places, 1, self._length)[:, -1]
+        self._places = self._places + tokens
+
+    def _run(self, ids: torch.Tensor, places: torch.Tensor, stride: int, length: int) -> torch.Tensor:
+        """Hidden states of tokens of every ``stride``-th row; a token sees what lies up to its own place."""
+        self.forwards += 1
+        if self._fused is not None and stride == 1 and self._fused.fits(*ids.shape):
+            hidden = self._fused(ids, places)
+        else:
+            seen = torch.arange(length, device=ids.device) <= places.unsqueeze(-1)
+            window = CacheWindow(self.cache, stride, places, length)
+            # By position: transformers renamed `past_key_values` to `cache` in 5.24; the order is the same.
+            attention_mask = {"full_attention": seen.unsqueeze(1)}
+            hidden = self._model.body(ids, attention_mask, places, window, use_cache=True).last_hidden_state
+        self._sum = self._sum + hidden.sum(dtype=torch.float32)
+        return hidden
+
+    def step_back(self) -> None:
+        """Undo the last pass of one token, so that it can be timed again."""
+        self._places = self._places - 1
+        self._length -= 1
+
+    def is_finite(self) -> bool:
+        """Whether no pass produced NaN or infinity; waits for the device."""
+        return bool(self._sum.isfinite())

@@ -1,0 +1,1 @@
+"""Models with seeded random weights: the real architecture and cost, without a download."""

@@ -1,0 +1,54 @@
+"""Head sampling with a way to force one request; needs the OpenTelemetry SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import Decision, ParentBasedTraceIdRatio, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
+
+from acestep_otel import semconv
+from acestep_otel.forced_sampling.propagator import is_forced
+
+
+class ForcibleSampler(Sampler):
+    """Samples forced requests and marks their spans with ``acestep.trace.force``; asks another sampler otherwise."""
+
+    def __init__(self, otherwise: Sampler) -> None:
+        self._otherwise = otherwise
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Yes where the context says so, else what the other sampler says."""
+        if is_forced(parent_context):
+            return SamplingResult(
+                Decision.RECORD_AND_SAMPLE, {**(attributes or {}), semconv.TRACE_FORCE: True}, trace_state
+            )
+        return self._otherwise.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        """Both names."""
+        return f"ForcibleSampler{{{self._otherwise.get_description()}}}"
+
+
+def forcible_traceidratio(argument: str | None = None) -> Sampler:
+    """The sampler ``OTEL_TRACES_SAMPLER=acestep_forcible_traceidratio``.
+
+    Args:
+        argument: ``OTEL_TRACES_SAMPLER_ARG``, the share of traces to sample, 0 ... 1; everything when not given. A
+            caller's own decision (the flag in ``traceparent``) comes first.
+
+    Raises:
+        ValueError: the argument is not a share.
+    """
+    return ForcibleSampler(ParentBasedTraceIdRatio(float(argument) if argument else 1.0))

@@ -1,0 +1,1 @@
+"""What gets wrapped, one module per library: each lists its patches as data."""

@@ -1,0 +1,204 @@
+"""Patches of other people's libraries: where they go, what they record, and how they are applied and taken off."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import wrapt
+
+from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition, StageRecorder
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("acestep_otel")
+
+Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+"""wrapt's form: ``(wrapped, instance, args, kwargs) -> result``."""
+Definition = TypeVar("Definition")
+
+
+@dataclass(frozen=True, slots=True)
+class CustomWrapper:
+    """A wrapper that needs the recorder and is more than one definition.
+
+    Attributes:
+        bind: makes it for a recorder.
+    """
+
+    bind: Callable[[StageRecorder], Wrapper]
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One function or method to patch.
+
+    Attributes:
+        module: module that defines the function.
+        path: name inside it, dotted for a method.
+        record: how a call of it is recorded; a plain wrapper is called in the function's place.
+        optional: whether some versions of the library are known to lack it.
+    """
+
+    module: str
+    path: str
+    record: RequestDefinition | StageDefinition | LoadDefinition | CustomWrapper | Wrapper
+    optional: bool = False
+
+    def wrapper(self, recorder: StageRecorder) -> Wrapper:
+        """What is called in the function's place."""
+        record = self.record
+        if isinstance(record, CustomWrapper):
+            return record.bind(recorder)
+        if isinstance(record, StageDefinition):
+            return _recorded(recorder.stage, record)
+        if isinstance(record, RequestDefinition):
+            return _recorded(recorder.request, record)
+        if isinstance(record, LoadDefinition):
+            return _recorded(recorder.load, record)
+        return record
+
+
+def _recorded(run: Callable[[Definition, Call], Any], definition: Definition) -> Wrapper:
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return run(definition, Call(wrapped, instance, args, kwargs))
+
+    return wrapper
+
+
+class Patcher:
+    """Applies patches now, or when their module is imported, and takes them off again.
+
+    Importing the layer must not import torch, so a module that is not loaded yet is patched by a post-import hook.
+    Such a hook cannot be removed; it looks at what is wanted at the time it fires.
+    """
+
+    def __init__(self, recorder: StageRecorder) -> None:
+        self._recorder = recorder
+        self._wanted: dict[str, list[tuple[Patch, Callable[[], bool]]]] = {}
+        self._hooked: set[str] = set()
+        self._applied: list[tuple[Any, str, Any, bool]] = []
+
+    def apply(self, patches: Iterable[Patch], applicable: Callable[[], bool] = lambda: True) -> None:
+        """Patch every function whose module is loaded; the others follow their module.
+
+        Args:
+            patches: what to patch.
+            applicable: called when a module is loaded: whether it is the library that the patches are meant for.
+        """
+        patches = list(patches)
+        for patch in patches:
+            self._wanted.setdefault(patch.module, []).append((patch, applicable))
+        for module in {patch.module: None for patch in patches}:
+            if module in sys.modules:
+                here = [patch for patch in patches if patch.module == module and applicable()]
+                self._patch_all(sys.modules[module], here)
+            elif module not in self._hooked:
+                self._hooked.add(module)
+                wrapt.register_post_import_hook(self._patch, module)
+
+    def remove(self) -> None:
+        """Restore every original, newest first."""
+        self._wanted.clear()
+        while self._applied:
+            owner, name, original, own = self._applied.pop()
+            if own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
+
+    def _patch(self, module: ModuleType) -> None:
+        self._patch_all(module, [patch for patch, applicable in self._wanted.get(module.__name__, ()) if applicable()])
+
+    def _patch_all(self, module: ModuleType, patches: Iterable[Patch]) -> None:
+        for patch in patches:
+            *owners, name = patch.path.split(".")
+            owner: Any = module
+            try:
+                for part in owners:
+                    owner = getattr(owner, part)
+                original = getattr(owner, name)
+            except AttributeError:
+                # A name that this version of the library lacks turns off one span, not the layer.
+                level = logging.DEBUG if patch.optional else logging.WARNING
+                logger.log(level, "no %s.%s in this version: it will not be traced", patch.module, patch.path)
+                continue
+            own = name in vars(owner)
+            self._applied.append((owner, name, vars(owner).get(name, original), own))
+            wrapper = patch.wrapper(self._recorder)
+            setattr(owner, name, wrapt.FunctionWrapper(vars(owner).get(name, original), wrapper))
+
+
+@dataclass(slots=True)
+class _Temporary:
+    """An object that is wrapped now: its own attribute of that name, if it had one, and how many calls use it."""
+
+    own: Any
+    users: int = 1
+
+
+class TemporaryPatches:
+    """Wraps methods of one object and takes the wrapper off again, so that copies and files never contain it.
+
+    Calls that overlap share the wrapper, which the last of them takes off.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._patched: dict[tuple[int, str], _Temporary] = {}
+
+    @contextmanager
+    def wrapped(self, owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:
+        """Wrap ``owner.name`` inside the block; an object without that method is left alone."""
+        if getattr(owner, name, None) is None:
+            yield
+            return
+        self._wrap(owner, name, wrapper)
+        try:
+            yield
+        finally:
+            self._unwrap(owner, name)
+
+    def _wrap(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+        with self._lock:
+            if (patched := self._patched.get((id(owner), name))) is not None:
+                patched.users += 1
+                return
+            self._patched[id(owner), name] = _Temporary(vars(owner).get(name))
+            setattr(owner, name, wrapt.FunctionWrapper(getattr(owner, name), wrapper))
+
+    def _unwrap(self, owner: Any, name: str) -> None:
+        with self._lock:
+            patched = self._patched[id(owner), name]
+            patched.users -= 1
+            if patched.users:
+                return
+            del self._patched[id(owner), name]
+            if patched.own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, patched.own)
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """Stands in for a device in a process that has not loaded PyTorch."""
+
+    type: str
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a name, with its number: ``cuda`` alone is whatever device is current."""
+    loaded = sys.modules.get("torch")
+    if loaded is None:
+        return cast("torch.device", _Host(name))
+    if name == "cuda":
+        name = f"cuda:{loaded.cuda.current_device()}"
+    return cast("torch.device", loaded.device(name))

@@ -1,0 +1,1 @@
+"""The benchmark mode and the comparison of two result files."""

@@ -1,0 +1,264 @@
+"""The matrix of mode ``benchmark``: its cells after the tier's limits, and the figures that each cell comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from statistics import median
+from typing import Any, Final, Literal, Self
+
+from acestep.gpu_config import GPUConfig
+from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.report.breakdown import Breakdown
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One configuration of a benchmark.
+
+    Attributes:
+        duration: seconds of each song.
+        batch_size: songs made together.
+        thinking: whether the language model reasons and writes audio codes.
+        inference_steps: diffusion steps.
+    """
+
+    duration: float
+    batch_size: int
+    thinking: bool
+    inference_steps: int
+
+    def __str__(self) -> str:
+        thinking = "thinking" if self.thinking else "not thinking"
+        return f"{self.duration:g} s x {self.batch_size}, {thinking}, {self.inference_steps} steps"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Seconds of one run, or of several taken together; the rows of the breakdown that a benchmark compares.
+
+    Attributes:
+        wall_time: the whole call.
+        lm_time: the language model's side.
+        dit_time: the diffusion loop.
+        vae_time: latents to audio.
+    """
+
+    wall_time: float
+    lm_time: float
+    dit_time: float
+    vae_time: float
+
+    def __iter__(self) -> Iterator[float]:
+        """The figures, in the order of ``COLUMNS``."""
+        return (getattr(self, column) for column in COLUMNS)
+
+    @classmethod
+    def of(cls, breakdown: Breakdown) -> Self:
+        """The figures of one run."""
+        return cls(
+            wall_time=breakdown.wall,
+            lm_time=breakdown.planner,
+            dit_time=breakdown.diffusion,
+            vae_time=breakdown.vae_decode,
+        )
+
+
+COLUMNS: Final = tuple(field.name for field in fields(Figures))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What several runs of one cell come down to, column by column.
+
+    Attributes:
+        median: the middle one; of an even number, half-way between the two in the middle.
+        minimum: the smallest.
+        spread: the largest less the smallest.
+    """
+
+    median: Figures
+    minimum: Figures
+    spread: Figures
+
+    @classmethod
+    def of(cls, runs: Sequence[Figures]) -> Self:
+        """Summarise one run or more.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not runs:
+            raise ValueError("no run to summarise")
+        columns = list(zip(*runs, strict=True))
+        return cls(
+            median=Figures(*map(median, columns)),
+            minimum=Figures(*map(min, columns)),
+            spread=Figures(*(max(column) - min(column) for column in columns)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What ended a cell. Holds no exception, whose traceback would keep tensors alive.
+
+    Attributes:
+        type: class name of the exception.
+        message: its text.
+        stage: stage of the engine, when the exception tells.
+    """
+
+    type: str
+    message: str
+    stage: str | None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """Take down an exception."""
+        return cls(type(error).__name__, str(error), getattr(error, "stage", None))
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """One row.
+
+    Attributes:
+        cell: what was asked for.
+        runs: figures of every run that ended well.
+        failure: what ended the cell, or ``None``.
+        entries: every run as the result file has it, the failed one included.
+    """
+
+    cell: Cell
+    runs: tuple[Figures, ...]
+    failure: Failure | None
+    entries: tuple[dict[str, Any], ...]
+
+    @property
+    def summary(self) -> Summary | None:
+        """The runs taken together; ``None`` for a cell that failed."""
+        return None if self.failure is not None else Summary.of(self.runs)
+
+    @property
+    def status(self) -> str:
+        """``OK``, or the class name of the error."""
+        return "OK" if self.failure is None else self.failure.type
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``results``; the columns are medians, and null for a cell that failed."""
+        summary = self.summary
+        figures: dict[str, float | None] = dict.fromkeys(COLUMNS) if summary is None else asdict(summary.median)
+        return {
+            "config": asdict(self.cell),
+            "status": "ok" if self.failure is None else "error",
+            "error": None if self.failure is None else asdict(self.failure),
+            **figures,
+            "minimum": None if summary is None else asdict(summary.minimum),
+            "spread": None if summary is None else asdict(summary.spread),
+            "runs": list(self.entries),
+        }
+
+
+DURATIONS: Final = (30.0, 60.0, 120.0, 240.0)
+BATCH_SIZES: Final = (1, 2, 4)
+THINKING: Final = (False, True)
+INFERENCE_STEPS: Final = (8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """A value of an axis that the tier holds down.
+
+    Attributes:
+        axis: ``duration`` or ``batch_size``.
+        thinking: the cells that it concerns: a language model in memory lowers the limits.
+        requested: the value of the matrix.
+        limit: the value that is run instead.
+    """
+
+    axis: Literal["duration", "batch_size"]
+    thinking: bool
+    requested: float
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Cells to run, in order, and what became of the others.
+
+    Attributes:
+        cells: each once, by duration, batch size, thinking and steps.
+        clamps: every value that was held down.
+    """
+
+    cells: tuple[Cell, ...]
+    clamps: tuple[Clamp, ...]
+
+    @classmethod
+    def of(cls, options: Options, config: GPUConfig) -> Self:
+        """Lay out the matrix.
+
+        An option that was given replaces its axis and is run as given, also beyond the tier's limits: who names a value
+        wants to know what it does. Values of the default axes are clamped; cells that become equal are one cell.
+
+        Args:
+            options: of the command line.
+            config: the tier whose limits hold.
+        """
+        durations = DURATIONS if options.duration is None else (options.duration,)
+        batch_sizes = BATCH_SIZES if options.batch_size is None else (options.batch_size,)
+        thinking = (True,) if options.thinking else THINKING
+        steps = INFERENCE_STEPS if options.inference_steps is None else (options.inference_steps,)
+        clamps: list[Clamp] = []
+        limits = {thinks: config.limits(with_lm=thinks or _asks_language_model(options)) for thinks in thinking}
+        for thinks, limit in limits.items():
+            if options.duration is None:
+                clamps += [Clamp("duration", thinks, value, limit.duration) for value in durations]
+            if options.batch_size is None:
+                clamps += [Clamp("batch_size", thinks, value, limit.batch_size) for value in batch_sizes]
+        clamps = [clamp for clamp in clamps if clamp.requested > clamp.limit]
+        held = {(clamp.axis, clamp.thinking, clamp.requested): clamp.limit for clamp in clamps}
+        cells = (
+            Cell(
+                duration=float(held.get(("duration", thinks, duration), duration)),
+                batch_size=held.get(("batch_size", thinks, batch_size), batch_size),
+                thinking=thinks,
+                inference_steps=count,
+            )
+            for duration, batch_size, thinks, count in product(durations, batch_sizes, thinking, steps)
+        )
+        return cls(tuple(dict.fromkeys(cells)), tuple(clamps))
+
+    def clamp_lines(self) -> Iterator[str]:
+        """What was held down, a line per axis and kind of cell."""
+        groups: dict[tuple[str, bool, int], list[float]] = {}
+        for clamp in self.clamps:
+            groups.setdefault((clamp.axis, clamp.thinking, clamp.limit), []).append(clamp.requested)
+        for (axis, thinking, limit), requested in groups.items():
+            kind = "thinking" if thinking else "not thinking"
+            values = ", ".join(f"{value:g}" for value in requested)
+            yield f"clamped, {kind}: {axis.replace('_', ' ')} {values} -> {limit}"
+
+
+def _asks_language_model(options: Options) -> bool:
+    """Whether the user's own flags bring the language model into cells that do not think."""
+    return options.use_cot_metas or options.use_cot_caption or options.use_cot_language
+
+
+def cell_options(options: Options, cell: Cell) -> Options:
+    """The options of one cell's request.
+
+    A thinking cell leaves everything of the example open except its duration, so that both phases of the language model
+    have something to write. A cell that does not think asks the language model only what the user's own flags ask.
+    """
+    return replace(
+        options,
+        duration=cell.duration,
+        batch_size=cell.batch_size,
+        thinking=cell.thinking,
+        inference_steps=cell.inference_steps,
+        use_cot_metas=options.use_cot_metas or cell.thinking,
+        use_cot_caption=options.use_cot_caption or cell.thinking,
+        use_cot_language=options.use_cot_language or cell.thinking,
+    )

@@ -1,0 +1,93 @@
+"""The benchmark matrix as text, in the layout of the benchmark guide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Figures
+
+_RULE: Final = "-" * 122
+_ABSENT: Final = "—"
+_FIGURES: Final = ("Wall(s)", "LM(s)", "DiT(s)", "VAE(s)")
+
+
+def render_matrix(results: Sequence[CellResult]) -> str:
+    """The table, without a final newline: medians where a cell was run several times, ``—`` where it failed.
+
+    Columns start at 0, 11, 19, 27, 35, 46, 57, 68 and 79; seconds have two decimals.
+    """
+    rows = (_configured(result.cell, _medians(result), 11) + result.status for result in results)
+    return "\n".join([_header(_FIGURES, 11) + "Status", _RULE, *rows])
+
+
+def render_spread(results: Sequence[CellResult]) -> str:
+    """How far the runs of each cell lie apart: the smallest, and what lies between it and the largest."""
+    rows = (_configured(result.cell, _ranges(result), 16).rstrip() for result in results)
+    return "\n".join(["Minimum + spread of the runs:", _header(_FIGURES, 16).rstrip(), _RULE, *rows])
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Ratios of two result files, B over A: above 1 is slower. ``—`` where there is none."""
+    lines = [
+        f"A: {comparison.baseline.name} ({comparison.baseline.environment})",
+        f"B: {comparison.candidate.name} ({comparison.candidate.environment})",
+        *(
+            f"differs: {name}: {_word(before)} in A, {_word(after)} in B"
+            for name, pairs in comparison.differences.items()
+            for before, after in pairs
+        ),
+        "",
+        _header(("Wall B/A", "LM B/A", "DiT B/A", "VAE B/A"), 11) + "Status",
+        _RULE,
+    ]
+    for compared in comparison.cells:
+        ratios = (_ABSENT if ratio is None else f"{ratio:.2f}" for ratio in compared.ratios.values())
+        lines.append(_configured(compared.cell, ratios, 11) + _verdict(compared, comparison))
+    lines += [f"only in A: {cell}" for cell in comparison.only_in_baseline]
+    lines += [f"only in B: {cell}" for cell in comparison.only_in_candidate]
+    return "\n".join(lines)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
+
+
+def _verdict(compared: ComparedCell, comparison: Comparison) -> str:
+    if compared.baseline is None:
+        return "failed in both" if compared.candidate is None else "failed in A"
+    if compared.candidate is None:
+        return "failed in B"
+    return "SLOWER" if comparison.slower(compared) else "OK"
+
+
+def _header(columns: Sequence[str], width: int) -> str:
+    return f"{'Duration':<11}{'Batch':<8}{'Think':<8}{'Steps':<8}" + "".join(f"{name:<{width}}" for name in columns)
+
+
+def _configured(cell: Cell, values: Iterator[str], width: int) -> str:
+    configuration = f"{cell.duration:<11g}{cell.batch_size:<8}{cell.thinking!s:<8}{cell.inference_steps:<8}"
+    return configuration + "".join(f"{value:<{width}}" for value in values)
+
+
+def _medians(result: CellResult) -> Iterator[str]:
+    summary = result.summary
+    return _absent() if summary is None else _seconds(summary.median)
+
+
+def _ranges(result: CellResult) -> Iterator[str]:
+    summary = result.summary
+    if summary is None:
+        return _absent()
+    return map(" + ".join, zip(_seconds(summary.minimum), _seconds(summary.spread), strict=True))
+
+
+def _seconds(figures: Figures) -> Iterator[str]:
+    return (f"{seconds:.2f}" for seconds in figures)
+
+
+def _absent() -> Iterator[str]:
+    return iter([_ABSENT] * len(_FIGURES))

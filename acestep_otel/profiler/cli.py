@@ -1,0 +1,327 @@
+"""The command line: options to a mode, errors to one line and an exit code.
+
+Exit codes: 0 done; 1 the run failed; 2 wrong usage or set-up; 130 and 143 ended by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import click
+import cloup
+from click.core import ParameterSource
+from cloup import option, option_group
+
+from acestep_otel import __version__
+from acestep_otel.errors import SetupError
+from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defaults
+from acestep_otel.profiler.errors import RunFailed
+from acestep_otel.profiler.options import DEFAULTS, Mode, Options, require_available
+from acestep_otel.profiler.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
+from acestep_otel.shutdown import INTERRUPTED, exit_on_terminate
+
+FAILED: Final = 1
+"""Exit code of a run that did not end well."""
+USAGE: Final = 2
+"""Exit code of wrong usage or set-up."""
+
+_FROM_EXAMPLE: Final = "from example"
+_FILE: Final = click.Path(path_type=Path)
+_FOLDER: Final = click.Path(path_type=Path, file_okay=False)
+
+
+class _Command(cloup.Group):
+    """A command that also has subcommands.
+
+    Its ``--tiers`` takes several values after one flag, which click cannot express, and ``.env`` holds defaults.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the flag before each of its values, then parse as usual."""
+        ctx.default_map = read_defaults(ENVIRONMENT_FILE)
+        return super().parse_args(ctx, list(repeat_flag("--tiers", args)))
+
+
+def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
+    """Turn ``--flag 1 2 3`` into ``--flag 1 --flag 2 --flag 3``; everything else stays as it is."""
+    values_follow = False
+    for position, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            values_follow = argument == flag
+            yield argument
+        elif values_follow and arguments[position - 1] != flag:
+            yield from (flag, argument)
+        else:
+            yield argument
+
+
+@cloup.group(
+    cls=_Command,
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND ...]",
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},
+    formatter_settings={"col1_max_width": 36},
+)
+@cloup.version_option(__version__, prog_name="acestep-otel")
+@option_group(
+    "Device & Backend",
+    option(
+        "--device",
+        default=DEFAULTS.device,
+        envvar=VARIABLES["device"],
+        help="Device: auto, cuda, cuda:N, mps or cpu.",
+    ),
+    option(
+        "--lm-backend",
+        type=click.Choice(["auto", "vllm", "pt", "mlx"]),
+        default=DEFAULTS.lm_backend,
+        envvar=VARIABLES["lm_backend"],
+        help="LLM backend.",
+    ),
+)
+@option_group(
+    "Model Paths",
+    option("--config-path", default=DEFAULTS.config_path, envvar=VARIABLES["config_path"], help="DiT model config."),
+    option("--lm-model", default=DEFAULTS.lm_model, envvar=VARIABLES["lm_model"], help="LLM model path."),
+)
+@option_group(
+    "Hardware Options",
+    option("--offload-to-cpu", is_flag=True, help="Offload models to CPU when not in use."),
+    option("--offload-dit-to-cpu", is_flag=True, help="Offload DiT to CPU when not in use."),
+    option(
+        "--quantization",
+        type=click.Choice(["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"]),
+        show_default="none",
+        help="Quantization of the weights.",
+    ),
+)
+@option_group(
+    "Generation Parameters",
+    option("--duration", type=float, show_default=_FROM_EXAMPLE, help="Audio duration in seconds, 10 to 600."),
+    option("--batch-size", type=int, show_default=_FROM_EXAMPLE, help="Batch size, 1 to 8."),
+    option("--inference-steps", type=int, show_default=_FROM_EXAMPLE, help="Diffusion inference steps."),
+    option("--seed", type=int, show_default=_FROM_EXAMPLE, help="Random seed; a negative one asks for a random seed."),
+    option("--guidance-scale", type=float, default=DEFAULTS.guidance_scale, help="CFG guidance scale for DiT."),
+)
+@option_group(
+    "LLM / CoT Parameters",
+    option("--thinking", is_flag=True, help="Enable LLM Chain-of-Thought reasoning."),
+    option("--use-cot-metas", is_flag=True, help="LLM generates music metadata via CoT."),
+    option("--use-cot-caption", is_flag=True, help="LLM rewrites/formats caption via CoT."),
+    option("--use-cot-language", is_flag=True, help="LLM detects vocal language via CoT."),
+    option(
+        "--use-constrained-decoding/--no-constrained-decoding",
+        default=DEFAULTS.use_constrained_decoding,
+        help="FSM-based constrained decoding.",
+    ),
+    option("--lm-temperature", type=float, default=DEFAULTS.lm_temperature, help="LLM sampling temperature."),
+    option("--lm-cfg-scale", type=float, default=DEFAULTS.lm_cfg_scale, help="LLM CFG scale."),
+)
+@option_group(
+    "Profiling Options",
+    option("--mode", type=click.Choice(get_args(Mode)), default=DEFAULTS.mode, help="What to run."),
+    option("--no-warmup", is_flag=True, help="Skip warmup run."),
+    option("--detailed", is_flag=True, help="Enable cProfile function-level analysis."),
+    option("--llm-debug", is_flag=True, help="Deep LLM debugging (token count, throughput)."),
+    option("--benchmark-output", type=_FILE, show_default="none", help="Save benchmark results to JSON file."),
+)
+@option_group(
+    "Tier-Test Options",
+    option(
+        "--tiers",
+        type=click.IntRange(min=1),
+        multiple=True,
+        default=DEFAULTS.tiers,
+        show_default=" ".join(map(str, DEFAULTS.tiers)),
+        metavar="GB...",
+        help="VRAM sizes (GB) to simulate.",
+    ),
+    option("--tier-with-lm", is_flag=True, help="Enable LM initialization on tiers that support it."),
+    option("--tier-skip-compile", is_flag=True, help="Skip torch.compile on non-quantized tiers."),
+    option("--tier-boundary", is_flag=True, help="Test each tier with no-quant and no-offload variants."),
+    option("--tier-batch-boundary", is_flag=True, help="Test each tier with batch sizes 1, 2, 4, 8."),
+)
+@option_group(
+    "Input Options",
+    option("--example", default=DEFAULTS.example, help="Example JSON from examples/text2music/."),
+    option(
+        "--task-type",
+        type=click.Choice(["text2music", "cover", "repaint", "lego", "extract", "complete"]),
+        default=DEFAULTS.task_type,
+        help="Task.",
+    ),
+    option("--reference-audio", type=_FILE, show_default="none", help="Reference audio path."),
+    option("--src-audio", type=_FILE, show_default="none", help="Source audio path."),
+    option("--sample-query", show_default="none", help="Query for create_sample mode."),
+    option("--instrumental", is_flag=True, help="Generate instrumental music (for create_sample)."),
+    option("--audio-codes", show_default="none", help="Audio codes string (for understand mode)."),
+)
+@option_group(
+    "Task Options",
+    option(
+        "--repainting-start",
+        type=float,
+        default=DEFAULTS.repainting_start,
+        metavar="SECONDS",
+        help="Start of the window that repaint and lego make anew; negative extends the source to the left.",
+    ),
+    option(
+        "--repainting-end",
+        type=float,
+        show_default="end of the source",
+        metavar="SECONDS",
+        help="End of the window; beyond the source's end extends it to the right.",
+    ),
+    option(
+        "--audio-cover-strength",
+        type=float,
+        default=DEFAULTS.audio_cover_strength,
+        help="Share of the steps, 0 to 1, that follow the source (cover) or the audio codes; the rest follow the text.",
+    ),
+    option(
+        "--track",
+        multiple=True,
+        show_default="none",
+        help="Track that lego adds or extract isolates; repeated, the tracks that complete adds. "
+        "For example vocals, drums or bass.",
+    ),
+)
+@option_group(
+    "Measurement",
+    option("--repeat", type=int, default=DEFAULTS.repeat, help="Runs of each benchmark cell: median, minimum, spread."),
+    option(
+        "--tier-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=DEFAULTS.tier_timeout,
+        metavar="SECONDS",
+        help="Longest that a run of a tier test may take, loading included; then its process is killed.",
+    ),
+    option("--torch-profile", is_flag=True, help="One more run under torch.profiler: a Chrome/Perfetto trace."),
+)
+@option_group(
+    "Weights & Output",
+    option("--tiny", is_flag=True, help="Tiny built-in random models: nothing to download, seconds on a CPU."),
+    option(
+        "--weights",
+        type=click.Choice(["checkpoint", "synthetic"]),
+        default=DEFAULTS.weights,
+        help="synthetic: the named architecture at its true size with random weights (real speed, noise for music).",
+    ),
+    CHECKPOINT_DIR,
+    option("--download", is_flag=True, help="Fetch models that are not there from the hub; says first how much it is."),
+    option(
+        "--lora",
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        show_default="none",
+        help="LoRA adapter of the DiT, a safetensors file or its folder; may be repeated.",
+    ),
+    option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
+    option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
+    option("--report", type=_FILE, show_default="none", help="Write an HTML page with charts of the run."),
+    option(
+        "--lyrics-token-limit",
+        type=int,
+        default=DEFAULTS.lyrics_token_limit,
+        help="Most tokens of lyrics that understand, create_sample and format_sample write.",
+    ),
+    option("--no-progress", is_flag=True, help="No progress bars on a terminal."),
+)
+@option_group(
+    "Tracing",
+    option(
+        "--detail",
+        type=click.Choice(["off", "stage", "step", "token"]),
+        show_default="step, or ACESTEP_OTEL_DETAIL",
+        help="How deep the span tree goes.",
+    ),
+    option("--trace-output", type=_FILE, show_default="none", help="Write the trace as OTLP JSON lines."),
+    option("--otlp-endpoint", show_default="none, or OTEL_EXPORTER_OTLP_ENDPOINT", help="Send traces and metrics."),
+    option(
+        "--otlp-protocol",
+        type=click.Choice(["grpc", "http/protobuf"]),
+        show_default="grpc, or OTEL_EXPORTER_OTLP_PROTOCOL",
+        help="How they are sent.",
+    ),
+    option(
+        "--prometheus-port",
+        type=click.IntRange(1, 65_535),
+        show_default="none",
+        help="Serve metrics for Prometheus to scrape, without a collector: http://localhost:PORT/metrics.",
+    ),
+)
+@click.pass_context
+def command(context: click.Context, /, **values: Any) -> None:
+    """Profile ACE-Step 1.5 inference: where did the time and the VRAM go?"""
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
+    if values["tiny"]:
+        for name in ("config_path", "lm_model"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise SetupError(f"--tiny chooses the models itself: leave out --{name.replace('_', '-')}")
+    options = Options(**values)
+    require_available(options)
+    _run(options)
+
+
+for _subcommand in SUBCOMMANDS:
+    command.add_command(_subcommand)
+
+
+def _refuse_options(context: click.Context) -> None:
+    """An option before a subcommand would have no effect."""
+    for name in context.params:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise SetupError(f"{context.invoked_subcommand} does not take --{name.replace('_', '-')}")
+
+
+def _run(options: Options) -> None:
+    # Imported here because PyTorch takes seconds to load, and neither --help nor a wrong flag needs it.
+    from acestep_otel.profiler.modes import MODES
+    from acestep_otel.profiler.telemetry.providers import Telemetry
+
+    with (
+        exit_on_terminate(),
+        Telemetry(
+            endpoint=options.otlp_endpoint,
+            protocol=options.otlp_protocol,
+            trace_output=options.trace_output,
+            prometheus_port=options.prometheus_port,
+        ) as telemetry,
+    ):
+        MODES[options.mode](options, telemetry)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process when not given.
+    """
+    try:
+        command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.ClickException as error:
+        return _complain(f"{error.format_message()} (see --help)", error.exit_code)
+    except click.Abort:
+        return _complain("interrupted", INTERRUPTED)
+    except SetupError as error:
+        return _complain(str(error), USAGE)
+    except (RunFailed, OSError) as error:
+        return _complain(str(error), FAILED)
+    except Exception as error:
+        from acestep.errors import AceStepError, InvalidRequest
+        from acestep_otel.profiler.flags import in_flags
+
+        # Anything else is a defect, whose traceback is what helps.
+        if not isinstance(error, AceStepError):
+            raise
+        return _complain(in_flags(error), USAGE if isinstance(error, InvalidRequest) else FAILED)
+    return 0
+
+
+def _complain(message: str, status: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return status

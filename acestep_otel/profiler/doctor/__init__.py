@@ -1,0 +1,1 @@
+"""The subcommand ``doctor``: sends one span and one metric and reports where they arrived."""

@@ -1,0 +1,171 @@
+"""Subcommand ``doctor``: does telemetry arrive, and if not, what is to be done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import click
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
+
+from acestep_otel.profiler.doctor.backends import (
+    DOCTOR_SERIES,
+    JAEGER_URL,
+    PROMETHEUS_URL,
+    Jaeger,
+    Prometheus,
+    require_url,
+    wait_for,
+)
+from acestep_otel.profiler.doctor.send import DEFAULT_ENDPOINTS, Delivery, Sender
+from acestep_otel.profiler.errors import RunFailed
+from acestep_otel.sdk.otlp import DEFAULT_PROTOCOL, OtlpTarget, Signal, otlp_target
+
+_SIGNALS: tuple[Signal, ...] = ("traces", "metrics")
+
+
+def doctor(
+    *,
+    endpoint: str | None = None,
+    protocol: str | None = None,
+    jaeger_url: str | None = None,
+    prometheus_url: str | None = None,
+    wait: float = 20.0,
+) -> None:
+    """Send, look, and print what was found.
+
+    Args:
+        endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
+        protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
+        jaeger_url: Jaeger that must show the span; ``None`` asks the usual place, if somebody is there.
+        prometheus_url: the same for the metric.
+        wait: seconds that the two are given.
+
+    Raises:
+        SetupError: a wrong endpoint, protocol, exporter or URL.
+        RunFailed: something that should have arrived did not.
+    """
+    for option, url in (("--jaeger-url", jaeger_url), ("--prometheus-url", prometheus_url)):
+        if url is not None:
+            require_url(option, url)
+    report = _Report()
+    if os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true":
+        report.problem(f"{OTEL_SDK_DISABLED}=true: a run sends nothing", f"unset {OTEL_SDK_DISABLED}")
+        report.finish()
+    targets = _targets(report, endpoint, protocol)
+    sender = Sender()
+    send = {"traces": sender.send_span, "metrics": sender.send_metric}
+    delivered = {signal: send[signal](target) for signal, target in targets.items()}
+    for delivery in delivered.values():
+        report.delivery(delivery)
+    if _arrived(delivered, "traces"):
+        jaeger = Jaeger(jaeger_url or JAEGER_URL)
+        report.store(
+            f"Jaeger {jaeger.url}",
+            f"trace {sender.probe.trace_id}",
+            lambda: jaeger.has(sender.probe.trace_id),
+            wait,
+            "look at the collector's exporter of traces and at its log",
+            None if jaeger_url else "--jaeger-url",
+        )
+    if _arrived(delivered, "metrics"):
+        prometheus = Prometheus(prometheus_url or PROMETHEUS_URL)
+        report.store(
+            f"Prometheus {prometheus.url}",
+            DOCTOR_SERIES,
+            lambda: prometheus.has(sender.probe.time),
+            wait,
+            "look at Status > Targets there: the collector's exporter must be a target that is up",
+            None if prometheus_url else "--prometheus-url",
+        )
+    report.finish()
+
+
+def _targets(report: _Report, endpoint: str | None, protocol: str | None) -> dict[Signal, OtlpTarget]:
+    found = {signal: otlp_target(signal, endpoint=endpoint, protocol=protocol) for signal in _SIGNALS}
+    targets = {signal: target for signal, target in found.items() if target is not None}
+    if targets:
+        for signal in found.keys() - targets.keys():
+            report.note(f"{signal}: not sent, OTEL_{signal.upper()}_EXPORTER or the endpoints leave them out")
+        return targets
+    # Nothing configured: a run sends nothing. The usual place may still have a collector.
+    chosen = OtlpTarget("http/protobuf" if protocol == "http/protobuf" else DEFAULT_PROTOCOL)
+    address = DEFAULT_ENDPOINTS[chosen.protocol]
+    report.note(f"no endpoint is configured, so a run sends nothing: trying {address}")
+    report.advise(f"set OTEL_EXPORTER_OTLP_ENDPOINT={address}, or give --otlp-endpoint {address}")
+    return dict.fromkeys(_SIGNALS, replace(chosen, endpoint=address))
+
+
+def _arrived(delivered: dict[Signal, Delivery], signal: Signal) -> bool:
+    return signal in delivered and delivered[signal].problem is None
+
+
+class _Report:
+    """Prints findings as they come, and what to do at the end."""
+
+    def __init__(self) -> None:
+        self._fixes: list[str] = []
+        self._problems = 0
+
+    def note(self, text: str) -> None:
+        """Print a line that is neither good nor bad."""
+        click.echo(f"  ·  {text}")
+
+    def advise(self, fix: str) -> None:
+        """Note what to do, once."""
+        if fix not in self._fixes:
+            self._fixes.append(fix)
+
+    def problem(self, text: str, fix: str) -> None:
+        """Print what did not arrive."""
+        self._problems += 1
+        click.echo(f"  ✗  {text}")
+        self.advise(fix)
+
+    def delivery(self, delivery: Delivery) -> None:
+        """Print what became of a signal."""
+        if delivery.problem is None:
+            click.echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
+        else:
+            self.problem(f"{delivery.signal}: not accepted by {delivery.address}: {delivery.problem}", delivery.fix)
+
+    def store(
+        self, place: str, what: str, found: Callable[[], bool], seconds: float, fix: str, unasked: str | None
+    ) -> None:
+        """Look in a store, and print the answer.
+
+        Args:
+            place: name and address of the store.
+            what: what should be there.
+            found: asks for it.
+            seconds: how long it is given.
+            fix: what to do when it is not there.
+            unasked: the option that would have named the store; ``None`` when it did. A store that nobody named may be
+                another one's, so what is missing there is no failure.
+        """
+        match wait_for(found, seconds):
+            case "found":
+                click.echo(f"  ✓  {place}: {what} is there")
+            case "unreachable" if unasked is not None:
+                self.note(f"{place}: nobody there, or somebody else: not asked again ({unasked} names another place)")
+            case "unreachable":
+                self.problem(
+                    f"{place}: nobody answers, or somebody else does",
+                    "correct the address, or start it (docker compose up -d)",
+                )
+            case "missing" if unasked is not None:
+                self.note(f"{place}: {what} is not there after {seconds:g} s; if it should be, {fix}")
+            case "missing":
+                self.problem(f"{place}: {what} is not there after {seconds:g} s", fix)
+
+    def finish(self) -> None:
+        """Print what to do.
+
+        Raises:
+            RunFailed: something did not arrive.
+        """
+        for fix in self._fixes:
+            click.echo(f"  →  {fix}")
+        if self._problems:
+            raise RunFailed("telemetry does not arrive as it should: see above")

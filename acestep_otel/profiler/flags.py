@@ -1,0 +1,52 @@
+"""The engine's errors in the words of the command line: fields of the API become options."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from acestep.environment_variables import COMPILE_MODEL
+from acestep.errors import FIELD, AceStepError, CheckpointNotFound
+from acestep_otel.profiler.options import DEFAULTS
+
+_NAMED_OTHERWISE: Final = {
+    "checkpoint_root": "--checkpoint-dir",
+    "compile": COMPILE_MODEL,
+    "dit": "--config-path",
+    "fetch": "--download",
+    "lm": "--lm-model",
+    "sampling.guidance_scale": "--lm-cfg-scale",
+    "sampling.temperature": "--lm-temperature",
+    "seeds": "--seed",
+    "track_names": "--track",
+}
+"""Fields whose option, or environment variable, has another name."""
+
+
+def in_flags(error: AceStepError) -> str:
+    """The message of an error of the engine, with the command line's own names and ways out.
+
+    A field that has no option keeps its name.
+    """
+    if isinstance(error, CheckpointNotFound) and error.model is not None:
+        return f"{_renamed(error.looked_for)}. {_ways_out(error.model)}"
+    return _renamed(str(error))
+
+
+def _renamed(message: str) -> str:
+    return FIELD.sub(_option, message)
+
+
+def _option(field: re.Match[str]) -> str:
+    name = field[1]
+    if name in _NAMED_OTHERWISE:
+        return _NAMED_OTHERWISE[name]
+    return f"--{name.replace('_', '-')}" if hasattr(DEFAULTS, name) else name
+
+
+def _ways_out(model: str) -> str:
+    return (
+        f"Ways out: download them by `acestep-otel download {model}`, or let this run do it by --download; run the "
+        "same architecture with random weights (real speed and memory, noise for music) by --weights synthetic; or run "
+        "the tiny built-in models by --tiny"
+    )

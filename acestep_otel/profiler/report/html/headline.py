@@ -1,0 +1,90 @@
+"""The top of a run: what ran, on what, and the figures that matter most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from acestep_otel import semconv
+from acestep_otel.profiler.report.html.quantities import duration, number, size
+from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.statistics import memory_peaks, token_statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure: what it is, its value, and what it refers to."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The top of a run.
+
+    Attributes:
+        title: the call.
+        models: names of the models, and the language model's backend.
+        setting: device, type and origin of the weights.
+        started: ISO 8601, UTC.
+        trace_id: of the trace.
+        failure: class name of what ended the run, or ``None``.
+        tiles: the figures.
+    """
+
+    title: str
+    models: tuple[str, ...]
+    setting: tuple[str, ...]
+    started: str
+    trace_id: str
+    failure: str | None
+    tiles: tuple[Tile, ...]
+
+
+def headline(run: Run) -> Headline:
+    """Read it off the spans of a run."""
+    root = run.root.attributes
+    return Headline(
+        title=run.root.name,
+        models=tuple(_models(run)),
+        setting=tuple(str(root[name]) for name in (semconv.DEVICE, semconv.DTYPE, semconv.WEIGHTS) if name in root),
+        started=datetime.fromtimestamp(run.root.start_ns // 10**9, UTC).isoformat(),
+        trace_id=run.root.trace_id,
+        failure=(run.root.error or "error") if run.root.status == "error" else None,
+        tiles=tuple(_tiles(run)),
+    )
+
+
+def _models(run: Run) -> Iterator[str]:
+    named: dict[str, str] = {}
+    for span in (run.root, *run.named(semconv.LM)):
+        if (model := span.attributes.get(semconv.REQUEST_MODEL)) is not None:
+            named[str(model)] = str(span.attributes.get(semconv.LM_BACKEND, ""))
+    for model, backend in named.items():
+        yield f"{model} ({backend})" if backend else model
+
+
+def _tiles(run: Run) -> Iterator[Tile]:
+    root = run.root.attributes
+    yield Tile("Wall time", duration(run.root.seconds))
+    songs, length = root.get(semconv.BATCH_SIZE), root.get(semconv.AUDIO_DURATION)
+    if songs and length:
+        yield Tile("Audio", f"{songs * length:g} s", f"{songs} × {length:g} s")
+        per_second = run.root.seconds / (songs * length)
+        yield Tile("Compute per second of audio", duration(per_second), _speed(per_second))
+    if steps := root.get(semconv.DIT_STEPS):
+        diffusion = sum(span.seconds for span in run.named(semconv.DIT))
+        yield Tile("Denoising steps", number(steps), f"{duration(diffusion / steps)} each")
+    if phases := token_statistics(run):
+        last = phases[-1]
+        yield Tile("Tokens per second", number(last.tokens_per_second), last.phase)
+    if peaks := memory_peaks(run):
+        highest = max(peaks, key=lambda peak: peak.reserved)
+        yield Tile("Peak VRAM", size(highest.reserved), f"reserved, in {highest.stage}")
+
+
+def _speed(seconds_per_second: float) -> str:
+    return f"{number(1 / seconds_per_second)}× real time" if seconds_per_second else ""

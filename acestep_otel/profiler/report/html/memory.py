@@ -1,0 +1,112 @@
+"""VRAM of a run: the peak of every stage, and what was in use over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from acestep_otel import semconv
+from acestep_otel.profiler.report.html.charts import Part, row_chart
+from acestep_otel.profiler.report.html.curve import Level, Reading, Series, curve_chart
+from acestep_otel.profiler.report.html.figure import CurveFigure, Figure, Table
+from acestep_otel.profiler.report.html.quantities import duration, size
+from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.statistics import MemoryPeak, MemorySample, memory_peaks, memory_samples
+
+_GIB: Final = 2.0**30
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySection:
+    """VRAM of a run.
+
+    Attributes:
+        peaks: of every stage that recorded one.
+        over_time: what was in use; ``None`` for a trace without readings.
+    """
+
+    peaks: Figure
+    over_time: CurveFigure | None
+
+
+def memory_section(run: Run) -> MemorySection | None:
+    """Peaks and curve; ``None`` off CUDA."""
+    peaks = memory_peaks(run)
+    return MemorySection(_peaks(peaks), _over_time(run)) if peaks else None
+
+
+def _peaks(peaks: list[MemoryPeak]) -> Figure:
+    highest = max(peaks, key=lambda peak: peak.reserved)
+    return Figure(
+        chart=row_chart(
+            f"Peak VRAM by stage, the highest {size(highest.reserved)} reserved in {highest.stage}",
+            [(peak.stage, _peak_parts(peak)) for peak in peaks],
+            size,
+            stacked=False,
+            unit=_GIB,
+        ),
+        legend=(("vram-allocated", "allocated"), ("vram-reserved", "reserved")),
+        table=Table(
+            ("Stage", "Allocated", "Reserved"),
+            tuple((peak.stage, size(peak.allocated), size(peak.reserved)) for peak in peaks),
+        ),
+    )
+
+
+def _peak_parts(peak: MemoryPeak) -> list[Part]:
+    return [
+        Part(peak.reserved, "vram-reserved", f"{peak.stage}, reserved: {size(peak.reserved)}"),
+        Part(peak.allocated, "vram-allocated", f"{peak.stage}, allocated: {size(peak.allocated)}"),
+    ]
+
+
+def _over_time(run: Run) -> CurveFigure | None:
+    samples = memory_samples(run)
+    if not samples:
+        return None
+    highest = max(samples, key=lambda sample: sample.reserved)
+    return CurveFigure(
+        chart=curve_chart(
+            f"VRAM over time in {len(samples)} readings, "
+            f"the highest {size(highest.reserved)} reserved after {highest.stage} at {duration(highest.time)}",
+            [
+                Series("vram-reserved", [_reading(sample, sample.reserved, "reserved") for sample in samples]),
+                Series("vram-allocated", [_reading(sample, sample.allocated, "allocated") for sample in samples]),
+            ],
+            _levels(run),
+            duration=run.root.seconds,
+            time_text=duration,
+            value_text=size,
+            unit=_GIB,
+        ),
+        legend=(
+            ("vram-allocated", "allocated"),
+            ("vram-reserved", "reserved"),
+            ("vram-peak", "highest allocated during a stage"),
+        ),
+        table=Table(
+            ("After", "Time", "Allocated", "Reserved"),
+            tuple(
+                (sample.stage, duration(sample.time), size(sample.allocated), size(sample.reserved))
+                for sample in samples
+            ),
+        ),
+    )
+
+
+def _reading(sample: MemorySample, count: int, kind: str) -> Reading:
+    return Reading(sample.time, count, f"after {sample.stage}, {kind}: {size(count)}")
+
+
+def _levels(run: Run) -> list[Level]:
+    return [
+        Level(
+            (span.start_ns - run.root.start_ns) / 1e9,
+            (span.end_ns - run.root.start_ns) / 1e9,
+            peak := int(span.attributes[semconv.VRAM_PEAK_ALLOCATED]),
+            "vram-peak",
+            f"{semconv.stage_of(span.name)}, highest allocated: {size(peak)}",
+        )
+        for span in run.spans
+        if semconv.VRAM_PEAK_ALLOCATED in span.attributes
+    ]

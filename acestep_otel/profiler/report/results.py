@@ -1,0 +1,173 @@
+"""The result file: what was run, on what, and what it took, as one JSON document.
+
+Its form is ``result.schema.json`` beside this module; ``schema_version`` counts up when a reader of the old form
+would misread the new one. Durations are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.statistics import memory_peaks, step_times, tile_times, token_statistics
+
+if TYPE_CHECKING:
+    # Only for its type: reading a result file must not import PyTorch.
+    from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
+    from acestep_otel.profiler.report.environment import Environment
+
+SCHEMA_VERSION: Final = 1
+
+
+class NotAResultFile(ValueError):
+    """A file that is no result file of this version; the message is one line."""
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """What ``--benchmark-output`` wrote.
+
+    Raises:
+        NotAResultFile: it cannot be read, or is something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotAResultFile(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise NotAResultFile(f"{path} is not JSON: give a result file that --benchmark-output wrote") from error
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise NotAResultFile(f"{path} is not a result file of version {SCHEMA_VERSION}")
+    return document
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One measured run.
+
+    Attributes:
+        run: its spans, or ``None`` when nothing was traced.
+        effective: what was really run, or ``None`` when it failed before that was known.
+        error: what ended it, or ``None``.
+        songs: the files written.
+        blueprint: the song in words, or ``None`` in modes that make audio.
+    """
+
+    run: Run | None
+    effective: EffectiveSettings | EffectivePlannerSettings | None
+    error: BaseException | None = None
+    songs: tuple[Path, ...] = ()
+    blueprint: SongBlueprint | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``results``."""
+        return {
+            "status": "ok" if self.error is None else "error",
+            "error": None if self.error is None else _error(self.error),
+            "effective_settings": None if self.effective is None else asdict(self.effective),
+            "songs": [path.name for path in self.songs],
+            "blueprint": None if self.blueprint is None else _blueprint(self.blueprint),
+            "measurement": None if self.run is None else _measurement(self.run),
+        }
+
+
+class ResultEntry(Protocol):
+    """What a mode reports: a run, a cell of several, or a row of a tier test."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``results``."""
+
+
+def result_document(
+    *,
+    mode: str,
+    environment: Environment,
+    arguments: Mapping[str, Any],
+    results: Sequence[ResultEntry],
+    benchmark: Mapping[str, Any] | None = None,
+    tier_test: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole document.
+
+    Args:
+        mode: of the command line.
+        environment: what it ran on.
+        arguments: every option of the command line, given or not.
+        results: the measured runs, the cells of a benchmark or the rows of a tier test, in order.
+        benchmark: how a benchmark's matrix came about; ``None`` in every other mode.
+        tier_test: what the rows of a tier test say together; ``None`` in every other mode.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mode": mode,
+        "environment": asdict(environment),
+        "arguments": dict(arguments),
+        "benchmark": None if benchmark is None else dict(benchmark),
+        "tier_test": None if tier_test is None else dict(tier_test),
+        "results": [result.to_json() for result in results],
+    }
+
+
+def write_result(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as indented JSON.
+
+    Raises:
+        OSError: it could not be written; what was there before is unchanged.
+    """
+    with replacing(path) as stream:
+        json.dump(document, stream, ensure_ascii=False, indent=2, allow_nan=False, default=_as_json)
+        stream.write("\n")
+
+
+def _as_json(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a result file")
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error), "stage": getattr(error, "stage", None)}
+
+
+def _blueprint(blueprint: SongBlueprint) -> dict[str, Any]:
+    return {
+        "metadata": asdict(blueprint.metadata),
+        "lyrics": blueprint.lyrics,
+        "lyrics_complete": blueprint.lyrics_complete,
+    }
+
+
+def _measurement(run: Run) -> dict[str, Any]:
+    breakdown = Breakdown.of(run)
+    return {
+        "trace_id": run.root.trace_id,
+        "wall": breakdown.wall,
+        "stages": {
+            "vae_encode": {"total": breakdown.vae_encode},
+            "audio_tokenization": {"total": breakdown.audio_tokenization},
+            "llm_planning": {
+                "total": breakdown.planner,
+                "token_generation": breakdown.token_generation,
+                "constrained_decoding": breakdown.constrained_decoding,
+                "cfg_overhead": breakdown.guidance,
+            },
+            "dit_diffusion": {
+                "total": breakdown.diffusion,
+                "per_step_average": breakdown.step_average,
+                "steps": breakdown.steps,
+                "step_times": step_times(run),
+            },
+            "vae_decode": {"total": breakdown.vae_decode, "tile_times": tile_times(run)},
+            "audio_save": {"total": breakdown.audio_save},
+            "other": {"total": breakdown.other},
+        },
+        "token_statistics": [asdict(statistics) for statistics in token_statistics(run)],
+        "vram_peaks": [asdict(peak) for peak in memory_peaks(run)],
+    }

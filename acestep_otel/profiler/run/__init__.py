@@ -1,0 +1,1 @@
+"""One measured run: models, request, warm-up, measurement, and the profile mode."""

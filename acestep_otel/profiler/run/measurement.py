@@ -1,0 +1,236 @@
+"""One measured run: set-up, warm-up, the run, and every output made from it.
+
+Everything reported is computed from the spans of the measured run, also when it failed.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import click
+import torch
+
+from acestep.devices import resolve_device
+from acestep.errors import (
+    AudioWriteError,
+    BackendUnavailable,
+    CheckpointInvalid,
+    CheckpointNotFound,
+    DeviceUnavailable,
+    DownloadFailed,
+    InvalidRequest,
+    PlacementUnavailable,
+)
+from acestep.memory_cap import enforce_memory_cap
+from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
+from acestep_otel import __version__, semconv
+from acestep_otel.errors import SetupError
+from acestep_otel.profiler.files import require_writable
+from acestep_otel.profiler.flags import in_flags
+from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
+from acestep_otel.profiler.report.environment import Environment
+from acestep_otel.profiler.report.html import Report, write_report
+from acestep_otel.profiler.report.results import RunResult, result_document, write_result
+from acestep_otel.profiler.report.spans import Run, measured_runs
+from acestep_otel.profiler.report.statistics import token_statistics
+from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.run.placement import engine_settings
+from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
+from acestep_otel.profiler.run.progress import ProgressBars
+from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
+from acestep_otel.recording import GuidanceShare, guidance_share, warmup
+from acestep_otel.recording.instruments import Instruments
+
+
+def record_figures(run: Run, telemetry: Telemetry) -> None:
+    """Record the breakdown and the pace of each planner phase.
+
+    Args:
+        run: the measured run; the model it names is the metrics' own.
+        telemetry: whose meter takes them.
+    """
+    instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel", __version__))
+    model = {semconv.REQUEST_MODEL: str(run.root.attributes.get(semconv.REQUEST_MODEL, ""))}
+    root = {**model, semconv.STAGE: semconv.stage_of(run.root.name)}
+    for row in breakdown_rows(Breakdown.of(run)):
+        if row.value is None:
+            continue
+        if row.component == "steps":
+            instruments.record(semconv.PROFILE_STEPS, row.value, root)
+        else:
+            instruments.record(semconv.PROFILE_DURATION, row.value, {**root, semconv.PROFILE_ROW: row.component})
+    for phase in token_statistics(run):
+        if rate := phase.output_tokens_per_second:
+            instruments.record(semconv.PROFILE_TOKEN_DURATION, 1 / rate, {**model, semconv.STAGE: phase.phase})
+
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a measured run made.
+
+    Attributes:
+        effective: what was really run.
+        summary: lines for the terminal, above the breakdown.
+        songs: the files written.
+        blueprint: the song in words.
+    """
+
+    effective: EffectiveSettings | EffectivePlannerSettings
+    summary: tuple[str, ...]
+    songs: tuple[Path, ...] = ()
+    blueprint: SongBlueprint | None = None
+
+
+class MeasuredCall(Protocol[Loaded]):
+    """What a mode measures."""
+
+    @property
+    def root(self) -> str:
+        """Name of the root span of its call (``acestep_otel.semconv``)."""
+
+    def load(self) -> Loaded:
+        """Load the models."""
+
+    def warm_up(self, models: Loaded, progress: ProgressCallback) -> None:
+        """Run once what is measured, leaving no files."""
+
+    def measure_guidance(self, models: Loaded) -> GuidanceShare | None:
+        """Measure what guidance costs; forward passes, so only after a warm-up."""
+
+    def run(self, models: Loaded, progress: ProgressCallback) -> Outcome:
+        """Run what is measured."""
+
+
+def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) -> None:
+    """Measure a call: the breakdown goes to standard output, files go where the options say.
+
+    Raises:
+        SetupError: something the user gave cannot be used; nothing was run.
+        AceStepError: the run failed; what was measured until then is printed and written.
+        OSError: the result or the trace could not be written.
+    """
+    detail = detail_level(options.detail)
+    for path in (options.benchmark_output, options.report, options.trace_output, *profiler_files(options)):
+        if path is not None:
+            require_writable(path)
+
+    limit_threads(options)
+    with instrumented(telemetry, detail):
+        with setup_errors():
+            enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
+            models = call.load()
+        outcome: Outcome | None = None
+        error: BaseException | None = None
+        share: GuidanceShare | None = None
+        try:
+            if not options.no_warmup:
+                with warmup(), ProgressBars("warm-up", enabled=not options.no_progress) as progress:
+                    call.warm_up(models, progress)
+                share = call.measure_guidance(models)
+            with guidance_share(share), ProgressBars(options.mode, enabled=not options.no_progress) as progress:
+                outcome = call.run(models, progress)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            _report(options, telemetry, call.root, outcome, error)
+    # After the block: nothing is traced any more, and nothing that is reported is measured in here.
+    with ProgressBars("examination", enabled=not options.no_progress) as progress:
+        run_profilers(options, lambda: call.warm_up(models, progress))
+
+
+@contextmanager
+def setup_errors() -> Iterator[None]:
+    """Before the run, what the engine refuses is a matter of set-up."""
+    try:
+        yield
+    except (
+        InvalidRequest,
+        AudioWriteError,
+        CheckpointNotFound,
+        CheckpointInvalid,
+        DownloadFailed,
+        DeviceUnavailable,
+        PlacementUnavailable,
+        BackendUnavailable,
+    ) as error:
+        raise SetupError(in_flags(error)) from error
+
+
+def limit_threads(options: Options) -> None:
+    """Run tiny models on one thread: handing such small tensors to a second one takes longer than computing them."""
+    if options.tiny:
+        torch.set_num_threads(1)
+
+
+def release_memory() -> None:
+    """Give back what an earlier run left, so that the next one starts with what the first one had."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _report(
+    options: Options, telemetry: Telemetry, root: str, outcome: Outcome | None, error: BaseException | None
+) -> None:
+    flush_telemetry()
+    measured = measured_runs(telemetry.collector.finished_spans, root)
+    run = measured[-1] if measured else None
+    if run is not None and error is None:
+        record_figures(run, telemetry)
+    for line in _lines(options, outcome, run):
+        click.echo(line)
+    songs = outcome.songs if outcome is not None else ()
+    environment = Environment.current()
+    if options.benchmark_output is not None:
+        entry = RunResult(
+            run=run,
+            effective=None if outcome is None else outcome.effective,
+            error=error,
+            songs=songs,
+            blueprint=None if outcome is None else outcome.blueprint,
+        )
+        write_result(
+            options.benchmark_output,
+            result_document(mode=options.mode, environment=environment, arguments=asdict(options), results=[entry]),
+        )
+    if options.report is not None:
+        write_report(
+            options.report,
+            Report(
+                mode=options.mode,
+                environment=environment,
+                arguments=asdict(options),
+                runs=measured[-1:],
+                failure=None if error is None else f"{type(error).__name__}: {error}",
+            ),
+        )
+    telemetry.write_trace_file()
+    files = (("Result", options.benchmark_output), ("Report", options.report), ("Trace", options.trace_output))
+    for label, path in (*(("Song", song) for song in songs), *files):
+        if path is not None:
+            click.echo(f"{label + ':':<8} {path}")
+
+
+def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterator[str]:
+    if outcome is not None:
+        yield from outcome.summary
+        yield ""
+    if run is not None:
+        yield render_breakdown(Breakdown.of(run))
+        yield ""
+        if options.llm_debug:
+            yield render_token_statistics(token_statistics(run))
+            yield ""
+    elif outcome is not None:
+        yield "Tracing was off, so there is no breakdown."
+        yield ""

@@ -1,0 +1,126 @@
+"""What ``--detailed`` and ``--torch-profile`` add: further runs of the same call, under profilers that slow it down.
+
+They come after the measured run, so no figure of the report contains them.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import pstats
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import torch
+from torch.profiler import ProfilerActivity, record_function
+
+from acestep_otel import semconv
+from acestep_otel.patches.engine import PATCHES
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.options import Options
+from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition
+
+_SHOWN_FUNCTIONS: Final = 20
+_WRITTEN_FUNCTIONS: Final = 200
+_BUILTINS: Final = sys.version_info < (3, 12)
+"""Since 3.12 cProfile sees bound C functions return that it has not seen called, and takes their callers off its stack:
+their time goes elsewhere (python/cpython#122029). What a function spends in C is its own time then."""
+
+
+def run_profilers(options: Options, call: Callable[[], object]) -> None:
+    """Run the call again under each profiler that was asked for.
+
+    Args:
+        options: of the command line.
+        call: what was measured; called once per profiler.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    if options.detailed:
+        _profile_functions(_beside(options, ".prof"), _beside(options, ".functions.txt"), call)
+    if options.torch_profile:
+        _profile_operators(_beside(options, ".torch-trace.json"), call)
+
+
+def profiler_files(options: Options) -> Iterator[Path]:
+    """Every file that ``examine`` will write."""
+    if options.detailed:
+        yield from (_beside(options, ".prof"), _beside(options, ".functions.txt"))
+    if options.torch_profile:
+        yield _beside(options, ".torch-trace.json")
+
+
+def _beside(options: Options, suffix: str) -> Path:
+    """A file beside the result file, else in the output folder under the mode's name."""
+    if options.benchmark_output is not None:
+        return options.benchmark_output.with_suffix(suffix)
+    return options.output_dir / f"{options.mode}{suffix}"
+
+
+def _profile_functions(statistics: Path, text: Path, call: Callable[[], object]) -> None:
+    profiler = cProfile.Profile(builtins=_BUILTINS)
+    profiler.runcall(call)
+    profiler.dump_stats(statistics)
+    with replacing(text) as stream:
+        pstats.Stats(profiler, stream=stream).sort_stats("cumulative").print_stats(_WRITTEN_FUNCTIONS)
+    shown = io.StringIO()
+    pstats.Stats(profiler, stream=shown).strip_dirs().sort_stats("cumulative").print_stats(_SHOWN_FUNCTIONS)
+    click.echo(f"\nTOP {_SHOWN_FUNCTIONS} FUNCTIONS BY CUMULATIVE TIME")
+    click.echo(
+        "A separate run under cProfile: it adds time to every call, so compare these figures with each other only."
+    )
+    click.echo(shown.getvalue().strip("\n"))
+    click.echo(f"\nProfile: {statistics}\nText:    {text}")
+
+
+def _profile_operators(trace: Path, call: Callable[[], object]) -> None:
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with _ranges(), torch.profiler.profile(activities=activities) as profiler:
+        call()
+    profiler.export_chrome_trace(str(trace))
+    click.echo("\nA separate run under torch.profiler, which slows down every operator.")
+    click.echo(f"Chrome trace (open it in ui.perfetto.dev): {trace}")
+
+
+@contextmanager
+def _ranges() -> Iterator[None]:
+    """Name the profiler's ranges like the spans."""
+    patcher = Patcher(ProfilerRanges())
+    patcher.apply(PATCHES)
+    try:
+        yield
+    finally:
+        patcher.remove()
+
+
+class ProfilerRanges:
+    """Runs calls in ranges of ``torch.profiler`` (a ``StageRecorder``)."""
+
+    def request(self, definition: RequestDefinition, call: Call) -> Any:
+        """Run a call in a range of its own."""
+        return _in_range(definition.span, call)
+
+    def stage(self, definition: StageDefinition, call: Call) -> Any:
+        """Run a call in a range of its own."""
+        return _in_range(definition.span, call)
+
+    def load(self, _definition: LoadDefinition, call: Call) -> Any:
+        """Run a model's loading in a range of its own."""
+        return _in_range(semconv.MODEL_LOAD, call)
+
+    def adopt(self, *_details: Any) -> bool:
+        """Adopt nothing: what a library has measured cannot become a range afterwards."""
+        return False
+
+
+def _in_range(name: str, call: Call) -> Any:
+    with record_function(name):
+        return call.run()

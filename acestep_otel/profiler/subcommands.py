@@ -1,0 +1,127 @@
+"""What the command line does beside the modes: compare results, look after telemetry and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+import cloup
+from cloup import option
+
+from acestep_otel.profiler.options import DEFAULTS
+
+# Modes are imported when a command runs: --help needs none of them.
+
+_FILE: Final = click.Path(path_type=Path)
+CHECKPOINT_DIR = option(
+    "--checkpoint-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULTS.checkpoint_dir,
+    help="Folder that holds the models.",
+)
+
+
+@cloup.command("compare", short_help="Compare two result files: the regression gate.")
+@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Result file to compare with.")
+@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Result file to be judged.")
+@option(
+    "--threshold",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.10,
+    show_default="1.10",
+    help="Largest ratio B/A that passes.",
+)
+@option(
+    "--noise-floor",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default="5",
+    metavar="MILLISECONDS",
+    help="What a figure may lose whatever its ratio is: a stage of 2 ms that takes 3 ms says nothing.",
+)
+@option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
+def compare(baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None) -> None:
+    """Compare two result files cell by cell: exit code 1 when B is slower than threshold and noise floor allow."""
+    from acestep_otel.profiler.benchmark import compare as mode
+
+    mode.compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output)
+
+
+@cloup.command("download", short_help="Fetch released models from the hub.")
+@cloup.argument("names", nargs=-1, required=True, metavar="NAME...", help="For example acestep-v15-turbo.")
+@CHECKPOINT_DIR
+def download(names: tuple[str, ...], checkpoint_dir: Path) -> None:
+    """Fetch released models, with all that each needs: a diffusion model brings the VAE and the text encoder.
+
+    Weights, configurations and tokenizers are fetched at fixed commits, and no code. How much it is, is said first.
+    What an interrupted download left is continued. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected.
+    """
+    from acestep_otel.profiler.run.weights import download_models
+
+    download_models(names, checkpoint_dir)
+
+
+@cloup.command("convert", short_help="Write an official model as a diffusers repository.")
+@cloup.argument("name", metavar="NAME", help="Name or path of a diffusion model in the official layout.")
+@cloup.argument("target", type=_FILE, metavar="FOLDER", help="Folder to make.")
+@CHECKPOINT_DIR
+def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
+    """Write a diffusion model of the official layout as a repository that diffusers' AceStepPipeline loads.
+
+    Values and number types stay as they are. Both layouts can be profiled as they are: this is for other tools.
+    """
+    from acestep_otel.profiler.run.weights import convert_model
+
+    convert_model(name, checkpoint_dir, target)
+
+
+@cloup.command("doctor", short_help="Send one span and one metric, and say where they arrived.")
+@option(
+    "--otlp-endpoint",
+    show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317",
+    help="Where to send.",
+)
+@option(
+    "--otlp-protocol",
+    type=click.Choice(["grpc", "http/protobuf"]),
+    show_default="grpc, or OTEL_EXPORTER_OTLP_PROTOCOL",
+    help="How to send.",
+)
+@option(
+    "--jaeger-url",
+    show_default="http://localhost:16686, if it answers",
+    help="Jaeger that must show the span.",
+)
+@option(
+    "--prometheus-url",
+    show_default="http://localhost:9090, if it answers",
+    help="Prometheus that must show the metric.",
+)
+@option(
+    "--wait",
+    type=click.FloatRange(min=0, max=600),
+    default=20.0,
+    show_default="20",
+    help="Seconds that Jaeger and Prometheus are given to show them.",
+)
+def doctor(
+    otlp_endpoint: str | None,
+    otlp_protocol: str | None,
+    jaeger_url: str | None,
+    prometheus_url: str | None,
+    wait: float,
+) -> None:
+    """Send one span and one metric, and say where they arrived and what to fix: exit code 1 when nothing arrives."""
+    from acestep_otel.profiler.doctor import checks as mode
+
+    mode.doctor(
+        endpoint=otlp_endpoint,
+        protocol=otlp_protocol,
+        jaeger_url=jaeger_url,
+        prometheus_url=prometheus_url,
+        wait=wait,
+    )
+
+
+SUBCOMMANDS: Final = (compare, convert, doctor, download)

@@ -1,0 +1,317 @@
+"""The OpenTelemetry SDK, set up for the command line, and the tracing of one mode's run with it.
+
+The tracing layer needs only the API; an application brings its own providers. The command line is an application:
+it keeps every finished span in memory for its report, sends telemetry to an OTLP endpoint when one is configured,
+serves metrics to Prometheus and writes a trace file when asked to. Nothing configured means no exporter, no thread and
+no log line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import (
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    SERVICE_VERSION,
+    OTELResourceDetector,
+    Resource,
+)
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from acestep_otel import __version__, semconv
+from acestep_otel.errors import SetupError
+from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.profiler.report.spans import FinishedSpan
+from acestep_otel.profiler.telemetry.trace_file import TraceFile
+from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
+from acestep_otel.settings import Detail, Settings
+from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
+
+if TYPE_CHECKING:
+    from acestep_otel.profiler.telemetry.prometheus import PrometheusEndpoint
+
+
+class SpanCollector(SpanProcessor):
+    """Keeps finished spans for the report, and ends those that shutdown finds open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, Span] = {}
+        self._finished: list[ReadableSpan] = []
+
+    # The SDK passes the context by keyword, so the name stays though it is not needed here.
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
+        """Remember an open span."""
+        with self._lock:
+            self._open[id(span)] = span
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep a finished span."""
+        with self._lock:
+            self._finished.append(span)
+
+    def end_open_spans(self) -> None:
+        """End what is still running and mark it with ``acestep.truncated``, innermost first."""
+        with self._lock:
+            still_open = [span for span in reversed(self._open.values()) if span.is_recording()]
+            self._open.clear()
+        for span in still_open:
+            span.set_attribute(semconv.TRUNCATED, True)
+            span.end()
+
+    @property
+    def readable_spans(self) -> list[ReadableSpan]:
+        """What finished so far, as the SDK has it."""
+        with self._lock:
+            return list(self._finished)
+
+    @property
+    def finished_spans(self) -> list[FinishedSpan]:
+        """What finished so far, as the report takes it."""
+        return self.finished_since(0)
+
+    def finished_since(self, position: int) -> list[FinishedSpan]:
+        """What finished after the first ``position`` spans, as the report takes it."""
+        return [FinishedSpan.from_readable_span(span) for span in self.readable_spans[position:]]
+
+
+class Telemetry:
+    """Providers of one process, and their end.
+
+    Used as a context manager: leaving it ends open spans, delivers what is queued, and takes at most
+    ``SHUTDOWN_SECONDS``.
+
+    Attributes:
+        disabled: whether ``OTEL_SDK_DISABLED`` is set: there are no spans then, and nothing to report.
+        collector: every span that finished in this process.
+        tracer_provider: to instrument with.
+        meter_provider: to instrument with.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: str | None = None,
+        protocol: str | None = None,
+        trace_output: Path | None = None,
+        prometheus_port: int | None = None,
+    ) -> None:
+        """Set up the SDK.
+
+        Args:
+            endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
+            protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
+            trace_output: OTLP JSON file, written as requests end; replaced when it exists.
+            prometheus_port: port to serve metrics on; ``None`` serves none.
+
+        Raises:
+            SetupError: an endpoint, protocol or exporter that does not exist, or a port that is taken.
+        """
+        self._trace_file = None if trace_output is None else TraceFile(trace_output)
+        self._shut_down = False
+        self._log = DeliveryLog()
+
+        self.disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
+        self.collector = SpanCollector()
+        resource = service_resource()
+        # The report is made from the spans, so none may be sampled out: OTEL_TRACES_EXPORTER=none keeps them here.
+        self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+        traces = None if self.disabled else otlp_target("traces", endpoint=endpoint, protocol=protocol)
+        metrics = None if self.disabled else otlp_target("metrics", endpoint=endpoint, protocol=protocol)
+        # Both exporters first, threads after: a wrong setting leaves nothing running.
+        self._span_exporter = None if traces is None else span_exporter(traces)
+        self._metric_exporter = None if metrics is None else metric_exporter(metrics)
+        self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
+        self._processors: list[SpanProcessor] = [self.collector]
+        if self._trace_file is not None:
+            self._processors.append(self._trace_file)
+        if self._span_exporter is not None:
+            self._processors.append(BatchSpanProcessor(self._span_exporter))
+        for processor in self._processors:
+            self.tracer_provider.add_span_processor(processor)
+        readers: list[MetricReader] = []
+        if self._metric_exporter is not None:
+            readers.append(PeriodicExportingMetricReader(self._metric_exporter))
+        if self._prometheus is not None:
+            readers.append(self._prometheus.reader)
+        self.meter_provider = MeterProvider(metric_readers=readers, resource=resource, shutdown_on_exit=False)
+
+    def __enter__(self) -> Self:
+        self._log.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.shutdown()
+            # A run that ended well has written its file; one that was stopped keeps what it traced, if anything.
+            if error is not None and self.collector.readable_spans:
+                self.write_trace_file()
+        finally:
+            self._log.detach()
+
+    def adopt(self, spans: Iterable[FinishedSpan]) -> None:
+        """Take in spans that another process of this run made: they are collected and sent like this process's own."""
+        scope = InstrumentationScope("acestep_otel", __version__, semconv.SCHEMA_URL)
+        for span in spans:
+            readable = span.to_readable_span(self.tracer_provider.resource, scope)
+            for processor in self._processors:
+                processor.on_end(readable)
+
+    def write_ended_spans(self) -> None:
+        """Let the trace file, if one was asked for, hold what ended so far; a failure shows in ``write_trace_file``."""
+        if self._trace_file is not None:
+            self._trace_file.write_ended()
+
+    def write_trace_file(self) -> None:
+        """Write the finished spans that the trace file, if one was asked for, does not hold yet.
+
+        Raises:
+            OSError: the file could not be written.
+        """
+        if self._trace_file is not None:
+            self._trace_file.finish()
+
+    def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
+        """End open spans and deliver what is queued; give up when the time is over.
+
+        Args:
+            timeout: seconds for traces and metrics together.
+        """
+        if self._shut_down:
+            return
+        self._shut_down = True
+        self.collector.end_open_spans()
+        exporters = (self._span_exporter, self._metric_exporter)
+        deliver_within(
+            timeout,
+            [lambda _: self.tracer_provider.shutdown(), self._shut_down_metrics],
+            [exporter.shutdown for exporter in exporters if exporter is not None],
+            report=self._log.report,
+        )
+
+    def _shut_down_metrics(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        if self._prometheus is not None:
+            # Waiting for a scrape must not take the time that sending needs.
+            self._prometheus.wait_for_last_scrape(seconds if self._metric_exporter is None else seconds / 2)
+            self._prometheus.close()
+        self.meter_provider.shutdown(timeout_millis=max(0.0, deadline - time.monotonic()) * 1000)
+
+
+class DeliveryLog(logging.Handler):
+    """What the SDK logs, brought down to the first warning, as one line on standard error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._logger = logging.getLogger("opentelemetry")
+        self._propagated = self._logger.propagate
+        self._reported = False
+
+    def attach(self) -> None:
+        """Take over the SDK's log."""
+        self._propagated = self._logger.propagate
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def detach(self) -> None:
+        """Give the SDK's log back."""
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagated
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report the first record."""
+        self.report(record.getMessage())
+
+    def report(self, message: str) -> None:
+        """Print one line, once."""
+        if not self._reported:
+            self._reported = True
+            sys.stderr.write(f"warning: {' '.join(message.split())}\n")
+
+
+def _prometheus_endpoint(port: int) -> PrometheusEndpoint:
+    # Imported where it is chosen, like the OTLP exporters.
+    from acestep_otel.profiler.telemetry.prometheus import PrometheusEndpoint
+
+    return PrometheusEndpoint(port)
+
+
+def service_resource() -> Resource:
+    """What the telemetry says it comes from; the environment (``OTEL_SERVICE_NAME``, ...) wins."""
+    defaults = {
+        SERVICE_NAME: "acestep-otel",
+        SERVICE_VERSION: _version(),
+        # The SDK's default is random, which would make every run a new instance in Prometheus.
+        SERVICE_INSTANCE_ID: platform.node() or "localhost",
+    }
+    # Resource.create lets its argument win over the environment; here the environment wins.
+    return Resource.create({**defaults, **OTELResourceDetector().detect().attributes})
+
+
+def _version() -> str:
+    try:
+        return version("acestep-otel")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+_FLUSH_SECONDS: Final = 60.0
+"""A device that has not finished by then has hung; the report then says less."""
+
+
+def detail_level(word: str | None) -> Detail:
+    """The level of the command line, else that of the environment.
+
+    Raises:
+        SetupError: a word that is no level, or another wrong value in the environment's settings.
+    """
+    try:
+        settings = Settings.from_environment()
+        return settings.detail if word is None else Detail.parse(word)
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
+@contextmanager
+def instrumented(telemetry: Telemetry, detail: Detail) -> Iterator[None]:
+    """Trace the engine inside the block.
+
+    Under ``opentelemetry-instrument`` the engine is traced already, into providers that the report cannot read: the
+    command line's providers take over.
+    """
+    instrumentor = AceStepInstrumentor()
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+    instrumentor.instrument(
+        tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider, detail=detail
+    )
+    try:
+        yield
+    finally:
+        instrumentor.uninstrument()
+
+
+def flush_telemetry() -> None:
+    """Wait until all that has ended is with the providers: telemetry is made beside the run."""
+    AceStepInstrumentor().flush(_FLUSH_SECONDS)

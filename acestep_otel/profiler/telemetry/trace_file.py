@@ -1,0 +1,85 @@
+"""The trace as a file of OTLP JSON lines, which grows with every finished request."""
+
+from __future__ import annotations
+
+import io
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from opentelemetry.exporter.otlp.json.file import FileSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from acestep_otel.profiler.files import replacing
+
+
+class TraceFile(SpanProcessor):
+    """Writes a line when a request has ended: its root span, and all that ended before it.
+
+    So a process that is killed leaves the requests that it finished. The first line replaces a file that was there.
+    A line that cannot be written is kept for the next attempt and never disturbs the request; ``finish`` tells.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._pending: list[ReadableSpan] = []
+        self._is_ours = False
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Take a finished span; with a root, or one whose parent is in another process, write what is there."""
+        with self._lock:
+            self._pending.append(span)
+        if span.parent is None or span.parent.is_remote:
+            self.write_ended()
+
+    def write_ended(self) -> None:
+        """Write the spans that ended so far."""
+        with self._lock, suppress(OSError):
+            # A full disk is no reason to stop a song: finish() tries again, and tells.
+            if self._pending:
+                self._write()
+
+    def finish(self) -> None:
+        """Write what is left; a trace without spans is a file without spans.
+
+        Raises:
+            OSError: the file could not be written.
+        """
+        with self._lock:
+            if self._pending or not self._is_ours:
+                self._write()
+
+    def _write(self) -> None:
+        line = _encoded(self._pending)
+        if self._is_ours:
+            _append(self._path, line)
+        else:
+            with replacing(self._path) as stream:
+                stream.write(line)
+            self._is_ours = True
+        self._pending.clear()
+
+
+def _encoded(spans: list[ReadableSpan]) -> str:
+    line = io.StringIO()
+    if FileSpanExporter(stream=line).export(spans) is not SpanExportResult.SUCCESS:
+        raise OSError("the export of spans failed")
+    return line.getvalue()
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("r+b", buffering=0) as stream:
+            end = stream.seek(0, io.SEEK_END)
+            content = memoryview(line.encode())
+            try:
+                while content:
+                    content = content[stream.write(content) or 0 :]
+            except OSError:
+                # Half a line would make the whole file unreadable.
+                stream.truncate(end)
+                raise
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error

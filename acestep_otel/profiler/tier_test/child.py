@@ -1,0 +1,220 @@
+"""The child process of a tier test: one capped card, the models loaded once, one generation after the other.
+
+Started by its parent as a module. Reads the job from standard input and writes events to standard output
+(``acestep_otel.profiler.tier_test.protocol``); everything that would else be printed there goes to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, TextIO
+
+import torch
+from opentelemetry import context as otel_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from acestep.checkpoints import Models, load_models
+from acestep.devices import resolve_device
+from acestep.errors import AceStepError, BackendFailed, BudgetExceeded, OutOfMemory
+from acestep.gpu_config import gpu_config
+from acestep.inference import generate_music
+from acestep.memory_cap import MemoryCap, enforce_memory_cap
+from acestep.types import SAMPLE_RATE, GenerationRequest, GenerationResult
+from acestep_otel.errors import SetupError
+from acestep_otel.patches.engine import PATCHES
+from acestep_otel.patches.patcher import Patcher
+from acestep_otel.profiler.benchmark.matrix import Failure, Figures
+from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.environment import Environment
+from acestep_otel.profiler.report.results import RunResult
+from acestep_otel.profiler.report.spans import measured_runs
+from acestep_otel.profiler.run.example import load_example
+from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
+from acestep_otel.profiler.run.placement import engine_settings, gpu_memory
+from acestep_otel.profiler.telemetry.providers import (
+    SpanCollector,
+    Telemetry,
+    detail_level,
+    flush_telemetry,
+    instrumented,
+)
+from acestep_otel.profiler.tier_test.forwarding import SpanForwarder
+from acestep_otel.profiler.tier_test.journal import StageJournal
+from acestep_otel.profiler.tier_test.memory import DriverView, MemoryWatch, UseBefore, memory_use
+from acestep_otel.profiler.tier_test.plan import Trials, trial_attributes, trial_request, trial_selection
+from acestep_otel.profiler.tier_test.protocol import TRACE_PARENT, Event, Finished, Refused, Started, decode_job, encode
+from acestep_otel.profiler.tier_test.trials import AudioFacts, Observation, Trial
+from acestep_otel.profiler.tier_test.verdict import asked_placement, config_facts
+from acestep_otel.recording import annotated
+
+_OUT_OF_MEMORY_WORDS: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def main() -> None:
+    """Do the job that comes in on standard input."""
+    send = _take_over_output()
+    # Before anything touches the device: what others hold of it is not ours.
+    before = UseBefore.read()
+    job = decode_job(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    limit_threads(job.options)
+    otel_context.attach(TraceContextTextMapPropagator().extract({"traceparent": os.environ.get(TRACE_PARENT, "")}))
+    serve(job, send, before)
+
+
+def serve(job: Trials, send: Callable[[Event], None], before: UseBefore) -> None:
+    """Do a job in this process.
+
+    Args:
+        job: what to do.
+        send: takes every event.
+        before: what others held of the devices before this process used any.
+    """
+    with Telemetry() as telemetry, instrumented(telemetry, detail_level(job.options.detail)):
+        telemetry.tracer_provider.add_span_processor(SpanForwarder(send))
+        try:
+            device = resolve_device(job.options.device)
+            settings = engine_settings()
+            cap = enforce_memory_cap(device, settings.memory_limit)
+            config = gpu_config(gpu_memory(device, settings))
+        except AceStepError as error:
+            send(Refused(Failure.of(error)))
+            return
+        if device.type == "cuda":
+            # The first tensor creates the context; from here on the driver's list names this process.
+            torch.zeros(1, device=device)
+        send(Started(str(device), config_facts(config), Environment.current()))
+        view = DriverView.of(device, before)
+        with MemoryWatch(view) as watch:
+            journal = StageJournal(send, watch)
+            # Around the tracing layer: a request's spans are handed over before the journal says that it ended.
+            patcher = Patcher(journal)
+            patcher.apply(PATCHES)
+            try:
+                _Work(job, send, device, cap, view, watch, journal, telemetry.collector).run()
+            finally:
+                patcher.remove()
+
+
+def _take_over_output() -> Callable[[Event], None]:
+    """Keep standard output for events: whatever else is printed there goes to standard error."""
+    sys.stdout.flush()
+    stream: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def send(event: Event) -> None:
+        with lock:
+            stream.write(encode(event) + "\n")
+            stream.flush()
+
+    return send
+
+
+def _end_with_parent() -> None:
+    """The parent holds the pipe open for as long as it lives; without it nobody would stop this process."""
+    # Past Python's own buffer, whose lock a thread must not hold while the interpreter shuts down.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+@dataclass
+class _Work:
+    """Trials of one job."""
+
+    job: Trials
+    send: Callable[[Event], None]
+    device: torch.device
+    cap: MemoryCap | None
+    view: DriverView | None
+    watch: MemoryWatch
+    journal: StageJournal
+    collector: SpanCollector
+    models: Models | None = None
+
+    def run(self) -> None:
+        """Run trial after trial, until one runs out of memory: what it leaves behind is nobody's clean start."""
+        example = load_example(self.job.options.example)
+        for index, trial in enumerate(self.job.trials):
+            self.journal.trial = index
+            event = self.attempt(index, trial, trial_request(example, self.job.options, trial))
+            self.send(event)
+            if isinstance(event, Refused) or event.out_of_memory or self.models is None:
+                return
+
+    def attempt(self, index: int, trial: Trial, request: GenerationRequest) -> Finished | Refused:
+        """Load the models, if they are not loaded yet, and generate once."""
+        self.journal.intervals.clear()
+        position = len(self.collector.readable_spans)
+        release_memory()
+        result: GenerationResult | None = None
+        error: Exception | None = None
+        try:
+            with annotated(trial_attributes(trial)), TemporaryDirectory() as folder:
+                if self.models is None:
+                    with setup_errors():
+                        placement = asked_placement(str(self.device), trial)
+                        selection = trial_selection(self.job.options, trial, placement, self.job.songs)
+                        self.models = load_models(selection)
+                result = generate_music(self.models, request, save_dir=Path(folder))
+        except SetupError as refused:
+            return Refused(Failure.of(refused.__cause__ or refused))
+        except Exception as raised:
+            error = raised
+            if not isinstance(error, AceStepError):
+                # A defect: its traceback is what helps, and the row has no place for it.
+                traceback.print_exception(error)
+        flush_telemetry()
+        spans = self.collector.finished_since(position)
+        run = next(iter(measured_runs(spans)), None)
+        # A device that failed answers no questions.
+        broken = isinstance(error, BackendFailed)
+        memory = None if broken else memory_use(self.device, self.view, self.watch, spans, self.journal.intervals)
+        return Finished(
+            trial=index,
+            failure=None if error is None else Failure.of(error),
+            out_of_memory=error is not None and ran_out_of_memory(error),
+            observation=Observation(
+                device=str(self.device),
+                cap=self.cap,
+                initialised=self.models is not None,
+                figures=None if run is None or error is not None else Figures.of(Breakdown.of(run)),
+                memory=memory,
+                audio=None if result is None else audio_facts(result),
+                run=RunResult(run, None if result is None else result.effective, error).to_json(),
+            ),
+        )
+
+
+def audio_facts(result: GenerationResult) -> AudioFacts:
+    """What was really made, from the samples themselves."""
+    return AudioFacts(
+        songs=len(result.songs),
+        durations=tuple(song.audio.shape[-1] / SAMPLE_RATE for song in result.songs),
+        finite=all(bool(torch.isfinite(song.audio).all()) for song in result.songs),
+        quietest=min(float(song.audio.abs().max()) for song in result.songs),
+        thought=sum(bool(song.audio_codes) for song in result.songs),
+    )
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one below it, says that there was too little memory; libraries say so in words only."""
+    while error is not None:
+        if isinstance(error, (OutOfMemory, BudgetExceeded, torch.OutOfMemoryError, MemoryError)):
+            return True
+        if any(words in str(error) for words in _OUT_OF_MEMORY_WORDS):
+            return True
+        error = error.__cause__
+    return False
+
+
+if __name__ == "__main__":
+    main()

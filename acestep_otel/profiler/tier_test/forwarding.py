@@ -1,0 +1,88 @@
+"""Spans of a child process, on their way into the parent's trace.
+
+A child that ends in good order has made its own spans; they are handed over as they end. Of one that is killed the
+parent has only the journal: it makes spans of the stages that were under way, and marks them as truncated.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from opentelemetry.exporter.otlp.json.file import FileSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.trace import Span, StatusCode, Tracer, set_span_in_context
+
+from acestep_otel import semconv
+from acestep_otel.profiler.tier_test.protocol import Spans, StageMark
+
+
+class SpanForwarder(SpanProcessor):
+    """Hands every span to the parent when it ends."""
+
+    def __init__(self, send: Callable[[Spans], None]) -> None:
+        self._send = send
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Hand over one span."""
+        stream = io.StringIO()
+        FileSpanExporter(stream=stream).export([span])
+        self._send(Spans(stream.getvalue()))
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A stage by the journal; ``end_ns`` is ``None`` while it runs."""
+
+    name: str
+    start_ns: int
+    end_ns: int | None = None
+    children: list[_Entry] = field(default_factory=list)
+
+
+class OpenStages:
+    """The stages that a child is in, by its journal, with what ended inside them."""
+
+    def __init__(self) -> None:
+        self._open: list[_Entry] = []
+
+    def follow(self, mark: StageMark) -> None:
+        """Take in what the child says. A request that ended is forgotten: its spans come from the child itself."""
+        if not mark.ended:
+            entry = _Entry(mark.name, mark.time_ns)
+            if self._open:
+                self._open[-1].children.append(entry)
+            self._open.append(entry)
+        elif self._open:
+            self._open.pop().end_ns = mark.time_ns
+
+    @property
+    def innermost(self) -> str | None:
+        """Name of the stage that was begun last and has not ended; ``None`` between two requests."""
+        return self._open[-1].name if self._open else None
+
+    def trace(self, tracer: Tracer, parent: Span, end_ns: int) -> None:
+        """Make spans of what a dead child was in.
+
+        Args:
+            tracer: of the parent process.
+            parent: span that they lie below.
+            end_ns: when the child ended, Unix nanoseconds.
+        """
+        if self._open:
+            _trace(self._open[0], tracer, parent, end_ns)
+
+
+def _trace(entry: _Entry, tracer: Tracer, parent: Span, end_ns: int) -> None:
+    attributes: dict[str, str | bool] = {semconv.CLOCK: "host"}
+    if entry.end_ns is None:
+        attributes[semconv.TRUNCATED] = True
+    span = tracer.start_span(
+        entry.name, context=set_span_in_context(parent), start_time=entry.start_ns, attributes=attributes
+    )
+    for child in entry.children:
+        _trace(child, tracer, span, end_ns)
+    if entry.end_ns is None:
+        span.set_status(StatusCode.ERROR, "the process ended")
+    span.end(end_time=entry.end_ns or end_ns)

@@ -1,0 +1,197 @@
+"""What a tier test tries: cards, variants, batch sizes, which of them share a child process, and their requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Final, Self
+
+from acestep.checkpoints import TINY_LM, ModelSelection
+from acestep.gpu_config import GPUConfig, gpu_config
+from acestep.types import GenerationRequest, Placement
+from acestep_otel import semconv
+from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.run.example import Example
+from acestep_otel.profiler.run.generation_request import build_request, select_models
+from acestep_otel.profiler.tier_test.trials import Trial
+
+DURATION: Final = 30.0
+"""Seconds of the song that every card is tried with."""
+BATCH_SIZES: Final = (1, 2, 4, 8)
+"""Songs at once, in the order that they are tried."""
+
+_LM_NAME: Final = "acestep-5Hz-lm-"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One row of the table to be.
+
+    Attributes:
+        trial: what it is about.
+        skipped: why it is not tried, or ``None``.
+    """
+
+    trial: Trial
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Work for one child process: trials on one card with the same models, in the same places.
+
+    Attributes:
+        options: of the command line.
+        trials: in order; an out-of-memory error ends the process.
+    """
+
+    options: Options
+    trials: tuple[Trial, ...]
+
+    @property
+    def memory(self) -> int:
+        """GiB of the simulated card."""
+        return self.trials[0].memory
+
+    @property
+    def songs(self) -> int:
+        """Most songs at once."""
+        return max(trial.batch_size for trial in self.trials)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole tier test.
+
+    Attributes:
+        rows: in the order of the table.
+        jobs: what is tried, in the same order.
+    """
+
+    rows: tuple[Planned, ...]
+    jobs: tuple[Trials, ...]
+
+    @classmethod
+    def of(cls, options: Options, inference_steps: int) -> Self:
+        """Lay out every card of ``--tiers``, each once.
+
+        Args:
+            options: of the command line.
+            inference_steps: of the example, where the command line names none.
+        """
+        steps = inference_steps if options.inference_steps is None else options.inference_steps
+        rows = tuple(row for memory in dict.fromkeys(options.tiers) for row in _Card(memory, options, steps).rows())
+        trials = [row.trial for row in rows if row.skipped is None]
+        shared = groupby(trials, key=lambda trial: (trial.memory, trial.placement, trial.lm_model))
+        return cls(rows, tuple(Trials(options, tuple(group)) for _, group in shared))
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """The rows of one simulated card."""
+
+    memory: int
+    options: Options
+    steps: int
+
+    @property
+    def config(self) -> GPUConfig:
+        return gpu_config(float(self.memory))
+
+    @property
+    def placement(self) -> Placement:
+        return self.config.placement(skip_compile=self.options.tier_skip_compile)
+
+    @property
+    def lm_model(self) -> str | None:
+        """The language model that the tier recommends; ``None`` where it is better off without."""
+        size = self.config.recommended_lm
+        if size is None:
+            return None
+        return TINY_LM if self.options.tiny else f"{_LM_NAME}{size}"
+
+    def rows(self) -> Iterator[Planned]:
+        default = self._trial()
+        if self.options.tier_boundary or not self.options.tier_batch_boundary:
+            yield Planned(default)
+        if self.options.tier_boundary:
+            yield from self._boundary(default)
+        if self.options.tier_batch_boundary:
+            yield from self._batches()
+
+    def _trial(self) -> Trial:
+        return Trial(
+            memory=self.memory,
+            tier=self.config.tier,
+            kind="default",
+            lm_model=self.lm_model if self.options.tier_with_lm else None,
+            placement=self.placement,
+            batch_size=1,
+            duration=DURATION if self.options.duration is None else self.options.duration,
+            inference_steps=self.steps,
+        )
+
+    def _boundary(self, default: Trial) -> Iterator[Planned]:
+        bare = Placement(compile=not self.options.tier_skip_compile)
+        not_quantised = replace(default.placement, quantization=None, compile=bare.compile)
+        same = default.placement == not_quantised
+        yield Planned(
+            replace(default, kind="no-quant", placement=not_quantised),
+            f"{default.tier} does not quantise: its default says the same" if same else None,
+        )
+        same = default.placement == bare
+        yield Planned(
+            replace(default, kind="no-offload", placement=bare),
+            f"{default.tier} keeps everything on the GPU already: its default says the same" if same else None,
+        )
+
+    def _batches(self) -> Iterator[Planned]:
+        without = replace(self._trial(), kind="batch-noLM", lm_model=None)
+        for batch_size in BATCH_SIZES:
+            yield Planned(replace(without, batch_size=batch_size))
+        with_lm = replace(without, kind="batch-LM", lm_model=self.lm_model)
+        if self.lm_model is None:
+            yield Planned(with_lm, f"{with_lm.tier} runs no language model")
+            return
+        for batch_size in BATCH_SIZES:
+            yield Planned(replace(with_lm, batch_size=batch_size))
+
+
+def trial_request(example: Example, options: Options, trial: Trial) -> GenerationRequest:
+    """The example at the trial's size; with a language model, both of its phases have something to write."""
+    thinks = trial.lm_model is not None
+    return build_request(
+        example,
+        replace(
+            options,
+            duration=trial.duration,
+            batch_size=trial.batch_size,
+            inference_steps=trial.inference_steps,
+            thinking=thinks,
+            use_cot_metas=thinks,
+        ),
+    )
+
+
+def trial_selection(options: Options, trial: Trial, placement: Placement, songs: int) -> ModelSelection:
+    """The models of a trial: the language model is the tier's, whatever the command line names.
+
+    Args:
+        options: of the command line.
+        trial: the first that uses them.
+        placement: where they live.
+        songs: most at once that a trial with these models makes.
+    """
+    selection = select_models(options, with_language_model=False, songs=songs)
+    return replace(selection, lm=trial.lm_model, placement=placement)
+
+
+def trial_attributes(trial: Trial) -> dict[str, str | int]:
+    """What spans and metrics of a trial are found by."""
+    return {
+        semconv.TIER_NAME: trial.tier,
+        semconv.TIER_MEMORY: trial.memory,
+        semconv.TIER_VARIANT: trial.variant,
+        semconv.TIER_LM: trial.lm_size or "none",
+    }

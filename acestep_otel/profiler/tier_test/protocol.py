@@ -1,0 +1,162 @@
+"""What a child process and its parent tell each other: one JSON object a line.
+
+The parent writes one line, the job, and keeps the pipe open for as long as it lives. The child writes a line as soon
+as there is something to say: whatever ends it, what it said is already in the pipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Self
+
+from acestep_otel.profiler.benchmark.matrix import Failure
+from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.report.environment import Accelerator, Environment
+from acestep_otel.profiler.tier_test.plan import Trials
+from acestep_otel.profiler.tier_test.trials import Observation, Trial
+
+TRACE_PARENT: Final = "TRACEPARENT"
+"""Environment variable: the parent's span in W3C form, so that every child's spans are in the parent's trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The child knows its device, and its memory is capped; no model is loaded yet.
+
+    Attributes:
+        device: for example ``cuda:0``.
+        config: the tier that it found, field by field.
+        environment: what it runs on.
+    """
+
+    device: str
+    config: dict[str, Any]
+    environment: Environment
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        environment = found["environment"]
+        accelerators = tuple(Accelerator(**accelerator) for accelerator in environment["accelerators"])
+        return cls(found["device"], found["config"], Environment(**{**environment, "accelerators": accelerators}))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The child cannot do such work at all; nothing was loaded."""
+
+    failure: Failure
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        return cls(Failure(**found["failure"]))
+
+
+@dataclass(frozen=True, slots=True)
+class StageMark:
+    """A stage began or ended in the child.
+
+    Attributes:
+        name: of its span.
+        ended: whether this is its end.
+        time_ns: Unix nanoseconds.
+        trial: index of the trial in the job.
+        driver: bytes that the process held, as its driver sees it; ``None`` where nobody looked.
+    """
+
+    name: str
+    ended: bool
+    time_ns: int
+    trial: int
+    driver: int | None
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        return cls(**found)
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Spans that ended in the child, as one OTLP JSON request."""
+
+    otlp: str
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        return cls(**found)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A trial is over.
+
+    Attributes:
+        trial: its index in the job.
+        failure: what ended it, or ``None``.
+        out_of_memory: whether that was a lack of memory.
+        observation: what was seen.
+    """
+
+    trial: int
+    failure: Failure | None
+    out_of_memory: bool
+    observation: Observation
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        failure = None if found["failure"] is None else Failure(**found["failure"])
+        return cls(found["trial"], failure, found["out_of_memory"], Observation.from_json(found["observation"]))
+
+
+Event = Started | Refused | StageMark | Spans | Finished
+
+_READERS: Final[Mapping[str, Callable[[dict[str, Any]], Event]]] = {
+    kind.__name__: kind.from_json for kind in (Started, Refused, StageMark, Spans, Finished)
+}
+
+
+def encode(event: Event) -> str:
+    """One line, without its end."""
+    return json.dumps({"event": type(event).__name__, **asdict(event)}, default=str)
+
+
+def decode(line: str) -> Event:
+    """Read what ``encode`` wrote.
+
+    Raises:
+        ValueError: the line is something else.
+    """
+    try:
+        found = json.loads(line)
+        return _READERS[found.pop("event")](found)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"not an event of a tier test: {line[:80]!r}") from error
+
+
+def encode_job(job: Trials) -> str:
+    """One line, without its end."""
+    return json.dumps(asdict(job), default=str)
+
+
+def decode_job(line: str) -> Trials:
+    """Read what ``encode_job`` wrote."""
+    found = json.loads(line)
+    return Trials(_options(found["options"]), tuple(Trial.from_json(trial) for trial in found["trials"]))
+
+
+def _options(found: dict[str, Any]) -> Options:
+    # JSON knows neither paths nor tuples; the fields' own annotations say where they were.
+    for option in fields(Options):
+        value = found[option.name]
+        if value is not None and "Path" in str(option.type):
+            found[option.name] = Path(value)
+        elif isinstance(value, list):
+            found[option.name] = tuple(value)
+    return Options(**found)

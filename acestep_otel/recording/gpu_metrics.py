@@ -1,0 +1,121 @@
+"""How busy the GPUs are, and how full: what their driver says of the whole card, whoever uses it.
+
+The driver is asked through NVML, which neither waits for the device nor touches CUDA, and only while metrics are being
+collected. Without NVML (no driver of NVIDIA's, or no package ``nvidia-ml-py``) there is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import WeakKeyDictionary
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from acestep_otel import semconv
+from acestep_otel.recording.instruments import MetricAttributes, observe
+from acestep_otel.recording.trace_tree import never_raises
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One GPU, as its driver knows it.
+
+    Attributes:
+        nvml: the module that asks the driver.
+        handle: the driver's of the card.
+        uuid: identifies it.
+        name: of its model.
+    """
+
+    nvml: Any
+    handle: Any
+    uuid: str
+    name: str
+
+    @classmethod
+    def of(cls, device: torch.device) -> Self:
+        """The card of a CUDA device that is in use by now.
+
+        Raises:
+            ImportError: there is no package to ask with.
+            pynvml.NVMLError: there is no driver to ask, or it does not know the card.
+        """
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = uuid_of(device)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        return cls(pynvml, handle, uuid, str(pynvml.nvmlDeviceGetName(handle)))
+
+    def utilization(self) -> float:
+        """Share of the driver's last sampling period (a second at most) in which a kernel ran, 0 ... 1."""
+        return float(self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu) / 100
+
+    def memory_used(self) -> int:
+        """Bytes in use, by all processes."""
+        return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+
+    def memory_limit(self) -> int:
+        """Bytes that the card has."""
+        return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).total)
+
+
+def uuid_of(device: torch.device) -> str:
+    """A CUDA device's UUID as the driver writes it; PyTorch leaves the prefix off."""
+    import torch
+
+    return f"GPU-{str(torch.cuda.get_device_properties(device).uuid).removeprefix('GPU-')}"
+
+
+class GpuWatch:
+    """Observes the cards that requests and loaded models have run on."""
+
+    @classmethod
+    def of(cls, meter: Meter) -> GpuWatch:
+        """The meter's watch: its instruments stay with it, and no others of their names are ever read."""
+        if (watch := _WATCHES.get(meter)) is None:
+            watch = _WATCHES.setdefault(meter, cls(meter))
+        return watch
+
+    def __init__(self, meter: Meter) -> None:
+        self._cards: dict[torch.device, Card | None] = {}
+        self._devices: set[torch.device] = set()
+        general = {semconv.HW_GPU_TASK: "general"}
+        observe(meter, semconv.HW_GPU_UTILIZATION, self._reader(Card.utilization, general))
+        observe(meter, semconv.HW_GPU_MEMORY_USAGE, self._reader(Card.memory_used, {}))
+        observe(meter, semconv.HW_GPU_MEMORY_LIMIT, self._reader(Card.memory_limit, {}))
+
+    def add(self, device: torch.device) -> None:
+        """From now on observe a device's card; nothing is asked here, and nothing happens off CUDA."""
+        if device.type == "cuda":
+            self._devices.add(device)
+
+    def forget(self) -> None:
+        """Observe nothing until something is added again; an instrument cannot be taken off its meter."""
+        self._devices = set()
+        self._cards = {}
+
+    def _reader(
+        self, figure: Callable[[Card], float], attributes: MetricAttributes
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def read(_: CallbackOptions) -> Iterator[Observation]:
+            for card in self._known():
+                # Some cards do not tell everything: a part of one (MIG) has no utilisation.
+                if (value := never_raises(figure)(card)) is not None:
+                    yield Observation(value, {semconv.HW_ID: card.uuid, semconv.HW_NAME: card.name, **attributes})
+
+        return read
+
+    def _known(self) -> list[Card]:
+        for device in self._devices - self._cards.keys():
+            self._cards[device] = never_raises(Card.of)(device)
+        # Two names of one device ("cuda", "cuda:0") are one card.
+        return list({card.uuid: card for card in self._cards.values() if card is not None}.values())
+
+
+_WATCHES: Final[WeakKeyDictionary[Meter, GpuWatch]] = WeakKeyDictionary()

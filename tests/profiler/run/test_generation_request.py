@@ -1,0 +1,72 @@
+"""What the engine is asked for: the example, with what the options override."""
+
+from __future__ import annotations
+
+import pytest
+
+from acestep.types import GenerationRequest
+from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.run.example import Example
+from acestep_otel.profiler.run.generation_request import build_request, select_models
+
+EXAMPLE = Example(
+    caption="rain", lyrics="[Verse]\ndrops", bpm=90, duration=120, keyscale="E minor", language="en",
+    timesignature="3", batch_size=2, inference_steps=4, seed=7,
+)  # fmt: skip
+
+
+def request(**options: object) -> GenerationRequest:
+    return build_request(EXAMPLE, Options(**options))
+
+
+def test_the_example_is_the_default() -> None:
+    """R102 ... R105."""
+    built = request()
+    assert (built.caption, built.lyrics) == ("rain", "[Verse]\ndrops")
+    assert (built.duration, built.batch_size, built.inference_steps, built.seeds) == (120, 2, 4, (7,))
+    assert (built.metadata.bpm, built.metadata.keyscale, built.metadata.timesignature) == (90, "E minor", "3")
+    assert built.metadata.language == "en"
+    assert (built.guidance_scale, built.sampling.temperature, built.sampling.guidance_scale) == (7.0, 0.85, 2.0)
+    assert not built.needs_language_model
+
+
+def test_options_win() -> None:
+    built = request(duration=30.5, batch_size=1, inference_steps=16, seed=0, lm_temperature=0.5, lm_cfg_scale=1.5)
+    assert (built.duration, built.batch_size, built.inference_steps, built.seeds) == (30.5, 1, 16, (0,))
+    assert (built.sampling.temperature, built.sampling.guidance_scale) == (0.5, 1.5)
+
+
+def test_a_negative_seed_asks_for_a_random_one() -> None:
+    assert request(seed=-1).seeds == ()
+
+
+def test_what_the_language_model_is_asked_for_is_left_open() -> None:
+    metas = request(use_cot_metas=True)
+    assert (metas.metadata.bpm, metas.metadata.keyscale, metas.metadata.timesignature) == (None, None, None)
+    assert (metas.metadata.language, metas.duration) == ("en", 120)
+    assert request(use_cot_language=True).metadata.language is None
+
+
+@pytest.mark.parametrize("flag", ["thinking", "use_cot_metas", "use_cot_caption", "use_cot_language"])
+def test_the_language_model_is_loaded_only_when_it_is_asked_something(flag: str) -> None:
+    for options, loaded in ((Options(), None), (Options(**{flag: True}), "acestep-5Hz-lm-1.7B")):
+        asked = build_request(EXAMPLE, options).needs_language_model
+        assert select_models(options, with_language_model=asked).lm == loaded
+
+
+def test_named_models_are_selected() -> None:
+    """R139 ... R141."""
+    options = Options(config_path="acestep-v15-base", lm_model="acestep-5Hz-lm-4B", thinking=True, weights="synthetic")
+    selection = select_models(options, with_language_model=True)
+    assert (selection.dit, selection.lm, selection.weights) == ("acestep-v15-base", "acestep-5Hz-lm-4B", "synthetic")
+
+
+def test_an_engine_makes_room_for_the_songs_that_are_made() -> None:
+    assert select_models(Options(thinking=True), with_language_model=True).max_batch_size == 1
+    assert select_models(Options(thinking=True), with_language_model=True, songs=4).max_batch_size == 4
+
+
+def test_tiny_selects_the_built_in_models() -> None:
+    options = Options(tiny=True, thinking=True)
+    selection = select_models(options, with_language_model=True)
+    assert (selection.dit, selection.lm) == ("acestep-v15-tiny", "acestep-5Hz-lm-tiny")

@@ -1,0 +1,99 @@
+"""Defaults from ``.env``: what is read, what wins, and what is refused with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep_otel.errors import SetupError
+from acestep_otel.profiler.cli import command, main
+from acestep_otel.profiler.dotenv import VARIABLES, read_defaults
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+
+
+def write(content: str) -> Path:
+    path = Path(".env")
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def values_of(*arguments: str) -> dict[str, object]:
+    return command.make_context("test", list(arguments)).params
+
+
+def test_the_four_defaults_are_read() -> None:
+    write(
+        "# models\nACESTEP_CONFIG_PATH=acestep-v15-base\n\nACESTEP_LM_MODEL_PATH=acestep-5Hz-lm-4B\n"
+        "ACESTEP_DEVICE=cuda:1 # the second\nACESTEP_LM_BACKEND=pt\nACESTEP_INIT_LLM=auto\n"
+    )
+    values = values_of()
+    assert (values["config_path"], values["lm_model"]) == ("acestep-v15-base", "acestep-5Hz-lm-4B")
+    assert (values["device"], values["lm_backend"]) == ("cuda:1", "pt")
+
+
+def test_without_a_file_the_defaults_are_those_of_the_reference() -> None:
+    assert values_of()["config_path"] == "acestep-v15-turbo"
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("ACESTEP_DEVICE=mps\nACESTEP_LM_BACKEND=mlx\n")
+    monkeypatch.setenv("ACESTEP_DEVICE", "cuda")
+    assert values_of()["device"] == "cuda"
+    assert values_of("--device", "cpu")["device"] == "cpu"
+    assert values_of("--lm-backend", "pt")["lm_backend"] == "pt"
+    assert values_of()["lm_backend"] == "mlx"
+
+
+def test_an_empty_value_is_as_good_as_none() -> None:
+    assert read_defaults(write("ACESTEP_DEVICE=\nACESTEP_LM_MODEL_PATH\n")) == {}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key() -> None:
+    assert read_defaults(write("\ufeffACESTEP_DEVICE=cpu\n")) == {"device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("# first\nACESTEP_DEVICE=tpu\n", ".env, line 2: ACESTEP_DEVICE='tpu': choose auto, cuda, cuda:N, mps or cpu"),
+        ("\n\n\nACESTEP_LM_BACKEND=fast\n", ".env, line 4: ACESTEP_LM_BACKEND='fast': choose auto, vllm, pt or mlx"),
+        ("ACESTEP_DEVICE=cpu\nnot a setting\n", ".env, line 2: 'not a setting' is not KEY=VALUE"),
+        ("OTHER='open\nACESTEP_DEVICE=cpu\n", ".env, line 1: "),
+    ],
+)
+def test_a_bad_line_is_one_error_with_file_and_line(
+    content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(content)
+    assert main(["--tiny"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {message}")
+    assert shown.count("\n") == 1
+
+
+@given(st.lists(st.sampled_from(["", "# note", "OTHER=1", "  ", "B = 2"])))
+def test_the_line_is_that_of_the_file_whatever_lies_before(before: list[str]) -> None:
+    path = write("".join(f"{line}\n" for line in [*before, "ACESTEP_DEVICE=tpu"]))
+    with pytest.raises(SetupError, match=rf"line {len(before) + 1}:"):
+        read_defaults(path)
+
+
+def test_a_file_that_is_no_text_is_refused() -> None:
+    Path(".env").write_bytes(b"ACESTEP_DEVICE=\xff\xfe\n")
+    with pytest.raises(SetupError, match=r"cannot read \.env"):
+        read_defaults(Path(".env"))
+
+
+def test_tiny_models_do_not_mind_the_names_in_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    write("ACESTEP_CONFIG_PATH=acestep-v15-base\n")
+    assert main(["--tiny", "--no-warmup", "--duration", "10", "--inference-steps", "1"]) == 0
+    assert "acestep-v15-tiny" in capsys.readouterr().out

@@ -1,0 +1,45 @@
+"""Errors of the engine name fields of its API; the command line shows its own options in their place."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from acestep.errors import BackendUnavailable, CheckpointNotFound, InvalidRequest, PlacementUnavailable
+from acestep_otel.profiler.flags import in_flags
+from tests.services import ROOT
+
+
+def test_an_error_lists_the_fields_that_it_names() -> None:
+    error = BackendUnavailable("`lm_backend` vllm and `offload_to_cpu`: use `lm_backend` pt; see `pip install x`")
+    assert error.fields == ("lm_backend", "offload_to_cpu")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("leave out `quantization`", "leave out --quantization"),
+        ("leave out `compile` and `quantization`", "leave out ACESTEP_COMPILE_MODEL and --quantization"),
+        ("give it as `lm`, not as `dit`", "give it as --lm-model, not as --config-path"),
+        ("`sampling.temperature` 3 is out of range", "--lm-temperature 3 is out of range"),
+        ("`seeds` -1 is out of range", "--seed -1 is out of range"),
+        ("`peak_dbfs` 1 is out of range", "peak_dbfs 1 is out of range"),
+        ("batch_size without quotes stays", "batch_size without quotes stays"),
+    ],
+)
+def test_fields_become_options(message: str, shown: str) -> None:
+    assert in_flags(PlacementUnavailable(message)) == shown
+    assert in_flags(InvalidRequest(message)) == shown
+
+
+def test_a_model_that_is_not_there_comes_with_the_command_lines_ways_out() -> None:
+    shown = in_flags(CheckpointNotFound("no weights for 'x': looked for x", "Ways out: let `fetch`", model="x"))
+    assert shown.startswith("no weights for 'x': looked for x. Ways out: download them by `acestep-otel download x`")
+    assert all(way in shown for way in ("--download", "--weights synthetic", "--tiny"))
+    assert "fetch" not in shown
+
+
+def test_no_message_of_the_engine_names_an_option() -> None:
+    for path in (ROOT / "acestep").rglob("*.py"):
+        assert not re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text("utf-8")), path
