@@ -22,6 +22,7 @@ from acestep_otel.profiler.options import DEFAULTS, require_available
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.terminal import render_breakdown
 from tests.profiler.report.recorded import guide_spans, run_of
+from tests.programs import program
 from tests.weights.hub import Hub, miniature_hub, serve, use_endpoint
 from tests.weights.test_adapters import write_adapter
 
@@ -106,6 +107,8 @@ def reader_of_the_guide(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("reader_of_the_guide")
 @pytest.mark.parametrize("block", [*blocks("en"), *fenced(CHECKPOINTS)])
 def test_every_command_runs(block: str) -> None:
+    if "--quantization" in block:
+        program("c++")  # what is quantised is compiled
     for line in block.strip().splitlines():
         assert run(line) == 0, line
 
