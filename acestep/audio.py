@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import soundfile
 import soxr
 import torch
 
-from acestep.errors import AudioReadError, AudioWriteError, InvalidRequest
+from acestep.errors import AudioReadError, AudioWriteError
 from acestep.types import SAMPLE_RATE
 
 
@@ -117,13 +117,8 @@ def require_readable(path: Path) -> float:
     Raises:
         AudioReadError: no such file, not audio that libsndfile reads, empty, or longer than ``MAX_RECORDING_SECONDS``.
     """
-    with _reading(path):
-        info = soundfile.info(path)
-    if info.frames == 0:
-        raise AudioReadError(f"{path} holds no audio")
-    if info.duration > MAX_RECORDING_SECONDS:
-        raise AudioReadError(f"{path} lasts {info.duration:g} s: the models take {MAX_RECORDING_SECONDS} s at most")
-    return float(info.duration)
+    with _reading(path), soundfile.SoundFile(path) as file:
+        return _usable_seconds(path, file)
 
 
 def load_audio(path: Path) -> torch.Tensor:
@@ -138,9 +133,9 @@ def load_audio(path: Path) -> torch.Tensor:
     Raises:
         AudioReadError: see ``require_readable``; also NaN or infinity among the samples.
     """
-    require_readable(path)
-    with _reading(path):
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    with _reading(path), soundfile.SoundFile(path) as file:
+        _usable_seconds(path, file)
+        samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     if not np.isfinite(samples).all():
         raise AudioReadError(f"{path} holds NaN or infinity: export it again")
     stereo = samples[:, :2] if samples.shape[1] > 1 else samples.repeat(2, axis=1)
@@ -180,12 +175,7 @@ def normalise_peak(audio: torch.Tensor, dbfs: float) -> torch.Tensor:
     Args:
         audio: shape ``[..., channels, samples]``; the channels of a song share one gain.
         dbfs: level in dB below full scale, 0 or less.
-
-    Raises:
-        InvalidRequest: a level above full scale.
     """
-    if not dbfs <= 0.0:
-        raise InvalidRequest(f"peak level must be 0 dBFS or less, not {dbfs}")
     peak = _peak(audio)
     return audio * torch.where(peak > 0, 10.0 ** (dbfs / 20.0) / peak, 1.0)
 
@@ -193,6 +183,16 @@ def normalise_peak(audio: torch.Tensor, dbfs: float) -> torch.Tensor:
 def prevent_clipping(audio: torch.Tensor) -> torch.Tensor:
     """Scale a song down to full scale where it is louder (shape ``[..., channels, samples]``)."""
     return audio / _peak(audio).clamp(min=1.0)
+
+
+def _usable_seconds(path: Path, file: Any) -> float:
+    """Length of an open recording that is neither empty nor too long."""
+    if file.frames == 0:
+        raise AudioReadError(f"{path} holds no audio")
+    seconds: float = file.frames / file.samplerate
+    if seconds > MAX_RECORDING_SECONDS:
+        raise AudioReadError(f"{path} lasts {seconds:g} s: the models take {MAX_RECORDING_SECONDS} s at most")
+    return seconds
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The verbs that write a song in words: from audio codes, from a recording, from a wish, from a draft.
+"""The functions that describe a song in words: from audio codes, a recording, a query or a draft.
 
-They take a planner (``acestep.checkpoints.load_planner``, or ``planner`` of loaded models) and load no renderer. A
+They take a planner (``acestep.load_planner``, or ``planner`` of loaded models) and load no renderer. A
 recording also takes an audio encoder: ``load_audio_encoder``, or, of a renderer that is loaded,
 ``AudioEncoder(AudioEncoderModels.of(renderer.models), renderer.offloader)``.
 """
@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from acestep.audio import load_audio
-from acestep.planner.planner import Planner
-from acestep.planner.songwriter import Draft, Songwriter, SongwritingRequest
+from acestep.planner.metadata import normalise
+from acestep.planner.planner import Planner, forced_metadata
+from acestep.planner.songwriter import Songwriter, SongwritingRequest
 from acestep.renderer.audio_encoder import AudioEncoder
 from acestep.types import (
     INSTRUMENTAL,
@@ -54,8 +55,7 @@ def understand_music(
         InvalidOutput: the model produced NaN, infinity, or nothing that can be read.
         BackendFailed: the device failed.
     """
-    # Looked up when called, as in generate_music.
-    return _understand(planner, audio_codes, settings, progress)
+    return BlueprintWriter(planner).understand(audio_codes, settings, progress)
 
 
 def understand_recording(
@@ -86,7 +86,7 @@ def understand_recording(
         InvalidOutput: the model produced NaN, infinity, or nothing that can be read.
         BackendFailed: the device failed.
     """
-    return _understand_recording(planner, audio_encoder, recording, settings, progress)
+    return BlueprintWriter(planner).understand_recording(audio_encoder, recording, settings, progress)
 
 
 def create_sample(
@@ -118,7 +118,7 @@ def create_sample(
         InvalidOutput: the model produced NaN, infinity, or nothing that can be read.
         BackendFailed: the device failed.
     """
-    return _create(planner, query, instrumental, language, settings, progress)
+    return BlueprintWriter(planner).create(query, instrumental, language, settings, progress)
 
 
 def format_sample(
@@ -150,96 +150,106 @@ def format_sample(
         InvalidOutput: the model produced NaN, infinity, or nothing that can be read.
         BackendFailed: the device failed.
     """
-    return _format(planner, caption, lyrics, metadata, settings, progress)
+    return BlueprintWriter(planner).format(caption, lyrics, metadata, settings, progress)
 
 
-def _understand(
-    planner: Planner,
-    audio_codes: Sequence[int],
-    settings: SongwritingSettings,
-    progress: ProgressCallback | None,
-) -> SongBlueprint:
-    validate_audio_codes(audio_codes)
-    blueprint = _write(planner, planner.prompts.understand(audio_codes), SongMetadata(), settings, progress)
-    return replace(blueprint, audio_codes=tuple(audio_codes))
+class BlueprintWriter:
+    """Writes songs in words with one planner.
 
+    Methods are looked up when they are called, so an observer can wrap them (docs/architecture.md).
 
-def _understand_recording(
-    planner: Planner,
-    audio_encoder: AudioEncoder,
-    recording: Path,
-    settings: SongwritingSettings,
-    progress: ProgressCallback | None,
-) -> SongBlueprint:
-    # Before any model runs.
-    validate_songwriting(settings)
-    audio_codes = audio_encoder.codes(load_audio(recording))
-    blueprint = _understand(planner, audio_codes, settings, progress)
-    return replace(blueprint, effective=replace(blueprint.effective, audio_encoder=audio_encoder.models.name))
+    Args:
+        planner: the loaded language model.
+    """
 
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
 
-def _create(
-    planner: Planner,
-    query: str,
-    instrumental: bool,
-    language: str | None,
-    settings: SongwritingSettings,
-    progress: ProgressCallback | None,
-) -> SongBlueprint:
-    prompt = planner.prompts.inspire(query, instrumental)
-    blueprint = _write(planner, prompt, SongMetadata(language=language), settings, progress)
-    if instrumental and not blueprint.lyrics:
-        return replace(blueprint, lyrics=INSTRUMENTAL)
-    return blueprint
+    def understand(
+        self,
+        audio_codes: Sequence[int],
+        settings: SongwritingSettings,
+        progress: ProgressCallback | None,
+    ) -> SongBlueprint:
+        """``understand_music``."""
+        validate_audio_codes(audio_codes)
+        prompt = self.planner.prompts.understand(audio_codes)
+        blueprint = self._write(prompt, SongMetadata(), settings, progress)
+        return replace(blueprint, audio_codes=tuple(audio_codes))
 
+    def understand_recording(
+        self,
+        audio_encoder: AudioEncoder,
+        recording: Path,
+        settings: SongwritingSettings,
+        progress: ProgressCallback | None,
+    ) -> SongBlueprint:
+        """``understand_recording``."""
+        # Before any model runs.
+        validate_songwriting(settings)
+        blueprint = self.understand(audio_encoder.codes(load_audio(recording)), settings, progress)
+        return replace(blueprint, effective=replace(blueprint.effective, audio_encoder=audio_encoder.models.name))
 
-def _format(
-    planner: Planner,
-    caption: str,
-    lyrics: str,
-    metadata: SongMetadata,
-    settings: SongwritingSettings,
-    progress: ProgressCallback | None,
-) -> SongBlueprint:
-    blueprint = _write(planner, planner.prompts.rewrite(caption, lyrics), metadata, settings, progress)
-    return blueprint if blueprint.lyrics else replace(blueprint, lyrics=lyrics)
+    def create(
+        self,
+        query: str,
+        instrumental: bool,
+        language: str | None,
+        settings: SongwritingSettings,
+        progress: ProgressCallback | None,
+    ) -> SongBlueprint:
+        """``create_sample``."""
+        prompt = self.planner.prompts.inspire(query, instrumental)
+        blueprint = self._write(prompt, SongMetadata(language=language), settings, progress)
+        if instrumental and not blueprint.lyrics:
+            return replace(blueprint, lyrics=INSTRUMENTAL)
+        return blueprint
 
+    def format(
+        self,
+        caption: str,
+        lyrics: str,
+        metadata: SongMetadata,
+        settings: SongwritingSettings,
+        progress: ProgressCallback | None,
+    ) -> SongBlueprint:
+        """``format_sample``."""
+        blueprint = self._write(self.planner.prompts.rewrite(caption, lyrics), metadata, settings, progress)
+        return blueprint if blueprint.lyrics else replace(blueprint, lyrics=lyrics)
 
-def _write(
-    planner: Planner,
-    prompt: list[int],
-    metadata: SongMetadata,
-    settings: SongwritingSettings,
-    progress: ProgressCallback | None,
-) -> SongBlueprint:
-    validate_songwriting(settings)
-    seed = secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed
-    asked = SongwritingRequest(
-        prompt=prompt,
-        given=planner.given(metadata, metadata.duration),
-        # Guidance ends captions early: it is for audio codes.
-        sampling=replace(settings.sampling, guidance_scale=1.0),
-        seed=seed,
-        use_constrained_decoding=settings.use_constrained_decoding,
-        lyrics_token_limit=settings.lyrics_token_limit,
-    )
-    with planner.on_device():
-        draft = Songwriter(planner).write(asked, progress)
-    return _blueprint(planner, draft, seed)
-
-
-def _blueprint(planner: Planner, draft: Draft, seed: int) -> SongBlueprint:
-    return SongBlueprint(
-        metadata=draft.metadata,
-        lyrics=draft.lyrics,
-        lyrics_complete=draft.lyrics_complete,
-        effective=EffectivePlannerSettings(
-            device=str(planner.device),
-            dtype=str(planner.dtype).removeprefix("torch."),
-            lm_model=planner.model_name,
-            lm_backend=planner.backend.name,
-            seeds=(seed,),
-            weights=planner.weights,
-            placement=planner.offloader.placement,
-        ),
-    )
+    def _write(
+        self,
+        prompt: list[int],
+        metadata: SongMetadata,
+        settings: SongwritingSettings,
+        progress: ProgressCallback | None,
+    ) -> SongBlueprint:
+        planner = self.planner
+        validate_songwriting(settings)
+        planner.require_duration(metadata.duration)
+        seed = secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed
+        asked = SongwritingRequest(
+            prompt=prompt,
+            given=forced_metadata(normalise(metadata), metadata.duration),
+            # Guidance ends captions early: it is for audio codes.
+            sampling=replace(settings.sampling, guidance_scale=1.0),
+            seed=seed,
+            use_constrained_decoding=settings.use_constrained_decoding,
+            lyrics_token_limit=settings.lyrics_token_limit,
+        )
+        with planner.on_device():
+            draft = Songwriter(planner).write(asked, progress)
+        return SongBlueprint(
+            metadata=draft.metadata,
+            lyrics=draft.lyrics,
+            lyrics_complete=draft.lyrics_complete,
+            effective=EffectivePlannerSettings(
+                device=str(planner.device),
+                dtype=str(planner.dtype).removeprefix("torch."),
+                lm_model=planner.model_name,
+                lm_backend=planner.backend.name,
+                seeds=(seed,),
+                weights=planner.weights,
+                placement=planner.offloader.placement,
+            ),
+        )

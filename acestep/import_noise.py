@@ -1,9 +1,10 @@
-"""Messages that torchao causes in four libraries, about kernels and formats that are not used here."""
+"""Messages that torchao causes in four libraries while it is imported, about kernels and formats that are not used."""
 
 from __future__ import annotations
 
 import logging
-import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final
 
@@ -12,16 +13,19 @@ _NOISE: Final = {
     "torch.utils._pytree": "is an Enum subclass and is now natively supported",
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
 }
-"""Logger to words of the message that it should not tell."""
+"""Words of each message, by its logger."""
 
 
-def silence() -> None:
-    """Drop these messages, and no others; transformers and diffusers import torchao wherever it is installed."""
-    for name, words in _NOISE.items():
-        logging.getLogger(name).addFilter(partial(_says_something_else, words))
-    # PyTorch then hashes a quantised weight in another way; nothing is lost.
-    warnings.filterwarnings("ignore", message=".*does not implement _stable_hash_for_caching.*")
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Drop these messages, and no others, inside the block: transformers and diffusers import torchao if they can."""
+    with ExitStack() as stack:
+        for name, words in _NOISE.items():
+            logger, is_wanted = logging.getLogger(name), partial(_lacks, words)
+            logger.addFilter(is_wanted)
+            stack.callback(logger.removeFilter, is_wanted)
+        yield
 
 
-def _says_something_else(words: str, record: logging.LogRecord) -> bool:
+def _lacks(words: str, record: logging.LogRecord) -> bool:
     return words not in str(record.msg)

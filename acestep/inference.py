@@ -1,51 +1,34 @@
-"""The public verbs: what a caller does with loaded models.
+"""``generate_music``: songs from a request.
 
-``generate_music`` makes songs from a request: the planner's language model decides what was left open and writes
-audio codes when asked to think; the renderer turns text and codes into audio; the songs are saved.
-``understand_music``, ``understand_recording``, ``create_sample`` and ``format_sample`` live in ``acestep.blueprints``.
+The planner's language model decides what was left open and writes audio codes when asked to think; the renderer turns
+text and codes into audio; the songs are saved.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from acestep import audio
-from acestep.blueprints import create_sample, format_sample, understand_music, understand_recording
+from acestep.audio import save_audio
 from acestep.errors import InvalidRequest
-from acestep.planner.metadata import DURATION_RANGE, normalise
-from acestep.planner.planner import Plan
-from acestep.renderer.renderer import RenderRequest
-from acestep.renderer.source import Source
+from acestep.planner.metadata import DURATION_RANGE
+from acestep.planner.planner import Plan, PlanRequest
+from acestep.renderer.render_request import Rendering, RenderRequest
+from acestep.resolution import ResolvedRequest, resolve_request, song_stems
 from acestep.types import (
     CODES_PER_SECOND,
     SAMPLE_RATE,
-    WINDOW_TASKS,
     EffectiveSettings,
     GenerationRequest,
     GenerationResult,
     ProgressCallback,
     Song,
-    SongMetadata,
 )
-from acestep.validation import MAX_SEED, require_task_support, validate
 
 if TYPE_CHECKING:
     from acestep.checkpoints import Models
-
-__all__ = [
-    "create_sample",
-    "format_sample",
-    "generate_music",
-    "require_recordings_kept",
-    "resolve_seeds",
-    "save_songs",
-    "understand_music",
-    "understand_recording",
-]
 
 DEFAULT_DURATION = 30.0
 """Seconds of a song when neither the user nor a planner said how long it should be."""
@@ -61,10 +44,10 @@ def generate_music(
     """Make ``request.batch_size`` songs.
 
     Args:
-        models: loaded models (``acestep.checkpoints.load_models``).
+        models: loaded models (``acestep.load_models``).
         request: what to make.
         save_dir: folder that the songs are written to; ``None`` keeps them in memory only.
-        progress: told about finished steps; an exception that it raises stops the run.
+        progress: called with finished steps; an exception that it raises stops the run.
 
     Returns:
         The songs, what was asked for and what was really run.
@@ -76,147 +59,99 @@ def generate_music(
         InvalidOutput: a stage produced NaN or infinity.
         AudioWriteError: a song could not be written.
     """
-    # Looked up when called: instrumentation also reaches callers that imported this function before it.
-    return _generate(models, request, save_dir=save_dir, progress=progress)
+    return MusicPipeline(models).generate(request, save_dir, progress)
 
 
-def _generate(
-    models: Models, request: GenerationRequest, *, save_dir: Path | None, progress: ProgressCallback | None
-) -> GenerationResult:
-    validate(request)
-    require_task_support(request.task_type, models.renderer.models)
-    if save_dir is not None:
-        audio.check_output_directory(save_dir)
-    seeds = resolve_seeds(request)
-    if save_dir is not None:
-        require_recordings_kept(request, save_dir, seeds)
-    source = _source(request)
-    reference = None if request.reference_audio is None else audio.load_reference(request.reference_audio)
-    plan = _plan(models, request, source, seeds, progress)
-    codes = plan.codes if plan and plan.codes else (request.audio_codes,) * request.batch_size
-    metadata = plan.metadata if plan else normalise(request.metadata)
-    duration = _duration(request, source, metadata, codes)
-    shift = models.renderer.models.default_shift if request.shift is None else request.shift
+class MusicPipeline:
+    """The way of a request through loaded models.
 
-    rendered = models.renderer.render(
-        RenderRequest(
-            caption=(metadata.caption if request.use_cot_caption else None) or request.caption,
-            lyrics=request.lyrics,
-            metadata=metadata,
-            duration=duration,
-            codes=codes,
-            seeds=seeds,
-            steps=request.inference_steps,
-            shift=shift,
-            guidance_scale=request.guidance_scale,
-            guidance_interval=request.guidance_interval,
-            peak_dbfs=request.peak_dbfs,
-            task=request.task_type,
-            source=source,
-            reference=reference,
-            track_names=request.track_names,
-            cover_strength=request.audio_cover_strength,
-        ),
-        progress,
-    )
-    songs = tuple(
-        Song(audio=rendered.audio[item], seed=seed, audio_codes=codes[item]) for item, seed in enumerate(seeds)
-    )
-    if save_dir is not None:
-        songs = save_songs(songs, save_dir, request.audio_format)
-    return GenerationResult(
-        songs=songs,
-        request=request,
-        metadata=metadata,
-        effective=EffectiveSettings(
-            device=str(models.device),
-            dtype=str(models.renderer.models.dtype).removeprefix("torch."),
-            dit_model=models.renderer.models.name,
-            lm_model=models.planner.model_name if plan and models.planner else None,
-            lm_backend=models.planner.backend.name if plan and models.planner else None,
-            steps=rendered.steps,
-            shift=shift,
-            guidance_scale=rendered.guidance_scale,
-            batch_size=len(songs),
-            duration=songs[0].audio.shape[-1] / SAMPLE_RATE,
-            seeds=seeds,
-            weights=models.renderer.models.weights,
-            placement=models.placement,
-            vae_decode=rendered.vae_decode,
-        ),
-    )
+    Methods are looked up when they are called, so an observer can wrap them, also for callers that imported
+    ``generate_music`` before (docs/architecture.md).
 
-
-def resolve_seeds(request: GenerationRequest) -> tuple[int, ...]:
-    """One seed per song, decided once: as given, or counted up from a single one, or random."""
-    if len(request.seeds) == request.batch_size:
-        return request.seeds
-    first = request.seeds[0] if request.seeds else secrets.randbelow(MAX_SEED + 1)
-    return tuple((first + item) % (MAX_SEED + 1) for item in range(request.batch_size))
-
-
-def save_songs(songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
-    """Write every song to ``directory`` and return the songs with their paths."""
-    stems = _path_stems(directory, [song.seed for song in songs])
-    return tuple(
-        replace(song, path=audio.save_audio(song.audio, stem, audio_format))
-        for song, stem in zip(songs, stems, strict=True)
-    )
-
-
-def _path_stems(directory: Path, seeds: Sequence[int]) -> list[Path]:
-    return [directory / f"song-{number}-seed{seed}" for number, seed in enumerate(seeds, start=1)]
-
-
-def require_recordings_kept(request: GenerationRequest, save_dir: Path, seeds: Sequence[int]) -> None:
-    """A song of the same name replaces an earlier one, but never the recording that it is made from.
-
-    Raises:
-        InvalidRequest: a song would be written to the place of the source or the reference.
+    Args:
+        models: loaded models.
     """
-    targets = {audio.song_path(stem, request.audio_format).resolve() for stem in _path_stems(save_dir, seeds)}
-    for recording in (request.src_audio, request.reference_audio):
-        if recording is not None and recording.resolve() in targets:
-            raise InvalidRequest(f"the song would replace {recording}: choose another output directory")
 
+    def __init__(self, models: Models) -> None:
+        self.models = models
 
-def _source(request: GenerationRequest) -> Source | None:
-    if request.src_audio is None:
-        return None
-    recording = audio.load_audio(request.src_audio)
-    if request.task_type not in WINDOW_TASKS:
-        return Source.whole(recording)
-    return Source.with_window(recording, request.repainting_start, request.repainting_end)
+    def generate(
+        self, request: GenerationRequest, save_dir: Path | None, progress: ProgressCallback | None
+    ) -> GenerationResult:
+        """``generate_music``."""
+        resolved = resolve_request(request, self.models.renderer.models, save_dir)
+        plan = self._plan(resolved, progress)
+        codes = plan.codes if plan and plan.codes else (request.audio_codes,) * request.batch_size
+        metadata = plan.metadata if plan else resolved.metadata
+        duration = len(codes[0]) / CODES_PER_SECOND if codes[0] else resolved.duration
+        if duration is None:
+            duration = DEFAULT_DURATION if metadata.duration is None else float(metadata.duration)
+        rendered = self.models.renderer.render(
+            RenderRequest(
+                caption=(metadata.caption if request.use_cot_caption else None) or request.caption,
+                lyrics=request.lyrics,
+                metadata=metadata,
+                duration=duration,
+                codes=codes,
+                seeds=resolved.seeds,
+                steps=request.inference_steps,
+                shift=resolved.shift,
+                guidance_scale=request.guidance_scale,
+                guidance_interval=request.guidance_interval,
+                peak_dbfs=request.peak_dbfs,
+                task=request.task_type,
+                source=resolved.source,
+                reference=resolved.reference,
+                track_names=request.track_names,
+                cover_strength=request.audio_cover_strength,
+            ),
+            progress,
+        )
+        songs = tuple(
+            Song(audio=audio, seed=seed, audio_codes=series)
+            for audio, seed, series in zip(rendered.audio, resolved.seeds, codes, strict=True)
+        )
+        if save_dir is not None:
+            songs = self.save_songs(songs, save_dir, request.audio_format)
+        return GenerationResult(songs, request, metadata, self._effective(resolved, plan, rendered))
 
+    def save_songs(self, songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
+        """Write every song to ``directory`` and return the songs with their paths."""
+        stems = song_stems(directory, [song.seed for song in songs])
+        return tuple(
+            replace(song, path=save_audio(song.audio, stem, audio_format))
+            for song, stem in zip(songs, stems, strict=True)
+        )
 
-def _plan(
-    models: Models,
-    request: GenerationRequest,
-    source: Source | None,
-    seeds: tuple[int, ...],
-    progress: ProgressCallback | None,
-) -> Plan | None:
-    if not request.needs_language_model:
-        return None
-    if models.planner is None:
-        raise InvalidRequest("`thinking` and chain-of-thought need a language model: load one, named as `lm`")
-    if source is not None:
-        # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
-        request = replace(request, duration=max(source.duration, DURATION_RANGE[0]))
-    with models.planner.on_device():
-        return models.planner.plan(request, seeds, progress)
+    def _plan(self, resolved: ResolvedRequest, progress: ProgressCallback | None) -> Plan | None:
+        request, planner = resolved.request, self.models.planner
+        if not request.needs_language_model:
+            return None
+        if planner is None:
+            raise InvalidRequest("`thinking` and chain-of-thought need a language model: load one, named as `lm`")
+        duration = resolved.metadata.duration if request.duration is None else request.duration
+        if resolved.source is not None:
+            # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
+            duration = max(resolved.source.duration, DURATION_RANGE[0])
+        with planner.on_device():
+            return planner.plan(PlanRequest.of(request, resolved.metadata, duration, resolved.seeds), progress)
 
-
-def _duration(
-    request: GenerationRequest, source: Source | None, metadata: SongMetadata, codes: Sequence[Sequence[int]]
-) -> float:
-    """Seconds of the song: a source or codes fix it, then the user, then the planner, then the default."""
-    if source is not None:
-        return source.duration
-    if codes[0]:
-        return len(codes[0]) / CODES_PER_SECOND
-    if request.duration is not None:
-        return request.duration
-    if metadata.duration is not None:
-        return float(metadata.duration)
-    return DEFAULT_DURATION
+    def _effective(self, resolved: ResolvedRequest, plan: Plan | None, rendered: Rendering) -> EffectiveSettings:
+        renderer = self.models.renderer.models
+        planner = self.models.planner if plan else None
+        return EffectiveSettings(
+            device=str(self.models.device),
+            dtype=str(renderer.dtype).removeprefix("torch."),
+            dit_model=renderer.name,
+            lm_model=planner.model_name if planner else None,
+            lm_backend=planner.backend.name if planner else None,
+            steps=rendered.steps,
+            shift=resolved.shift,
+            guidance_scale=rendered.guidance_scale,
+            batch_size=len(resolved.seeds),
+            duration=rendered.audio.shape[-1] / SAMPLE_RATE,
+            seeds=resolved.seeds,
+            weights=renderer.weights,
+            placement=self.models.placement,
+            vae_decode=rendered.vae_decode,
+        )

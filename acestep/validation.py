@@ -21,6 +21,7 @@ from acestep.types import (
     WINDOW_TASKS,
     GenerationRequest,
     SamplingSettings,
+    SongMetadata,
     SongwritingSettings,
     TaskType,
 )
@@ -34,15 +35,36 @@ _SFT_NAME = re.compile(r"(?<![a-z])sft(?![a-z])", re.IGNORECASE)
 
 
 def validate(request: GenerationRequest) -> None:
-    """Refuse what the models cannot do.
+    """Refuse what the models cannot do, reading no more of recordings than their headers; for use before queueing.
+
+    ``generate_music`` checks its request by itself.
 
     Raises:
         InvalidRequest: the first value that is out of range.
         AudioReadError: the source or the reference is not a recording that can be read.
         AudioWriteError: the audio format is not available here.
     """
+    checked_metadata(request)
+    if request.src_audio is not None:
+        seconds = require_readable(request.src_audio)
+        if request.task_type in WINDOW_TASKS:
+            window_samples(round(seconds * SAMPLE_RATE), request.repainting_start, request.repainting_end)
+    if request.reference_audio is not None:
+        require_readable(request.reference_audio)
+
+
+def checked_metadata(request: GenerationRequest) -> SongMetadata:
+    """Check every value of a request but its recordings.
+
+    Returns:
+        The user's metadata in the model's spelling.
+
+    Raises:
+        InvalidRequest: the first value that is out of range.
+        AudioWriteError: the audio format is not available here.
+    """
     _validate_task(request)
-    normalise(request.metadata)
+    metadata = normalise(request.metadata)
     if request.duration is not None:
         _require_between("`duration`", request.duration, *DURATION_RANGE, unit=" s")
     _require_between("`batch_size`", request.batch_size, 1, MAX_BATCH_SIZE)
@@ -62,6 +84,7 @@ def validate(request: GenerationRequest) -> None:
     _validate_sampling(request.sampling)
     validate_audio_codes(request.audio_codes)
     require_format(request.audio_format)
+    return metadata
 
 
 def validate_audio_codes(codes: Sequence[int]) -> None:
@@ -118,8 +141,6 @@ def _validate_task(request: GenerationRequest) -> None:
     if request.repainting_end is not None:
         _require_between("`repainting_end`", request.repainting_end, -limit, limit, unit=" s")
     _validate_source(request)
-    if request.reference_audio is not None:
-        require_readable(request.reference_audio)
     if task not in WINDOW_TASKS and (request.repainting_start, request.repainting_end) != (0.0, None):
         raise InvalidRequest(
             f"`repainting_start` and `repainting_end` are for {', '.join(sorted(WINDOW_TASKS))}, not for {task}"
@@ -149,9 +170,6 @@ def _validate_source(request: GenerationRequest) -> None:
         raise InvalidRequest(f"task {task} follows `src_audio`: leave out `audio_codes`")
     if (request.duration, request.metadata.duration) != (None, None):
         raise InvalidRequest(f"task {task} is as long as `src_audio`: leave out `duration`")
-    seconds = require_readable(request.src_audio)
-    if task in WINDOW_TASKS:
-        window_samples(round(seconds * SAMPLE_RATE), request.repainting_start, request.repainting_end)
 
 
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:

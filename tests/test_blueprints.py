@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from acestep import blueprints, inference
+from acestep.blueprints import create_sample, format_sample, understand_music
 from acestep.checkpoints import TINY_LM, ModelSelection, load_planner
 from acestep.errors import BackendUnavailable, CheckpointNotFound, InvalidRequest
-from acestep.inference import create_sample, format_sample, understand_music
 from acestep.planner.backends import PhaseTokens
 from acestep.planner.backends.pt import PtBackend
 from acestep.types import SamplingSettings, SongMetadata, SongwritingSettings
@@ -219,8 +218,3 @@ def test_a_planner_that_cannot_be_loaded_says_why():
         load_planner(ModelSelection(lm=TINY_LM, device="cpu", lm_backend="fast"))
     with pytest.raises(ValueError, match="no language model"):
         load_planner(ModelSelection(lm=None, device="cpu"))
-
-
-def test_the_verbs_have_one_home_and_are_found_with_the_others():
-    for verb in VERBS:
-        assert getattr(inference, verb) is getattr(blueprints, verb)

@@ -53,9 +53,9 @@ def blocks(language: str) -> list[str]:
     return fenced(GUIDES[language])
 
 
-def fenced(path: Path) -> list[str]:
-    """Fenced shell commands; those of one block run one after the other, in one folder."""
-    return re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+def fenced(path: Path, language: str = "bash") -> list[str]:
+    """Fenced blocks; the shell commands of one run one after the other, in one folder."""
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
 
 
 def made_small(arguments: list[str]) -> list[str]:
@@ -119,6 +119,15 @@ def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
     table = render_breakdown(Breakdown.of(run_of(guide_spans())))
     for language in GUIDES:
         assert f"```\n{table}\n```" in text(language)
+
+
+def test_the_engine_is_used_as_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines run as they are, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    shown = [block for block in fenced(ROOT / "README.md", "python") if "from acestep import" in block]
+    assert len(shown) == 1
+    exec(shown[0], {})
+    assert [path.suffix for path in (tmp_path / "output").iterdir()] == [".flac"]
 
 
 def test_the_rule_keeps_what_a_command_is_about() -> None:

@@ -12,11 +12,11 @@ import torch
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from acestep import blueprints, checkpoints, inference
-from acestep.blueprints import understand_recording
+from acestep import checkpoints
+from acestep.blueprints import BlueprintWriter, create_sample, format_sample, understand_music, understand_recording
 from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
 from acestep.errors import AceStepError, AudioReadError, InvalidRequest, OutOfMemory
-from acestep.inference import create_sample, format_sample, generate_music, understand_music
+from acestep.inference import MusicPipeline, generate_music
 from acestep.offloading import ModelOffloader, stored_bytes
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
@@ -54,7 +54,17 @@ VERBS = {
     "create_sample": lambda planner: create_sample(planner, "a wish nobody may see", settings=SETTINGS),
     "format_sample": lambda planner: format_sample(planner, SONG.caption, SONG.lyrics, settings=SETTINGS),
 }
-OWNERS = (inference, blueprints, checkpoints, Planner, Songwriter, PtBackend, Renderer, VaeDecoder, ModelOffloader)
+OWNERS = (
+    MusicPipeline,
+    BlueprintWriter,
+    checkpoints,
+    Planner,
+    Songwriter,
+    PtBackend,
+    Renderer,
+    VaeDecoder,
+    ModelOffloader,
+)
 
 
 def identities():

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 
@@ -23,12 +23,76 @@ from acestep.planner.grammar import CAPTION_TOKEN_LIMIT, MetadataGrammar
 from acestep.planner.metadata import DURATION_RANGE, UNKNOWN_LANGUAGE, normalise, parse_metadata
 from acestep.planner.prompts import Prompts
 from acestep.planner.vocabulary import Vocabulary
-from acestep.types import CODES_PER_SECOND, GenerationRequest, Placement, ProgressCallback, SongMetadata
+from acestep.types import (
+    CODES_PER_SECOND,
+    GenerationRequest,
+    Placement,
+    ProgressCallback,
+    SamplingSettings,
+    SongMetadata,
+)
 
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
 """Most tokens of a metadata block: the caption and every other field."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the planner is asked for; every value is in its range.
+
+    Attributes:
+        caption: what the music should be like.
+        lyrics: the words.
+        given: values of the user in the model's spelling; they are forced.
+        duration: seconds, possibly fractional; ``None`` leaves it to the model.
+        seeds: one per song, at least one.
+        sampling: how the model samples.
+        writes_audio_codes: whether phase 2 runs.
+        use_cot_metas: let the model decide open metadata.
+        use_cot_caption: let it rewrite the caption.
+        use_cot_language: let it detect the language.
+        use_constrained_decoding: hold the metadata to its grammar.
+    """
+
+    caption: str
+    lyrics: str
+    given: SongMetadata
+    duration: float | None
+    seeds: tuple[int, ...]
+    sampling: SamplingSettings
+    writes_audio_codes: bool
+    use_cot_metas: bool
+    use_cot_caption: bool
+    use_cot_language: bool
+    use_constrained_decoding: bool
+
+    @classmethod
+    def of(
+        cls, request: GenerationRequest, metadata: SongMetadata, duration: float | None, seeds: Sequence[int]
+    ) -> Self:
+        """What a request asks of the planner.
+
+        Args:
+            request: as given.
+            metadata: of the user, in the model's spelling.
+            duration: seconds that are fixed.
+            seeds: one per song.
+        """
+        return cls(
+            caption=request.caption,
+            lyrics=request.lyrics,
+            given=forced_metadata(metadata, duration),
+            duration=duration,
+            seeds=tuple(seeds),
+            sampling=request.sampling,
+            writes_audio_codes=request.writes_audio_codes,
+            use_cot_metas=request.use_cot_metas,
+            use_cot_caption=request.use_cot_caption,
+            use_cot_language=request.use_cot_language,
+            use_constrained_decoding=request.use_constrained_decoding,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,47 +231,42 @@ class Planner:
             finally:
                 self.backend.release()
 
-    def plan(self, request: GenerationRequest, seeds: Sequence[int], progress: ProgressCallback | None = None) -> Plan:
+    def plan(self, request: PlanRequest, progress: ProgressCallback | None = None) -> Plan:
         """Decide what the user left open, then write the codes.
 
         Args:
-            request: what to make.
-            seeds: one per song, at least one.
+            request: what to plan.
             progress: told about tokens and codes written; an exception that it raises stops the run.
 
         Raises:
-            InvalidRequest: a value of the request is not one that the model knows.
+            InvalidRequest: the duration is beyond the planner's limit.
             BudgetExceeded: the request does not fit; nothing was run.
             OutOfMemory: the device ran out of memory.
             InvalidOutput: the model produced NaN or infinity.
             BackendFailed: the device failed.
             AceStepError: any of these, when raised by phase 2, carries the finished ``metadata``.
         """
-        given = self.given(request.metadata, _duration(request, request.metadata))
-        if request.writes_audio_codes and _duration(request, given) is not None:
+        self.require_duration(request.duration)
+        if request.writes_audio_codes and request.duration is not None:
             # What phase 1 will add to the prompt is not known yet; the rest should not fail only after it.
-            self._check_codes(self._codes_task(request, given), len(seeds))
-        if _leaves_a_choice(request, given):
-            reasoned = self.reason(request, given, seeds[0], progress)
-            metadata = self._completed(request, given, reasoned)
+            self._check_codes(self._codes_task(request, request.given), len(request.seeds))
+        if _leaves_a_choice(request):
+            reasoned = self.reason(request, progress)
+            metadata = self._completed(request, reasoned)
         else:
-            reasoned, metadata = None, given
+            reasoned, metadata = None, request.given
         if not request.writes_audio_codes:
             return Plan(metadata, metadata_tokens=reasoned)
         with _carrying(metadata):
-            composed = self.compose_codes(request, metadata, seeds, progress)
+            composed = self.compose_codes(request, metadata, progress)
         codes = tuple(tuple(self.vocabulary.id_to_code(token_id) for token_id in series) for series in composed.ids)
         return Plan(metadata, codes, reasoned, composed)
 
-    def reason(
-        self, request: GenerationRequest, given: SongMetadata, seed: int, progress: ProgressCallback | None = None
-    ) -> PhaseTokens:
-        """Phase 1: the metadata block, once per request.
+    def reason(self, request: PlanRequest, progress: ProgressCallback | None = None) -> PhaseTokens:
+        """Phase 1: the metadata block, once per request, with the seed of the first song.
 
         Args:
-            request: what to make.
-            given: normalised values of the user; they are forced.
-            seed: of the first song.
+            request: what to plan.
             progress: told about every sampled token.
         """
         prompt = self.prompts.reasoning(request.caption, request.lyrics)
@@ -215,57 +274,47 @@ class Planner:
         cursor = None
         if request.use_constrained_decoding:
             cursor = self.grammar.cursor(
-                given, with_caption=request.use_cot_caption, with_language=request.use_cot_language
+                request.given, with_caption=request.use_cot_caption, with_language=request.use_cot_language
             )
         with device_errors(REASONING):
             return self.backend.generate_metadata(
-                prompt, cursor, request.sampling, seed, REASONING_TOKEN_LIMIT, progress
+                prompt, cursor, request.sampling, request.seeds[0], REASONING_TOKEN_LIMIT, progress
             )
 
     def compose_codes(
-        self,
-        request: GenerationRequest,
-        metadata: SongMetadata,
-        seeds: Sequence[int],
-        progress: ProgressCallback | None = None,
+        self, request: PlanRequest, metadata: SongMetadata, progress: ProgressCallback | None = None
     ) -> PhaseTokens:
         """Phase 2: ``int(5 * duration)`` audio codes per song, no more and no less.
 
         Args:
-            request: what to make; its own duration, which may be fractional, wins over that of the metadata.
+            request: what to plan; its own duration, which may be fractional, wins over that of the metadata.
             metadata: what the songs are made under.
-            seeds: one per song.
             progress: told about the codes written.
         """
         task = self._codes_task(request, metadata)
-        self._check_codes(task, len(seeds))
+        self._check_codes(task, len(request.seeds))
         with device_errors(COMPOSING):
             return self.backend.generate_codes(
-                task.conditional, task.unconditional, task.count, request.sampling, seeds, progress
+                task.conditional, task.unconditional, task.count, request.sampling, request.seeds, progress
             )
 
     def codes_shape(self, request: GenerationRequest) -> CodesTask:
         """Phase 2 as far as it is known before phase 1; an open duration counts as 120 s."""
-        given = self.given(request.metadata, _duration(request, request.metadata))
-        return self._codes_task(request, given if given.duration else replace(given, duration=_OPEN_DURATION))
+        metadata = normalise(request.metadata)
+        duration = metadata.duration if request.duration is None else request.duration
+        asked = PlanRequest.of(request, metadata, _OPEN_DURATION if duration is None else duration, seeds=())
+        return self._codes_task(asked, asked.given)
 
-    def given(self, metadata: SongMetadata, duration: float | None) -> SongMetadata:
-        """The user's values in the model's spelling; the one place where a duration is held to its limits.
-
-        Args:
-            metadata: as the user wrote it; the caption is left out.
-            duration: seconds, possibly fractional; ``None`` leaves it open.
+    def require_duration(self, duration: float | None) -> None:
+        """Refuse a duration that this planner does not write; ``None`` leaves it open.
 
         Raises:
-            InvalidRequest: a value is not one that the model knows.
+            InvalidRequest: it is out of range.
         """
         if duration is not None and not DURATION_RANGE[0] <= duration <= self.duration_limit:
             raise InvalidRequest(
                 f"`duration` {duration:g} s is out of range: {DURATION_RANGE[0]} ... {self.duration_limit} s"
             )
-        given = normalise(replace(metadata, caption=None, duration=None if duration is None else int(duration)))
-        # "unknown" is the user saying nothing about the language.
-        return replace(given, language=None) if given.language == UNKNOWN_LANGUAGE else given
 
     def found(self, reasoned: PhaseTokens) -> SongMetadata:
         """What the model wrote in phase 1; a duration above the limit (only without a grammar) is cut to it."""
@@ -279,8 +328,8 @@ class Planner:
         """Compiled when first needed; immutable."""
         return MetadataGrammar(self.vocabulary, self.duration_limit)
 
-    def _codes_task(self, request: GenerationRequest, metadata: SongMetadata) -> CodesTask:
-        duration = _duration(request, metadata)
+    def _codes_task(self, request: PlanRequest, metadata: SongMetadata) -> CodesTask:
+        duration = metadata.duration if request.duration is None else request.duration
         if duration is None:
             raise InvalidOutput("the language model named no duration: give one, or constrain it", stage=COMPOSING)
         sampling = request.sampling
@@ -300,9 +349,9 @@ class Planner:
             rows=songs * (1 if task.unconditional is None else 2),
         )
 
-    def _completed(self, request: GenerationRequest, given: SongMetadata, reasoned: PhaseTokens) -> SongMetadata:
+    def _completed(self, request: PlanRequest, reasoned: PhaseTokens) -> SongMetadata:
         """The user's values, then what the model was asked for; what it wrote beside that is left out."""
-        found = self.found(reasoned)
+        given, found = request.given, self.found(reasoned)
         wanted = {"duration"} if request.writes_audio_codes else set()
         if request.use_cot_metas:
             wanted |= {"bpm", "duration", "keyscale", "timesignature"}
@@ -314,13 +363,21 @@ class Planner:
         return replace(given, **{name: getattr(found, name) for name in wanted & open_fields})
 
 
-def _duration(request: GenerationRequest, metadata: SongMetadata) -> float | None:
-    """Seconds of each song; the request's own value may be fractional and wins."""
-    return metadata.duration if request.duration is None else request.duration
+def forced_metadata(metadata: SongMetadata, duration: float | None) -> SongMetadata:
+    """The user's values as the model must write them.
+
+    Args:
+        metadata: in the model's spelling; the caption is left out.
+        duration: seconds, possibly fractional; ``None`` leaves it open.
+    """
+    # "unknown" is the user saying nothing about the language.
+    language = None if metadata.language == UNKNOWN_LANGUAGE else metadata.language
+    return replace(metadata, caption=None, duration=None if duration is None else int(duration), language=language)
 
 
-def _leaves_a_choice(request: GenerationRequest, given: SongMetadata) -> bool:
+def _leaves_a_choice(request: PlanRequest) -> bool:
     """Whether the model has anything to decide before it writes codes."""
+    given = request.given
     metas = (given.bpm, given.duration, given.keyscale, given.timesignature)
     return (
         request.use_cot_caption

@@ -19,7 +19,7 @@ MIN_RECORDING_SECONDS: Final = 1 / CODES_PER_SECOND
 class AudioEncoder:
     """Encodes recordings with one set of models.
 
-    ``encode`` and ``tokenize`` are called through ``self``, so an observer can wrap them from outside.
+    ``encode`` and ``tokenize`` are looked up when they are called, so an observer can wrap them.
 
     Args:
         models: loaded models; they are only read.

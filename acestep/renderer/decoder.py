@@ -14,7 +14,7 @@ from acestep.memory_cap import effective_free_memory
 from acestep.offloading import ModelOffloader
 from acestep.renderer.decode_fallbacks import DecodeSettings, DecodeStep, decode_bytes_per_frame, decode_fallbacks
 from acestep.renderer.models import RendererModels
-from acestep.renderer.vae import Tile, receptive_radius
+from acestep.renderer.vae import SongTile, receptive_radius
 from acestep.types import SAMPLES_PER_FRAME, Progress, ProgressCallback, VaeDecoding
 
 
@@ -106,42 +106,32 @@ class VaeDecoder:
     def _decode_tiles(
         self, latents: torch.Tensor, step: DecodeStep, vae: Any, progress: ProgressCallback | None
     ) -> torch.Tensor:
-        songs, tiles = latents.shape[0], step.plan.tiles
+        tiles = step.plan.of_songs(latents.shape[0])
         audio = torch.empty(
-            (songs, 2, step.plan.frames * SAMPLES_PER_FRAME),
+            (latents.shape[0], 2, step.plan.frames * SAMPLES_PER_FRAME),
             device="cpu" if step.location == "gpu+cpu buffer" else latents.device,
             dtype=vae.dtype,
         )
-        for song in range(songs):
-            for number, tile in enumerate(tiles):
-                index = song * len(tiles) + number
-                start, stop = (frame * SAMPLES_PER_FRAME for frame in tile.kept)
-                audio[song, :, start:stop] = self.decode_tile(latents[song], tile=tile, index=index, vae=vae)
-                if progress is not None:
-                    progress(Progress("vae.decode", index + 1, songs * len(tiles)))
+        for tile in tiles:
+            start, stop = (frame * SAMPLES_PER_FRAME for frame in tile.kept)
+            audio[tile.song, :, start:stop] = self.decode_tile(latents, tile=tile, vae=vae)
+            if progress is not None:
+                progress(Progress("vae.decode", tile.index + 1, len(tiles)))
         return audio.cpu().float()
 
-    def decode_tile(
-        self,
-        latents: torch.Tensor,
-        *,
-        tile: Tile,
-        index: int,  # noqa: ARG002 - names the tile to an observer
-        vae: Any,
-    ) -> torch.Tensor:
+    def decode_tile(self, latents: torch.Tensor, *, tile: SongTile, vae: Any) -> torch.Tensor:
         """The decoder over one tile.
 
         Args:
-            latents: of the whole song, shape ``[frames, channels]``.
-            tile: which frames to decode, and which to keep.
-            index: number of the tile in the request, from 0; the result does not depend on it.
+            latents: of all songs, shape ``[songs, frames, channels]``.
+            tile: which frames of which song to decode, and which to keep.
             vae: the VAE, on the device of ``latents``.
 
         Returns:
             Audio of the kept frames where the VAE is, in its dtype, shape ``[2, samples]``.
         """
         window_start, window_stop = tile.window
-        window = latents[window_start:window_stop].to(vae.dtype).T.unsqueeze(0)
+        window = latents[tile.song, window_start:window_stop].to(vae.dtype).T.unsqueeze(0)
         decoded: torch.Tensor = vae.decode(window, return_dict=False)[0][0]
         start, stop = ((frame - window_start) * SAMPLES_PER_FRAME for frame in tile.kept)
         return decoded[:, start:stop]

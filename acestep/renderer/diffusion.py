@@ -5,13 +5,25 @@ Models that were not distilled are guided by Adaptive Projected Guidance.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
-from acestep.errors import InvalidRequest
+
+@dataclass(frozen=True, slots=True)
+class DenoisingStep:
+    """One evaluation of the transformer.
+
+    Attributes:
+        index: number of the step, from 0.
+        timestep: t at its start.
+        next_timestep: t at its end.
+    """
+
+    index: int
+    timestep: float
+    next_timestep: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +39,10 @@ class Schedule:
     shift: float
 
     @property
-    def intervals(self) -> tuple[tuple[float, float], ...]:
-        """``(t, next t)`` of every step; the last one ends at 0."""
-        return tuple(zip(self.timesteps, (*self.timesteps[1:], 0.0), strict=True))
+    def steps(self) -> tuple[DenoisingStep, ...]:
+        """Every step in order; the last one ends at 0."""
+        times = zip(self.timesteps, (*self.timesteps[1:], 0.0), strict=True)
+        return tuple(DenoisingStep(index, start, end) for index, (start, end) in enumerate(times))
 
 
 def make_schedule(steps: int, shift: float) -> Schedule:
@@ -41,14 +54,7 @@ def make_schedule(steps: int, shift: float) -> Schedule:
     Args:
         steps: how many times the transformer is evaluated, 1 or more.
         shift: more than 0; 1 leaves the times uniform.
-
-    Raises:
-        InvalidRequest: a value outside these ranges.
     """
-    if steps < 1:
-        raise InvalidRequest(f"inference steps must be 1 or more, not {steps}")
-    if not (math.isfinite(shift) and shift > 0):
-        raise InvalidRequest(f"timestep shift must be a number above 0, not {shift}")
     uniform = ((steps - i) / steps for i in range(steps))
     return Schedule(tuple(shift * u / (1 + (shift - 1) * u) for u in uniform), shift)
 
@@ -67,18 +73,10 @@ class Guidance:
     Attributes:
         scale: how far past the conditional prediction to go; 1 is off.
         interval: the range of t, both ends included, in which guidance is applied (Kynkäänniemi et al. 2024).
-
-    Raises:
-        InvalidRequest: an interval that is not within 0 ... 1.
     """
 
     scale: float
     interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        start, end = self.interval
-        if not 0.0 <= start <= end <= 1.0:
-            raise InvalidRequest(f"guidance interval must satisfy 0 <= start <= end <= 1, not {start} ... {end}")
 
     def applies_at(self, timestep: float) -> bool:
         """Whether guidance is on at time t."""

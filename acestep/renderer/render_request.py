@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from acestep.errors import InvalidRequest
 from acestep.renderer.prompts import CODES_INSTRUCTION, task_instruction
 from acestep.types import (
-    AUDIO_CODE_COUNT,
     FRAMES_PER_CODE,
     FRAMES_PER_SECOND,
     SAMPLES_PER_FRAME,
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RenderRequest:
-    """Songs that differ only in their seeds and audio codes.
+    """Songs that differ only in their seeds and audio codes; ``acestep.resolution`` has checked every value.
 
     Attributes:
         caption: what the music should be like.
@@ -46,10 +44,6 @@ class RenderRequest:
         reference: a recording whose timbre the songs should have, float32 on the host, shape ``[2, samples]``, 48 kHz.
         track_names: tracks that the task is about.
         cover_strength: share of the steps that follow the source (``cover``) or the codes; the others follow the text.
-
-    Raises:
-        InvalidRequest: no seed, no length, codes that do not fit the seeds or each other, no such code, or a task
-            with a source too few or too many.
     """
 
     caption: str
@@ -68,24 +62,6 @@ class RenderRequest:
     reference: torch.Tensor | None = None
     track_names: tuple[str, ...] = ()
     cover_strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.seeds:
-            raise InvalidRequest("at least one seed is needed: one per song")
-        if len(self.codes) != len(self.seeds):
-            raise InvalidRequest(f"{len(self.codes)} sequences of audio codes do not fit {len(self.seeds)} seeds")
-        lengths = sorted({len(codes) for codes in self.codes})
-        if len(lengths) > 1:
-            raise InvalidRequest(f"the songs of a batch need equally many audio codes, not {lengths}")
-        for code in (code for codes in self.codes for code in codes):
-            if not 0 <= code < AUDIO_CODE_COUNT:
-                raise InvalidRequest(f"audio code {code} is not within 0 ... {AUDIO_CODE_COUNT - 1}")
-        if not (math.isfinite(self.duration) and self.frames > 0):
-            raise InvalidRequest(f"duration must be more than 0 s, not {self.duration}")
-        if (self.source is None) != (self.task == "text2music"):
-            raise InvalidRequest(f"task {self.task!r} works with{'out' if self.source else ''} a source")
-        if self.source is not None and self.has_codes:
-            raise InvalidRequest("a song follows either a source or audio codes")
 
     @property
     def has_codes(self) -> bool:

@@ -1,6 +1,6 @@
 """The renderer: conditions, diffusion loop and VAE decode, each stage a method of its own.
 
-The stages call each other through ``self``, so an observer can wrap them from outside. Nothing between the first
+The stages are methods that are looked up when they are called, so an observer can wrap them. Nothing between the first
 denoising step and the copy of the audio to the host waits for the device.
 """
 
@@ -25,7 +25,7 @@ from acestep.renderer.conditioning import (
 from acestep.renderer.context import context_latents, silence_latents, task_context
 from acestep.renderer.decode_fallbacks import DecodeSettings
 from acestep.renderer.decoder import VaeDecoder
-from acestep.renderer.diffusion import AdaptiveProjectedGuidance, Guidance, Schedule, make_schedule
+from acestep.renderer.diffusion import AdaptiveProjectedGuidance, DenoisingStep, Guidance, Schedule, make_schedule
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.render_request import Rendering, RenderRequest
@@ -59,7 +59,7 @@ class Renderer:
             progress: called after every denoising step and every tile.
 
         Raises:
-            InvalidRequest: a value that the model does not accept.
+            InvalidRequest: more frames than the model renders.
             OutOfMemory: with the stage that ran out.
             InvalidOutput: NaN or infinity came out, with the stage that made it.
         """
@@ -180,20 +180,18 @@ class Renderer:
         switch = conditions.switch
         projection = None if guidance is None else AdaptiveProjectedGuidance(guidance.scale)
         plain, guided_too = self._for_batch(conditions, latents.shape[0], guidance)
-        for index, (timestep, next_timestep) in enumerate(schedule.intervals):
-            if switch is not None and index == switch.step:
+        for step in schedule.steps:
+            if switch is not None and step.index == switch.step:
                 plain, guided_too = self._for_batch(switch.conditions, latents.shape[0], guidance)
-            guided = guidance is not None and guidance.applies_at(timestep)
+            guided = guidance is not None and guidance.applies_at(step.timestep)
             latents = self.denoise_step(
                 latents,
                 guided_too if guided else plain,
-                index=index,
-                timestep=timestep,
-                next_timestep=next_timestep,
+                step=step,
                 projection=projection if guided else None,
             )
             if progress is not None:
-                progress(Progress("dit", index + 1, len(schedule.timesteps)))
+                progress(Progress("dit", step.index + 1, len(schedule.timesteps)))
         return latents
 
     def _for_batch(
@@ -211,9 +209,7 @@ class Renderer:
         latents: torch.Tensor,
         conditions: Conditions,
         *,
-        index: int,  # noqa: ARG002 - names the step to an observer
-        timestep: float,
-        next_timestep: float,
+        step: DenoisingStep,
         projection: AdaptiveProjectedGuidance | None = None,
     ) -> torch.Tensor:
         """One forward of the transformer, guidance and one Euler update. Never waits for the device.
@@ -221,20 +217,18 @@ class Renderer:
         Args:
             latents: float32, shape ``[songs, frames, channels]``.
             conditions: for the songs; with ``projection``, for the songs followed by their unconditional twins.
-            index: number of the step, from 0; the step itself does not depend on it.
-            timestep: t at the start of the step.
-            next_timestep: t at its end.
+            step: where it starts and where it ends.
             projection: state of the guidance, or ``None`` to take the conditional velocity as it is.
 
         Returns:
-            The latents at ``next_timestep``, float32.
+            The latents at ``step.next_timestep``, float32.
         """
         if projection is None:
-            velocity = self.predict_velocity(latents, conditions, timestep)
+            velocity = self.predict_velocity(latents, conditions, step.timestep)
         else:
-            both = self.predict_velocity(latents.repeat(2, 1, 1), conditions, timestep)
+            both = self.predict_velocity(latents.repeat(2, 1, 1), conditions, step.timestep)
             velocity = projection.combine(*both.chunk(2))
-        return latents + (next_timestep - timestep) * velocity
+        return latents + (step.next_timestep - step.timestep) * velocity
 
     def predict_velocity(self, latents: torch.Tensor, conditions: Conditions, timestep: float) -> torch.Tensor:
         """The transformer's velocity at time t, float32, the shape of ``latents``."""

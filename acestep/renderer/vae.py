@@ -52,6 +52,28 @@ class TilePlan:
     overlap: int
     tiles: tuple[Tile, ...]
 
+    def of_songs(self, songs: int) -> tuple[SongTile, ...]:
+        """Every tile of some songs, one song after the other."""
+        tiles = [(song, tile) for song in range(songs) for tile in self.tiles]
+        return tuple(SongTile(index, song, tile.window, tile.kept) for index, (song, tile) in enumerate(tiles))
+
+
+@dataclass(frozen=True, slots=True)
+class SongTile:
+    """A tile of one song of a batch.
+
+    Attributes:
+        index: number of the tile in the batch, from 0.
+        song: number of the song, from 0.
+        window: latent frames of the song that are processed.
+        kept: those whose result is kept.
+    """
+
+    index: int
+    song: int
+    window: tuple[int, int]
+    kept: tuple[int, int]
+
 
 def plan_tiles(frames: int, tile_length: int, overlap: int) -> TilePlan:
     """Cut a song into windows of one length.

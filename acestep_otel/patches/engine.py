@@ -40,7 +40,7 @@ def is_imported() -> bool:
 
 
 def _generation_start(call: Call, capture_content: bool) -> RequestStart:
-    models: Models = call.arguments["models"]
+    models: Models = call.instance.models
     request: GenerationRequest = call.arguments["request"]
     return RequestStart(
         device=models.device,
@@ -139,9 +139,9 @@ def _denoised_steps(call: Call, loop: Stage, _latents: Any) -> Attributes:
 
 def _denoise_step(call: Call) -> Attributes:
     return {
-        semconv.DIT_STEP_INDEX: call.kwargs["index"],
-        semconv.DIT_STEP_TIMESTEP: float(call.kwargs["timestep"]),
-        semconv.DIT_STEP_GUIDED: call.kwargs.get("projection") is not None,
+        semconv.DIT_STEP_INDEX: call.kwargs["step"].index,
+        semconv.DIT_STEP_TIMESTEP: float(call.kwargs["step"].timestep),
+        semconv.DIT_STEP_GUIDED: call.kwargs["projection"] is not None,
     }
 
 
@@ -162,8 +162,9 @@ def _decoded(_call: Call, _stage: Stage, decoded: tuple[Any, VaeDecoding]) -> At
 
 
 def _tile(call: Call) -> Attributes:
-    start, stop = call.kwargs["tile"].window
-    return {semconv.VAE_TILE_INDEX: call.kwargs["index"], semconv.VAE_TILE_FRAMES: stop - start}
+    tile = call.kwargs["tile"]
+    start, stop = tile.window
+    return {semconv.VAE_TILE_INDEX: tile.index, semconv.VAE_TILE_FRAMES: stop - start}
 
 
 def _move(call: Call) -> Attributes:
@@ -177,12 +178,12 @@ def _move(call: Call) -> Attributes:
 PATCHES: Final = (
     Patch(
         "acestep.inference",
-        "_generate",
+        "MusicPipeline.generate",
         RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result),
     ),
     Patch(
         "acestep.inference",
-        "save_songs",
+        "MusicPipeline.save_songs",
         StageDefinition(
             semconv.AUDIO_SAVE,
             device_clock=False,

@@ -67,7 +67,7 @@ def _text_request(
     """
 
     def start(call: Call, capture_content: bool) -> RequestStart:
-        planner: Planner = call.arguments["planner"]
+        planner: Planner = call.instance.planner
         written = {parameter: str(call.arguments[parameter]) for parameter in texts}
         recording = file_names(call.arguments.get("recording"))
         known: dict[str, AttributeValue] = {
@@ -280,10 +280,10 @@ _BACKEND_METHODS: Final[tuple[tuple[str, Wrapper], ...]] = (
 """Methods that every backend has for its passes and for the grammar."""
 
 PATCHES: Final = (
-    Patch("acestep.blueprints", "_understand", _text_request(semconv.UNDERSTAND_MUSIC, (), _codes)),
-    Patch("acestep.blueprints", "_understand_recording", _text_request(semconv.UNDERSTAND_MUSIC)),
-    Patch("acestep.blueprints", "_create", _text_request(semconv.CREATE_SAMPLE, ("query",), _query)),
-    Patch("acestep.blueprints", "_format", _text_request(semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
+    Patch("acestep.blueprints", "BlueprintWriter.understand", _text_request(semconv.UNDERSTAND_MUSIC, (), _codes)),
+    Patch("acestep.blueprints", "BlueprintWriter.understand_recording", _text_request(semconv.UNDERSTAND_MUSIC)),
+    Patch("acestep.blueprints", "BlueprintWriter.create", _text_request(semconv.CREATE_SAMPLE, ("query",), _query)),
+    Patch("acestep.blueprints", "BlueprintWriter.format", _text_request(semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
     Patch("acestep.planner.planner", "Planner.plan", _PLANNING),
     Patch("acestep.planner.planner", "Planner.reason", _phase(semconv.LM_COT)),
     Patch("acestep.planner.planner", "Planner.compose_codes", _phase(semconv.LM_CODES)),

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the run failed; 2 wrong usage or set-up; 130 and 143 ended
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -280,8 +281,13 @@ def _refuse_options(context: click.Context) -> None:
 
 def _run(options: Options) -> None:
     # Imported here because PyTorch takes seconds to load, and neither --help nor a wrong flag needs it.
-    from acestep_otel.profiler.modes import MODES
-    from acestep_otel.profiler.telemetry.providers import Telemetry
+    from acestep.import_noise import quiet_imports
+
+    with quiet_imports():
+        from acestep_otel.profiler.modes import MODES
+        from acestep_otel.profiler.telemetry.providers import Telemetry
+    # PyTorch then hashes a quantised weight in another way; nothing is lost.
+    warnings.filterwarnings("ignore", message=".*does not implement _stable_hash_for_caching.*")
 
     with (
         exit_on_terminate(),

@@ -11,6 +11,7 @@ from acestep.planner.backends.registry import create_planner
 from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
 from tests.conformance import definition
 from tests.conformance.conftest import BACKEND, COMPLETE, HERE
+from tests.planner.plan_requests import asks
 
 GREEDY = SamplingSettings(temperature=0)
 SAMPLED = SamplingSettings()
@@ -150,7 +151,7 @@ def test_a_whole_plan_is_the_same_on_every_backend(planner, tiny):
         use_cot_language=True,
     )
     reference = create_planner("pt", tiny, 2, HERE)
-    plan, expected = planner.plan(request, [1, 2]), reference.plan(request, [1, 2])
+    plan, expected = planner.plan(asks(request, [1, 2])), reference.plan(asks(request, [1, 2]))
     assert (plan.metadata, plan.codes) == (expected.metadata, expected.codes)
     assert [len(series) for series in plan.codes] == [50, 50]
 
@@ -159,7 +160,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(planner, conditional,
     request = GenerationRequest(caption="calm", lyrics="word " * 8_000, duration=600, thinking=True)
     seen = []
     with pytest.raises(BudgetExceeded, match="positions"):
-        planner.plan(request, [1], seen.append)
+        planner.plan(asks(request, [1]), seen.append)
     assert not seen
     assert len(planner.backend.generate_codes(conditional, unconditional, 3, SAMPLED, [1]).ids[0]) == 3
 

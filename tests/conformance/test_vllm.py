@@ -16,6 +16,7 @@ from acestep.planner.budget import bytes_per_position
 from acestep.planner.sampling import item_keys
 from acestep.types import GenerationRequest, SamplingSettings
 from tests.conformance.conftest import SONGS
+from tests.planner.plan_requests import asks
 
 CPU = torch.device("cpu")
 SAMPLED = SamplingSettings()
@@ -34,7 +35,7 @@ def test_b2_more_songs_than_the_engine_was_started_for_are_refused(planner):
     request = GenerationRequest(caption="calm", lyrics="", duration=10, batch_size=SONGS + 1, thinking=True)
     seen = []
     with pytest.raises(BudgetExceeded, match="started for 6"):
-        planner.plan(request, range(SONGS + 1), seen.append)
+        planner.plan(asks(request, range(SONGS + 1)), seen.append)
     assert not seen
 
 

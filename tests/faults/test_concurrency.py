@@ -11,8 +11,7 @@ import pytest
 import torch
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
-from acestep import inference
-from acestep.inference import generate_music
+from acestep.inference import MusicPipeline, generate_music
 from acestep.types import GenerationRequest
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -153,15 +152,15 @@ def test_a_child_that_is_forked_inside_a_request_traces_songs_of_its_own(traced,
 
 
 def test_instrumenting_twice_traces_once_and_is_taken_off_once(traced, tiny_models):
-    original = vars(inference)["_generate"]
+    original = vars(MusicPipeline)["generate"]
     traced.instrument()
     traced.instrument()
     generate_music(tiny_models, SONG)
     assert trees(traced) == [[("generate_music", STAGES)]]
     AceStepInstrumentor().uninstrument()
-    assert vars(inference)["_generate"] is original
+    assert vars(MusicPipeline)["generate"] is original
     AceStepInstrumentor().uninstrument()
-    assert vars(inference)["_generate"] is original
+    assert vars(MusicPipeline)["generate"] is original
 
 
 def test_memory_of_requests_that_overlap_is_marked_and_never_reset_under_the_other(monkeypatch):

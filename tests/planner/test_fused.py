@@ -13,7 +13,8 @@ import torch
 
 from acestep.offloading import ModelOffloader
 from acestep.planner.backends.pt import PtBackend, workspace
-from acestep.planner.backends.pt.decode_state import DecodeState, KeyValueCache
+from acestep.planner.backends.pt.cache import KeyValueCache
+from acestep.planner.backends.pt.decode_state import DecodeState
 from acestep.planner.backends.pt.fused import FusedForward, can_fuse, knows
 from acestep.planner.backends.pt.workspace import kernels_agree
 from acestep.planner.backends.registry import create_planner

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-from acestep import checkpoints, inference
+from acestep import checkpoints
+from acestep.inference import MusicPipeline
 from acestep.renderer import preparation
 from acestep.renderer.preparation import compile_models
 from acestep.renderer.renderer import Renderer
+from acestep.types import GenerationRequest
 from acestep_otel.profiler.benchmark import mode as benchmark
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.run import measurement
@@ -68,16 +70,16 @@ def table(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture
-def generations(monkeypatch: pytest.MonkeyPatch) -> list[inference.GenerationRequest]:
+def generations(monkeypatch: pytest.MonkeyPatch) -> list[GenerationRequest]:
     """Every request that reaches the engine, warm-ups included."""
-    seen: list[inference.GenerationRequest] = []
-    original = inference._generate
+    seen: list[GenerationRequest] = []
+    original = MusicPipeline.generate
 
-    def remember(models, request, **options):  # type: ignore[no-untyped-def]
+    def remember(self, request, *options):  # type: ignore[no-untyped-def]
         seen.append(request)
-        return original(models, request, **options)
+        return original(self, request, *options)
 
-    monkeypatch.setattr(inference, "_generate", remember)
+    monkeypatch.setattr(MusicPipeline, "generate", remember)
     return seen
 
 
@@ -210,7 +212,7 @@ def test_r35_inference_steps_changes_what_is_executed(table, monkeypatch):
     original = Renderer.denoise_step
 
     def count(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        executed.append(kwargs["index"])
+        executed.append(kwargs["step"].index)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Renderer, "denoise_step", count)

@@ -9,7 +9,6 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep.errors import InvalidRequest
 from acestep.renderer.diffusion import AdaptiveProjectedGuidance, Guidance, make_schedule
 
 
@@ -67,12 +66,6 @@ def test_the_interval_is_one_of_t_with_both_ends_included(a, b, t):
     assert guidance.applies_at(end)
 
 
-@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.1), (0.6, 0.4), (float("nan"), 1.0)])
-def test_an_interval_outside_zero_to_one_is_refused(interval):
-    with pytest.raises(InvalidRequest, match="guidance interval"):
-        Guidance(7.0, interval)
-
-
 @pytest.mark.parametrize(
     ("shift", "table"),
     [
@@ -90,9 +83,9 @@ def test_times_fall_from_one_to_zero_in_as_many_steps_as_asked(steps, shift):
     schedule = make_schedule(steps, shift)
     assert len(schedule.timesteps) == steps
     assert schedule.timesteps[0] == pytest.approx(1.0)
-    assert all(start > end for start, end in schedule.intervals)
-    assert schedule.intervals[-1][1] == 0.0
-    assert sum(start - end for start, end in schedule.intervals) == pytest.approx(1.0)
+    assert all(step.timestep > step.next_timestep for step in schedule.steps)
+    assert schedule.steps[-1].next_timestep == 0.0
+    assert sum(step.timestep - step.next_timestep for step in schedule.steps) == pytest.approx(1.0)
 
 
 @given(st.integers(1, 100), st.floats(0.5, 5.0))
@@ -105,15 +98,3 @@ def test_times_equal_those_of_diffusers(steps, shift):
 def test_a_larger_shift_spends_more_steps_near_the_noise(steps, shift):
     plain, shifted = make_schedule(steps, 1.0).timesteps, make_schedule(steps, shift).timesteps
     assert all(late > early for early, late in zip(plain[1:], shifted[1:], strict=True))
-
-
-@pytest.mark.parametrize("steps", [0, -1])
-def test_a_schedule_without_steps_is_refused(steps):
-    with pytest.raises(InvalidRequest, match=f"1 or more, not {steps}"):
-        make_schedule(steps, 1.0)
-
-
-@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_shift_that_is_not_above_zero_is_refused(shift):
-    with pytest.raises(InvalidRequest, match=f"above 0, not {shift}"):
-        make_schedule(8, shift)

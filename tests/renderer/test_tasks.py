@@ -11,7 +11,7 @@ from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution
 from transformers import PreTrainedTokenizerFast
 
-from acestep.errors import InvalidRequest, OutOfMemory
+from acestep.errors import OutOfMemory
 from acestep.renderer import renderer as renderer_module
 from acestep.renderer.conditioning import TIMBRE_FRAMES, timbre_excerpt
 from acestep.renderer.context import cover_latents
@@ -328,16 +328,3 @@ class TestDiffusersAgrees:
         base.render(request)
         ((latents, _, _), _) = decode.calls[0]
         assert (latents - theirs)[:, 50:100].abs().max() < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("task", "source", "changes", "message"),
-    [
-        ("cover", None, {}, "task 'cover' works with a source"),
-        ("text2music", Source.whole(torch.zeros(2, 1_920)), {}, "task 'text2music' works without a source"),
-        ("cover", Source.whole(torch.zeros(2, 1_920)), {"codes": (CODES,)}, "either a source or audio codes"),
-    ],
-)
-def test_a_task_with_a_source_too_few_or_too_many_is_refused(task, source, changes, message):
-    with pytest.raises(InvalidRequest, match=message):
-        ask(task, source, **changes)

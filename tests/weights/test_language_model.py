@@ -16,6 +16,7 @@ from acestep.planner.vocabulary import QWEN3_LAYOUT
 from acestep.synthetic.language_model import TINY_LAYOUT, build_language_model
 from acestep.types import SongMetadata
 from acestep.weights.text_tokenizer import load_vocabulary
+from tests.planner.plan_requests import asks
 from tests.planner.qwen_tokenizer import build_qwen_tokenizer
 from tests.weights.miniature import LANGUAGE_MODEL, change, code_tokens, rewrite, shard, write_language_model
 
@@ -97,7 +98,7 @@ def test_it_plans_like_the_model_that_it_was_made_from(root, synthetic):
     request = GenerationRequest(
         caption="x", lyrics="", metadata=SongMetadata(bpm=90), duration=10, thinking=True, use_cot_metas=True
     )
-    plans = [planner.plan(request, [7]) for planner in planners]
+    plans = [planner.plan(asks(request, [7])) for planner in planners]
     assert plans[0].codes == plans[1].codes
     assert plans[0].metadata == plans[1].metadata
 

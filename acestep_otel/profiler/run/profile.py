@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 from acestep.audio import check_output_directory
 from acestep.checkpoints import Models, load_models
-from acestep.inference import generate_music, require_recordings_kept, resolve_seeds
+from acestep.inference import generate_music
+from acestep.resolution import require_recordings_kept, resolve_seeds
 from acestep.types import EffectiveSettings, GenerationRequest, ProgressCallback
 from acestep.validation import validate
 from acestep_otel import semconv

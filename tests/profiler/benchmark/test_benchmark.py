@@ -162,7 +162,7 @@ FULL_STAGES: dict[str, tuple[Any, str, Callable[[tuple[Any, ...], dict[str, Any]
     "condition": (renderer, "encode_prompt", lambda arguments, _: len(arguments[1].seeds)),
     "dit": (Renderer, "denoise_step", lambda arguments, _: len(arguments[1])),
     # Songs are decoded one by one, and one of ten seconds is one tile.
-    "vae.decode": (VaeDecoder, "decode_tile", lambda _, options: options["index"] + 1),
+    "vae.decode": (VaeDecoder, "decode_tile", lambda _, options: options["tile"].index + 1),
 }
 """Where a stage can be made to fail, and how many songs it is working on."""
 

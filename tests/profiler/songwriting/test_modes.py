@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from acestep import blueprints, checkpoints
+from acestep import checkpoints
+from acestep.blueprints import BlueprintWriter
 from acestep.planner.backends.pt import PtBackend
 from acestep.types import EffectivePlannerSettings, Placement, SongBlueprint, SongMetadata
 from acestep_otel import semconv
@@ -28,7 +29,7 @@ ROOTS = {
     "create_sample": semconv.CREATE_SAMPLE,
     "format_sample": semconv.FORMAT_SAMPLE,
 }
-SEAMS = {"understand": "_understand", "create_sample": "_create", "format_sample": "_format"}
+METHODS = {"understand": "understand", "create_sample": "create", "format_sample": "format"}
 SHORT = ("--tiny", "--device", "cpu", "--lyrics-token-limit", "16")
 MODES = pytest.mark.parametrize("mode", list(ROOTS))
 
@@ -46,15 +47,15 @@ def measured(mode: str) -> Run:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]]]:
     """Every call of a verb: its mode, and its arguments behind the planner."""
     made: list[tuple[str, tuple[Any, ...]]] = []
-    for mode, name in SEAMS.items():
-        original = getattr(blueprints, name)
+    for mode, name in METHODS.items():
+        original = getattr(BlueprintWriter, name)
 
         @wraps(original)
         def record(*arguments: Any, mode: str = mode, original: Any = original) -> Any:
             made.append((mode, arguments[1:]))
             return original(*arguments)
 
-        monkeypatch.setattr(blueprints, name, record)
+        monkeypatch.setattr(BlueprintWriter, name, record)
     return made
 
 

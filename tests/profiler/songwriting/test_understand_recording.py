@@ -10,9 +10,9 @@ import soundfile
 import torch
 
 from acestep import checkpoints
+from acestep.blueprints import understand_music, understand_recording
 from acestep.checkpoints import TINY_LM, ModelSelection, load_audio_encoder, load_planner
 from acestep.errors import AudioReadError, InvalidRequest
-from acestep.inference import understand_music, understand_recording
 from acestep.renderer import audio_encoder
 from acestep.types import SongwritingSettings
 from acestep_otel import semconv

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acestep import inference
+from acestep.inference import MusicPipeline
 from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, instrumented
@@ -12,20 +12,20 @@ from acestep_otel.settings import Detail
 
 
 def test_the_engine_is_wrapped_inside_the_block_only() -> None:
-    before = inference._generate
+    before = MusicPipeline.generate
     with instrumented(Telemetry(), Detail.STEP):
-        assert inference._generate is not before
-    assert inference._generate is before
+        assert MusicPipeline.generate is not before
+    assert MusicPipeline.generate is before
 
 
 def test_it_takes_over_from_automatic_instrumentation() -> None:
-    before = inference._generate
+    before = MusicPipeline.generate
     AceStepInstrumentor().instrument()
-    automatic = inference._generate
+    automatic = MusicPipeline.generate
     with instrumented(Telemetry(), Detail.STEP):
-        assert inference._generate is not automatic
-        assert inference._generate.__wrapped__ is before
-    assert inference._generate is before
+        assert MusicPipeline.generate is not automatic
+        assert MusicPipeline.generate.__wrapped__ is before
+    assert MusicPipeline.generate is before
 
 
 def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ from acestep.planner.backends.base import (
 )
 from acestep.planner.backends.candidates import Candidates
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.pt.decode_state import DecodeState, KeyValueCache
+from acestep.planner.backends.pt.cache import KeyValueCache
+from acestep.planner.backends.pt.decode_state import DecodeState
 from acestep.planner.backends.pt.workspace import Workspace, start_apart
 from acestep.planner.budget import LanguageModel, PlannerBudget
 from acestep.types import SamplingSettings

@@ -13,7 +13,7 @@ from acestep.planner.backends.candidates import TensorFunction, captured
 from acestep.planner.budget import LanguageModel
 
 if TYPE_CHECKING:
-    from acestep.planner.backends.pt.decode_state import KeyValueCache
+    from acestep.planner.backends.pt.cache import KeyValueCache
 
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability whose tensor cores multiply bfloat16 and whose shared memory holds the blocks."""

@@ -13,7 +13,8 @@ import torch
 from acestep.planner.backends.base import COMPOSING
 from acestep.planner.backends.candidates import Candidates, TensorFunction, captured, choose
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.pt.decode_state import DecodeState, KeyValueCache
+from acestep.planner.backends.pt.cache import KeyValueCache
+from acestep.planner.backends.pt.decode_state import DecodeState
 from acestep.planner.backends.pt.fused import FusedForward, can_fuse, weight_addresses
 from acestep.planner.budget import LanguageModel, rounded_positions
 from acestep.planner.sampling import item_keys

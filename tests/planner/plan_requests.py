@@ -1,0 +1,13 @@
+"""What a request asks of the planner, its metadata in the model's spelling."""
+
+from collections.abc import Sequence
+
+from acestep.planner.metadata import normalise
+from acestep.planner.planner import PlanRequest
+from acestep.types import GenerationRequest
+
+
+def asks(request: GenerationRequest, seeds: Sequence[int]) -> PlanRequest:
+    metadata = normalise(request.metadata)
+    duration = metadata.duration if request.duration is None else request.duration
+    return PlanRequest.of(request, metadata, duration, seeds)
