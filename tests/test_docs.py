@@ -113,6 +113,15 @@ def test_every_command_runs(block: str) -> None:
         assert run(line) == 0, line
 
 
+@pytest.mark.parametrize("path", ["README.md", "docs/zh/index.md", "docs/api/acestep.md"])
+def test_the_python_example_runs(path: str) -> None:
+    example, *_ = re.findall(r"```python\n(.*?)```", (ROOT / path).read_text("utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    (song,) = names["result"].songs
+    assert song.audio.shape == (2, 10 * 48_000)
+
+
 def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
     """R166."""
     assert blocks("en") == blocks("zh")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import acestep
 import acestep_otel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +97,15 @@ def test_the_hooks_run_files_that_exist() -> None:
     for hook in repository["hooks"]:
         for word in hook["entry"].split():
             assert not word.startswith("tests/") or (ROOT / word).exists(), word
+
+
+def test_the_reference_of_the_engine_has_every_public_name_once() -> None:
+    text = (ROOT / "docs" / "api" / "acestep.md").read_text("utf-8")
+    assert sorted(re.findall(r"^::: acestep\.(\w+)$", text, re.MULTILINE)) == sorted(acestep.__all__)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """``mkdocs build --strict`` says so too; it does not run here."""
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if not re.search(rf"[ -] {re.escape(page)}$", text, re.MULTILINE)} == set()
