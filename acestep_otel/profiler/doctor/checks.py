@@ -66,7 +66,7 @@ def doctor(
             f"trace {sender.probe.trace_id}",
             lambda: jaeger.has(sender.probe.trace_id),
             wait,
-            "look at the collector's exporter of traces and at its log",
+            "check the collector's traces exporter and its log",
             None if jaeger_url else "--jaeger-url",
         )
     if _arrived(delivered, "metrics"):
@@ -92,7 +92,7 @@ def _targets(report: _Report, endpoint: str | None, protocol: str | None) -> dic
     # Nothing configured: a run sends nothing. The usual place may still have a collector.
     chosen = OtlpTarget("http/protobuf" if protocol == "http/protobuf" else DEFAULT_PROTOCOL)
     address = DEFAULT_ENDPOINTS[chosen.protocol]
-    report.note(f"no endpoint is configured, so a run sends nothing: trying {address}")
+    report.note(f"no endpoint is configured, so a run sends nothing; trying {address}")
     report.advise(f"set OTEL_EXPORTER_OTLP_ENDPOINT={address}, or give --otlp-endpoint {address}")
     return dict.fromkeys(_SIGNALS, replace(chosen, endpoint=address))
 
@@ -146,18 +146,18 @@ class _Report:
         """
         match wait_for(found, seconds):
             case "found":
-                click.echo(f"  ✓  {place}: {what} is there")
+                click.echo(f"  ✓  {place}: {what} found")
             case "unreachable" if unasked is not None:
-                self.note(f"{place}: nobody there, or somebody else: not asked again ({unasked} names another place)")
+                self.note(f"{place}: unreachable, or not the expected API; skipped ({unasked} sets another address)")
             case "unreachable":
                 self.problem(
-                    f"{place}: nobody answers, or somebody else does",
-                    "correct the address, or start it (docker compose up -d)",
+                    f"{place}: unreachable, or not the expected API",
+                    "correct the address, or start the service (docker compose up -d)",
                 )
             case "missing" if unasked is not None:
-                self.note(f"{place}: {what} is not there after {seconds:g} s; if it should be, {fix}")
+                self.note(f"{place}: {what} not found within {seconds:g} s; if it is expected there, {fix}")
             case "missing":
-                self.problem(f"{place}: {what} is not there after {seconds:g} s", fix)
+                self.problem(f"{place}: {what} not found within {seconds:g} s", fix)
 
     def finish(self) -> None:
         """Print what to do.
@@ -168,4 +168,4 @@ class _Report:
         for fix in self._fixes:
             click.echo(f"  →  {fix}")
         if self._problems:
-            raise RunFailed("telemetry does not arrive as it should: see above")
+            raise RunFailed("telemetry did not arrive; see above")

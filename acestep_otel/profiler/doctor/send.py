@@ -159,11 +159,11 @@ def _refusal(address: str, target: OtlpTarget) -> tuple[str, str] | None:
     except TimeoutError:
         return (
             f"{parts.hostname}:{port} does not answer",
-            "check the address and the firewall between here and there",
+            "check the address and the firewalls on the way",
         )
     except OSError as error:
         return (
-            f"nobody listens on {parts.hostname}:{port} ({error.strerror or error})",
+            f"connection refused by {parts.hostname}:{port} ({error.strerror or error})",
             f"start a collector (docker compose up -d), or correct the endpoint ({target.protocol} usually has port "
             f"{urlsplit(DEFAULT_ENDPOINTS[target.protocol]).port})",
         )
@@ -173,11 +173,11 @@ def _refusal(address: str, target: OtlpTarget) -> tuple[str, str] | None:
 def _advice(reason: str, target: OtlpTarget) -> str:
     words = reason.upper()
     if any(word in words for word in ("UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403")):
-        return "set OTEL_EXPORTER_OTLP_HEADERS to what the receiver asks for"
+        return "set OTEL_EXPORTER_OTLP_HEADERS to the credentials that the receiver requires"
     if "UNIMPLEMENTED" in words or "404" in words:
-        return "the receiver does not take this signal here: send it to a collector, or switch it off (OTEL_*_EXPORTER)"
+        return "the receiver does not accept this signal: send it to a collector, or disable it (OTEL_*_EXPORTER=none)"
     other = "http/protobuf" if target.protocol == "grpc" else "grpc"
-    return f"see whether the port speaks {other} (--otlp-protocol {other}), and whether it wants https"
+    return f"check whether the port expects {other} (--otlp-protocol {other}) or https"
 
 
 class _LastMessage(logging.Handler):
