@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -137,6 +138,25 @@ def test_the_engine_is_used_as_the_readme_shows(tmp_path: Path, monkeypatch: pyt
     assert len(shown) == 1
     exec(shown[0], {})
     assert [path.suffix for path in (tmp_path / "output").iterdir()] == [".flac"]
+
+
+def test_every_name_that_an_observer_may_wrap_exists() -> None:
+    """Those that the page names by module, and those that follow them on the same class or module."""
+    section = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## What an observer may wrap")[1]
+    names = re.findall(
+        r"`(acestep(?:\.\w+)+|\.\w+|[A-Z]\w+\.\w+)`", "\n".join(re.findall(r"^\| (.+?) \|", section, re.M))
+    )
+    owners: dict[str, Any] = {}
+    owner: Any = None
+    for name in names:
+        if name.startswith("."):
+            assert callable(getattr(owner, name[1:])), name
+            continue
+        *path, last = name.split(".")
+        owner = owners[path[0]] if path[0] in owners else pkgutil.resolve_name(".".join(path))
+        owners[path[-1]] = owner
+        assert callable(getattr(owner, last)), name
+    assert len(names) > 20
 
 
 def test_the_rule_keeps_what_a_command_is_about() -> None:
