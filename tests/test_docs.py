@@ -131,15 +131,6 @@ def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
         assert f"```\n{table}\n```" in text(language)
 
 
-def test_the_engine_is_used_as_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines run as they are, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    shown = [block for block in fenced(ROOT / "README.md", "python") if "from acestep import" in block]
-    assert len(shown) == 1
-    exec(shown[0], {})
-    assert [path.suffix for path in (tmp_path / "output").iterdir()] == [".flac"]
-
-
 def test_every_name_that_an_observer_may_wrap_exists() -> None:
     """Those that the page names by module, and those that follow them on the same class or module."""
     section = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## What an observer may wrap")[1]
