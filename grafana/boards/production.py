@@ -26,7 +26,7 @@ _FAILING: Final = ((None, "green"), (0.05, "red"))
 _TOKEN: Final = label(semconv.TOKEN_KIND)
 _MEDIAN_AND_95TH: Final = (0.5, 0.95)
 _WORK: Final = f'{STAGE}!="model.load",{STAGE}!~"lm[.].*",{STAGE}!~"vae.encode"'
-"""Stages that do not lie inside another one."""
+"""Stages that are not part of another one."""
 
 
 def production() -> dashboard.Dashboard:

@@ -41,7 +41,7 @@ _HEADROOM: Final = ((None, "red"), (0.0, "yellow"), (0.05, "green"))
 _TAKEN: Final = ((None, "green"), (0.95, "yellow"), (1.0, "red"))
 _FAILED: Final = ((None, "green"), (1.0, "red"))
 _LARGEST: Final = 128
-"""Memory of the largest card that is told its tier, in GiB."""
+"""Memory of the largest card that is labelled with its tier, in GiB."""
 
 
 def tiers() -> dashboard.Dashboard:

@@ -1,4 +1,4 @@
-"""Subcommand ``doctor``: does telemetry arrive, and if not, what is to be done."""
+"""Subcommand ``doctor``: whether telemetry arrives, and what to fix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def doctor(
     Args:
         endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
         protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-        jaeger_url: Jaeger that must show the span; ``None`` asks the usual place, if somebody is there.
+        jaeger_url: Jaeger that must have the span; ``None`` queries the default address, if it answers.
         prometheus_url: the same for the metric.
         wait: seconds that the two are given.
 
@@ -140,9 +140,9 @@ class _Report:
             what: what should be there.
             found: asks for it.
             seconds: how long it is given.
-            fix: what to do when it is not there.
-            unasked: the option that would have named the store; ``None`` when it did. A store that nobody named may be
-                another one's, so what is missing there is no failure.
+            fix: what to do if it is not found.
+            unasked: the option that sets the address; ``None`` if it was given. A backend at the default address may
+                belong to another stack, so what is missing there is no failure.
         """
         match wait_for(found, seconds):
             case "found":

@@ -28,7 +28,7 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.sdk.otlp import OtlpTarget, Signal, metric_exporter, span_exporter
 
 DEFAULT_ENDPOINTS: Final = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
-"""Where OTLP receivers listen when nothing else is said."""
+"""Default addresses of OTLP receivers."""
 _CONNECT_SECONDS: Final = 3.0
 _EXPORT_SECONDS: Final = 8.0
 
@@ -146,7 +146,7 @@ def _deliver(signal: Signal, target: OtlpTarget, export: Callable[[], bool], abo
 
 
 def _refusal(address: str, target: OtlpTarget) -> tuple[str, str] | None:
-    """What stands in the way of a connection, and what to do; ``None`` when somebody listens."""
+    """The obstacle to a connection and its fix; ``None`` if the port accepts connections."""
     parts = urlsplit(address)
     try:
         port = parts.port or {"https": 443}.get(parts.scheme, 80)
