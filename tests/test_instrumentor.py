@@ -519,7 +519,7 @@ def test_a_load_that_fails_says_why_without_the_path(traced, tmp_path):
 
 def test_the_request_joins_the_caller_s_trace(traced, tiny_models):
     traced.instrument()
-    with traced.provider.get_tracer("service").start_as_current_span("POST /songs") as caller:
+    with traced.tracer_provider.get_tracer("service").start_as_current_span("POST /songs") as caller:
         generate_music(tiny_models, SONG)
         inside = trace.get_current_span()
     assert inside is caller

@@ -8,6 +8,7 @@ environment (headers, timeout, certificates, compression) stays theirs.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
@@ -49,13 +50,21 @@ class OtlpTarget:
         return None if self.endpoint is None else urlsplit(self.endpoint).scheme == "http"
 
 
-def otlp_target(signal: Signal, *, endpoint: str | None = None, protocol: str | None = None) -> OtlpTarget | None:
+def otlp_target(
+    signal: Signal,
+    *,
+    endpoint: str | None = None,
+    protocol: str | None = None,
+    others: Collection[str] = (),
+) -> OtlpTarget | None:
     """Where a signal goes, or ``None`` when it goes nowhere.
 
     Args:
         signal: ``traces`` or ``metrics``.
         endpoint: of the command line; wins over the environment.
         protocol: of the command line; wins over the environment.
+        others: words of ``OTEL_*_EXPORTER`` beside ``otlp`` that the program itself answers for, such as
+            ``prometheus``.
 
     Raises:
         SetupError: an endpoint, protocol or exporter that does not exist.
@@ -64,16 +73,17 @@ def otlp_target(signal: Signal, *, endpoint: str | None = None, protocol: str | 
         address = urlsplit(endpoint)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise SetupError(f"OTLP endpoint {endpoint!r} is not a URL such as http://localhost:4317")
-    elif not _wanted(signal):
+    elif not _wanted(signal, others):
         return None
     return OtlpTarget(_protocol(signal, protocol), endpoint)
 
 
-def _wanted(signal: Signal) -> bool:
+def _wanted(signal: Signal, others: Collection[str]) -> bool:
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     chosen = {word.strip() for word in os.environ.get(variable, "").split(",")} - {""}
-    if unknown := chosen - {"otlp", "none"}:
-        raise SetupError(f"{variable}={sorted(unknown)[0]!r} is not supported: choose otlp or none")
+    known = ("otlp", *sorted(others), "none")
+    if unknown := chosen - {*known}:
+        raise SetupError(f"{variable}={sorted(unknown)[0]!r} is not supported: choose {' or '.join(known)}")
     if chosen:
         return "otlp" in chosen
     return any(

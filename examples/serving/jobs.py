@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from acestep.types import GenerationRequest
-from acestep_otel.queue_telemetry import Waiting
+from acestep_otel import Waiting
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled"})

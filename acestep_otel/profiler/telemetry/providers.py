@@ -29,7 +29,6 @@ from opentelemetry.sdk.resources import (
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
     SERVICE_VERSION,
-    OTELResourceDetector,
     Resource,
 )
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -42,6 +41,7 @@ from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.telemetry.trace_file import TraceFile
+from acestep_otel.sdk.identity import resource_of
 from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
 from acestep_otel.settings import Detail, Settings
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
@@ -265,8 +265,7 @@ def service_resource() -> Resource:
         # The SDK's default is random, which would make every run a new instance in Prometheus.
         SERVICE_INSTANCE_ID: platform.node() or "localhost",
     }
-    # Resource.create lets its argument win over the environment; here the environment wins.
-    return Resource.create({**defaults, **OTELResourceDetector().detect().attributes})
+    return resource_of(defaults)
 
 
 def _version() -> str:
