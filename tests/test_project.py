@@ -56,6 +56,12 @@ def test_continuous_integration_runs_the_commands_that_people_run() -> None:
     assert set(engines) == {"test-vllm", "test-mlx"} <= targets()
 
 
+def test_a_checkout_is_checked_by_targets_of_make_alone() -> None:
+    text = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert re.findall(r"^make (.*)$", text, re.MULTILINE) == ["test", "test-vllm", "test-mlx", "docs", "demo"]
+    assert set(re.findall(r"install\b[^\n;}]*?(\S+);", text)) == {"make"}
+
+
 def test_continuous_integration_runs_every_supported_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     declared = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
