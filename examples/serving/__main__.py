@@ -14,7 +14,7 @@ from examples.serving.app import create_app
 from examples.serving.telemetry import set_up
 
 GRACE_SECONDS = 2
-"""What open connections get when the service is told to stop."""
+"""Seconds that open connections get after SIGTERM."""
 
 
 def main() -> None:

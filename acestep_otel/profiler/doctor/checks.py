@@ -1,4 +1,4 @@
-"""Subcommand ``doctor``: does telemetry arrive, and if not, what is to be done."""
+"""Subcommand ``doctor``: whether telemetry arrives, and what to fix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def doctor(
     Args:
         endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
         protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-        jaeger_url: Jaeger that must show the span; ``None`` asks the usual place, if somebody is there.
+        jaeger_url: Jaeger that must have the span; ``None`` queries the default address, if it answers.
         prometheus_url: the same for the metric.
         wait: seconds that the two are given.
 
@@ -66,7 +66,7 @@ def doctor(
             f"trace {sender.probe.trace_id}",
             lambda: jaeger.has(sender.probe.trace_id),
             wait,
-            "look at the collector's exporter of traces and at its log",
+            "check the collector's traces exporter and its log",
             None if jaeger_url else "--jaeger-url",
         )
     if _arrived(delivered, "metrics"):
@@ -148,24 +148,24 @@ class _Report:
             what: what should be there.
             found: asks for it.
             seconds: how long it is given.
-            fix: what to do when it is not there.
-            unasked: the option that would have named the store; ``None`` when it did. A store that nobody named may be
-                another one's, so what is missing there is no failure.
+            fix: what to do if it is not found.
+            unasked: the option that sets the address; ``None`` if it was given. A backend at the default address may
+                belong to another stack, so what is missing there is no failure.
         """
         match wait_for(found, seconds):
             case "found":
-                click.echo(f"  ✓  {place}: {what} is there")
+                click.echo(f"  ✓  {place}: {what} found")
             case "unreachable" if unasked is not None:
-                self.note(f"{place}: nobody there, or somebody else: not asked again ({unasked} names another place)")
+                self.note(f"{place}: unreachable, or not the expected API; skipped ({unasked} sets another address)")
             case "unreachable":
                 self.problem(
-                    f"{place}: nobody answers, or somebody else does",
-                    "correct the address, or start it (docker compose up -d)",
+                    f"{place}: unreachable, or not the expected API",
+                    "correct the address, or start the service (docker compose up -d)",
                 )
             case "missing" if unasked is not None:
-                self.note(f"{place}: {what} is not there after {seconds:g} s; if it should be, {fix}")
+                self.note(f"{place}: {what} not found within {seconds:g} s; if it is expected there, {fix}")
             case "missing":
-                self.problem(f"{place}: {what} is not there after {seconds:g} s", fix)
+                self.problem(f"{place}: {what} not found within {seconds:g} s", fix)
 
     def finish(self) -> None:
         """Print what to do.
@@ -176,4 +176,4 @@ class _Report:
         for fix in self._fixes:
             click.echo(f"  →  {fix}")
         if self._problems:
-            raise RunFailed("telemetry does not arrive as it should: see above")
+            raise RunFailed("telemetry did not arrive; see above")
