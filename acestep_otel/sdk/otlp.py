@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ from acestep_otel.errors import SetupError
 Signal = Literal["traces", "metrics"]
 Protocol = Literal["grpc", "http/protobuf"]
 
+TEMPORALITY: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+HISTOGRAMS: Final = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
 PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 DEFAULT_PROTOCOL: Final[Protocol] = "grpc"
 """What the OpenTelemetry distribution for Python takes when nothing is said."""
@@ -95,6 +98,54 @@ def _protocol(signal: Signal, given: str | None) -> Protocol:
     raise SetupError(f"OTLP protocol {found!r} is not supported: choose {' or '.join(PROTOCOLS)}")
 
 
+def signal_variable(signal: Signal, setting: str) -> tuple[str, str | None]:
+    """The variable of an exporter's setting that counts, and its value.
+
+    Args:
+        signal: ``traces`` or ``metrics``, whose own variable wins.
+        setting: for example ``CERTIFICATE``.
+
+    Returns:
+        Name and value; the general name and ``None`` where neither is set.
+    """
+    own, general = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"
+    name = own if os.environ.get(own) else general
+    return name, os.environ.get(name) or None
+
+
+def require_certificates(signal: Signal) -> None:
+    """Refuse a certificate's file that is not there: the exporter would log a traceback and go on without it.
+
+    Raises:
+        SetupError: naming the variable and the file.
+    """
+    for setting in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
+        variable, path = signal_variable(signal, setting)
+        if path is not None and not Path(path).is_file():
+            raise SetupError(f"{variable}: there is no file {path!r}")
+
+
+def differences_caveat() -> str | None:
+    """What to know where metrics are sent as differences; ``None`` where they are sent as totals."""
+    chosen = os.environ.get(TEMPORALITY, "").strip().lower()
+    if chosen not in ("delta", "lowmemory"):
+        return None
+    return (
+        f"{TEMPORALITY}={chosen}: metrics are sent as differences, and the store must add them up, else it drops them "
+        "(Prometheus: --enable-feature=otlp-deltatocumulative, as docker-compose.yml has it)"
+    )
+
+
+def histogram_caveat() -> str | None:
+    """What to know where histograms have no buckets of fixed bounds; ``None`` where they have."""
+    chosen = os.environ.get(HISTOGRAMS, "").strip().lower()
+    if chosen != "base2_exponential_bucket_histogram":
+        return None
+    return (
+        f"{HISTOGRAMS}={chosen}: the dashboards ask for buckets of fixed bounds, so their panels of durations are empty"
+    )
+
+
 # The exporters are imported where they are chosen: gRPC alone takes a tenth of a second that a quiet run saves.
 def span_exporter(target: OtlpTarget) -> SpanExporter:
     """The exporter of spans to a target.
@@ -102,6 +153,7 @@ def span_exporter(target: OtlpTarget) -> SpanExporter:
     Raises:
         SetupError: the environment configures it wrongly.
     """
+    require_certificates("traces")
     try:
         if target.protocol == "grpc":
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
@@ -120,6 +172,7 @@ def metric_exporter(target: OtlpTarget) -> MetricExporter:
     Raises:
         SetupError: the environment configures it wrongly.
     """
+    require_certificates("metrics")
     try:
         if target.protocol == "grpc":
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetricExporter

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import format_trace_id
 
 from acestep_otel import semconv
+from acestep_otel.profiler.doctor.tls import credentials_advice, handshake_problem, quiet_grpc, speaks_tls
 from acestep_otel.profiler.telemetry.providers import SpanCollector, service_resource
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.sdk.otlp import OtlpTarget, Signal, metric_exporter, span_exporter
@@ -83,6 +84,7 @@ class Sender:
     """Makes the span and the metric, and sends them."""
 
     def __init__(self) -> None:
+        quiet_grpc()
         now = time.time()
         resource = service_resource()
         spans = SpanCollector()
@@ -123,7 +125,7 @@ class Sender:
 
 def _deliver(signal: Signal, target: OtlpTarget, export: Callable[[], bool], abort: Callable[[], None]) -> Delivery:
     address = address_of(signal, target)
-    if (refusal := _refusal(address, target)) is not None:
+    if (refusal := _refusal(address, target) or handshake_problem(address, signal, target.protocol)) is not None:
         abort()
         return Delivery(signal, address, *refusal)
     log = _LastMessage()
@@ -142,7 +144,9 @@ def _deliver(signal: Signal, target: OtlpTarget, export: Callable[[], bool], abo
     if accepted.is_set():
         return Delivery(signal, address)
     reason = log.text if in_time and log.text else f"no answer within {_EXPORT_SECONDS:g} s"
-    return Delivery(signal, address, reason, _advice(reason, target))
+    if urlsplit(address).scheme == "http" and speaks_tls(address):
+        return Delivery(signal, address, "the port speaks TLS", f"use {address.replace('http://', 'https://', 1)}")
+    return Delivery(signal, address, reason, _advice(reason, signal, target))
 
 
 def _refusal(address: str, target: OtlpTarget) -> tuple[str, str] | None:
@@ -170,10 +174,10 @@ def _refusal(address: str, target: OtlpTarget) -> tuple[str, str] | None:
     return None
 
 
-def _advice(reason: str, target: OtlpTarget) -> str:
+def _advice(reason: str, signal: Signal, target: OtlpTarget) -> str:
     words = reason.upper()
     if any(word in words for word in ("UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403")):
-        return "set OTEL_EXPORTER_OTLP_HEADERS to what the receiver asks for"
+        return credentials_advice(signal)
     if "UNIMPLEMENTED" in words or "404" in words:
         return "the receiver does not take this signal here: send it to a collector, or switch it off (OTEL_*_EXPORTER)"
     other = "http/protobuf" if target.protocol == "grpc" else "grpc"

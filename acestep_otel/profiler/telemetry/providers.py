@@ -44,7 +44,7 @@ from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.telemetry.trace_file import TraceFile
-from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
+from acestep_otel.sdk.otlp import histogram_caveat, metric_exporter, otlp_target, span_exporter
 from acestep_otel.settings import Detail, Settings
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
@@ -142,6 +142,8 @@ class Telemetry:
         # Both exporters first, threads after: a wrong setting leaves nothing running.
         self._span_exporter = None if traces is None else span_exporter(traces)
         self._metric_exporter = None if metrics is None else metric_exporter(metrics)
+        if metrics is not None and (caveat := histogram_caveat()) is not None:
+            sys.stderr.write(f"warning: {caveat}\n")
         self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
         self._processors: list[SpanProcessor] = [self.collector]
         if self._trace_file is not None:

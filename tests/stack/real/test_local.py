@@ -18,9 +18,9 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from acestep_otel.cli import main
 
 from acestep_otel import semconv
+from acestep_otel.profiler.cli import main
 from benchmarks.collectors import free_port
 from grafana.series import label, names, series
 from tests.stack.boards import ROOT, Expression, filled_in, link_expressions, panel_expressions, rule_expressions, rules
@@ -105,9 +105,16 @@ def run(endpoint: str, folder: Path, name: str, arguments: tuple[str, ...]) -> N
     folder.mkdir()
     variables = {"OTEL_SERVICE_NAME": name, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "acestep_otel", *arguments, "--otlp-endpoint", endpoint, "--output-dir", str(folder)],
-        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=CLOSE * 2,
-    )  # fmt: skip
+        [
+            *(sys.executable, "-m", "acestep_otel.profiler", *arguments),
+            *("--otlp-endpoint", endpoint, "--output-dir", str(folder)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=CLOSE * 2,
+    )
     assert done.returncode == 0, done.stderr
 
 
