@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -33,11 +34,15 @@ def handshake_problem(address: str, signal: Signal, protocol: Protocol) -> tuple
     advice = f"set {variable} to the file of the certificate authority that signed it"
     overruling = next(filter(os.environ.get, _OVERRULING), None)
     if protocol == "http/protobuf" and overruling is not None:
-        authority = os.environ[overruling]
-        advice = (
-            f"add the authority that signed it to the file of {overruling}, which overrules {variable}, or unset it"
+        advice = f"add the authority that signed it to {overruling}, which overrules {variable}, or unset that"
+        variable, authority = overruling, os.environ[overruling]
+    try:
+        context = ssl.create_default_context(
+            cafile=None if authority is None or Path(authority).is_dir() else authority,
+            capath=authority if authority is not None and Path(authority).is_dir() else None,
         )
-    context = ssl.create_default_context(cafile=authority)
+    except OSError as error:
+        return f"{variable}: {authority!r} holds no certificates ({error.strerror or error})", f"correct {variable}"
     try:
         with (
             socket.create_connection((host, port), timeout=_SECONDS) as plain,

@@ -120,7 +120,7 @@ def test_a_bundle_that_overrules_the_authority_is_named(guarded: Guarded) -> Non
     variables = {**trusting(guarded), "REQUESTS_CA_BUNDLE": guarded.stranger}
     done = doctor(guarded.secure.url(4318, "https"), "http/protobuf", variables)
     assert done.returncode == 1
-    assert "→  add the authority that signed it to the file of REQUESTS_CA_BUNDLE" in done.stdout
+    assert "→  add the authority that signed it to REQUESTS_CA_BUNDLE" in done.stdout
 
 
 @every_protocol
@@ -146,6 +146,14 @@ def test_a_file_of_an_authority_that_is_not_there(guarded: Guarded, protocol: st
     done = doctor(guarded.secure.url(PROTOCOLS[protocol], "https"), protocol, variables)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file '/nowhere/ca.pem'"
+
+
+@every_protocol
+def test_a_file_of_an_authority_that_holds_something_else(guarded: Guarded, protocol: str) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_CERTIFICATE": ROOT / "README.md"}
+    done = doctor(guarded.secure.url(PROTOCOLS[protocol], "https"), protocol, variables)
+    assert done.returncode == 1
+    assert "README.md' holds no certificates" in done.stdout
 
 
 @every_protocol
