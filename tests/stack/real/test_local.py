@@ -21,10 +21,23 @@ import pytest
 
 from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from benchmarks.collectors import free_port
 from grafana.series import label, names, series
-from tests.stack.boards import ROOT, Expression, filled_in, link_expressions, panel_expressions, rule_expressions, rules
+from tests.stack.boards import (
+    BOARDS,
+    ROOT,
+    Expression,
+    filled_in,
+    link_expressions,
+    load,
+    panel_expressions,
+    panels,
+    rule_expressions,
+    rules,
+)
 from tests.stack.exposition import own_figures
+from tests.stack.grafana_library import Shown, shown
 from tests.stack.prometheus import Prometheus
 from tests.stack.real.conftest import skipped_without
 from tests.stack.real.network import network, wait_until
@@ -282,6 +295,57 @@ def test_the_rules_are_healthy(sent: Local) -> None:
     found = wait_until(loaded, CLOSE, "the rules were evaluated")
     assert {rule["health"] for rule in found} == {"ok"}
     assert len(found) == len(rules("recording.yml")) + len(rules("alerts.yml"))
+
+
+@pytest.fixture(scope="module")
+def boards(sent: Local) -> dict[str, Shown]:
+    """What the panels of the boards show, by title; ``ACESTEP_STACK_TABLES`` names a file for them."""
+    jobs = {"profile": PROFILES, "benchmark": (BENCHMARK,), "tiers": (TIERS,), "production": (SERVICE,)}
+    asked_panels = []
+    for path in BOARDS:
+        for panel in panels(load(path)):
+            if panel["type"] not in ("table", "stat", "bargauge", "barchart") or "expr" not in panel["targets"][0]:
+                continue
+            queries = {target["refId"]: filled_in(target["expr"], jobs[path.stem]) for target in panel["targets"]}
+            asked_panels.append((panel, {letter: sent.prometheus.query(query) for letter, query in queries.items()}))
+    found = shown(asked_panels)
+    if file := os.environ.get("ACESTEP_STACK_TABLES"):
+        Path(file).write_text("\n\n".join(map(str, found.values())) + "\n", "utf-8")
+    return found
+
+
+def test_the_breakdown_is_the_last_runs_in_the_terminals_order(boards: dict[str, Shown]) -> None:
+    """Two runs of one name on one machine: one table."""
+    table = boards["Time costs breakdown"]
+    labels = [f"├─ {row.label}" if row.is_child else row.label for row in breakdown_rows(Breakdown(wall=1.0))]
+    assert table.column("Component") == [label for label in labels if label != "├─ Steps"]
+    assert table.column("% of Total")[-1] == "100.0%"
+
+
+def test_each_phase_of_the_language_model_is_one_row_with_every_figure(boards: dict[str, Shown]) -> None:
+    table = boards["Phases of the language model"]
+    assert table.column("Phase") == ["lm.codes", "lm.cot"]
+    assert all(cell for row in table.rows for cell in row)
+
+
+def test_the_benchmark_is_a_table_and_two_matrices(boards: dict[str, Shown]) -> None:
+    assert boards["Benchmark"].column("Think") == ["False", "True"]
+    assert set(boards["Benchmark"].column("Status")) == {"OK"}
+    assert boards["Wall time"].columns[1:] == ["False, steps 1", "True, steps 1"]
+    assert boards["Split of the time"].columns[1:] == ["LM", "DiT", "VAE"] or len(boards["Split of the time"].rows) == 2
+
+
+def test_the_tier_test_names_its_tiers(boards: dict[str, Shown]) -> None:
+    assert set(boards["Tier test results"].column("Status")) == {"✅ OK"}
+    assert boards["Tier test results"].column("VRAM (GB)") == ["8"]
+
+
+def test_the_service_is_on_the_board(boards: dict[str, Shown]) -> None:
+    figures = dict(zip(boards["Now"].column("name"), boards["Now"].column("value"), strict=True))
+    assert set(figures) == {"requests/s", "failing", "cancelled", "in progress"}
+    assert figures["failing"] == "0%"
+    stages = boards["Stages in the time range"]
+    assert {"dit", "vae.decode"} <= set(stages.column("Stage"))
 
 
 def own_services(local: Local) -> dict[str, Running]:
