@@ -95,8 +95,8 @@ async function shown({ panel, answers }) {
   });
   const text = (field, index) => data.formattedValueToString(field.display(field.values[index]));
   if (!tables) {
-    const fields = done.map((frame) => frame.fields[1]);
-    return { title: panel.title, columns: ['name', 'value'], rows: fields.map((field) => [data.getFieldDisplayName(field), text(field, 0)]) };
+    const rows = done.map((frame) => [data.getFieldDisplayName(frame.fields[1], frame, done), text(frame.fields[1], 0)]);
+    return { title: panel.title, columns: ['name', 'value'], rows };
   }
   const [frame] = done;
   return {
