@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from acestep_otel.errors import SetupError
-from acestep_otel.sdk.otlp import OtlpTarget, metric_exporter, otlp_target, span_exporter
+from acestep_otel.sdk.otlp import (
+    HISTOGRAMS,
+    TEMPORALITY,
+    OtlpTarget,
+    differences_caveat,
+    histogram_caveat,
+    metric_exporter,
+    otlp_target,
+    signal_variable,
+    span_exporter,
+)
 
 VARIABLES = (
     "OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL",
@@ -88,3 +100,31 @@ def test_a_setting_that_the_exporter_refuses_is_a_setup_error(monkeypatch: pytes
         span_exporter(OtlpTarget("grpc", "http://h:1"))
     with pytest.raises(SetupError, match=r"cannot set up the OTLP exporter of metrics: .*soon"):
         metric_exporter(OtlpTarget("grpc", "http://h:1"))
+
+
+@pytest.mark.parametrize("setting", ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"])
+@pytest.mark.parametrize("make", [span_exporter, metric_exporter])
+def test_a_certificate_that_is_not_there_is_one_error(
+    setting: str, make: Callable[[OtlpTarget], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{setting}", "/nowhere/file.pem")
+    with pytest.raises(SetupError, match=f"OTEL_EXPORTER_OTLP_{setting}: there is no file '/nowhere/file.pem'"):
+        make(OtlpTarget("grpc", "https://localhost:4317"))
+
+
+def test_a_signals_own_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert signal_variable("traces", "HEADERS") == ("OTEL_EXPORTER_OTLP_HEADERS", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "a=b")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "c=d")
+    assert signal_variable("traces", "HEADERS") == ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "c=d")
+    assert signal_variable("metrics", "HEADERS") == ("OTEL_EXPORTER_OTLP_HEADERS", "a=b")
+
+
+def test_what_differences_and_exponential_histograms_need_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (TEMPORALITY, HISTOGRAMS):
+        monkeypatch.delenv(variable, raising=False)
+    assert (differences_caveat(), histogram_caveat()) == (None, None)
+    monkeypatch.setenv(TEMPORALITY, "Delta")
+    monkeypatch.setenv(HISTOGRAMS, "base2_exponential_bucket_histogram")
+    assert "otlp-deltatocumulative" in str(differences_caveat())
+    assert f"{HISTOGRAMS}=base2_exponential_bucket_histogram" in str(histogram_caveat())

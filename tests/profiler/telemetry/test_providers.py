@@ -199,3 +199,15 @@ def test_the_log_of_the_sdk_is_given_back(capfd: pytest.CaptureFixture[str]) -> 
         logging.getLogger("opentelemetry.exporter").error("second failure")
     assert (logger.propagate, logger.handlers) == before
     assert capfd.readouterr().err == "warning: first failure\n"
+
+
+def test_histograms_that_the_boards_cannot_show_are_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+    monkeypatch.setenv(variable, "base2_exponential_bucket_histogram")
+    Telemetry()
+    assert capsys.readouterr().err == ""
+    with grpc_receiver() as received, Telemetry(endpoint=received.endpoint):
+        pass
+    assert f"warning: {variable}=base2_exponential_bucket_histogram" in capsys.readouterr().err

@@ -149,13 +149,14 @@ def serve(endpoint: str, folder: Path) -> None:
         )  # fmt: skip
         try:
             wait_until(lambda: _answers(f"http://127.0.0.1:{port}/healthz"), CLOSE, "the service answers")
-            subprocess.run(
-                [
-                    *(sys.executable, "-m", "examples.serving.load", "--url", f"http://127.0.0.1:{port}"),
-                    *("--clients", "4", "--seconds", "8"),
-                ],
-                cwd=ROOT, check=True, timeout=CLOSE * 2, capture_output=True,
-            )  # fmt: skip
+            for seed in ("1", "2"):
+                subprocess.run(
+                    [
+                        *(sys.executable, "-m", "examples.serving.load", "--url", f"http://127.0.0.1:{port}"),
+                        *("--clients", "3", "--seconds", "5", "--seed", seed),
+                    ],
+                    cwd=ROOT, check=True, timeout=CLOSE * 2, capture_output=True,
+                )  # fmt: skip
         finally:
             service.terminate()
             service.wait(60)
@@ -263,6 +264,12 @@ def test_runs_that_send_differences_add_up(sent: Local, monkeypatch: pytest.Monk
     for _ in range(2):
         send_one(sent, "delta", "requests=5", "--exports", "2")
     sent.prometheus.wait_for(f'{series(semconv.REQUESTS)}{{job="delta"}} == 10', CLOSE)
+
+
+def test_no_two_callers_share_a_trace(sent: Local) -> None:
+    """Of two loads with seeds of their own."""
+    for spans in sent.traces(SERVICE, "POST /songs"):
+        assert len([span for span in spans if span["operationName"] == "POST /songs"]) == 1
 
 
 def test_callers_that_go_away_are_no_errors(sent: Local) -> None:
