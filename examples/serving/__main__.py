@@ -14,7 +14,7 @@ from examples.serving.app import create_app
 from examples.serving.telemetry import set_up
 
 GRACE_SECONDS = 2
-"""What open connections get when the service is told to stop."""
+"""Seconds that open connections get after SIGTERM."""
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--kept", type=int, default=16, help="finished songs that stay on disk")
     options = parser.parse_args()
     telemetry = set_up()
-    app = create_app(load(options), capacity=options.queue, kept=options.kept, telemetry=telemetry)
+    app = create_app(load(options), telemetry, capacity=options.queue, kept=options.kept)
     uvicorn.run(app, host=options.host, port=options.port, timeout_graceful_shutdown=GRACE_SECONDS, log_level="warning")
 
 

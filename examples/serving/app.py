@@ -19,9 +19,9 @@ from acestep.checkpoints import Models
 from acestep.errors import InvalidRequest
 from acestep.types import GenerationRequest
 from acestep.validation import validate
-from acestep_otel.queue_telemetry import QueueTelemetry
+from acestep_otel import QueueTelemetry, ServiceTelemetry
 from examples.serving.jobs import Events, Job
-from examples.serving.telemetry import Telemetry
+from examples.serving.telemetry import instrument
 from examples.serving.worker import Closed, QueueFull, Worker
 
 RETRY_SECONDS = 2
@@ -58,34 +58,30 @@ class SongRequest(BaseModel):
         return request
 
 
-def create_app(models: Models, *, capacity: int = 16, kept: int = 16, telemetry: Telemetry | None = None) -> FastAPI:
+def create_app(models: Models, telemetry: ServiceTelemetry, *, capacity: int = 16, kept: int = 16) -> FastAPI:
     """The service around loaded models.
 
     Args:
         models: what songs are made with.
+        telemetry: closed with the service.
         capacity: requests that may wait at most.
         kept: finished songs that stay on disk.
-        telemetry: to be used and closed with the service; ``None`` where an agent does both.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="songs-") as folder:
             queue = QueueTelemetry(
-                capacity,
-                tracer_provider=None if telemetry is None else telemetry.tracer_provider,
-                meter_provider=None if telemetry is None else telemetry.meter_provider,
+                capacity, tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider
             )
             app.state.queue = queue
             app.state.worker = Worker(models, Path(folder), queue=queue, capacity=capacity, kept=kept)
             yield
             await asyncio.to_thread(app.state.worker.close, 10)
-        if telemetry is not None:
-            await asyncio.to_thread(telemetry.close)
+        await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(title="ACE-Step", lifespan=lifespan)
-    if telemetry is not None:
-        telemetry.instrument(app)
+    instrument(app, telemetry)
     _add_routes(app)
     return app
 

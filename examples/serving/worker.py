@@ -12,7 +12,8 @@ from acestep.checkpoints import Models
 from acestep.errors import AceStepError, Cancelled
 from acestep.inference import generate_music
 from acestep.types import Progress
-from acestep_otel.queue_telemetry import CANCELLED, QueueTelemetry
+from acestep_otel import QueueTelemetry
+from acestep_otel.queue_telemetry import CANCELLED
 from examples.serving.jobs import FINAL, Job
 
 logger = logging.getLogger("examples.serving")

@@ -42,7 +42,7 @@ _COLLECTOR: Final = "instance, exporter, receiver"
 _PLACE: Final = "{{instance}} {{exporter}}{{receiver}}"
 _MEDIAN_AND_95TH: Final = (0.5, 0.95)
 _WORK: Final = f'{STAGE}!="model.load",{STAGE}!~"lm[.].*",{STAGE}!~"vae.encode"'
-"""Stages that do not lie inside another one."""
+"""Stages that are not part of another one."""
 
 
 def production() -> dashboard.Dashboard:

@@ -44,7 +44,7 @@ last = partial(last_of_modes, modes="tier-test")
 _TAKEN: Final = ((None, "green"), (0.95, "yellow"), (1.0, "red"))
 _FAILED: Final = ((None, "green"), (1.0, "red"))
 _LARGEST: Final = 128
-"""Memory of the largest card that is told its tier, in GiB."""
+"""Memory of the largest card that is labelled with its tier, in GiB."""
 
 
 def tiers() -> dashboard.Dashboard:

@@ -27,7 +27,7 @@ STAGES = ["acestep.condition", ("acestep.dit", ["acestep.dit.step"] * 2), ("aces
 @pytest.fixture
 def tracer(traced):
     traced.instrument()
-    return traced.provider.get_tracer("service")
+    return traced.tracer_provider.get_tracer("service")
 
 
 def trees(traced):

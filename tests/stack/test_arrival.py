@@ -89,7 +89,7 @@ def test_the_doctor_finds_what_it_sent(stack: Stack, capsys: pytest.CaptureFixtu
     arguments = ("--otlp-endpoint", stack.endpoint, "--prometheus-url", stack.prometheus.url)
     assert main(["doctor", *arguments]) == 0
     said = capsys.readouterr().out
-    assert f"✓  Prometheus {stack.prometheus.url}: acestep_doctor_time_seconds is there" in said
+    assert f"✓  Prometheus {stack.prometheus.url}: acestep_doctor_time_seconds found" in said
     assert "✗" not in said
 
 

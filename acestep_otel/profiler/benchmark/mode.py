@@ -109,7 +109,7 @@ class _Benchmark:
         self.instruments = Instruments(self.telemetry.meter_provider.get_meter("acestep_otel", __version__))
 
     def run(self) -> None:
-        """Run every cell: first those without the language model, which is in nobody's way until it is needed."""
+        """Run every cell: first those without the language model, which is not loaded until it is needed."""
         with setup_errors():
             if any(request.needs_language_model for request in self.requests.values()):
                 require_language_model(self.select_planner())

@@ -32,7 +32,7 @@ from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressC
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.files import require_writable
-from acestep_otel.profiler.flags import in_flags
+from acestep_otel.profiler.flags import in_flags, message_of
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.environment import Environment
@@ -220,7 +220,7 @@ def _report(
                 environment=environment,
                 arguments=asdict(options),
                 runs=measured[-1:],
-                failure=None if error is None else f"{type(error).__name__}: {error}",
+                failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
             ),
         )
     telemetry.write_trace_file()
