@@ -112,15 +112,13 @@ def test_a_certificate_that_is_not_trusted(guarded: Guarded, protocol: str) -> N
     for variables in ({}, {"OTEL_EXPORTER_OTLP_CERTIFICATE": guarded.stranger}):
         done = doctor(endpoint, protocol, variables)
         assert done.returncode == 1
-        assert "is not trusted" in done.stdout
-        assert "→  set OTEL_EXPORTER_OTLP_CERTIFICATE to the file of the certificate authority" in done.stdout
+        assert "certificate is not trusted" in done.stdout
+        assert "→  set OTEL_EXPORTER_OTLP_CERTIFICATE to the file" in done.stdout
 
 
-def test_a_bundle_that_overrules_the_authority_is_named(guarded: Guarded) -> None:
+def test_the_authority_of_the_exporter_wins_over_that_of_every_request(guarded: Guarded) -> None:
     variables = {**trusting(guarded), "REQUESTS_CA_BUNDLE": guarded.stranger}
-    done = doctor(guarded.secure.url(4318, "https"), "http/protobuf", variables)
-    assert done.returncode == 1
-    assert "→  add the authority that signed it to REQUESTS_CA_BUNDLE" in done.stdout
+    assert doctor(guarded.secure.url(4318, "https"), "http/protobuf", variables).returncode == 0
 
 
 @every_protocol
@@ -128,32 +126,25 @@ def test_plain_text_to_a_port_that_speaks_tls(guarded: Guarded, protocol: str) -
     endpoint = guarded.secure.url(PROTOCOLS[protocol])
     done = doctor(endpoint, protocol)
     assert done.returncode == 1
-    assert "the port speaks TLS" in done.stdout
-    assert f"→  use {endpoint.replace('http://', 'https://')}" in done.stdout
+    assert f"→  write {endpoint.replace('http://', 'https://')} in --otlp-endpoint" in done.stdout
 
 
 @every_protocol
 def test_tls_to_a_port_that_speaks_plain_text(guarded: Guarded, protocol: str) -> None:
     done = doctor(guarded.plain.url(PROTOCOLS[protocol], "https"), protocol)
     assert done.returncode == 1
-    assert "speaks plain text, not TLS" in done.stdout
-    assert f"→  use {guarded.plain.url(PROTOCOLS[protocol])}" in done.stdout
+    assert f"→  write {guarded.plain.url(PROTOCOLS[protocol])} in --otlp-endpoint" in done.stdout
 
 
 @every_protocol
-def test_a_file_of_an_authority_that_is_not_there(guarded: Guarded, protocol: str) -> None:
-    variables = {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/nowhere/ca.pem"}
+@pytest.mark.parametrize("file", ["/nowhere/ca.pem", str(ROOT / "README.md")])
+def test_a_file_of_an_authority_that_is_not_there_or_holds_something_else(
+    guarded: Guarded, protocol: str, file: str
+) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_CERTIFICATE": file}
     done = doctor(guarded.secure.url(PROTOCOLS[protocol], "https"), protocol, variables)
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file '/nowhere/ca.pem'"
-
-
-@every_protocol
-def test_a_file_of_an_authority_that_holds_something_else(guarded: Guarded, protocol: str) -> None:
-    variables = {"OTEL_EXPORTER_OTLP_CERTIFICATE": ROOT / "README.md"}
-    done = doctor(guarded.secure.url(PROTOCOLS[protocol], "https"), protocol, variables)
-    assert done.returncode == 1
-    assert "README.md' holds no certificates" in done.stdout
+    assert done.stderr.startswith("error: OTEL_EXPORTER_OTLP_CERTIFICATE")
 
 
 @every_protocol
@@ -161,5 +152,5 @@ def test_a_file_of_an_authority_that_holds_something_else(guarded: Guarded, prot
 def test_a_token_that_is_missing_or_wrong(guarded: Guarded, protocol: str, token: str | None) -> None:
     done = doctor(guarded.secure.url(PROTOCOLS[protocol], "https"), protocol, trusting(guarded, token))
     assert done.returncode == 1
-    advice = "asks for a token: set" if token is None else "refuses what"
-    assert f"→  the receiver {advice} OTEL_EXPORTER_OTLP_HEADERS" in done.stdout
+    advice = "set OTEL_EXPORTER_OTLP_HEADERS to what" if token is None else "the receiver refuses the token in"
+    assert f"→  {advice}" in done.stdout
