@@ -19,7 +19,14 @@ from acestep_otel.profiler.doctor.backends import (
 from acestep_otel.profiler.doctor.send import Delivery, Sender
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.sdk.answers import Signal
-from acestep_otel.sdk.otlp import OtlpTarget, default_target, disabled, otlp_target
+from acestep_otel.sdk.otlp import (
+    OtlpTarget,
+    default_target,
+    differences_caveat,
+    disabled,
+    histogram_caveat,
+    otlp_target,
+)
 from acestep_otel.sdk.variables import variable
 
 _SIGNALS: tuple[Signal, ...] = ("traces", "metrics")
@@ -54,6 +61,9 @@ def doctor(
         report.problem(f"{OTEL_SDK_DISABLED}=true: a run sends nothing", f"unset {OTEL_SDK_DISABLED}")
         report.finish()
     targets = _targets(report, endpoint, protocol)
+    if "metrics" in targets:
+        for caveat in filter(None, (differences_caveat(), histogram_caveat())):
+            report.note(caveat)
     sender = Sender()
     send = {"traces": sender.send_span, "metrics": sender.send_metric}
     delivered = {signal: send[signal](target) for signal, target in targets.items()}
@@ -76,7 +86,7 @@ def doctor(
             DOCTOR_SERIES,
             lambda: prometheus.has(sender.probe.time),
             wait,
-            "look at Status > Targets there: the collector's exporter must be a target that is up",
+            "look at Status > Targets there if it scrapes, else at the collector's exporter of metrics and its log",
             None if prometheus_url else "--prometheus-url",
         )
     report.finish()
