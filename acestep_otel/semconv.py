@@ -521,7 +521,9 @@ QUEUE_WAIT_DURATION = _metric(
     "acestep.queue.wait.duration", "histogram", "s", "Duration of acestep.queue.wait.", (OUTCOME,), _DURATION_BUCKETS
 )
 QUEUE_LENGTH = _metric("acestep.queue.length", "up_down_counter", "{request}", "Requests waiting for a worker.", ())
-QUEUE_CAPACITY = _metric("acestep.queue.capacity", "gauge", "{request}", "Requests that may wait at most.", ())
+QUEUE_CAPACITY = _metric(
+    "acestep.queue.capacity", "up_down_counter", "{request}", "Requests that may wait at most.", ()
+)
 QUEUE_REJECTED = _metric(
     "acestep.queue.rejected", "counter", "{request}", "Requests turned away because the queue was full.", ()
 )
