@@ -52,7 +52,7 @@ AUDIO_FORMATS: Final = {
 MAX_RECORDING_SECONDS: Final = 600
 """Longest recording that is read: what the models render at most."""
 SILENCE_PEAK: Final = 1e-4
-"""Peak (-80 dBFS) below which a recording has nothing to be heard, only the noise floor of a 16-bit converter."""
+"""Peak (-80 dBFS) below which a recording has no audible content, only the noise floor of a 16-bit converter."""
 
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
@@ -202,7 +202,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise AudioReadError(f"no audio file {path}")
     try:
         yield
-    # libsndfile's wrapper raises TypeError for headerless formats, whose rate and channels nobody could tell.
+    # libsndfile's wrapper raises TypeError for headerless formats, whose rate and channels are unknown.
     except (OSError, soundfile.SoundFileError, TypeError) as error:
         raise AudioReadError(f"{path} cannot be read as audio: {error}") from error
 

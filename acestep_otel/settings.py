@@ -30,7 +30,7 @@ _CAPTURE_VALUES: Final = {
 
 
 class Detail(IntEnum):
-    """How deep the span tree goes; each level includes the ones before it."""
+    """Depth of the span tree; each level includes the previous ones."""
 
     OFF = 0
     """Nothing is patched, nothing is created."""
@@ -56,7 +56,7 @@ class Detail(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the tracing layer was told to do.
+    """Settings of the tracing layer.
 
     Attributes:
         detail: how deep the span tree goes.

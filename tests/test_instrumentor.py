@@ -341,6 +341,16 @@ def test_uninstrument_restores_every_original(traced, tiny_models):
     assert traced.spans == []
 
 
+def test_a_name_that_was_imported_before_is_traced(traced, tiny_models):
+    from acestep import create_sample as kept_create
+    from acestep import generate_music as kept_generate
+
+    traced.instrument()
+    kept_generate(tiny_models, SONG)
+    kept_create(tiny_models.planner, "a wish", settings=SETTINGS)
+    assert [span.name for span in traced.spans if span.parent is None] == ["generate_music", "create_sample"]
+
+
 def test_a_name_that_somebody_kept_is_not_traced_after_uninstrumenting(traced, tiny_models):
     import acestep.inference
 

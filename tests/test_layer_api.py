@@ -23,6 +23,7 @@ after = (len(warnings.filters), [*logging.Logger.manager.loggerDict], {**os.envi
 print(json.dumps({"modules": sorted(sys.modules), "unchanged": before == after}))
 """
 PUBLIC = {
+    "CANCELLED",
     "AceStepInstrumentor", "Detail", "ForcePropagator", "ForcibleSampler", "QueueTelemetry", "ServiceTelemetry",
     "SetupError", "Waiting", "configure", "forcible_traceidratio",
 }  # fmt: skip

@@ -49,5 +49,5 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 
 def _beside(path: Path, purpose: str) -> Path:
-    # A rename is atomic only within one file system, so the draft lies in the same folder.
+    # A rename is atomic only within one file system, so the draft is in the same folder.
     return path.with_name(f".{path.name}.{purpose}-{os.getpid()}")

@@ -1,4 +1,4 @@
-"""A song that somebody asked for: what became of it so far, and those who watch."""
+"""A requested song: its state, its progress and its subscribers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Job:
     Attributes:
         request: what to make.
         waiting: its place in the queue, and the context of its caller.
-        events: what those who watch are told.
+        events: what subscribers receive.
         id: random; not in any metric.
         state: where it is.
         cancelled: asked to stop.

@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import json
 import random
+import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -89,8 +90,9 @@ async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> 
 async def _client(http: httpx.AsyncClient, report: Report, deadline: float, draw: random.Random) -> None:
     while time.monotonic() < deadline:
         song = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
-        trace_id = f"{draw.getrandbits(128):032x}"
-        headers = {"traceparent": f"00-{trace_id}-{draw.getrandbits(64):016x}-01"}
+        # Not from the seed: two loads must not continue each other's traces.
+        trace_id = secrets.token_hex(16)
+        headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
         if draw.random() < FORCED_SHARE:
             headers["X-Force-Trace"] = "true"
         start = time.monotonic()

@@ -8,8 +8,8 @@ import threading
 from collections import OrderedDict, deque
 from pathlib import Path
 
-from acestep import AceStepError, Models, Progress, generate_music
-from acestep_otel import QueueTelemetry
+from acestep import AceStepError, Cancelled, Models, Progress, generate_music
+from acestep_otel import CANCELLED, QueueTelemetry
 from examples.serving.jobs import FINAL, Job
 
 logger = logging.getLogger("examples.serving")
@@ -21,10 +21,6 @@ class QueueFull(Exception):
 
 class Closed(Exception):
     """The service is shutting down."""
-
-
-class Cancelled(Exception):
-    """Somebody asked to stop the song; raised between two steps."""
 
 
 class Worker:
@@ -102,7 +98,7 @@ class Worker:
             job.cancelled = True
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.waiting.leave("Cancelled")
+                job.waiting.leave(CANCELLED)
                 self._finish(job, "cancelled")
 
     def stop(self) -> None:

@@ -44,7 +44,7 @@ def test_codes_depend_on_the_audio_and_on_nothing_else(encoder: AudioEncoder) ->
 
 
 def test_what_is_shorter_than_one_code_is_refused(encoder: AudioEncoder) -> None:
-    with pytest.raises(AudioReadError, match=r"0\.1 s is too short to be heard: one audio code is 0\.2 s"):
+    with pytest.raises(AudioReadError, match=r"0\.1 s is too short: one audio code is 0\.2 s"):
         encoder.codes(recording(0.1))
 
 
