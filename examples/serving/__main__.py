@@ -12,7 +12,6 @@ import torch
 from acestep import TINY_DIT, TINY_LM, AceStepError, Models, ModelSelection, load_models
 from acestep.environment_variables import EnvironmentSettings
 from acestep_otel import ServiceTelemetry, SetupError
-from examples.serving.app import PATHS, create_app
 from examples.serving.arguments import whole_number
 from examples.serving.telemetry import set_up
 
@@ -44,6 +43,7 @@ def main() -> None:
 def serve(options: argparse.Namespace, models: Models, telemetry: ServiceTelemetry) -> None:
     """Answer requests until a signal comes."""
     # Propagators and the web framework read the environment while they are imported: only now is it known to be right.
+    from examples.serving.app import PATHS, create_app
     from examples.serving.door import Door
     from examples.serving.server import Server
 

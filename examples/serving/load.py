@@ -83,11 +83,13 @@ async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> 
     report = Report()
     deadline = time.monotonic() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(30, read=None)) as http:
-        await asyncio.gather(*(_client(http, report, deadline, random.Random(f"{seed}/{i}")) for i in range(clients)))
+        await asyncio.gather(*(client_of(http, report, deadline, seed, number) for number in range(clients)))
     return report
 
 
-async def _client(http: httpx.AsyncClient, report: Report, deadline: float, draw: random.Random) -> None:
+async def client_of(http: httpx.AsyncClient, report: Report, deadline: float, seed: int, number: int) -> None:
+    """Ask for one song after the other; the numbers of a client of another seed are others."""
+    draw = random.Random(f"{seed}/{number}")
     while time.monotonic() < deadline:
         song = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
         # Not from the seed: two loads must not continue each other's traces.
