@@ -92,7 +92,7 @@ def fault_of(trace: Sequence[StoredSpan]) -> str | None:
     roots = by_name.get(semconv.GENERATE_MUSIC, [])
     if len(roots) != 1:
         return f"{len(roots)} roots of the song"
-    if semconv.ERROR_TYPE in roots[0].attributes:
+    if {semconv.ERROR_TYPE, semconv.OUTCOME} & roots[0].attributes.keys():
         return None
     if any(len(by_name.get(stage, ())) != 1 for stage in STAGES):
         return "a stage is missing"

@@ -8,12 +8,8 @@ import threading
 from collections import OrderedDict, deque
 from pathlib import Path
 
-from acestep.checkpoints import Models
-from acestep.errors import AceStepError, Cancelled
-from acestep.inference import generate_music
-from acestep.types import Progress
-from acestep_otel import QueueTelemetry
-from acestep_otel.queue_telemetry import CANCELLED
+from acestep import AceStepError, Cancelled, Models, Progress, generate_music
+from acestep_otel import CANCELLED, QueueTelemetry
 from examples.serving.jobs import FINAL, Job
 
 logger = logging.getLogger("examples.serving")
@@ -50,7 +46,7 @@ class Worker:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._running: Job | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="worker")
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self._thread.start()
 
     @property
@@ -105,13 +101,19 @@ class Worker:
                 job.waiting.leave(CANCELLED)
                 self._finish(job, "cancelled")
 
-    def close(self, timeout: float) -> None:
-        """Take no more jobs, cancel all, and wait for the thread."""
+    def stop(self) -> None:
+        """Take no more jobs and cancel all; whoever follows one hears of it at once."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        for job in [*self._waiting, *([self._running] if self._running else [])]:
+            running = self._running
+        for job in [*self._waiting, *([] if running is None else [running])]:
             self.cancel(job)
+        if running is not None:
+            running.move_to("cancelled")
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread, seconds at most."""
         self._thread.join(timeout)
 
     def _work(self) -> None:
