@@ -19,8 +19,6 @@ TEXT_ENCODER_FOLDER: Final = "Qwen3-Embedding-0.6B"
 MODEL_INDEX: Final = "model_index.json"
 """What a diffusers repository begins with."""
 CONFIG: Final = "config.json"
-LARGEST_CONFIG: Final = 16 * 2**20
-"""Bytes of a configuration or an index of shards; the largest released ones have under two million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointInvalid: no such file, or none of JSON, or another thing than an object.
     """
     try:
-        value = read_document(path, largest=LARGEST_CONFIG)
+        value = read_document(path)
     except DocumentError as error:
         raise CheckpointInvalid(str(error)) from error
     if not isinstance(value, dict):
