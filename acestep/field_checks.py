@@ -26,7 +26,8 @@ def require_types(value: object, within: str = "") -> None:
     Raises:
         InvalidRequest: the first field that holds something else.
     """
-    hints = _hints(type(value))
+    kind: Any = type(value)
+    hints = _hints(kind)
     for field in fields(value):  # type: ignore[arg-type]
         name, given = f"{within}{field.name}", getattr(value, field.name)
         _require(f"`{name}`", given, hints[field.name])
