@@ -71,7 +71,7 @@ def require_text(arguments: Sequence[str]) -> None:
     for position, argument in enumerate(arguments):
         if not is_text(argument):
             before = arguments[position - 1] if position and arguments[position - 1].startswith("--") else ""
-            raise SetupError(f"{before} {shown(argument)[:200]!r} is not UTF-8 text: rename or retype it".strip())
+            raise SetupError(f"{before} {shown(argument)[:200]} is not UTF-8 text: rename or retype it".strip())
 
 
 def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:

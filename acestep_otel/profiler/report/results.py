@@ -60,8 +60,8 @@ def read_result(path: Path) -> dict[str, Any]:
 def _validator() -> Validator:
     """Checks documents against the schema that is shipped; what a later version added to it is passed over."""
     schema = json.loads((files("acestep_otel.profiler.report") / "result.schema.json").read_text("utf-8"))
-    tolerant = validators.extend(Draft202012Validator, {"additionalProperties": lambda *_: None})
-    checker: Validator = tolerant(schema)
+    extend: Any = validators.extend
+    checker: Validator = extend(Draft202012Validator, {"additionalProperties": lambda *_: None})(schema)
     return checker
 
 
