@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Mapping
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from acestep_otel.profiler.terminal import warn
 from acestep_otel.sdk.answers import Answer, Delivery, Signal
 from acestep_otel.sdk.otlp import OtlpTarget
 from acestep_otel.sdk.pipeline import Limits
@@ -124,8 +124,3 @@ _ABOUT_DELIVERIES = (
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
-
-
-def warn(message: str) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"warning: {' '.join(message.split())}\n")

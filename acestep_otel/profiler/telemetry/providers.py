@@ -29,8 +29,9 @@ from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.profiler.report.spans import FinishedSpan
-from acestep_otel.profiler.telemetry.delivery import DeliveryLedger, ExportedSpans, SdkLog, warn
+from acestep_otel.profiler.telemetry.delivery import DeliveryLedger, ExportedSpans, SdkLog
 from acestep_otel.profiler.telemetry.trace_file import TraceFile
+from acestep_otel.profiler.terminal import warn
 from acestep_otel.sdk.answers import Signal
 from acestep_otel.sdk.otlp import (
     OtlpTarget,

@@ -298,3 +298,15 @@ def test_an_identity_that_is_empty_takes_its_default(
         assert len(str(uuid.UUID(str(found["service.instance.id"])))) == 36
     else:
         assert found["service.instance.id"] == instance
+
+
+def test_histograms_that_the_boards_cannot_show_are_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+    monkeypatch.setenv(variable, "base2_exponential_bucket_histogram")
+    Telemetry()
+    assert capsys.readouterr().err == ""
+    with grpc_receiver() as received, Telemetry(endpoint=received.endpoint):
+        pass
+    assert f"warning: {variable}=base2_exponential_bucket_histogram" in capsys.readouterr().err
