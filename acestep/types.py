@@ -359,4 +359,5 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
-"""Called between units of work. An exception raised here stops the run and reaches the caller unchanged."""
+"""Called between units of work. An exception raised here stops the run and reaches the caller unchanged;
+``acestep.errors.Cancelled`` is there for it."""

@@ -8,7 +8,7 @@ A request waits in the trace of its caller, and so does the work that a worker's
 
     waiting = queue.enter()              # where the request is accepted; queue.reject() where there is no room
     ...
-    waiting.leave()                      # where a worker takes it, or waiting.leave("Cancelled")
+    waiting.leave()                      # where a worker takes it, or waiting.leave(CANCELLED)
     waiting.context.run(make_the_song)   # in the worker's thread: spans below are those of the caller's trace
 
 Nothing here needs the OpenTelemetry SDK; without one it does nothing.
@@ -26,10 +26,13 @@ from opentelemetry.metrics import MeterProvider, get_meter
 from opentelemetry.trace import Span, TracerProvider, get_tracer
 
 from acestep_otel import __version__, semconv
+from acestep_otel.recording import outcomes
 from acestep_otel.recording.instruments import Instruments
 
-STARTED: Final = "ok"
+STARTED: Final = outcomes.OK
 """Outcome of a wait that ended with a worker."""
+CANCELLED: Final = outcomes.CANCELLED
+"""Outcome of a wait whose caller went away."""
 
 
 class QueueTelemetry:
@@ -87,7 +90,7 @@ class Waiting:
         """The request leaves the queue; only the first call counts.
 
         Args:
-            outcome: ``ok``, or why no worker took it.
+            outcome: ``STARTED``, ``CANCELLED``, or why no worker took it.
         """
         with self._lock:
             if self._left:

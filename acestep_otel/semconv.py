@@ -205,6 +205,17 @@ USAGE_CACHE_READ_INPUT_TOKENS = _attribute(
 USAGE_OUTPUT_TOKENS = _attribute(
     "gen_ai.usage.output_tokens", int, "Tokens produced, over all songs: sampled and forced.", "{token}"
 )
+USAGE_REASONING_OUTPUT_TOKENS = _attribute(
+    "gen_ai.usage.reasoning.output_tokens", int, "Those of them that phase 1 reasoned the metadata with.", "{token}"
+)
+INPUT_MESSAGES = _attribute(
+    "gen_ai.input.messages",
+    str,
+    "What the user wrote, in the conventions' JSON; only after opt-in to content capture.",
+)
+OUTPUT_MESSAGES = _attribute(
+    "gen_ai.output.messages", str, "The song in words, the same way; only after opt-in to content capture."
+)
 ERROR_TYPE = _attribute("error.type", str, "Class name of the exception; only on failure.")
 
 TASK = _attribute("acestep.task", str, "text2music, cover, repaint, lego, extract or complete.")
@@ -290,7 +301,15 @@ STAGE = _attribute(
     str,
     "A span's name without its namespace: lm.cot, dit, ...; of a request's metrics its root: generate_music, ...",
 )
-OUTCOME = _attribute("acestep.outcome", str, "ok, or the class name of the error.")
+MODE = _attribute(
+    "acestep.mode", str, "Mode of the command line: profile, benchmark, tier-test, understand, create_sample, ..."
+)
+OUTCOME = _attribute(
+    "acestep.outcome",
+    str,
+    "ok, cancelled (the caller went away, which is no error), or the class name of the error. On spans only where a "
+    "request was cancelled, and on the wait in a queue.",
+)
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------
 LM_BACKEND = _attribute("acestep.lm.backend", str, "Backend that ran: pt, vllm or mlx.")
@@ -534,6 +553,11 @@ PROFILE_TOKEN_DURATION = _metric(
     "acestep.profile.token.duration", "gauge", "s",
     "Duration of each planner phase of the last measured run over the tokens it wrote, forced ones included.",
     (REQUEST_MODEL, STAGE),
+)  # fmt: skip
+RUN_TIME = _metric(
+    "acestep.run.time", "gauge", "s",
+    "Unix time at which a run of the command line last recorded its figures: which run is the last one.",
+    (MODE, REQUEST_MODEL),
 )  # fmt: skip
 QUEUE_WAIT_DURATION = _metric(
     "acestep.queue.wait.duration", "histogram", "s", "Duration of acestep.queue.wait.", (OUTCOME,), _DURATION_BUCKETS

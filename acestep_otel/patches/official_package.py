@@ -288,4 +288,4 @@ _VAE_TILE: Final = StageDefinition(
     detail=Detail.STEP,
     attributes_before=partial(_position, semconv.VAE_DECODE, semconv.VAE_TILE_INDEX),
 )
-_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _song_start, _made, _failure)
+_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _song_start, _made, failure=_failure)

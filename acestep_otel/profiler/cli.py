@@ -21,6 +21,7 @@ from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defau
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.profiler.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
+from acestep_otel.sdk.variables import require_variables
 from acestep_otel.shutdown import INTERRUPTED, exit_on_terminate
 
 FAILED: Final = 1
@@ -326,6 +327,7 @@ def _refuse_options(context: click.Context) -> None:
 
 
 def _run(options: Options) -> None:
+    require_variables()
     # Imported here because PyTorch takes seconds to load, and neither --help nor a wrong flag needs it.
     from acestep.import_noise import quiet_imports
 

@@ -10,6 +10,7 @@ import cloup
 from cloup import option
 
 from acestep_otel.profiler.options import DEFAULTS
+from acestep_otel.sdk.variables import require_variables
 
 # Modes are imported when a command runs: --help needs none of them.
 
@@ -113,6 +114,7 @@ def doctor(
     wait: float,
 ) -> None:
     """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive."""
+    require_variables()
     from acestep_otel.profiler.doctor import checks as mode
 
     mode.doctor(

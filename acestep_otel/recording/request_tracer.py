@@ -21,9 +21,10 @@ from acestep_otel import semconv
 from acestep_otel.recording.background_emission import Deferral, follow_forks
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
-from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes, record_failure
+from acestep_otel.recording.emission import Emitter, metric_attributes
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.outcomes import is_out_of_memory, record_outcome
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
 from acestep_otel.recording.trace_tree import (
@@ -117,6 +118,8 @@ class RequestTracer:
             with self._vram.request(request.device):
                 result = call.run()
             self._describe(request.root, lambda: definition.attributes_after(call, result))
+            if self.settings.capture_content:
+                self._describe(request.root, lambda: definition.content_after(result))
             error = never_raises(definition.failure)(result)
         except BaseException as raised:
             error = raised
@@ -211,7 +214,7 @@ class RequestTracer:
                 try:
                     result = call.run()
                 except BaseException as error:
-                    never_raises(record_failure)(span, error, Scrubber(load.user_texts))
+                    never_raises(record_outcome)(span, error, Scrubber(load.user_texts))
                     raise
                 seconds = (time.perf_counter_ns() - start_ns) / 1e9
                 self._loaded(span, seconds, load)

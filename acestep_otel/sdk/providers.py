@@ -11,17 +11,16 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED, OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader
-from opentelemetry.sdk.resources import SERVICE_NAME
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from acestep_otel.errors import SetupError
 from acestep_otel.forced_sampling.propagator import ForcePropagator
 from acestep_otel.forced_sampling.sampler import forcible_traceidratio, share_of
-from acestep_otel.sdk.batches import batch_span_processor, periodic_metric_reader
-from acestep_otel.sdk.identity import environment, resource_of
 from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
-from acestep_otel.sdk.variables import is_true, variable
+from acestep_otel.sdk.pipeline import batch_span_processor, exemplar_filter, periodic_metric_reader
+from acestep_otel.sdk.resource import resource
+from acestep_otel.sdk.variables import is_true, overridden, variable
 
 _SCHEDULE_DELAY_MILLISECONDS: Final = 1000
 """Of the batches of spans where ``OTEL_BSP_SCHEDULE_DELAY`` is not set: what a killed process loses."""
@@ -48,7 +47,7 @@ class ServiceProviders:
         Raises:
             SetupError: a variable cannot be used; no thread was started.
         """
-        resource = resource_of({} if service_name is None else {SERVICE_NAME: service_name})
+        made_by = resource(service_name)
         sampler = _sampler()
         disabled = is_true(OTEL_SDK_DISABLED)
         traces = None if disabled else otlp_target("traces")
@@ -56,10 +55,12 @@ class ServiceProviders:
         spans_to = None if traces is None else span_exporter(traces)
         metrics_to = None if sent is None else metric_exporter(sent)
         readers = [*metric_readers, *([] if metrics_to is None else [periodic_metric_reader(metrics_to)])]
-        self.meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+        self.meter_provider = MeterProvider(
+            readers, resource=made_by, exemplar_filter=exemplar_filter(), shutdown_on_exit=False
+        )
         # Spans that a full queue drops are counted by the SDK itself where this says so while it is set up.
-        with environment({_INTERNAL_METRICS_VARIABLE: variable(_INTERNAL_METRICS_VARIABLE) or "true"}):
-            self.tracer_provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
+        with overridden({_INTERNAL_METRICS_VARIABLE: variable(_INTERNAL_METRICS_VARIABLE) or "true"}):
+            self.tracer_provider = TracerProvider(sampler=sampler, resource=made_by, shutdown_on_exit=False)
             if spans_to is not None:
                 self.tracer_provider.add_span_processor(
                     batch_span_processor(

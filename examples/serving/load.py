@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import json
 import random
+import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -80,15 +81,16 @@ async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> 
     report = Report()
     deadline = time.monotonic() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(30, read=None)) as http:
-        await asyncio.gather(*(_client(http, report, deadline, random.Random(seed + i)) for i in range(clients)))
+        await asyncio.gather(*(_client(http, report, deadline, random.Random(f"{seed}/{i}")) for i in range(clients)))
     return report
 
 
 async def _client(http: httpx.AsyncClient, report: Report, deadline: float, draw: random.Random) -> None:
     while time.monotonic() < deadline:
         song = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
-        trace_id = f"{draw.getrandbits(128):032x}"
-        headers = {"traceparent": f"00-{trace_id}-{draw.getrandbits(64):016x}-01"}
+        # Not from the seed: two loads must not continue each other's traces.
+        trace_id = secrets.token_hex(16)
+        headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
         if draw.random() < FORCED_SHARE:
             headers["X-Force-Trace"] = "true"
         start = time.monotonic()

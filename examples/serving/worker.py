@@ -9,10 +9,11 @@ from collections import OrderedDict, deque
 from pathlib import Path
 
 from acestep.checkpoints import Models
-from acestep.errors import AceStepError
+from acestep.errors import AceStepError, Cancelled
 from acestep.inference import generate_music
 from acestep.types import Progress
 from acestep_otel import QueueTelemetry
+from acestep_otel.queue_telemetry import CANCELLED
 from examples.serving.jobs import FINAL, Job
 
 logger = logging.getLogger("examples.serving")
@@ -24,10 +25,6 @@ class QueueFull(Exception):
 
 class Closed(Exception):
     """The service is shutting down."""
-
-
-class Cancelled(Exception):
-    """Somebody asked to stop the song; raised between two steps."""
 
 
 class Worker:
@@ -105,7 +102,7 @@ class Worker:
             job.cancelled = True
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.waiting.leave("Cancelled")
+                job.waiting.leave(CANCELLED)
                 self._finish(job, "cancelled")
 
     def close(self, timeout: float) -> None:

@@ -136,9 +136,11 @@ def test_a_song_can_be_cancelled_in_the_queue_and_at_work(service, traced, held)
         assert follow(service, song)[-1]["state"] == "cancelled"
     wait_until(lambda: traced.named("generate_music"))
     (root,) = traced.named("generate_music")
-    assert root.attributes[semconv.ERROR_TYPE] == "Cancelled"
+    assert root.attributes[semconv.OUTCOME] == "cancelled"
+    assert semconv.ERROR_TYPE not in root.attributes
+    assert root.status.is_unset
     outcomes = {point.attributes[semconv.OUTCOME]: point.count for point in traced.metric(semconv.QUEUE_WAIT_DURATION)}
-    assert outcomes == {"ok": 1, "Cancelled": 1}
+    assert outcomes == {"ok": 1, "cancelled": 1}
     assert traced.metric(semconv.QUEUE_LENGTH)[0].value == 0
 
 
@@ -154,7 +156,7 @@ def test_a_song_cancelled_as_soon_as_a_worker_has_taken_it_still_has_its_span(se
     song = ask(service).json()["id"]
     assert follow(service, song)[-1]["state"] == "cancelled"
     wait_until(lambda: traced.named("generate_music"))
-    assert traced.named("generate_music")[0].attributes[semconv.ERROR_TYPE] == "Cancelled"
+    assert traced.named("generate_music")[0].attributes[semconv.OUTCOME] == "cancelled"
     assert traced.named(semconv.QUEUE_WAIT)[0].attributes[semconv.OUTCOME] == "ok"
 
 

@@ -6,6 +6,7 @@ go on; the result file is written again after each one, so an interrupted benchm
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -193,6 +194,7 @@ class _Benchmark:
             semconv.DIT_STEPS_REQUESTED: result.cell.inference_steps,
         }
         self.instruments.record(semconv.BENCHMARK_STATUS, int(result.failure is None), attributes)
+        self.instruments.record(semconv.RUN_TIME, time.time(), {**model, semconv.MODE: "benchmark"})
         if (summary := result.summary) is None:
             return
         metrics = (semconv.BENCHMARK_WALL, semconv.BENCHMARK_LM, semconv.BENCHMARK_DIT, semconv.BENCHMARK_VAE)

@@ -1,10 +1,8 @@
-"""Subcommand ``doctor``: whether telemetry arrives, and what to fix."""
+"""Subcommand ``doctor``: does telemetry arrive, and if not, what is to be done."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
 
 import click
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
@@ -18,9 +16,11 @@ from acestep_otel.profiler.doctor.backends import (
     require_url,
     wait_for,
 )
-from acestep_otel.profiler.doctor.send import DEFAULT_ENDPOINTS, Delivery, Sender
+from acestep_otel.profiler.doctor.send import Delivery, Sender
 from acestep_otel.profiler.errors import RunFailed
-from acestep_otel.sdk.otlp import DEFAULT_PROTOCOL, OtlpTarget, Signal, otlp_target
+from acestep_otel.sdk.answers import Signal
+from acestep_otel.sdk.otlp import OtlpTarget, default_target, disabled, otlp_target
+from acestep_otel.sdk.variables import variable
 
 _SIGNALS: tuple[Signal, ...] = ("traces", "metrics")
 
@@ -38,7 +38,7 @@ def doctor(
     Args:
         endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
         protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-        jaeger_url: Jaeger that must have the span; ``None`` queries the default address, if it answers.
+        jaeger_url: Jaeger that must show the span; ``None`` asks the usual place, if somebody is there.
         prometheus_url: the same for the metric.
         wait: seconds that the two are given.
 
@@ -50,7 +50,7 @@ def doctor(
         if url is not None:
             require_url(option, url)
     report = _Report()
-    if os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true":
+    if disabled():
         report.problem(f"{OTEL_SDK_DISABLED}=true: a run sends nothing", f"unset {OTEL_SDK_DISABLED}")
         report.finish()
     targets = _targets(report, endpoint, protocol)
@@ -66,7 +66,7 @@ def doctor(
             f"trace {sender.probe.trace_id}",
             lambda: jaeger.has(sender.probe.trace_id),
             wait,
-            "check the collector's traces exporter and its log",
+            "look at the collector's exporter of traces and at its log",
             None if jaeger_url else "--jaeger-url",
         )
     if _arrived(delivered, "metrics"):
@@ -89,12 +89,20 @@ def _targets(report: _Report, endpoint: str | None, protocol: str | None) -> dic
         for signal in found.keys() - targets.keys():
             report.note(f"{signal}: not sent, OTEL_{signal.upper()}_EXPORTER or the endpoints leave them out")
         return targets
+    if endpoint is not None or _switched_off():
+        report.problem("both signals are switched off: a run sends nothing", "unset OTEL_TRACES_EXPORTER")
+        report.finish()
     # Nothing configured: a run sends nothing. The usual place may still have a collector.
-    chosen = OtlpTarget("http/protobuf" if protocol == "http/protobuf" else DEFAULT_PROTOCOL)
-    address = DEFAULT_ENDPOINTS[chosen.protocol]
+    targets = {signal: default_target(signal, protocol) for signal in _SIGNALS}
+    usual = targets["traces"].address
+    address = f"{usual.scheme}://{usual.authority}"
     report.note(f"no endpoint is configured, so a run sends nothing; trying {address}")
     report.advise(f"set OTEL_EXPORTER_OTLP_ENDPOINT={address}, or give --otlp-endpoint {address}")
-    return dict.fromkeys(_SIGNALS, replace(chosen, endpoint=address))
+    return targets
+
+
+def _switched_off() -> bool:
+    return any(variable(f"OTEL_{signal.upper()}_EXPORTER") is not None for signal in _SIGNALS)
 
 
 def _arrived(delivered: dict[Signal, Delivery], signal: Signal) -> bool:
@@ -140,7 +148,7 @@ class _Report:
             what: what should be there.
             found: asks for it.
             seconds: how long it is given.
-            fix: what to do if it is not found.
+            fix: what to do when it is not there.
             unasked: the option that sets the address; ``None`` if it was given. A backend at the default address may
                 belong to another stack, so what is missing there is no failure.
         """

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.spans import Run
 from acestep_otel.profiler.report.statistics import memory_peaks, step_times, tile_times, token_statistics
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     # Only for its type: reading a result file must not import PyTorch.
     from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
     from acestep_otel.profiler.report.environment import Environment
+from acestep_otel.profiler.report.environment import Environment
 
 SCHEMA_VERSION: Final = 1
 
@@ -133,7 +135,7 @@ def _as_json(value: object) -> str:
 
 
 def _error(error: BaseException) -> dict[str, Any]:
-    return {"type": type(error).__name__, "message": str(error), "stage": getattr(error, "stage", None)}
+    return {"type": type(error).__name__, "message": message_of(error), "stage": getattr(error, "stage", None)}
 
 
 def _blueprint(blueprint: SongBlueprint) -> dict[str, Any]:

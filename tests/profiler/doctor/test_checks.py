@@ -95,7 +95,7 @@ def test_nothing_listens_is_exit_1_with_a_way_out(capsys: pytest.CaptureFixture[
     with refusing_endpoint() as endpoint:
         assert main(["doctor", "--otlp-endpoint", endpoint]) == 1
     said = capsys.readouterr()
-    assert f"✗  traces: not accepted by {endpoint}: connection refused by" in said.out
+    assert f"✗  traces: not accepted by {endpoint}: nothing listens on" in said.out
     assert "→  start a collector (docker compose up -d)" in said.out
     assert said.err == "error: telemetry did not arrive; see above\n"
 
@@ -104,7 +104,7 @@ def test_no_endpoint_is_said_and_the_usual_one_tried(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with refusing_endpoint() as endpoint:
-        monkeypatch.setattr("acestep_otel.profiler.doctor.checks.DEFAULT_ENDPOINTS", {"grpc": endpoint})
+        monkeypatch.setattr("acestep_otel.sdk.otlp.DEFAULT_ENDPOINTS", {"grpc": endpoint})
         assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "no endpoint is configured, so a run sends nothing" in said
@@ -119,14 +119,14 @@ def test_a_port_that_never_answers_is_given_up(
     with silent_endpoint() as endpoint:
         assert main(["doctor", "--otlp-endpoint", endpoint]) == 1
     assert time.monotonic() - started < 10
-    assert "no answer within 0.5 s" in capsys.readouterr().out
+    assert "no answer in time: waited 0.5 s" in capsys.readouterr().out
 
 
 def test_the_wrong_protocol_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acestep_otel.profiler.doctor.send._EXPORT_SECONDS", 2.0)
     with http_receiver() as received:
         assert main(["doctor", "--otlp-endpoint", received.endpoint, "--otlp-protocol", "grpc"]) == 1
-    assert "→  check whether the port expects http/protobuf (--otlp-protocol http/protobuf)" in capsys.readouterr().out
+    assert "→  choose --otlp-protocol http/protobuf, or the port that speaks grpc" in capsys.readouterr().out
 
 
 def test_an_unknown_host_is_named(capsys: pytest.CaptureFixture[str]) -> None:
