@@ -23,7 +23,7 @@ PACKAGES = {
 }
 """The Debian package of each program, and of the one library that a program of the tests loads (rotel)."""
 SERVERS = "the stack's servers"
-"""otelcol-contrib, jaeger and Prometheus 3, which no package registry has: tests that run them are skipped, also in CI."""
+"""otelcol-contrib, jaeger and Prometheus 3: in no package registry, so tests that run them are skipped in CI too."""
 ALTERNATIVES = {"chromium": ("chromium", "chromium-browser", "google-chrome")}
 REASON = "missing program: "
 

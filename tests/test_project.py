@@ -73,7 +73,10 @@ def test_continuous_integration_starts_the_stack_and_queries_it() -> None:
     text = " && ".join(steps())
     assert "docker compose up --detach --wait" in text
     assert "acestep-otel doctor" in text
-    assert (ROOT / "tests" / "stack" / "query_running_stack.py").exists()
+    for module in re.findall(r"python -m (tests[.\w]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+    for path in re.findall(r"pytest (tests/\S+)", text):
+        assert (ROOT / path).exists()
 
 
 def test_the_changelog_has_the_version_and_a_place_for_what_comes() -> None:
