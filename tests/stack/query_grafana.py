@@ -1,4 +1,4 @@
-"""Query Grafana of docker-compose.yml while it runs: a run's metrics and trace through its data sources; its dashboards.
+"""Query Grafana of a running docker-compose.yml: metrics and trace of a run by its data sources, and its dashboards.
 
 docker compose up --detach --wait && python -m tests.stack.query_grafana
 """
