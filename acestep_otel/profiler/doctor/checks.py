@@ -1,4 +1,4 @@
-"""Subcommand ``doctor``: does telemetry arrive, and if not, what is to be done."""
+"""Subcommand ``doctor``: whether telemetry arrives, and what to fix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def doctor(
     Args:
         endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
         protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-        jaeger_url: Jaeger that must show the span; ``None`` asks the usual place, if somebody is there.
+        jaeger_url: Jaeger that must have the span; ``None`` queries the default address, if it answers.
         prometheus_url: the same for the metric.
         wait: seconds that the two are given.
 
@@ -66,7 +66,7 @@ def doctor(
             f"trace {sender.probe.trace_id}",
             lambda: jaeger.has(sender.probe.trace_id),
             wait,
-            "look at the collector's exporter of traces and at its log",
+            "check the collector's traces exporter and its log",
             None if jaeger_url else "--jaeger-url",
         )
     if _arrived(delivered, "metrics"):
@@ -96,7 +96,7 @@ def _targets(report: _Report, endpoint: str | None, protocol: str | None) -> dic
     targets = {signal: default_target(signal, protocol) for signal in _SIGNALS}
     usual = targets["traces"].address
     address = f"{usual.scheme}://{usual.authority}"
-    report.note(f"no endpoint is configured, so a run sends nothing; trying {address}")
+    report.note(f"no endpoint is configured, so a run sends nothing: trying {address}")
     report.advise(f"set OTEL_EXPORTER_OTLP_ENDPOINT={address}, or give --otlp-endpoint {address}")
     return targets
 
@@ -148,7 +148,7 @@ class _Report:
             what: what should be there.
             found: asks for it.
             seconds: how long it is given.
-            fix: what to do when it is not there.
+            fix: what to do if it is not found.
             unasked: the option that sets the address; ``None`` if it was given. A backend at the default address may
                 belong to another stack, so what is missing there is no failure.
         """

@@ -95,7 +95,7 @@ def test_nothing_listens_is_exit_1_with_a_way_out(capsys: pytest.CaptureFixture[
     with refusing_endpoint() as endpoint:
         assert main(["doctor", "--otlp-endpoint", endpoint]) == 1
     said = capsys.readouterr()
-    assert f"✗  traces: not accepted by {endpoint}: nothing listens on" in said.out
+    assert f"✗  traces: not accepted by {endpoint}: connection refused by" in said.out
     assert "→  start a collector (docker compose up -d)" in said.out
     assert said.err == "error: telemetry did not arrive; see above\n"
 
