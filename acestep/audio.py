@@ -47,7 +47,7 @@ AUDIO_FORMATS: Final = {
 }
 """Formats by the name that a request uses.
 
-16 bits where the format stores integers: their noise floor (-96 dBFS) lies below what a bfloat16 decoder resolves, and
+16 bits where the format stores integers: their noise floor (-96 dBFS) is below what a bfloat16 decoder resolves, and
 24 bits would store that decoder's rounding noise at half as much again. ``wav32`` keeps every bit.
 """
 

@@ -155,7 +155,7 @@ class _Handler:
             return run()
 
         callers = self._contexts.get(instance, [])
-        # With two callers at once nobody can say whose thread this is: no span rather than one in the wrong trace.
+        # With two callers at once the owner of the thread is unknown: no span rather than one in the wrong trace.
         if inside_request() or len(callers) != 1:
             return run()
         # A context cannot be entered twice, so the thread gets a copy of its caller's.

@@ -1,7 +1,7 @@
 """From a finished recording to spans and metrics.
 
 Runs once per request, after the request's own synchronisation: resolves all marks together, makes times nest (a
-child lies within its parent and does not start before its elder sibling ended, so rows can be added up), then emits
+child is within its parent and does not start before its preceding sibling ended, so rows can be added up), then emits
 the spans of the tree with explicit times and records the metrics inside them, so that exemplars point at them.
 """
 

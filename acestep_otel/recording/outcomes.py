@@ -1,6 +1,6 @@
 """How a request or a stage ended: well, in an error, out of memory, or because its caller went away.
 
-Exceptions are told by the names of their classes, so that no engine and no framework has to be importable.
+Exceptions are recognised by the names of their classes, so that no engine and no framework has to be importable.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class RequestTracer:
             )
 
     def close(self) -> None:
-        """Trace nothing from now on, also where somebody kept a wrapped function, and observe no hardware."""
+        """Trace nothing from now on, also for callers that kept a wrapped function, and observe no hardware."""
         self._closed = True
         self._gpus.forget()
 
@@ -254,11 +254,11 @@ class RequestTracer:
             name: as the library has it.
             start_ns: Unix nanoseconds.
             attributes: as the library has them.
-            parent: context of the span that it lies below.
+            parent: context of the parent span.
             kind: as the library has it.
 
         Returns:
-            True: nobody else has to emit it.
+            True: no other thread emits it.
         """
         self._tracer.start_span(
             name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
@@ -311,7 +311,7 @@ class RequestTracer:
 
     @never_raises
     def _finish(self, request: _Request, error: BaseException | None) -> None:
-        # Whoever takes it out finishes it: its own thread, or shutdown.
+        # Finished by the thread that removes it: its own, or shutdown.
         if self._running.pop(id(request), None) is None:
             return
         self._count_active(request, -1)
@@ -329,7 +329,7 @@ class RequestTracer:
             # An exception's traceback holds tensors, and who runs out of memory wants it back at once.
             emit()
         elif not self._deferral.add(lambda: recording.reached, emit):
-            # Ending the span would wait for whoever takes spans so slowly.
+            # Ending the span would wait for the slow span processor.
             self._count_unrecorded(request, error)
             self._instruments.record(semconv.TRACES_DROPPED, 1, {})
 

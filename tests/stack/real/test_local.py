@@ -177,7 +177,7 @@ def test_the_doctor_finds_span_and_metric(protocol: str, local: Local, capsys: p
     assert main(["doctor", "--otlp-endpoint", endpoint, "--otlp-protocol", protocol, *stores, "--wait", "60"]) == 0
     said = capsys.readouterr().out
     assert f"Jaeger {local.jaeger.url}: trace" in said
-    assert f"Prometheus {local.prometheus.url}: acestep_doctor_time_seconds is there" in said
+    assert f"Prometheus {local.prometheus.url}: acestep_doctor_time_seconds found" in said
     assert "✗" not in said
 
 
