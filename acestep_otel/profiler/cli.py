@@ -15,6 +15,7 @@ import cloup
 from click.core import ParameterSource
 from cloup import option, option_group
 
+from acestep.types import BackendName
 from acestep_otel import __version__
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defaults
@@ -76,7 +77,7 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     ),
     option(
         "--lm-backend",
-        type=click.Choice(["auto", "vllm", "pt", "mlx"]),
+        type=click.Choice(get_args(BackendName)),
         default=DEFAULTS.lm_backend,
         envvar=VARIABLES["lm_backend"],
         help="LLM backend.",

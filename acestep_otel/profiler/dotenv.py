@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from dotenv.parser import parse_stream
 
+from acestep.types import BackendName
 from acestep_otel.errors import SetupError
 
 ENVIRONMENT_FILE: Final = Path(".env")
@@ -23,10 +24,11 @@ VARIABLES: Final = {
 }
 """Environment variable of each option that has one (docs/settings.md)."""
 
+_BACKENDS: Final = get_args(BackendName)
 _OPTIONS: Final = {variable: option for option, variable in VARIABLES.items()}
 _WORDS: Final = {
     "device": (re.compile(r"auto|cuda(:\d+)?|mps|cpu"), "auto, cuda, cuda:N, mps or cpu"),
-    "lm_backend": (re.compile(r"auto|vllm|pt|mlx"), "auto, vllm, pt or mlx"),
+    "lm_backend": (re.compile("|".join(_BACKENDS)), f"{', '.join(_BACKENDS[:-1])} or {_BACKENDS[-1]}"),
 }
 """What may be said, where that is known without loading anything."""
 
