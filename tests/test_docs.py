@@ -18,6 +18,7 @@ import pytest
 from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
 from acestep.renderer.preparation import compile_models
+from acestep_otel.patches.engine import PATCHES
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.options import DEFAULTS, require_available
 from acestep_otel.profiler.report.breakdown import Breakdown
@@ -148,6 +149,24 @@ def test_every_name_that_an_observer_may_wrap_exists() -> None:
         owners[path[-1]] = owner
         assert callable(getattr(owner, last)), name
     assert len(names) > 20
+
+
+def test_the_layer_wraps_what_an_observer_may_and_nothing_else_of_the_engine() -> None:
+    section = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## What an observer may wrap")[1]
+    allowed: set[tuple[str, str]] = set()
+    owner = ""
+    for written in re.findall(r"`([\w.]+)`", "\n".join(re.findall(r"^\| (.+?) \|", section, re.MULTILINE))):
+        path, _, name = written.rpartition(".")
+        owner = path.rpartition(".")[2] or (owner if written.startswith(".") else "every backend")
+        allowed.add((owner, name))
+    backends = "acestep.planner.backends."
+    wrapped = set()
+    for patch in PATCHES:
+        if patch.module.startswith("acestep."):
+            cls, _, name = patch.path.rpartition(".")
+            of_backend = bool(cls) and patch.module.startswith(backends)
+            wrapped.add(("every backend" if of_backend else cls or patch.module.rpartition(".")[2], name))
+    assert wrapped == allowed
 
 
 def test_the_rule_keeps_what_a_command_is_about() -> None:

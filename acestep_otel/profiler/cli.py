@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from cloup import option, option_group
 
 from acestep.documents import is_text, shown
+from acestep.types import BackendName
 from acestep_otel import __version__
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, FileDefaults, read_defaults
@@ -105,7 +106,7 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     ),
     option(
         "--lm-backend",
-        metavar="[auto|vllm|pt|mlx]",
+        metavar=f"[{'|'.join(get_args(BackendName))}]",
         default=DEFAULTS.lm_backend,
         envvar=VARIABLES["lm_backend"],
         help="Language-model backend. auto: vllm on CUDA and mlx on MPS if installed, otherwise pt.",
