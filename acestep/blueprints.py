@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from acestep.audio import load_audio
+from acestep.field_checks import require_text, require_types
 from acestep.planner.metadata import normalise
-from acestep.planner.planner import Planner, forced_metadata
+from acestep.planner.planner import Planner
+from acestep.planner.plans import forced_metadata
 from acestep.planner.songwriter import Songwriter, SongwritingRequest
 from acestep.renderer.audio_encoder import AudioEncoder
 from acestep.types import (
@@ -43,7 +45,7 @@ def understand_music(
         planner: the loaded language model.
         audio_codes: five per second of audio, each 0 ... 63,999; without any the model invents a song.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
         Caption, metadata and lyrics.
@@ -73,10 +75,10 @@ def understand_recording(
         audio_encoder: turns the recording into codes.
         recording: file of any format, rate and number of channels that libsndfile reads, 0.2 ... 600 s.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
-        Caption, metadata and lyrics, and the audio codes that the recording was heard as.
+        Caption, metadata and lyrics, and the audio codes of the recording.
 
     Raises:
         AudioReadError: the recording cannot be used.
@@ -106,7 +108,7 @@ def create_sample(
         instrumental: ask for a song without words; ``[Instrumental]`` when the model writes none.
         language: of the vocals (``acestep.planner.metadata.LANGUAGES``); ``None`` and ``unknown`` leave it open.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
         Caption, metadata and lyrics.
@@ -138,7 +140,7 @@ def format_sample(
         lyrics: the words; empty for an instrumental.
         metadata: what is settled; these values are kept. The caption is not used here.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
         Caption, metadata and lyrics; the given lyrics when the model writes none.
@@ -199,6 +201,7 @@ class BlueprintWriter:
         progress: ProgressCallback | None,
     ) -> SongBlueprint:
         """``create_sample``."""
+        require_text("query", query)
         prompt = self.planner.prompts.inspire(query, instrumental)
         blueprint = self._write(prompt, SongMetadata(language=language), settings, progress)
         if instrumental and not blueprint.lyrics:
@@ -214,6 +217,8 @@ class BlueprintWriter:
         progress: ProgressCallback | None,
     ) -> SongBlueprint:
         """``format_sample``."""
+        require_text("caption", caption)
+        require_text("lyrics", lyrics)
         blueprint = self._write(self.planner.prompts.rewrite(caption, lyrics), metadata, settings, progress)
         return blueprint if blueprint.lyrics else replace(blueprint, lyrics=lyrics)
 
@@ -226,6 +231,7 @@ class BlueprintWriter:
     ) -> SongBlueprint:
         planner = self.planner
         validate_songwriting(settings)
+        require_types(metadata, "metadata.")
         planner.require_duration(metadata.duration)
         seed = secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed
         asked = SongwritingRequest(

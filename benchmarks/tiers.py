@@ -1,7 +1,7 @@
 """Does the peak that a tier test reports agree with the driver's own figure?
 
 Reads result files of ``--mode tier-test`` and compares, row by row, the allocator's highest reserve together with the
-context with the highest that the driver showed for the process. They should lie within 2 % or 50 MiB of each other.
+context with the highest that the driver showed for the process. They should be within 2 % or 50 MiB of each other.
 
     python -m benchmarks.tiers benchmarks/results/tiers.json
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acestep_otel.profiler.report.results import NotAResultFile, read_document
+from acestep_otel.profiler.report.results import NotAResultFile, read_result
 
 MIB = 2**20
 SHARE, BYTES = 0.02, 50 * MIB
@@ -37,14 +37,14 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether both lie close enough together."""
+        """Whether both are close enough."""
         return abs(self.difference) <= max(BYTES, SHARE * self.driver)
 
 
 def result_file(word: str) -> dict[str, Any]:
     """What a result file of a tier test holds."""
     try:
-        document = read_document(Path(word))
+        document = read_result(Path(word))
     except NotAResultFile as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if (mode := document.get("mode")) != "tier-test":

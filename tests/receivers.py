@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
+import ssl
+import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -112,6 +117,8 @@ def http_receiver() -> Iterator[Received]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if encoding := self.headers["Content-Encoding"]:
+                body = {"gzip": gzip.decompress, "deflate": zlib.decompress}[encoding](body)
             if self.path == "/v1/traces":
                 received.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
             elif self.path == "/v1/metrics":
@@ -151,3 +158,89 @@ def silent_endpoint() -> Iterator[str]:
     """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def answering(
+    status: int = 200, body: bytes = b"", content_type: str = "application/x-protobuf", **headers: str
+) -> Iterator[str]:
+    """An HTTP server that answers every request alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in {"Content-Type": content_type, "Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def grpc_answering(
+    code: grpc.StatusCode | None = None, words: str = "", *, rejected: int = 0, metrics: bool = True, key: str = ""
+) -> Iterator[str]:
+    """A gRPC receiver that refuses with a status, rejects a part, takes no metrics, or insists on an API key."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    port = server.add_insecure_port("127.0.0.1:0")
+
+    def refuse(context: grpc.ServicerContext) -> None:
+        if code is not None and not (key and ("api-key", key) in context.invocation_metadata()):
+            context.abort(code, words)
+
+    class Traces(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - gRPC's name
+            refuse(context)
+            partial = trace_service_pb2.ExportTracePartialSuccess(rejected_spans=rejected, error_message=words)
+            return trace_service_pb2.ExportTraceServiceResponse(partial_success=partial if rejected else None)
+
+    class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - gRPC's name
+            refuse(context)
+            return metrics_service_pb2.ExportMetricsServiceResponse()
+
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
+    if metrics:
+        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+@contextmanager
+def tls_port(folder: Path) -> Iterator[int]:
+    """A port that speaks TLS, with a certificate of its own, and answers nothing beyond the handshake."""
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-keyout", str(key), "-out", str(chain), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError), context.wrap_socket(connection, server_side=True) as channel:
+                channel.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield int(listener.getsockname()[1])

@@ -55,6 +55,14 @@ def test_skips_are_counted_by_program_in_one_line() -> None:
     assert programs.summary(["needs a GPU"]) is None
 
 
+def test_servers_that_no_registry_has_are_counted_with_their_own_way_out() -> None:
+    reason = f"{programs.REASON}{programs.SERVERS} (no program jaeger in ACESTEP_STACK_BIN or PATH)"
+    assert programs.summary([reason, reason]) == (
+        "2 tests skipped because a program is missing (the stack's servers 2): "
+        "ACESTEP_STACK_BIN=FOLDER with otelcol-contrib, jaeger and prometheus 3"
+    )
+
+
 def test_the_line_is_the_last_of_a_run(tmp_path: Path) -> None:
     """With the plugin and worker processes that ``make test`` uses."""
     (tmp_path / "test_page.py").write_text(

@@ -11,6 +11,7 @@ from acestep.errors import CheckpointInvalid
 from acestep.planner.budget import CONTEXT_LIMIT, LanguageModel
 from acestep.weights.layout import CONFIG, read_json
 from acestep.weights.meta_modules import assign, empty_qwen3, restore_rotary_frequencies
+from acestep.weights.plausible import read_configuration
 from acestep.weights.tensor_files import TensorFiles
 from acestep.weights.text_tokenizer import load_vocabulary
 
@@ -24,15 +25,15 @@ def load_qwen3(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
 
     Args:
         folder: ``config.json`` and ``model.safetensors``, or shards; tensors with or without the prefix ``model.``.
-        device: where the weights shall live.
-        dtype: number type that they shall have; the rotary frequencies stay in float32.
+        device: of the weights.
+        dtype: number type of the weights; the rotary frequencies stay in float32.
 
     Raises:
         CheckpointInvalid: a file is corrupt, or does not fit the configuration.
     """
     try:
         # "sdpa" runs everywhere; what the file asks for may not be installed here.
-        config = Qwen3Config.from_dict(read_json(folder / CONFIG), attn_implementation="sdpa")
+        config = Qwen3Config.from_dict(read_configuration(folder / CONFIG), attn_implementation="sdpa")
         model = empty_qwen3(config)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         raise CheckpointInvalid(f"{folder / CONFIG} describes no Qwen3 model: {error!r}") from error
@@ -56,8 +57,8 @@ def load_language_model_folder(folder: Path, *, device: torch.device, dtype: tor
 
     Args:
         folder: as published: configuration, weights and ``tokenizer.json``.
-        device: where the weights shall live.
-        dtype: number type that they shall have.
+        device: of the weights.
+        dtype: number type of the weights.
 
     Raises:
         CheckpointInvalid: a file is corrupt, or does not fit the others.

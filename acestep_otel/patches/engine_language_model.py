@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from acestep_otel import semconv
+from acestep_otel.patches.messages import input_messages, output_messages
 from acestep_otel.patches.patcher import CustomWrapper, Patch, Wrapper
 from acestep_otel.patches.phase_marks import decode_pass, grammar, prompt_pass
 from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition, StageRecorder
@@ -82,9 +83,11 @@ def _text_request(
             known[length] = len(text)
             if capture_content:
                 known[content] = text
+        if capture_content and written:
+            known[semconv.INPUT_MESSAGES] = input_messages(*written.values())
         return RequestStart(planner.device, known, (*written.values(), *recording))
 
-    return RequestDefinition(span, start, _blueprint)
+    return RequestDefinition(span, start, _blueprint, _blueprint_texts)
 
 
 def _blueprint(_call: Call, blueprint: SongBlueprint) -> Attributes:
@@ -92,6 +95,11 @@ def _blueprint(_call: Call, blueprint: SongBlueprint) -> Attributes:
     if blueprint.audio_codes:
         attributes[semconv.AUDIO_CODES_COUNT] = len(blueprint.audio_codes)
     return attributes
+
+
+def _blueprint_texts(blueprint: SongBlueprint) -> Attributes:
+    reason = "stop" if blueprint.lyrics_complete else "length"
+    return {semconv.OUTPUT_MESSAGES: output_messages(reason, blueprint.metadata.caption or "", blueprint.lyrics)}
 
 
 def _sampling(call: Call) -> Attributes:
@@ -105,8 +113,17 @@ def _sampling(call: Call) -> Attributes:
     return attributes | ({semconv.REQUEST_TOP_K: sampling.top_k} if sampling.top_k else {})
 
 
-def _written(call: Call, _stage: Stage, written: Any) -> Attributes:
-    return {**_summed_tokens(written.phases), **_decode_path(call.instance.backend)}
+def _written(call: Call, stage: Stage, written: Any) -> Attributes:
+    reasoned = [
+        child.attributes.get(semconv.USAGE_REASONING_OUTPUT_TOKENS, 0)
+        for child in stage.children
+        if child.name == semconv.LM_COT
+    ]
+    return {
+        **_summed_tokens(written.phases),
+        semconv.USAGE_REASONING_OUTPUT_TOKENS: sum(map(int, reasoned)),
+        **_decode_path(call.instance.backend),
+    }
 
 
 _PLANNING: Final = StageDefinition(
@@ -158,8 +175,10 @@ def _phase_attributes(span: str, call: Call) -> Attributes:
     return _model_attributes(call.instance) | {semconv.LM_CONSTRAINED: constrained}
 
 
-def _phase_tokens(_call: Call, _stage: Stage, tokens: PhaseTokens) -> Attributes:
+def _phase_tokens(_call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
     attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
+    if stage.name == semconv.LM_COT:
+        attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = attributes[semconv.USAGE_OUTPUT_TOKENS]
     share = current_guidance_share()
     if tokens.unconditional_tokens and share is not None:
         attributes |= {semconv.LM_CFG_SHARE: share.decode, semconv.LM_CFG_PREFILL_SHARE: share.prefill}

@@ -15,14 +15,13 @@ from acestep_otel.patches.patcher import Gaps, TemporaryPatches, device_named
 from acestep_otel.patches.phase_marks import grammar, mark_now
 from acestep_otel.patches.tolerant import argument, field, readable
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, StageDefinition
+from acestep_otel.recording.outcomes import ReportedFailure, kind_of
 from acestep_otel.recording.redaction import file_names
 from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.recording.trace_tree import (
     Attributes,
-    ReportedFailure,
     Stage,
     current_recording,
-    error_type,
     inside_request,
     never_raises,
     running_phase,
@@ -73,7 +72,7 @@ def reported_failure(result: Any) -> BaseException | None:
     recording = current_recording()
     cause = None if recording is None else recording.error
     kind = "OutOfMemoryError" if "out of memory" in text.lower() else _FAILED
-    failure = ReportedFailure(kind if cause is None else error_type(cause), text)
+    failure = ReportedFailure(kind if cause is None else kind_of(cause), text)
     failure.__cause__ = cause
     return failure
 

@@ -5,8 +5,9 @@ Exit codes: 0 done; 1 the run failed; 2 wrong usage or set-up; 130 and 143 ended
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -15,12 +16,17 @@ import cloup
 from click.core import ParameterSource
 from cloup import option, option_group
 
+from acestep.documents import is_text, shown
+from acestep.types import BackendName
 from acestep_otel import __version__
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defaults
+from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, FileDefaults, read_defaults
 from acestep_otel.profiler.errors import RunFailed
+from acestep_otel.profiler.numbers import Number, WholeNumber
 from acestep_otel.profiler.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.profiler.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
+from acestep_otel.profiler.terminal import echo, finish, prepare
+from acestep_otel.sdk.variables import require_variables
 from acestep_otel.shutdown import INTERRUPTED, exit_on_terminate
 
 FAILED: Final = 1
@@ -28,6 +34,15 @@ FAILED: Final = 1
 USAGE: Final = 2
 """Exit code of wrong usage or set-up."""
 
+MOST_SECONDS: Final = 604_800.0
+"""A week: the longest that anything is waited for."""
+
+_FILE_DEFAULTS: Final = f"{__name__}.file_defaults"
+_WORDS: Final = {
+    "device": (re.compile(r"auto|cuda(:[0-9]{1,4})?|mps|cpu"), "auto, cuda, cuda:N, mps or cpu"),
+    "lm_backend": (re.compile(r"auto|vllm|pt|mlx"), "auto, vllm, pt or mlx"),
+}
+"""What may be said, where that is known without loading anything."""
 _FROM_EXAMPLE: Final = "from example"
 _FILE: Final = click.Path(path_type=Path)
 _FOLDER: Final = click.Path(path_type=Path, file_okay=False)
@@ -41,8 +56,23 @@ class _Command(cloup.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each of its values, then parse as usual."""
-        ctx.default_map = read_defaults(ENVIRONMENT_FILE)
+        require_text(args)
+        defaults = read_defaults(ENVIRONMENT_FILE)
+        ctx.default_map = dict(defaults.values)
+        ctx.meta[_FILE_DEFAULTS] = defaults
         return super().parse_args(ctx, list(repeat_flag("--tiers", args)))
+
+
+def require_text(arguments: Sequence[str]) -> None:
+    """Refuse an argument with bytes outside UTF-8: no result, page or span could hold it.
+
+    Raises:
+        SetupError: naming it, and the option before it.
+    """
+    for position, argument in enumerate(arguments):
+        if not is_text(argument):
+            before = arguments[position - 1] if position and arguments[position - 1].startswith("--") else ""
+            raise SetupError(f"{before} {shown(argument)[:200]} is not UTF-8 text: rename or retype it".strip())
 
 
 def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
@@ -72,112 +102,158 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         "--device",
         default=DEFAULTS.device,
         envvar=VARIABLES["device"],
-        help="Device: auto, cuda, cuda:N, mps or cpu.",
+        help="Device: auto, cuda, cuda:N, mps or cpu. auto takes the first of CUDA, MPS and CPU.",
     ),
     option(
         "--lm-backend",
-        type=click.Choice(["auto", "vllm", "pt", "mlx"]),
+        metavar=f"[{'|'.join(get_args(BackendName))}]",
         default=DEFAULTS.lm_backend,
         envvar=VARIABLES["lm_backend"],
-        help="LLM backend.",
+        help="Language-model backend. auto: vllm on CUDA and mlx on MPS if installed, otherwise pt.",
     ),
 )
 @option_group(
     "Model Paths",
-    option("--config-path", default=DEFAULTS.config_path, envvar=VARIABLES["config_path"], help="DiT model config."),
-    option("--lm-model", default=DEFAULTS.lm_model, envvar=VARIABLES["lm_model"], help="LLM model path."),
+    option(
+        "--config-path",
+        default=DEFAULTS.config_path,
+        envvar=VARIABLES["config_path"],
+        help="Diffusion model (DiT): a name or a path.",
+    ),
+    option(
+        "--lm-model", default=DEFAULTS.lm_model, envvar=VARIABLES["lm_model"], help="Language model: a name or a path."
+    ),
 )
 @option_group(
     "Hardware Options",
-    option("--offload-to-cpu", is_flag=True, help="Offload models to CPU when not in use."),
-    option("--offload-dit-to-cpu", is_flag=True, help="Offload DiT to CPU when not in use."),
+    option("--offload-to-cpu", is_flag=True, help="Keep models in host memory while they are not in use."),
+    option("--offload-dit-to-cpu", is_flag=True, help="The same for the DiT."),
     option(
         "--quantization",
         type=click.Choice(["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"]),
         show_default="none",
-        help="Quantization of the weights.",
+        help="Quantization of the DiT's weights. Quantized models are compiled.",
     ),
 )
 @option_group(
     "Generation Parameters",
-    option("--duration", type=float, show_default=_FROM_EXAMPLE, help="Audio duration in seconds, 10 to 600."),
-    option("--batch-size", type=int, show_default=_FROM_EXAMPLE, help="Batch size, 1 to 8."),
-    option("--inference-steps", type=int, show_default=_FROM_EXAMPLE, help="Diffusion inference steps."),
-    option("--seed", type=int, show_default=_FROM_EXAMPLE, help="Random seed; a negative one asks for a random seed."),
-    option("--guidance-scale", type=float, default=DEFAULTS.guidance_scale, help="CFG guidance scale for DiT."),
+    option("--duration", type=Number(), show_default=_FROM_EXAMPLE, help="Audio duration in seconds, 10 to 600."),
+    option("--batch-size", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Songs per request, 1 to 8."),
+    option("--inference-steps", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Denoising steps."),
+    option(
+        "--seed",
+        type=WholeNumber(),
+        show_default=_FROM_EXAMPLE,
+        help="Seed of the first song; a negative value selects a random seed.",
+    ),
+    option(
+        "--guidance-scale",
+        type=Number(),
+        default=DEFAULTS.guidance_scale,
+        help="Guidance scale of the DiT; turbo models do not use it.",
+    ),
 )
 @option_group(
     "LLM / CoT Parameters",
-    option("--thinking", is_flag=True, help="Enable LLM Chain-of-Thought reasoning."),
-    option("--use-cot-metas", is_flag=True, help="LLM generates music metadata via CoT."),
-    option("--use-cot-caption", is_flag=True, help="LLM rewrites/formats caption via CoT."),
-    option("--use-cot-language", is_flag=True, help="LLM detects vocal language via CoT."),
+    option(
+        "--thinking",
+        is_flag=True,
+        help="The language model reasons (chain of thought) and writes audio codes, which the DiT follows.",
+    ),
+    option("--use-cot-metas", is_flag=True, help="The language model decides tempo, key and time signature."),
+    option("--use-cot-caption", is_flag=True, help="The language model rewrites the caption."),
+    option("--use-cot-language", is_flag=True, help="The language model decides the language of the vocals."),
     option(
         "--use-constrained-decoding/--no-constrained-decoding",
         default=DEFAULTS.use_constrained_decoding,
-        help="FSM-based constrained decoding.",
+        help="Hold the metadata to its grammar.",
     ),
-    option("--lm-temperature", type=float, default=DEFAULTS.lm_temperature, help="LLM sampling temperature."),
-    option("--lm-cfg-scale", type=float, default=DEFAULTS.lm_cfg_scale, help="LLM CFG scale."),
+    option(
+        "--lm-temperature",
+        type=Number(),
+        default=DEFAULTS.lm_temperature,
+        help="Sampling temperature of the language model; 0 is greedy.",
+    ),
+    option(
+        "--lm-cfg-scale",
+        type=Number(),
+        default=DEFAULTS.lm_cfg_scale,
+        help="Guidance scale of the audio codes; 1 is off.",
+    ),
 )
 @option_group(
     "Profiling Options",
-    option("--mode", type=click.Choice(get_args(Mode)), default=DEFAULTS.mode, help="What to run."),
-    option("--no-warmup", is_flag=True, help="Skip warmup run."),
-    option("--detailed", is_flag=True, help="Enable cProfile function-level analysis."),
-    option("--llm-debug", is_flag=True, help="Deep LLM debugging (token count, throughput)."),
-    option("--benchmark-output", type=_FILE, show_default="none", help="Save benchmark results to JSON file."),
+    option("--mode", type=click.Choice(get_args(Mode)), default=DEFAULTS.mode, help="What to measure."),
+    option("--no-warmup", is_flag=True, help="Measure the first run, compilation and first allocations included."),
+    option("--detailed", is_flag=True, help="One more run under cProfile: the most expensive functions."),
+    option("--llm-debug", is_flag=True, help="Tokens, throughput and gaps of each phase of the language model."),
+    option("--benchmark-output", type=_FILE, show_default="none", help="Write the results to this JSON file."),
 )
 @option_group(
     "Tier-Test Options",
     option(
         "--tiers",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1, max=100_000),
         multiple=True,
         default=DEFAULTS.tiers,
         show_default=" ".join(map(str, DEFAULTS.tiers)),
         metavar="GB...",
-        help="VRAM sizes (GB) to simulate.",
+        help="Card sizes to simulate, in GB.",
     ),
-    option("--tier-with-lm", is_flag=True, help="Enable LM initialization on tiers that support it."),
-    option("--tier-skip-compile", is_flag=True, help="Skip torch.compile on non-quantized tiers."),
-    option("--tier-boundary", is_flag=True, help="Test each tier with no-quant and no-offload variants."),
-    option("--tier-batch-boundary", is_flag=True, help="Test each tier with batch sizes 1, 2, 4, 8."),
+    option("--tier-with-lm", is_flag=True, help="Run the language model on tiers that have one."),
+    option("--tier-skip-compile", is_flag=True, help="Compile only tiers that are quantized."),
+    option(
+        "--tier-boundary",
+        is_flag=True,
+        help="Also run each tier without quantization, and without quantization and offload.",
+    ),
+    option("--tier-batch-boundary", is_flag=True, help="Run each tier with 1, 2, 4 and 8 songs until memory runs out."),
 )
 @option_group(
     "Input Options",
-    option("--example", default=DEFAULTS.example, help="Example JSON from examples/text2music/."),
+    option(
+        "--example", default=DEFAULTS.example, help="Example to generate: a file of examples/text2music, or a path."
+    ),
     option(
         "--task-type",
         type=click.Choice(["text2music", "cover", "repaint", "lego", "extract", "complete"]),
         default=DEFAULTS.task_type,
-        help="Task.",
+        help="Task; all except text2music need --src-audio.",
     ),
-    option("--reference-audio", type=_FILE, show_default="none", help="Reference audio path."),
-    option("--src-audio", type=_FILE, show_default="none", help="Source audio path."),
-    option("--sample-query", show_default="none", help="Query for create_sample mode."),
-    option("--instrumental", is_flag=True, help="Generate instrumental music (for create_sample)."),
-    option("--audio-codes", show_default="none", help="Audio codes string (for understand mode)."),
+    option("--reference-audio", type=_FILE, show_default="none", help="Recording whose timbre is transferred."),
+    option(
+        "--src-audio",
+        type=_FILE,
+        show_default="none",
+        help="Source recording of a task, or input of --mode understand.",
+    ),
+    option("--sample-query", show_default="none", help="Description of a song, for --mode create_sample."),
+    option("--instrumental", is_flag=True, help="Without vocals, for --mode create_sample."),
+    option(
+        "--audio-codes",
+        show_default="none",
+        help="Audio codes, for --mode understand: '12,7' or '<|audio_code_12|><|audio_code_7|>'.",
+    ),
 )
 @option_group(
     "Task Options",
     option(
         "--repainting-start",
-        type=float,
+        type=Number(),
         default=DEFAULTS.repainting_start,
         metavar="SECONDS",
-        help="Start of the window that repaint and lego make anew; negative extends the source to the left.",
+        help="Start of the window of repaint and lego; a negative value extends the song before its start.",
     ),
     option(
         "--repainting-end",
-        type=float,
+        type=Number(),
         show_default="end of the source",
         metavar="SECONDS",
-        help="End of the window; beyond the source's end extends it to the right.",
+        help="End of the window; a value beyond the source extends the song.",
     ),
     option(
         "--audio-cover-strength",
-        type=float,
+        type=Number(),
         default=DEFAULTS.audio_cover_strength,
         help="Share of the steps, 0 to 1, that follow the source (cover) or the audio codes; the rest follow the text.",
     ),
@@ -185,50 +261,58 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         "--track",
         multiple=True,
         show_default="none",
-        help="Track that lego adds or extract isolates; repeated, the tracks that complete adds. "
-        "For example vocals, drums or bass.",
+        help="Track to add (lego, complete) or isolate (extract), for example vocals. complete accepts several.",
     ),
 )
 @option_group(
     "Measurement",
-    option("--repeat", type=int, default=DEFAULTS.repeat, help="Runs of each benchmark cell: median, minimum, spread."),
+    option(
+        "--repeat",
+        type=WholeNumber(min=1, max=10_000),
+        default=DEFAULTS.repeat,
+        help="Runs of each benchmark cell: median, minimum, spread.",
+    ),
     option(
         "--tier-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, max=MOST_SECONDS, min_open=True),
         default=DEFAULTS.tier_timeout,
         metavar="SECONDS",
-        help="Longest that a run of a tier test may take, loading included; then its process is killed.",
+        help="Time limit of a run of a tier test, loading included; after it the process is killed.",
     ),
-    option("--torch-profile", is_flag=True, help="One more run under torch.profiler: a Chrome/Perfetto trace."),
+    option(
+        "--torch-profile",
+        is_flag=True,
+        help="One more run under torch.profiler: a trace for Perfetto or chrome://tracing.",
+    ),
 )
 @option_group(
     "Weights & Output",
-    option("--tiny", is_flag=True, help="Tiny built-in random models: nothing to download, seconds on a CPU."),
+    option("--tiny", is_flag=True, help="Tiny built-in models with random weights: no download, seconds on a CPU."),
     option(
         "--weights",
         type=click.Choice(["checkpoint", "synthetic"]),
         default=DEFAULTS.weights,
-        help="synthetic: the named architecture at its true size with random weights (real speed, noise for music).",
+        help="synthetic: the named models at true size with random weights: real speed and memory, noise as audio.",
     ),
     CHECKPOINT_DIR,
-    option("--download", is_flag=True, help="Fetch models that are not there from the hub; says first how much it is."),
+    option("--download", is_flag=True, help="Download missing models; prints the size first."),
     option(
         "--lora",
         multiple=True,
         metavar="PATH[:SCALE]",
         show_default="none",
-        help="LoRA adapter of the DiT, a safetensors file or its folder; may be repeated.",
+        help="LoRA adapter of the DiT: a safetensors file or its folder; may be repeated.",
     ),
-    option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
+    option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder for the songs."),
     option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
-    option("--report", type=_FILE, show_default="none", help="Write an HTML page with charts of the run."),
+    option("--report", type=_FILE, show_default="none", help="Write an HTML report."),
     option(
         "--lyrics-token-limit",
-        type=int,
+        type=WholeNumber(),
         default=DEFAULTS.lyrics_token_limit,
-        help="Most tokens of lyrics that understand, create_sample and format_sample write.",
+        help="Maximum tokens of lyrics in the modes understand, create_sample and format_sample.",
     ),
-    option("--no-progress", is_flag=True, help="No progress bars on a terminal."),
+    option("--no-progress", is_flag=True, help="Do not show progress bars."),
 )
 @option_group(
     "Tracing",
@@ -236,19 +320,23 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
         "--detail",
         type=click.Choice(["off", "stage", "step", "token"]),
         show_default="step, or ACESTEP_OTEL_DETAIL",
-        help="How deep the span tree goes.",
+        help="Depth of the span tree.",
     ),
     option("--trace-output", type=_FILE, show_default="none", help="Write the trace as OTLP JSON lines."),
-    option("--otlp-endpoint", show_default="none, or OTEL_EXPORTER_OTLP_ENDPOINT", help="Send traces and metrics."),
+    option(
+        "--otlp-endpoint",
+        show_default="none, or OTEL_EXPORTER_OTLP_ENDPOINT",
+        help="OTLP endpoint for traces and metrics.",
+    ),
     option(
         "--otlp-protocol",
         type=click.Choice(["grpc", "http/protobuf"]),
         show_default="grpc, or OTEL_EXPORTER_OTLP_PROTOCOL",
-        help="How they are sent.",
+        help="OTLP protocol.",
     ),
     option(
         "--prometheus-port",
-        type=click.IntRange(1, 65_535),
+        type=WholeNumber(1, 65_535),
         show_default="none",
         help="Serve metrics for Prometheus to scrape, without a collector: http://localhost:PORT/metrics.",
     ),
@@ -263,6 +351,7 @@ def command(context: click.Context, /, **values: Any) -> None:
         for name in ("config_path", "lm_model"):
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise SetupError(f"--tiny chooses the models itself: leave out --{name.replace('_', '-')}")
+    _require_words(context, values)
     options = Options(**values)
     require_available(options)
     _run(options)
@@ -270,6 +359,24 @@ def command(context: click.Context, /, **values: Any) -> None:
 
 for _subcommand in SUBCOMMANDS:
     command.add_command(_subcommand)
+
+
+def _require_words(context: click.Context, values: Mapping[str, Any]) -> None:
+    """What the environment or ``.env`` says is an error in the run that would use it, and nowhere else."""
+    defaults: FileDefaults = context.meta[_FILE_DEFAULTS]
+    if defaults.problem is not None:
+        raise SetupError(defaults.problem)
+    for name, (words, choices) in _WORDS.items():
+        if words.fullmatch(values[name]):
+            continue
+        match context.get_parameter_source(name):
+            case ParameterSource.ENVIRONMENT:
+                place = f"{VARIABLES[name]}="
+            case ParameterSource.DEFAULT_MAP:
+                place = f"{defaults.places[name]}="
+            case _:
+                place = f"--{name.replace('_', '-')} "
+        raise SetupError(f"{place}{values[name][:60]!r}: choose {choices}")
 
 
 def _refuse_options(context: click.Context) -> None:
@@ -280,6 +387,7 @@ def _refuse_options(context: click.Context) -> None:
 
 
 def _run(options: Options) -> None:
+    require_variables()
     # Imported here because PyTorch takes seconds to load, and neither --help nor a wrong flag needs it.
     from acestep.import_noise import quiet_imports
 
@@ -307,6 +415,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; those of the process when not given.
     """
+    prepare()
+    status = _status(arguments)
+    if (problem := finish()) is not None:
+        return max(status, _complain(problem, FAILED))
+    return status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     try:
         command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
@@ -315,6 +431,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", INTERRUPTED)
     except SetupError as error:
         return _complain(str(error), USAGE)
+    except BrokenPipeError:
+        # The reader of --help went away.
+        return 0
     except (RunFailed, OSError) as error:
         return _complain(str(error), FAILED)
     except Exception as error:
@@ -329,5 +448,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, status: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {' '.join(message.split())}", err=True)
     return status

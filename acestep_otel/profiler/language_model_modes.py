@@ -107,8 +107,8 @@ def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str
         yield f"    {line}".rstrip()
 
 
-_TOKENS: Final = re.compile(r"(?:\s*<\|audio_code_\d+\|>)+\s*")
-_NUMBER: Final = re.compile(r"\d+")
+_TOKENS: Final = re.compile(r"(?:\s*<\|audio_code_[0-9]{1,9}\|>)+\s*")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
 def parse_audio_codes(text: str) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ def parse_audio_codes(text: str) -> tuple[int, ...]:
     for word in words:
         if not _NUMBER.fullmatch(word):
             raise SetupError(
-                f"{word!r} is no audio code: write '<|audio_code_12|><|audio_code_7|>' or '12,7', "
+                f"{word[:40]!r} is no audio code: write '<|audio_code_12|><|audio_code_7|>' or '12,7', "
                 "each number 0 ... 63999"
             )
     return tuple(map(int, words))

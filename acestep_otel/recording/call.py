@@ -70,6 +70,10 @@ def _no_attributes(_call: Call, _result: Any) -> Attributes:
     return {}
 
 
+def _no_content(_result: Any) -> Attributes:
+    return {}
+
+
 def _no_failure(_result: Any) -> BaseException | None:
     return None
 
@@ -82,12 +86,14 @@ class RequestDefinition:
         span: name of the root span.
         start: reads what is known before the call; the flag says whether captions and lyrics may be captured.
         attributes_after: of the root span, read from the call and its result.
+        content_after: texts of the result, for the root span; read only where content is captured.
         failure: the error that a result stands for, where a library reports failure without raising.
     """
 
     span: str
     start: Callable[[Call, bool], RequestStart]
     attributes_after: Callable[[Call, Any], Attributes] = _no_attributes
+    content_after: Callable[[Any], Attributes] = _no_content
     failure: Callable[[Any], BaseException | None] = _no_failure
 
 

@@ -1,7 +1,7 @@
 """From a finished recording to spans and metrics.
 
 Runs once per request, after the request's own synchronisation: resolves all marks together, makes times nest (a
-child lies within its parent and does not start before its elder sibling ended, so rows can be added up), then emits
+child is within its parent and does not start before its preceding sibling ended, so rows can be added up), then emits
 the spans of the tree with explicit times and records the metrics inside them, so that exemplars point at them.
 """
 
@@ -10,29 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, Tracer
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import HOST, Mark
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.outcomes import error_type, is_out_of_memory, outcome_of, record_outcome
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
 from acestep_otel.recording.redaction import Scrubber
-from acestep_otel.recording.trace_tree import (
-    AttributeValue,
-    ReportedFailure,
-    RequestRecording,
-    Stage,
-    error_type,
-    is_measured,
-)
+from acestep_otel.recording.trace_tree import AttributeValue, RequestRecording, Stage, is_measured
 from acestep_otel.settings import Detail
-
-_OUT_OF_MEMORY: Final = frozenset({"OutOfMemory", "OutOfMemoryError", "MemoryError"})
-"""The engine's, PyTorch's and Python's; by name, so that no engine has to be importable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +80,8 @@ class Emitter:
         record = self._instruments.record
         context = trace.set_span_in_context(span, Context())
         attributes = metric_attributes(request, request.attributes.get(semconv.REQUEST_MODEL, ""))
-        outcome = "ok" if request.error is None else error_type(request.error)
         record(semconv.REQUEST_DURATION, seconds, attributes, context)
-        record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
+        record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome_of(request.error)}, context)
         if request.error is None and semconv.AUDIO_DURATION in request.attributes:
             songs = int(request.attributes.get(semconv.BATCH_SIZE, 0))
             audio_seconds = songs * float(request.attributes[semconv.AUDIO_DURATION])
@@ -214,29 +203,6 @@ class _Emission:
                 record(semconv.LM_TOKENS_COUNT, float(count), {**attributes, semconv.TOKEN_KIND: kind}, context)
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a stage ended because the device or the host had no memory left."""
-    return error is not None and error_type(error) in _OUT_OF_MEMORY
-
-
-def record_failure(span: Span, error: BaseException, scrub: Scrubber, timestamp_ns: int | None = None) -> None:
-    """Say on a span what ended it.
-
-    Args:
-        span: still open.
-        error: that passed through.
-        scrub: removes what the user wrote from its message.
-        timestamp_ns: Unix nanoseconds; now when not given.
-    """
-    kind = error_type(error)
-    event = scrub.event(error)
-    if reported := isinstance(error, ReportedFailure):
-        event["exception.type"] = kind
-    span.set_attribute(semconv.ERROR_TYPE, kind)
-    span.record_exception(error, event, timestamp=timestamp_ns, escaped=not reported)
-    span.set_status(Status(StatusCode.ERROR, kind))
-
-
 def metric_attributes(stage: Stage, model: AttributeValue) -> dict[str, AttributeValue]:
     """What a stage's metrics may carry; each metric takes those that its definition lists.
 
@@ -250,8 +216,8 @@ def metric_attributes(stage: Stage, model: AttributeValue) -> dict[str, Attribut
         semconv.STAGE: semconv.stage_of(stage.name),
         semconv.REQUEST_MODEL: stage.attributes.get(semconv.REQUEST_MODEL, model),
     }
-    if stage.error is not None:
-        attributes[semconv.ERROR_TYPE] = error_type(stage.error)
+    if (failure := error_type(stage.error)) is not None:
+        attributes[semconv.ERROR_TYPE] = failure
     return attributes
 
 
@@ -348,5 +314,5 @@ def _planner_attributes(node: _Resolved) -> Iterator[tuple[str, AttributeValue]]
 
 def _close(span: Span, node: _Resolved, scrub: Scrubber) -> None:
     if node.stage.error is not None:
-        record_failure(span, node.stage.error, scrub, node.end_ns)
+        record_outcome(span, node.stage.error, scrub, node.end_ns)
     span.end(end_time=node.end_ns)

@@ -21,9 +21,10 @@ from acestep_otel import semconv
 from acestep_otel.recording.background_emission import Deferral, follow_forks
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
-from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes, record_failure
+from acestep_otel.recording.emission import Emitter, metric_attributes
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.outcomes import is_out_of_memory, record_outcome
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
 from acestep_otel.recording.trace_tree import (
@@ -117,6 +118,8 @@ class RequestTracer:
             with self._vram.request(request.device):
                 result = call.run()
             self._describe(request.root, lambda: definition.attributes_after(call, result))
+            if self.settings.capture_content:
+                self._describe(request.root, lambda: definition.content_after(result))
             error = never_raises(definition.failure)(result)
         except BaseException as raised:
             error = raised
@@ -217,10 +220,10 @@ class RequestTracer:
                 try:
                     result = call.run()
                 except BaseException as error:
-                    never_raises(record_failure)(span, error, Scrubber(load.user_texts))
+                    never_raises(record_outcome)(span, error, Scrubber(load.user_texts))
                     raise
                 if (failure := never_raises(definition.failure)(result)) is not None:
-                    never_raises(record_failure)(span, failure, Scrubber(load.user_texts))
+                    never_raises(record_outcome)(span, failure, Scrubber(load.user_texts))
                     return result
                 seconds = (time.perf_counter_ns() - start_ns) / 1e9
                 self._loaded(span, seconds, load)
@@ -249,7 +252,7 @@ class RequestTracer:
             )
 
     def close(self) -> None:
-        """Trace nothing from now on, also where somebody kept a wrapped function, and observe no hardware."""
+        """Trace nothing from now on, also for callers that kept a wrapped function, and observe no hardware."""
         self._closed = True
         self._gpus.forget()
 
@@ -260,11 +263,11 @@ class RequestTracer:
             name: as the library has it.
             start_ns: Unix nanoseconds.
             attributes: as the library has them.
-            parent: context of the span that it lies below.
+            parent: context of the parent span.
             kind: as the library has it.
 
         Returns:
-            True: nobody else has to emit it.
+            True: no other thread emits it.
         """
         self._tracer.start_span(
             name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
@@ -317,7 +320,7 @@ class RequestTracer:
 
     @never_raises
     def _finish(self, request: _Request, error: BaseException | None) -> None:
-        # Whoever takes it out finishes it: its own thread, or shutdown.
+        # Finished by the thread that removes it: its own, or shutdown.
         if self._running.pop(id(request), None) is None:
             return
         self._count_active(request, -1)
@@ -335,7 +338,7 @@ class RequestTracer:
             # An exception's traceback holds tensors, and who runs out of memory wants it back at once.
             emit()
         elif not self._deferral.add(lambda: recording.reached, emit):
-            # Ending the span would wait for whoever takes spans so slowly.
+            # Ending the span would wait for the slow span processor.
             self._count_unrecorded(request, error)
             self._instruments.record(semconv.TRACES_DROPPED, 1, {})
 

@@ -32,23 +32,6 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-class ReportedFailure(Exception):
-    """A failure that a library reported by its result: no exception passed through the call.
-
-    Attributes:
-        kind: what went wrong: the class of the exception that the library caught, where one was seen.
-    """
-
-    def __init__(self, kind: str, message: str = "") -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-def error_type(error: BaseException) -> str:
-    """The value of ``error.type`` for what ended a stage."""
-    return error.kind if isinstance(error, ReportedFailure) else type(error).__name__
-
-
 @dataclass(slots=True, eq=False)
 class Stage:
     """One node of the tree.

@@ -1,132 +1,294 @@
-"""Which OTLP exporters a run gets: decided from the standard ``OTEL_*`` variables and the command line.
+"""Where each signal goes, and the exporters that take it there: by the ``OTEL_*`` variables and the command line.
 
 A signal is exported when an endpoint is configured for it, or when ``OTEL_TRACES_EXPORTER`` /
-``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off. What the exporters themselves read from the
-environment (headers, timeout, certificates, compression) stays theirs.
+``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off, even if an endpoint is set. Address, headers, timeout
+and compression are settled here and given to the exporter, so what is shown is what is spoken. Certificates stay the
+exporter's.
 """
 
 from __future__ import annotations
 
+import base64
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
-from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from acestep_otel.errors import SetupError
+from acestep_otel.sdk.addresses import Address, parse_address
+from acestep_otel.sdk.answers import Answers, Delivery, Signal
+from acestep_otel.sdk.pairs import parse_headers
+from acestep_otel.sdk.variables import is_true, milliseconds, variable
 
-Signal = Literal["traces", "metrics"]
 Protocol = Literal["grpc", "http/protobuf"]
 
+TEMPORALITY: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+HISTOGRAMS: Final = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
 PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 DEFAULT_PROTOCOL: Final[Protocol] = "grpc"
 """What the OpenTelemetry distribution for Python takes when nothing is said."""
+DEFAULT_ENDPOINTS: Final[Mapping[Protocol, str]] = {
+    "grpc": "http://localhost:4317",
+    "http/protobuf": "http://localhost:4318",
+}
+"""Where OTLP receivers listen when nothing else is said."""
+
+FLAG: Final = "--otlp-endpoint"
+_BASE: Final = "OTEL_EXPORTER_OTLP"
+_DEFAULT_TIMEOUT: Final = 10_000
+_NO_LIMIT: Final = 86_400.0
+"""Seconds that stand for none: a timeout of 0 is no limit to the specification."""
+_GRPC_NAME: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")
+_PATHS: Final = ("/v1/traces", "/v1/metrics", "/v1/logs")
 
 
 @dataclass(frozen=True, slots=True)
 class OtlpTarget:
-    """Where one signal goes.
+    """Where one signal goes, and how.
 
     Attributes:
+        signal: ``traces`` or ``metrics``.
         protocol: how it is sent.
-        endpoint: base URL given on the command line, or ``None`` when the exporter takes it from the environment.
+        address: where, complete: with its scheme, and over HTTP with the signal's path.
+        timeout: seconds for a batch, retries included.
+        compression: ``none``, ``gzip`` or ``deflate``.
+        source: flag or variable that named the address.
+        has_scheme: whether that said ``http://`` or ``https://`` itself.
+        headers: sent with every batch; they hold the user's keys and are never shown.
     """
 
+    signal: Signal
     protocol: Protocol
-    endpoint: str | None = None
+    address: Address
+    timeout: float = _DEFAULT_TIMEOUT / 1000
+    compression: str = "none"
+    source: str = FLAG
+    has_scheme: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def url(self, signal: Signal) -> str | None:
-        """What the exporter's ``endpoint`` argument takes: over HTTP that is the signal's own path."""
-        if self.endpoint is None or self.protocol == "grpc":
-            return self.endpoint
-        return f"{self.endpoint.rstrip('/')}/v1/{signal}"
+    def __str__(self) -> str:
+        """The address as it may be shown."""
+        return str(self.address)
 
     @property
-    def insecure(self) -> bool | None:
-        """Whether gRPC goes without TLS; ``None`` leaves that to the environment."""
-        return None if self.endpoint is None else urlsplit(self.endpoint).scheme == "http"
+    def tls(self) -> bool:
+        """Whether TLS is spoken."""
+        return self.address.scheme == "https"
 
 
-def otlp_target(signal: Signal, *, endpoint: str | None = None, protocol: str | None = None) -> OtlpTarget | None:
+def otlp_target(
+    signal: Signal, *, endpoint: str | None = None, protocol: str | None = None, others: Collection[str] = ()
+) -> OtlpTarget | None:
     """Where a signal goes, or ``None`` when it goes nowhere.
 
     Args:
         signal: ``traces`` or ``metrics``.
-        endpoint: of the command line; wins over the environment.
+        endpoint: of the command line; says where, in place of the variables that do.
         protocol: of the command line; wins over the environment.
+        others: words of ``OTEL_*_EXPORTER`` beside ``otlp`` that the program itself answers for, such as
+            ``prometheus``.
 
     Raises:
-        SetupError: an endpoint, protocol or exporter that does not exist.
+        SetupError: an endpoint, protocol, exporter or header that cannot be used.
     """
-    if endpoint is not None:
-        address = urlsplit(endpoint)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise SetupError(f"OTLP endpoint {endpoint!r} is not a URL such as http://localhost:4317")
-    elif not _wanted(signal):
+    if not _wanted(signal, others, named=endpoint is not None):
         return None
-    return OtlpTarget(_protocol(signal, protocol), endpoint)
+    spoken = _protocol(signal, protocol)
+    source, text, is_base = _endpoint(signal, endpoint, spoken)
+    address = parse_address(
+        text, source, example=DEFAULT_ENDPOINTS[spoken], needs_scheme=spoken != "grpc" or source == FLAG
+    )
+    return OtlpTarget(
+        signal=signal,
+        protocol=spoken,
+        address=_complete(signal, spoken, address, source, is_base=is_base),
+        timeout=(milliseconds(_variable(signal, "TIMEOUT"), _DEFAULT_TIMEOUT) / 1000) or _NO_LIMIT,
+        compression=(variable(_variable(signal, "COMPRESSION")) or "none").lower(),
+        source=source,
+        has_scheme=address.scheme is not None,
+        headers=_headers(signal, spoken, address),
+    )
 
 
-def _wanted(signal: Signal) -> bool:
-    variable = f"OTEL_{signal.upper()}_EXPORTER"
-    chosen = {word.strip() for word in os.environ.get(variable, "").split(",")} - {""}
-    if unknown := chosen - {"otlp", "none"}:
-        raise SetupError(f"{variable}={sorted(unknown)[0]!r} is not supported: choose otlp or none")
+def default_target(signal: Signal, protocol: str | None = None) -> OtlpTarget:
+    """The usual place of a receiver on this machine, whatever the environment names.
+
+    Raises:
+        SetupError: a protocol or header that cannot be used.
+    """
+    spoken = _protocol(signal, protocol)
+    address = parse_address(DEFAULT_ENDPOINTS[spoken], FLAG, example=DEFAULT_ENDPOINTS[spoken])
+    return OtlpTarget(
+        signal,
+        spoken,
+        _complete(signal, spoken, address, FLAG, is_base=True),
+        headers=_headers(signal, spoken, address),
+    )
+
+
+def _wanted(signal: Signal, others: Collection[str], *, named: bool) -> bool:
+    name = f"OTEL_{signal.upper()}_EXPORTER"
+    chosen = {word.strip().lower() for word in os.environ.get(name, "").split(",")} - {""}
+    if unknown := chosen - {"otlp", "none", *others}:
+        supported = " or ".join(("otlp", *sorted(others), "none"))
+        raise SetupError(f"{name}={sorted(unknown)[0]!r} is not supported: choose {supported}")
     if chosen:
         return "otlp" in chosen
-    return any(
-        os.environ.get(name)
-        for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
-    )
+    return named or variable(f"{_BASE}_ENDPOINT") is not None or variable(_of(signal, "ENDPOINT")) is not None
+
+
+def _of(signal: Signal, word: str) -> str:
+    return f"{_BASE}_{signal.upper()}_{word}"
+
+
+def _variable(signal: Signal, word: str) -> str:
+    """The variable that decides: the signal's own if it is set, else that of all signals."""
+    own = _of(signal, word)
+    return own if variable(own) is not None else f"{_BASE}_{word}"
 
 
 def _protocol(signal: Signal, given: str | None) -> Protocol:
-    found = (
-        given
-        or os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL")
-        or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        or DEFAULT_PROTOCOL
-    )
+    name = "--otlp-protocol" if given else _variable(signal, "PROTOCOL")
+    found = given or variable(name) or DEFAULT_PROTOCOL
     for protocol in PROTOCOLS:
-        if found == protocol:
+        if found.lower() == protocol:
             return protocol
-    raise SetupError(f"OTLP protocol {found!r} is not supported: choose {' or '.join(PROTOCOLS)}")
+    raise SetupError(f"{name}={found[:60]!r} is not supported: choose {' or '.join(PROTOCOLS)}")
+
+
+def _endpoint(signal: Signal, given: str | None, protocol: Protocol) -> tuple[str, str, bool]:
+    """What names the address, the address, and whether it is a base to which HTTP adds the signal's path."""
+    if given is not None:
+        return FLAG, given, True
+    if (own := variable(_of(signal, "ENDPOINT"))) is not None:
+        return _of(signal, "ENDPOINT"), own, False
+    return f"{_BASE}_ENDPOINT", variable(f"{_BASE}_ENDPOINT") or DEFAULT_ENDPOINTS[protocol], True
+
+
+def _complete(signal: Signal, protocol: Protocol, address: Address, source: str, *, is_base: bool) -> Address:
+    path = address.path.rstrip("/")
+    # Under OpenTelemetry's rules a base may have any path; these have never been one.
+    if path.endswith(_PATHS) and (is_base or protocol == "grpc"):
+        base = f"{address.scheme}://{address.authority}{path.removesuffix(path[path.rindex('/v1/') :])}"
+        what = "over gRPC an address has no path" if protocol == "grpc" else "that is the address of one signal"
+        raise SetupError(f"{source} {str(address)!r}: {what}: give {base}{_OVER_HTTP if protocol == 'grpc' else ''}")
+    if protocol == "grpc":
+        if path or address.query:
+            raise SetupError(f"{source} {str(address)!r}: over gRPC an address has no path{_OVER_HTTP}")
+        insecure = variable(_variable(signal, "INSECURE"))
+        scheme = address.scheme or ("http" if (insecure or "").lower() == "true" else "https")
+        return Address(scheme, address.host, address.port or (443 if scheme == "https" else 80))
+    if is_base and address.query:
+        raise SetupError(f"{source} {str(address)!r}: a base has no query: set {_of(signal, 'ENDPOINT')}")
+    path = f"{path}/v1/{signal}" if is_base else address.path or "/"
+    return Address(address.scheme, address.host, address.port, path, address.query)
+
+
+_OVER_HTTP: Final = ", or choose http/protobuf (OTEL_EXPORTER_OTLP_PROTOCOL, --otlp-protocol)"
+
+
+def _headers(signal: Signal, protocol: Protocol, address: Address) -> Mapping[str, str]:
+    name = _variable(signal, "HEADERS")
+    headers = parse_headers(name, variable(name) or "")
+    if address.credentials is not None and "authorization" not in headers:
+        user, password = address.credentials
+        headers["authorization"] = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+    if protocol == "grpc":
+        for header in headers:
+            if not _GRPC_NAME.fullmatch(header):
+                raise SetupError(
+                    f"{name}: {header!r} cannot be sent over gRPC: letters, digits, _, - and . may be in it"
+                )
+    return headers
+
+
+def credentials_variable(signal: Signal) -> tuple[str, bool]:
+    """The variable of a signal's headers, and whether it is set; its value is never shown."""
+    name = _variable(signal, "HEADERS")
+    return name, variable(name) is not None
+
+
+def differences_caveat() -> str | None:
+    """What to know where metrics are sent as differences; ``None`` where they are sent as totals."""
+    chosen = (variable(TEMPORALITY) or "").lower()
+    if chosen not in ("delta", "lowmemory"):
+        return None
+    return (
+        f"{TEMPORALITY}={chosen}: metrics are sent as differences, and the store must add them up, else it drops them "
+        "(Prometheus: --enable-feature=otlp-deltatocumulative, as docker-compose.yml has it)"
+    )
+
+
+def histogram_caveat() -> str | None:
+    """What to know where histograms have no buckets of fixed bounds; ``None`` where they have."""
+    chosen = (variable(HISTOGRAMS) or "").lower()
+    if chosen != "base2_exponential_bucket_histogram":
+        return None
+    return (
+        f"{HISTOGRAMS}={chosen}: the dashboards ask for buckets of fixed bounds, so their panels of durations are empty"
+    )
 
 
 # The exporters are imported where they are chosen: gRPC alone takes a tenth of a second that a quiet run saves.
-def span_exporter(target: OtlpTarget) -> SpanExporter:
+def span_exporter(target: OtlpTarget, answers: Answers | None = None) -> SpanExporter:
     """The exporter of spans to a target.
+
+    Args:
+        target: where they go.
+        answers: collects what the receiver says; made by ``answers_of``.
 
     Raises:
         SetupError: the environment configures it wrongly.
     """
     try:
         if target.protocol == "grpc":
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
+            from acestep_otel.sdk.grpc_exporters import GrpcSpans
 
-            return GrpcSpanExporter(endpoint=target.url("traces"), insecure=target.insecure)
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
+            return GrpcSpans(target, answers or answers_of(target))
+        from acestep_otel.sdk.http_exporters import HttpSpans
 
-        return HttpSpanExporter(endpoint=target.url("traces"))
-    except ValueError as error:
+        return HttpSpans(target, answers or answers_of(target))
+    except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(f"cannot set up the OTLP exporter of traces: {error}") from error
 
 
-def metric_exporter(target: OtlpTarget) -> MetricExporter:
+def metric_exporter(target: OtlpTarget, answers: Answers | None = None) -> MetricExporter:
     """The exporter of metrics to a target.
+
+    Args:
+        target: where they go.
+        answers: collects what the receiver says; made by ``answers_of``.
 
     Raises:
         SetupError: the environment configures it wrongly.
     """
     try:
         if target.protocol == "grpc":
-            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetricExporter
+            from acestep_otel.sdk.grpc_exporters import GrpcMetrics
 
-            return GrpcMetricExporter(endpoint=target.url("metrics"), insecure=target.insecure)
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpMetricExporter
+            return GrpcMetrics(target, answers or answers_of(target))
+        from acestep_otel.sdk.http_exporters import HttpMetrics
 
-        return HttpMetricExporter(endpoint=target.url("metrics"))
-    except ValueError as error:
+        return HttpMetrics(target, answers or answers_of(target))
+    except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(f"cannot set up the OTLP exporter of metrics: {error}") from error
+
+
+def answers_of(target: OtlpTarget, report: Callable[[Delivery], None] | None = None) -> Answers:
+    """Collects the answers of a target's exporter; no report holds what its headers do.
+
+    Args:
+        target: where it sends.
+        report: given what became of every batch.
+    """
+    secrets = [word for value in target.headers.values() for word in (value, *value.split())]
+    return Answers(target.signal, secrets, report)
+
+
+def disabled() -> bool:
+    """Whether ``OTEL_SDK_DISABLED`` is set."""
+    return is_true("OTEL_SDK_DISABLED")

@@ -1,12 +1,9 @@
-"""Subcommand ``doctor``: does telemetry arrive, and if not, what is to be done."""
+"""Subcommand ``doctor``: whether telemetry arrives, and what to fix."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
 
-import click
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 
 from acestep_otel.profiler.doctor.backends import (
@@ -18,9 +15,19 @@ from acestep_otel.profiler.doctor.backends import (
     require_url,
     wait_for,
 )
-from acestep_otel.profiler.doctor.send import DEFAULT_ENDPOINTS, Delivery, Sender
+from acestep_otel.profiler.doctor.send import Delivery, Sender
 from acestep_otel.profiler.errors import RunFailed
-from acestep_otel.sdk.otlp import DEFAULT_PROTOCOL, OtlpTarget, Signal, otlp_target
+from acestep_otel.profiler.terminal import echo
+from acestep_otel.sdk.answers import Signal
+from acestep_otel.sdk.otlp import (
+    OtlpTarget,
+    default_target,
+    differences_caveat,
+    disabled,
+    histogram_caveat,
+    otlp_target,
+)
+from acestep_otel.sdk.variables import variable
 
 _SIGNALS: tuple[Signal, ...] = ("traces", "metrics")
 
@@ -38,7 +45,7 @@ def doctor(
     Args:
         endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
         protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-        jaeger_url: Jaeger that must show the span; ``None`` asks the usual place, if somebody is there.
+        jaeger_url: Jaeger that must have the span; ``None`` queries the default address, if it answers.
         prometheus_url: the same for the metric.
         wait: seconds that the two are given.
 
@@ -50,10 +57,13 @@ def doctor(
         if url is not None:
             require_url(option, url)
     report = _Report()
-    if os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true":
+    if disabled():
         report.problem(f"{OTEL_SDK_DISABLED}=true: a run sends nothing", f"unset {OTEL_SDK_DISABLED}")
         report.finish()
     targets = _targets(report, endpoint, protocol)
+    if "metrics" in targets:
+        for caveat in filter(None, (differences_caveat(), histogram_caveat())):
+            report.note(caveat)
     sender = Sender()
     send = {"traces": sender.send_span, "metrics": sender.send_metric}
     delivered = {signal: send[signal](target) for signal, target in targets.items()}
@@ -66,7 +76,7 @@ def doctor(
             f"trace {sender.probe.trace_id}",
             lambda: jaeger.has(sender.probe.trace_id),
             wait,
-            "look at the collector's exporter of traces and at its log",
+            "check the collector's traces exporter and its log",
             None if jaeger_url else "--jaeger-url",
         )
     if _arrived(delivered, "metrics"):
@@ -76,7 +86,7 @@ def doctor(
             DOCTOR_SERIES,
             lambda: prometheus.has(sender.probe.time),
             wait,
-            "look at Status > Targets there: the collector's exporter must be a target that is up",
+            "look at Status > Targets there if it scrapes, else at the collector's exporter of metrics and its log",
             None if prometheus_url else "--prometheus-url",
         )
     report.finish()
@@ -89,12 +99,20 @@ def _targets(report: _Report, endpoint: str | None, protocol: str | None) -> dic
         for signal in found.keys() - targets.keys():
             report.note(f"{signal}: not sent, OTEL_{signal.upper()}_EXPORTER or the endpoints leave them out")
         return targets
+    if endpoint is not None or _switched_off():
+        report.problem("both signals are switched off: a run sends nothing", "unset OTEL_TRACES_EXPORTER")
+        report.finish()
     # Nothing configured: a run sends nothing. The usual place may still have a collector.
-    chosen = OtlpTarget("http/protobuf" if protocol == "http/protobuf" else DEFAULT_PROTOCOL)
-    address = DEFAULT_ENDPOINTS[chosen.protocol]
+    targets = {signal: default_target(signal, protocol) for signal in _SIGNALS}
+    usual = targets["traces"].address
+    address = f"{usual.scheme}://{usual.authority}"
     report.note(f"no endpoint is configured, so a run sends nothing: trying {address}")
     report.advise(f"set OTEL_EXPORTER_OTLP_ENDPOINT={address}, or give --otlp-endpoint {address}")
-    return dict.fromkeys(_SIGNALS, replace(chosen, endpoint=address))
+    return targets
+
+
+def _switched_off() -> bool:
+    return any(variable(f"OTEL_{signal.upper()}_EXPORTER") is not None for signal in _SIGNALS)
 
 
 def _arrived(delivered: dict[Signal, Delivery], signal: Signal) -> bool:
@@ -110,7 +128,7 @@ class _Report:
 
     def note(self, text: str) -> None:
         """Print a line that is neither good nor bad."""
-        click.echo(f"  ·  {text}")
+        echo(f"  ·  {text}")
 
     def advise(self, fix: str) -> None:
         """Note what to do, once."""
@@ -120,13 +138,13 @@ class _Report:
     def problem(self, text: str, fix: str) -> None:
         """Print what did not arrive."""
         self._problems += 1
-        click.echo(f"  ✗  {text}")
+        echo(f"  ✗  {text}")
         self.advise(fix)
 
     def delivery(self, delivery: Delivery) -> None:
         """Print what became of a signal."""
         if delivery.problem is None:
-            click.echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
+            echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
         else:
             self.problem(f"{delivery.signal}: not accepted by {delivery.address}: {delivery.problem}", delivery.fix)
 
@@ -140,24 +158,24 @@ class _Report:
             what: what should be there.
             found: asks for it.
             seconds: how long it is given.
-            fix: what to do when it is not there.
-            unasked: the option that would have named the store; ``None`` when it did. A store that nobody named may be
-                another one's, so what is missing there is no failure.
+            fix: what to do if it is not found.
+            unasked: the option that sets the address; ``None`` if it was given. A backend at the default address may
+                belong to another stack, so what is missing there is no failure.
         """
         match wait_for(found, seconds):
             case "found":
-                click.echo(f"  ✓  {place}: {what} is there")
+                echo(f"  ✓  {place}: {what} found")
             case "unreachable" if unasked is not None:
-                self.note(f"{place}: nobody there, or somebody else: not asked again ({unasked} names another place)")
+                self.note(f"{place}: unreachable, or not the expected API; skipped ({unasked} sets another address)")
             case "unreachable":
                 self.problem(
-                    f"{place}: nobody answers, or somebody else does",
-                    "correct the address, or start it (docker compose up -d)",
+                    f"{place}: unreachable, or not the expected API",
+                    "correct the address, or start the service (docker compose up -d)",
                 )
             case "missing" if unasked is not None:
-                self.note(f"{place}: {what} is not there after {seconds:g} s; if it should be, {fix}")
+                self.note(f"{place}: {what} not found within {seconds:g} s; if it is expected there, {fix}")
             case "missing":
-                self.problem(f"{place}: {what} is not there after {seconds:g} s", fix)
+                self.problem(f"{place}: {what} not found within {seconds:g} s", fix)
 
     def finish(self) -> None:
         """Print what to do.
@@ -166,6 +184,6 @@ class _Report:
             RunFailed: something did not arrive.
         """
         for fix in self._fixes:
-            click.echo(f"  →  {fix}")
+            echo(f"  →  {fix}")
         if self._problems:
-            raise RunFailed("telemetry does not arrive as it should: see above")
+            raise RunFailed("telemetry did not arrive; see above")

@@ -6,31 +6,29 @@ The command line's own exporters are used, so what arrives here arrives in a run
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExportResult
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import format_trace_id
 
 from acestep_otel import semconv
+from acestep_otel.profiler.doctor.advice import advice, diagnosed
 from acestep_otel.profiler.telemetry.providers import SpanCollector, service_resource
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.sdk.otlp import OtlpTarget, Signal, metric_exporter, span_exporter
+from acestep_otel.sdk.answers import Answer, Answers, Signal
+from acestep_otel.sdk.otlp import DEFAULT_ENDPOINTS, OtlpTarget, answers_of, metric_exporter, span_exporter
 
-DEFAULT_ENDPOINTS: Final = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
-"""Where OTLP receivers listen when nothing else is said."""
 _CONNECT_SECONDS: Final = 3.0
 _EXPORT_SECONDS: Final = 8.0
+_ABORT_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +61,6 @@ class Probe:
     time: float
 
 
-def address_of(signal: Signal, target: OtlpTarget) -> str:
-    """Where the exporter of a target sends, as a URL.
-
-    Args:
-        signal: ``traces`` or ``metrics``.
-        target: from ``acestep_otel.sdk.otlp.otlp_target``.
-    """
-    found = (
-        target.endpoint
-        or os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
-        or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        or DEFAULT_ENDPOINTS[target.protocol]
-    )
-    return found if "://" in found else f"http://{found}"
-
-
 class Sender:
     """Makes the span and the metric, and sends them."""
 
@@ -102,10 +84,9 @@ class Sender:
         Raises:
             SetupError: the environment configures the exporter wrongly.
         """
-        exporter = span_exporter(target)
-        return _deliver(
-            "traces", target, lambda: exporter.export(self._spans) is SpanExportResult.SUCCESS, exporter.shutdown
-        )
+        answers = answers_of(target)
+        exporter = span_exporter(target, answers)
+        return _deliver(target, answers, lambda: exporter.export(self._spans), exporter.shutdown)
 
     def send_metric(self, target: OtlpTarget) -> Delivery:
         """Send the metric.
@@ -113,91 +94,66 @@ class Sender:
         Raises:
             SetupError: the environment configures the exporter wrongly.
         """
-        exporter = metric_exporter(target)
+        answers = answers_of(target)
+        exporter = metric_exporter(target, answers)
         assert self._metrics is not None
         metrics = self._metrics
-        return _deliver(
-            "metrics", target, lambda: exporter.export(metrics) is MetricExportResult.SUCCESS, exporter.shutdown
-        )
+        return _deliver(target, answers, lambda: exporter.export(metrics), exporter.shutdown)
 
 
-def _deliver(signal: Signal, target: OtlpTarget, export: Callable[[], bool], abort: Callable[[], None]) -> Delivery:
-    address = address_of(signal, target)
-    if (refusal := _refusal(address, target)) is not None:
+def _deliver(
+    target: OtlpTarget, answers: Answers, export: Callable[[], object], abort: Callable[[], object]
+) -> Delivery:
+    address = str(target)
+    if (refusal := _refusal(target)) is not None:
         abort()
-        return Delivery(signal, address, *refusal)
-    log = _LastMessage()
-    accepted = threading.Event()
-
-    def attempt() -> None:
-        if export():
-            accepted.set()
-
-    with log:
-        thread = threading.Thread(target=attempt, daemon=True)
+        return Delivery(target.signal, address, *refusal)
+    with _Silence():
+        thread = threading.Thread(target=export, daemon=True)
         thread.start()
-        thread.join(_EXPORT_SECONDS)
-        in_time = not thread.is_alive()
+        # The first answer says it: an exporter would try again, for as long as its timeout lasts.
+        answer = answers.wait(_EXPORT_SECONDS) or Answer("timeout", words=f"waited {_EXPORT_SECONDS:g} s")
         abort()
-    if accepted.is_set():
-        return Delivery(signal, address)
-    reason = log.text if in_time and log.text else f"no answer within {_EXPORT_SECONDS:g} s"
-    return Delivery(signal, address, reason, _advice(reason, target))
+        thread.join(_ABORT_SECONDS)
+    if answer.cause == "accepted":
+        return Delivery(target.signal, address)
+    answer = diagnosed(answer, target)
+    return Delivery(target.signal, address, str(answer), advice(answer, target))
 
 
-def _refusal(address: str, target: OtlpTarget) -> tuple[str, str] | None:
-    """What stands in the way of a connection, and what to do; ``None`` when somebody listens."""
-    parts = urlsplit(address)
+def _refusal(target: OtlpTarget) -> tuple[str, str] | None:
+    """What stands in the way of a connection, and what to do; ``None`` when something listens."""
+    address = target.address
+    port = address.port or (443 if target.tls else 80)
+    place = f"[{address.host}]:{port}" if ":" in address.host else f"{address.host}:{port}"
     try:
-        port = parts.port or {"https": 443}.get(parts.scheme, 80)
-    except ValueError as error:
-        return str(error), "correct the endpoint"
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS).close()
-    except socket.gaierror:
-        return f"unknown host {parts.hostname!r}", "correct the endpoint's host name"
+        socket.create_connection((address.host, port), timeout=_CONNECT_SECONDS).close()
+    except (socket.gaierror, UnicodeError):
+        return f"unknown host {address.host!r}", f"correct the host name in {target.source}"
     except TimeoutError:
-        return (
-            f"{parts.hostname}:{port} does not answer",
-            "check the address and the firewall between here and there",
-        )
+        return f"{place} does not answer", "check the address and the firewalls on the way"
     except OSError as error:
         return (
-            f"nobody listens on {parts.hostname}:{port} ({error.strerror or error})",
-            f"start a collector (docker compose up -d), or correct the endpoint ({target.protocol} usually has port "
-            f"{urlsplit(DEFAULT_ENDPOINTS[target.protocol]).port})",
+            f"connection refused by {place} ({error.strerror or error})",
+            f"start a collector (docker compose up -d), or correct {target.source} ({target.protocol} usually has port "
+            f"{DEFAULT_ENDPOINTS[target.protocol].rpartition(':')[2]})",
         )
     return None
 
 
-def _advice(reason: str, target: OtlpTarget) -> str:
-    words = reason.upper()
-    if any(word in words for word in ("UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403")):
-        return "set OTEL_EXPORTER_OTLP_HEADERS to what the receiver asks for"
-    if "UNIMPLEMENTED" in words or "404" in words:
-        return "the receiver does not take this signal here: send it to a collector, or switch it off (OTEL_*_EXPORTER)"
-    other = "http/protobuf" if target.protocol == "grpc" else "grpc"
-    return f"see whether the port speaks {other} (--otlp-protocol {other}), and whether it wants https"
-
-
-class _LastMessage(logging.Handler):
-    """The last warning of the SDK while the block runs; it goes nowhere else."""
+class _Silence:
+    """No line of the SDK while the block runs: the receiver's answer is read instead."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        self._handler = logging.NullHandler()
         self._logger = logging.getLogger("opentelemetry")
         self._propagated = self._logger.propagate
-        self.text = ""
 
     def __enter__(self) -> None:
         self._propagated = self._logger.propagate
         self._logger.propagate = False
-        self._logger.addHandler(self)
+        self._logger.addHandler(self._handler)
 
     def __exit__(self, *_: object) -> None:
-        self._logger.removeHandler(self)
+        self._logger.removeHandler(self._handler)
         self._logger.propagate = self._propagated
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message as one line."""
-        self.text = " ".join(record.getMessage().split())

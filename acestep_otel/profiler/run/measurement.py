@@ -6,13 +6,13 @@ Everything reported is computed from the spans of the measured run, also when it
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import click
 import torch
 
 from acestep.devices import resolve_device
@@ -30,20 +30,21 @@ from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.files import require_writable
-from acestep_otel.profiler.flags import in_flags
+from acestep_otel.profiler.flags import in_flags, message_of
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
 from acestep_otel.profiler.report.spans import Run, measured_runs
-from acestep_otel.profiler.report.statistics import token_statistics
+from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
 from acestep_otel.profiler.run.progress import ProgressBars
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
+from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording import GuidanceShare, guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 
@@ -52,7 +53,7 @@ def record_figures(run: Run, telemetry: Telemetry) -> None:
     """Record the breakdown and the pace of each planner phase.
 
     Args:
-        run: the measured run; the model it names is the metrics' own.
+        run: the measured run; the models that its spans name are the metrics' own.
         telemetry: whose meter takes them.
     """
     instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel", __version__))
@@ -65,9 +66,17 @@ def record_figures(run: Run, telemetry: Telemetry) -> None:
             instruments.record(semconv.PROFILE_STEPS, row.value, root)
         else:
             instruments.record(semconv.PROFILE_DURATION, row.value, {**root, semconv.PROFILE_ROW: row.component})
-    for phase in token_statistics(run):
+    for span in planner_phases(run):
+        phase = TokenStatistics.of(span)
         if rate := phase.output_tokens_per_second:
-            instruments.record(semconv.PROFILE_TOKEN_DURATION, 1 / rate, {**model, semconv.STAGE: phase.phase})
+            # The language model's name, as the histograms of the phase have it.
+            attributes = {
+                semconv.REQUEST_MODEL: str(span.attributes[semconv.REQUEST_MODEL]),
+                semconv.STAGE: phase.phase,
+            }
+            instruments.record(semconv.PROFILE_TOKEN_DURATION, 1 / rate, attributes)
+    mode = "profile" if run.root.name == semconv.GENERATE_MUSIC else run.root.name
+    instruments.record(semconv.RUN_TIME, time.time(), {**model, semconv.MODE: mode})
 
 
 Loaded = TypeVar("Loaded")
@@ -119,9 +128,7 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
         OSError: the result or the trace could not be written.
     """
     detail = detail_level(options.detail)
-    for path in (options.benchmark_output, options.report, options.trace_output, *profiler_files(options)):
-        if path is not None:
-            require_writable(path)
+    require_outputs(options, *profiler_files(options))
 
     limit_threads(options)
     with instrumented(telemetry, detail):
@@ -164,6 +171,9 @@ def setup_errors() -> Iterator[None]:
         BackendUnavailable,
     ) as error:
         raise SetupError(in_flags(error)) from error
+    except OSError as error:
+        # A name that is too long, a folder that may not be read.
+        raise SetupError(str(error)) from error
 
 
 def limit_threads(options: Options) -> None:
@@ -187,8 +197,6 @@ def _report(
     run = measured[-1] if measured else None
     if run is not None and error is None:
         record_figures(run, telemetry)
-    for line in _lines(options, outcome, run):
-        click.echo(line)
     songs = outcome.songs if outcome is not None else ()
     environment = Environment.current()
     if options.benchmark_output is not None:
@@ -211,14 +219,16 @@ def _report(
                 environment=environment,
                 arguments=asdict(options),
                 runs=measured[-1:],
-                failure=None if error is None else f"{type(error).__name__}: {error}",
+                failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
             ),
         )
     telemetry.write_trace_file()
+    for line in _lines(options, outcome, run):
+        echo(line)
     files = (("Result", options.benchmark_output), ("Report", options.report), ("Trace", options.trace_output))
     for label, path in (*(("Song", song) for song in songs), *files):
         if path is not None:
-            click.echo(f"{label + ':':<8} {path}")
+            echo(f"{label + ':':<8} {path}")
 
 
 def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterator[str]:

@@ -6,9 +6,12 @@ has none.
 
 from __future__ import annotations
 
-import os
+import errno
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from http.client import METHOD_NOT_ALLOWED, NOT_FOUND
 from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -18,11 +21,18 @@ from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_PROMETHEUS_HOS
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from acestep_otel.errors import SetupError
+from acestep_otel.sdk.variables import variable
 
 DEFAULT_HOST: Final = "localhost"
 """Interface that is listened on unless ``OTEL_EXPORTER_PROMETHEUS_HOST`` names another."""
+_CLIENT_SECONDS: Final = 10.0
+"""How long a client may be silent, so that one that broke off holds no thread."""
+_LONGEST_TIMEOUT: Final = 3_600.0
 
-_Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+_Respond = Callable[..., Any]
+_Application = Callable[[dict[str, Any], _Respond], Iterable[bytes]]
+_Scraper = tuple[str, str]
+"""Address and user agent."""
 
 
 class PrometheusEndpoint:
@@ -41,19 +51,19 @@ class PrometheusEndpoint:
         Raises:
             SetupError: the port cannot be listened on.
         """
-        host = os.environ.get(OTEL_EXPORTER_PROMETHEUS_HOST) or DEFAULT_HOST
+        host = (variable(OTEL_EXPORTER_PROMETHEUS_HOST) or DEFAULT_HOST).removeprefix("[").removesuffix("]")
         # Not the process-wide registry: what other code registers there is not this run's.
         registry = CollectorRegistry()
-        self._scrapes = 0
-        self._scraped = threading.Condition()
+        self._scrapes = _Scrapes()
+        page = make_wsgi_app(registry, disable_compression=True)
         try:
             self._server = make_server(
-                host, port, self._counting(make_wsgi_app(registry)), server_class=_Server, handler_class=_Handler
+                host, port, _only_metrics(page, self._scrapes), server_class=_server_class(host), handler_class=_Handler
             )
         except OSError as error:
             raise SetupError(
-                f"--prometheus-port {port}: cannot listen on {host}:{port} ({error.strerror or error}): "
-                "choose another port"
+                f"--prometheus-port {port}: cannot listen on {_bracketed(host)}:{port} ({error.strerror or error}): "
+                f"{_way_out(error)}"
             ) from error
         self.reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -66,14 +76,18 @@ class PrometheusEndpoint:
         return str(host), int(port)
 
     def wait_for_last_scrape(self, seconds: float) -> None:
-        """Wait until the page has been fetched once more, so that the last figures are seen.
+        """Wait until everyone who has scraped has done so once more, so that the last figures are seen.
+
+        When there was no scrape so far, the first one is waited for.
 
         Args:
             seconds: the longest wait.
         """
-        with self._scraped:
-            before = self._scrapes
-            self._scraped.wait_for(lambda: self._scrapes > before, timeout=seconds)
+        self._scrapes.wait_for_all(seconds)
+
+    def missed(self) -> str | None:
+        """One line about those who scraped before and did not see the last figures; ``None`` without such."""
+        return self._scrapes.missed()
 
     def close(self) -> None:
         """Stop listening."""
@@ -81,30 +95,96 @@ class PrometheusEndpoint:
         self._server.server_close()
         self._thread.join()
 
-    def _counting(self, page: _Application) -> _Application:
-        def counted(request: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
-            return _Response(page(request, respond), self._count)
 
-        return counted
+class _Scrapes:
+    """Who has fetched the whole page, and when."""
 
-    def _count(self) -> None:
-        with self._scraped:
-            self._scrapes += 1
-            self._scraped.notify_all()
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._fetched: dict[_Scraper, list[float]] = {}
+        self._timeouts: dict[_Scraper, float] = {}
+        self._recorded_until: float | None = None
+
+    def note(self, scraper: _Scraper, began: float, timeout: float) -> None:
+        """The page that was made at ``began`` has been sent to its end."""
+        with self._changed:
+            self._fetched.setdefault(scraper, []).append(began)
+            self._timeouts[scraper] = max(timeout, self._timeouts.get(scraper, 0.0))
+            self._changed.notify_all()
+
+    def wait_for_all(self, seconds: float) -> None:
+        """Wait for a scrape that began from now on, by each."""
+        with self._changed:
+            self._recorded_until = time.monotonic()
+            self._changed.wait_for(lambda: bool(self._fetched) and not self._late(), timeout=seconds)
+
+    def missed(self) -> str | None:
+        """One line about those who did not come again; ``None`` when all did."""
+        with self._changed:
+            if not (late := self._late()):
+                return None
+        return f"the last figures may be missing in Prometheus: {late} that scraped this run did not come again in time"
+
+    def _late(self) -> int:
+        return sum(self._late_behind(scraper) for scraper in self._fetched)
+
+    def _late_behind(self, scraper: _Scraper) -> int:
+        """Replicas of one scraper that have not seen the last figures.
+
+        Replicas on one machine look alike. Each scrapes at most once in its interval, which is never shorter than the
+        timeout that it sends along, so the most scrapes within that time are as many replicas.
+        """
+        until, times = self._recorded_until, self._fetched[scraper]
+        if until is None:
+            return 0
+        window = 0.9 * self._timeouts[scraper]
+        before = [time for time in times if time < until]
+        replicas = max((max(1, sum(begin <= time < begin + window for time in before)) for begin in before), default=0)
+        return max(0, replicas - (len(times) - len(before)))
+
+
+def _only_metrics(page: _Application, scrapes: _Scrapes) -> _Application:
+    def answer(request: dict[str, Any], respond: _Respond) -> Iterable[bytes]:
+        if request["PATH_INFO"] != "/metrics":
+            return _refuse(respond, f"{NOT_FOUND} Not Found", "only /metrics is here\n")
+        if request["REQUEST_METHOD"] != "GET":
+            return _refuse(respond, f"{METHOD_NOT_ALLOWED} Method Not Allowed", "only GET\n", ("Allow", "GET"))
+        began = time.monotonic()
+        body = page(request, respond)
+        if request["QUERY_STRING"]:
+            # A part of the page (?name[]=) is no scrape.
+            return body
+        scraper = request["REMOTE_ADDR"], request.get("HTTP_USER_AGENT", "")
+        timeout = _seconds(request.get("HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS", ""))
+        return _Response(body, lambda: scrapes.note(scraper, began, timeout))
+
+    return answer
+
+
+def _seconds(header: str) -> float:
+    """What Prometheus says about its timeout; 0 when nothing can be understood."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds < _LONGEST_TIMEOUT else 0.0
+
+
+def _refuse(respond: _Respond, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
+    respond(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+    return [text.encode()]
 
 
 class _Response:
-    """A page that says when it has been sent."""
+    """A page that says when its last byte has been taken."""
 
     def __init__(self, body: Iterable[bytes], sent: Callable[[], None]) -> None:
         self._body = body
         self._sent = sent
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
-
-    def close(self) -> None:
-        """Called by the server after the last byte (PEP 3333)."""
+        # The server asks for more only after it has written what it was given, and not at all when that failed.
+        yield from self._body
         self._sent()
 
 
@@ -113,9 +193,47 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that breaks off is no error of the run."""
+
+    def server_bind(self) -> None:
+        """Bind without asking the resolver for the host's full name, which may take seconds."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Server6(_Server):
+    """The same on an IPv6 address."""
+
+    address_family = socket.AF_INET6
+
+
+def _server_class(host: str) -> type[_Server]:
+    return _Server6 if ":" in host else _Server
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _way_out(error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno in _NOT_HERE:
+        return f"correct {OTEL_EXPORTER_PROMETHEUS_HOST}, which names an interface of this machine"
+    if isinstance(error, PermissionError):
+        return "choose a port above 1023"
+    return "choose another port"
+
+
+_NOT_HERE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 
 class _Handler(WSGIRequestHandler):
     """Without a line on standard error for each request."""
+
+    timeout = _CLIENT_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

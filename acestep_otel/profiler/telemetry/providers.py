@@ -8,10 +8,6 @@ no log line.
 
 from __future__ import annotations
 
-import logging
-import os
-import platform
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -22,18 +18,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import (
-    SERVICE_INSTANCE_ID,
-    SERVICE_NAME,
-    SERVICE_VERSION,
-    OTELResourceDetector,
-    Resource,
-)
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.resources import SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -41,8 +29,21 @@ from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.profiler.report.spans import FinishedSpan
+from acestep_otel.profiler.telemetry.delivery import DeliveryLedger, ExportedSpans, SdkLog
 from acestep_otel.profiler.telemetry.trace_file import TraceFile
-from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
+from acestep_otel.profiler.terminal import warn
+from acestep_otel.sdk.answers import Signal
+from acestep_otel.sdk.otlp import (
+    OtlpTarget,
+    answers_of,
+    disabled,
+    histogram_caveat,
+    metric_exporter,
+    otlp_target,
+    span_exporter,
+)
+from acestep_otel.sdk.pipeline import UNLIMITED, batch_span_processor, exemplar_filter, periodic_metric_reader
+from acestep_otel.sdk.resource import resource
 from acestep_otel.settings import Detail, Settings
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
@@ -128,32 +129,41 @@ class Telemetry:
         """
         self._trace_file = None if trace_output is None else TraceFile(trace_output)
         self._shut_down = False
-        self._log = DeliveryLog()
+        self._log = SdkLog()
 
-        self.disabled = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
+        self.disabled = disabled()
         self.collector = SpanCollector()
-        resource = service_resource()
-        # The report is made from the spans, so none may be sampled out: OTEL_TRACES_EXPORTER=none keeps them here.
-        self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
-        traces = None if self.disabled else otlp_target("traces", endpoint=endpoint, protocol=protocol)
-        metrics = None if self.disabled else otlp_target("metrics", endpoint=endpoint, protocol=protocol)
+        origin = service_resource()
+        # The report is made from the spans, so none may be sampled out or cut: OTEL_TRACES_EXPORTER=none keeps them
+        # here, and limits are those of what is exported.
+        self.tracer_provider = TracerProvider(
+            sampler=ALWAYS_ON, resource=origin, shutdown_on_exit=False, span_limits=UNLIMITED
+        )
+        targets = {} if self.disabled else _targets(endpoint, protocol)
+        self._ledger = DeliveryLedger(targets)
         # Both exporters first, threads after: a wrong setting leaves nothing running.
-        self._span_exporter = None if traces is None else span_exporter(traces)
-        self._metric_exporter = None if metrics is None else metric_exporter(metrics)
+        traces, metrics = targets.get("traces"), targets.get("metrics")
+        note = self._ledger.note
+        self._span_exporter = None if traces is None else span_exporter(traces, answers_of(traces, note))
+        self._metric_exporter = None if metrics is None else metric_exporter(metrics, answers_of(metrics, note))
+        if metrics is not None and (caveat := histogram_caveat()) is not None:
+            warn(caveat)
         self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
         self._processors: list[SpanProcessor] = [self.collector]
         if self._trace_file is not None:
-            self._processors.append(self._trace_file)
+            self._processors.append(ExportedSpans(self._trace_file))
         if self._span_exporter is not None:
-            self._processors.append(BatchSpanProcessor(self._span_exporter))
+            self._processors.append(ExportedSpans(batch_span_processor(self._span_exporter), self._ledger))
         for processor in self._processors:
             self.tracer_provider.add_span_processor(processor)
         readers: list[MetricReader] = []
         if self._metric_exporter is not None:
-            readers.append(PeriodicExportingMetricReader(self._metric_exporter))
+            readers.append(periodic_metric_reader(self._metric_exporter))
         if self._prometheus is not None:
             readers.append(self._prometheus.reader)
-        self.meter_provider = MeterProvider(metric_readers=readers, resource=resource, shutdown_on_exit=False)
+        self.meter_provider = MeterProvider(
+            metric_readers=readers, resource=origin, shutdown_on_exit=False, exemplar_filter=exemplar_filter()
+        )
 
     def __enter__(self) -> Self:
         self._log.attach()
@@ -207,8 +217,11 @@ class Telemetry:
             timeout,
             [lambda _: self.tracer_provider.shutdown(), self._shut_down_metrics],
             [exporter.shutdown for exporter in exporters if exporter is not None],
-            report=self._log.report,
+            report=lambda _: None,
         )
+        for line in (self._ledger.lost(), None if self._prometheus is None else self._prometheus.missed()):
+            if line is not None:
+                warn(line)
 
     def _shut_down_metrics(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -219,35 +232,10 @@ class Telemetry:
         self.meter_provider.shutdown(timeout_millis=max(0.0, deadline - time.monotonic()) * 1000)
 
 
-class DeliveryLog(logging.Handler):
-    """What the SDK logs, brought down to the first warning, as one line on standard error."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._logger = logging.getLogger("opentelemetry")
-        self._propagated = self._logger.propagate
-        self._reported = False
-
-    def attach(self) -> None:
-        """Take over the SDK's log."""
-        self._propagated = self._logger.propagate
-        self._logger.propagate = False
-        self._logger.addHandler(self)
-
-    def detach(self) -> None:
-        """Give the SDK's log back."""
-        self._logger.removeHandler(self)
-        self._logger.propagate = self._propagated
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Report the first record."""
-        self.report(record.getMessage())
-
-    def report(self, message: str) -> None:
-        """Print one line, once."""
-        if not self._reported:
-            self._reported = True
-            sys.stderr.write(f"warning: {' '.join(message.split())}\n")
+def _targets(endpoint: str | None, protocol: str | None) -> dict[Signal, OtlpTarget]:
+    signals: tuple[Signal, ...] = ("traces", "metrics")
+    found = {signal: otlp_target(signal, endpoint=endpoint, protocol=protocol) for signal in signals}
+    return {signal: target for signal, target in found.items() if target is not None}
 
 
 def _prometheus_endpoint(port: int) -> PrometheusEndpoint:
@@ -259,14 +247,7 @@ def _prometheus_endpoint(port: int) -> PrometheusEndpoint:
 
 def service_resource() -> Resource:
     """What the telemetry says it comes from; the environment (``OTEL_SERVICE_NAME``, ...) wins."""
-    defaults = {
-        SERVICE_NAME: "acestep-otel",
-        SERVICE_VERSION: _version(),
-        # The SDK's default is random, which would make every run a new instance in Prometheus.
-        SERVICE_INSTANCE_ID: platform.node() or "localhost",
-    }
-    # Resource.create lets its argument win over the environment; here the environment wins.
-    return Resource.create({**defaults, **OTELResourceDetector().detect().attributes})
+    return resource("acestep-otel", {SERVICE_VERSION: _version()})
 
 
 def _version() -> str:

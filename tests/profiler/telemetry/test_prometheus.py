@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
+from contextlib import suppress
+from http.client import HTTPConnection
 from urllib.request import urlopen
 
 import pytest
@@ -106,3 +109,109 @@ def test_a_disabled_sdk_listens_nowhere(port: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     with Telemetry(prometheus_port=port), pytest.raises(OSError, match="refused"):
         fetch(port)
+
+
+def ask(port: int, method: str = "GET", path: str = "/metrics", agent: str = "Prometheus/3", **headers: str) -> int:
+    connection = HTTPConnection("localhost", port, timeout=5)
+    connection.request(method, path, headers={"User-Agent": agent, **headers})
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("HEAD", "/metrics", 405), ("POST", "/metrics", 405), ("GET", "/favicon.ico", 404), ("GET", "/healthz", 404),
+        ("GET", "/", 404), ("GET", "/metrics", 200), ("GET", "/metrics?name[]=nothing", 200),
+    ],
+)  # fmt: skip
+def test_there_is_one_page(port: int, method: str, path: str, status: int) -> None:
+    """N23."""
+    with Telemetry(prometheus_port=port) as telemetry:
+        assert ask(port, method, path) == status
+        telemetry.shutdown(timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("HEAD", "/metrics"), ("GET", "/favicon.ico"), ("GET", "/healthz"), ("GET", "/metrics?name[]=nothing")],
+)
+def test_only_a_whole_scrape_ends_the_wait(port: int, method: str, path: str) -> None:
+    """N23: with a probe every quarter of a second, Prometheus still sees the last figures."""
+    ended = threading.Event()
+    pages: list[str] = []
+
+    def probe() -> None:
+        while not ended.wait(0.1):
+            with suppress(OSError):
+                ask(port, method, path)
+
+    with Telemetry(prometheus_port=port) as telemetry:
+        ask(port)
+        instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel"))
+        instruments.record(semconv.DOCTOR_TIME, 42, {})
+        threading.Thread(target=probe, daemon=True).start()
+        scrape = threading.Timer(1.5, lambda: (ask(port), pages.append("seen")))
+        scrape.start()
+        telemetry.shutdown()
+        ended.set()
+    scrape.join()
+    assert pages == ["seen"]
+
+
+@pytest.mark.parametrize("agents", [("Prometheus/3 a", "Prometheus/3 b"), ("Prometheus/3", "Prometheus/3")])
+def test_everyone_who_scraped_is_waited_for_once(
+    port: int, agents: tuple[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """N23: two replicas, also of one machine, where address and agent are the same."""
+    seen: list[str] = []
+    with Telemetry(prometheus_port=port) as telemetry:
+        for agent in agents:
+            ask(port, agent=agent, **{"X-Prometheus-Scrape-Timeout-Seconds": "3"})
+        timers = [
+            threading.Timer(seconds, lambda agent=agent: (ask(port, agent=agent), seen.append(agent)))
+            for seconds, agent in zip((0.3, 1.2), agents, strict=True)
+        ]
+        for timer in timers:
+            timer.start()
+        telemetry.shutdown()
+    for timer in timers:
+        timer.join()
+    assert seen == list(agents)
+    assert capfd.readouterr().err == ""
+
+
+def test_figures_that_were_perhaps_not_seen_are_one_line(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with Telemetry(prometheus_port=port) as telemetry:
+        ask(port)
+        telemetry.shutdown(timeout=1.0)
+    assert capfd.readouterr().err == (
+        "warning: the last figures may be missing in Prometheus: 1 that scraped this run did not come again in time\n"
+    )
+
+
+def test_a_scrape_that_broke_off_is_none(port: int) -> None:
+    with Telemetry(prometheus_port=port) as telemetry:
+        with socket.create_connection(("localhost", port)) as connection:
+            connection.sendall(b"GET /metri")
+        assert telemetry._prometheus is not None
+        assert telemetry._prometheus.missed() is None
+        telemetry.shutdown(timeout=0)
+
+
+def test_an_ipv6_address_is_listened_on(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N9."""
+    for host in ("::1", "[::1]"):
+        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_HOST", host)
+        endpoint = PrometheusEndpoint(port)
+        with urlopen(f"http://[::1]:{port}/metrics", timeout=5) as response:
+            assert response.status == 200
+        endpoint.close()
+
+
+def test_an_interface_that_is_not_this_machines_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_HOST", "203.0.113.1")
+    with pytest.raises(SetupError, match="correct OTEL_EXPORTER_PROMETHEUS_HOST"):
+        PrometheusEndpoint(port)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import platform
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +20,9 @@ from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.telemetry.providers import SHUTDOWN_SECONDS, Telemetry
 from tests.receivers import (
     Received,
+    answering,
     collector,
+    grpc_answering,
     grpc_receiver,
     http_receiver,
     refusing_endpoint,
@@ -82,12 +86,14 @@ def test_the_standard_variables_are_enough(
         assert received.metric_names() == ["acestep.requests"]
 
 
-def test_the_resource_is_stable_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_an_instance_of_its_host_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     def resource() -> dict[str, str]:
         return dict(Telemetry().tracer_provider.resource.attributes)
 
     first, second = resource(), resource()
+    assert first.pop("service.instance.id") != second.pop("service.instance.id")
     assert first == second
+    assert first["host.name"] == platform.node()
     assert first["service.name"] == "acestep-otel"
     assert first["service.version"]
     monkeypatch.setenv("OTEL_SERVICE_NAME", "studio")
@@ -192,7 +198,115 @@ def test_the_log_of_the_sdk_is_given_back(capfd: pytest.CaptureFixture[str]) -> 
     logger = logging.getLogger("opentelemetry")
     before = (logger.propagate, list(logger.handlers))
     with Telemetry():
-        logging.getLogger("opentelemetry.exporter").error("first\nfailure")
-        logging.getLogger("opentelemetry.exporter").error("second failure")
+        logging.getLogger("opentelemetry.sdk.metrics").error("first\nfailure")
+        logging.getLogger("opentelemetry.sdk.metrics").error("second failure")
     assert (logger.propagate, logger.handlers) == before
     assert capfd.readouterr().err == "warning: first failure\n"
+
+
+def test_what_was_lost_is_counted_and_is_the_last_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """N15: a refusal that the exporter would try again is over with the run."""
+    with answering(503) as endpoint, Telemetry(endpoint=endpoint, protocol="http/protobuf") as telemetry:
+        emit(telemetry)
+    assert capfd.readouterr().err == (
+        f"warning: telemetry was lost: 3 of 3 spans for {endpoint}/v1/traces (503 Service Unavailable); "
+        f"1 of 1 last data points for {endpoint}/v1/metrics (503 Service Unavailable)\n"
+    )
+
+
+def test_rejected_spans_are_counted_and_told(capfd: pytest.CaptureFixture[str]) -> None:
+    """N3."""
+    with grpc_answering(rejected=2, words="too old") as endpoint, Telemetry(endpoint=endpoint) as telemetry:
+        emit(telemetry)
+    lines = capfd.readouterr().err.splitlines()
+    assert f"warning: telemetry was lost: 2 of 3 spans for {endpoint} (OK: too old)" in lines
+
+
+def test_a_page_of_html_in_place_of_a_receiver_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        answering(body=b"<html>", content_type="text/html") as endpoint,
+        Telemetry(endpoint=endpoint, protocol="http/protobuf") as telemetry,
+    ):
+        emit(telemetry)
+    assert "3 of 3 spans" in (said := capfd.readouterr().err)
+    assert "not as an OTLP receiver" in said
+
+
+def test_a_queue_smaller_than_a_batch_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """N4: legal values that the SDK refuses."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "0")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "0")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_TIMEOUT", "0")
+    monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "ALWAYS_OFF")
+    with grpc_receiver() as received:
+        with Telemetry(endpoint=received.endpoint) as telemetry:
+            emit(telemetry)
+        assert received.span_names() == [semconv.DIT_STEP] * 3
+        assert set(received.metric_names()) == {"acestep.requests"}
+
+
+@pytest.mark.parametrize("limit", ["0", "1", "8"])
+def test_limits_cut_what_is_exported_and_nothing_that_figures_come_from(
+    monkeypatch: pytest.MonkeyPatch, limit: str, tmp_path: Path
+) -> None:
+    """N5."""
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", limit)
+    monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "2")
+    monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", "1")
+    path = tmp_path / "trace.jsonl"
+    with grpc_receiver() as received:
+        with Telemetry(endpoint=received.endpoint, trace_output=path) as telemetry:
+            attributes = {f"key {number}": "value" for number in range(20)}
+            span = telemetry.tracer_provider.get_tracer("test").start_span("span", attributes=attributes)
+            span.add_event("first")
+            span.add_event("second")
+            span.end()
+            telemetry.write_trace_file()
+        (kept,) = telemetry.collector.finished_spans
+        assert kept.attributes == attributes
+        assert [event.name for event in kept.events] == ["first", "second"]
+        sent = received.traces[0].resource_spans[0].scope_spans[0].spans[0]
+    assert [pair.value.string_value for pair in sent.attributes] == ["va"] * int(limit)
+    assert sent.dropped_attributes_count == 20 - int(limit)
+    assert [event.name for event in sent.events] == ["second"]
+    with path.open(encoding="utf-8") as lines:
+        (written,) = FinishedSpan.from_otlp_json(lines)
+    assert len(written.attributes) == int(limit)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name", "instance"),
+    [
+        ("service.name=", "acestep-otel", None),
+        ("service.instance.id= ,a=b", "acestep-otel", None),
+        ("service.name=studio", "studio", None),
+        ("service.instance.id=a7", "acestep-otel", "a7"),
+    ],
+)
+def test_an_identity_that_is_empty_takes_its_default(
+    monkeypatch: pytest.MonkeyPatch, attributes: str, name: str, instance: str | None
+) -> None:
+    """N25."""
+    monkeypatch.setenv("OTEL_SERVICE_NAME", " ")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", attributes)
+    found = Telemetry().tracer_provider.resource.attributes
+    assert found["service.name"] == name
+    assert found["host.name"] == (platform.node() or "localhost")
+    if instance is None:
+        # Unique for what runs at the same time.
+        assert len(str(uuid.UUID(str(found["service.instance.id"])))) == 36
+    else:
+        assert found["service.instance.id"] == instance
+
+
+def test_histograms_that_the_boards_cannot_show_are_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+    monkeypatch.setenv(variable, "base2_exponential_bucket_histogram")
+    Telemetry()
+    assert capsys.readouterr().err == ""
+    with grpc_receiver() as received, Telemetry(endpoint=received.endpoint):
+        pass
+    assert f"warning: {variable}=base2_exponential_bucket_histogram" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""What to do about each answer of a receiver."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Final
+
+from acestep_otel.sdk.answers import Answer
+from acestep_otel.sdk.otlp import DEFAULT_ENDPOINTS, FLAG, OtlpTarget, credentials_variable
+
+_TLS_SECONDS: Final = 3.0
+_HEADERS_WANTED: Final = frozenset({"401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED"})
+_NOT_TAKEN: Final = frozenset({"404", "405", "UNIMPLEMENTED"})
+_TOO_MUCH: Final = frozenset({"429", "RESOURCE_EXHAUSTED"})
+_TOO_LARGE: Final = frozenset({"413"})
+_NOT_NOW: Final = frozenset({"500", "502", "503", "504", "UNAVAILABLE", "INTERNAL", "ABORTED", "CANCELLED", "UNKNOWN"})
+
+
+def diagnosed(answer: Answer, target: OtlpTarget) -> Answer:
+    """The answer, with a connection that was cut or not understood looked at once more: the port may want TLS."""
+    if target.tls or answer.cause not in ("other-protocol", "tls-there", "timeout", "failed"):
+        return answer
+    cause = "tls-there" if speaks_tls(target) else "other-protocol" if answer.cause == "tls-there" else answer.cause
+    return Answer(cause, answer.status, answer.words)
+
+
+def speaks_tls(target: OtlpTarget) -> bool:
+    """Whether the port answers a TLS greeting."""
+    context = ssl.create_default_context()
+    # Only whether it speaks TLS is asked, not whom it is: nothing is sent to it.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    where = (target.address.host, target.address.port or 80)
+    try:
+        with socket.create_connection(where, timeout=_TLS_SECONDS) as connection, context.wrap_socket(connection):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def advice(answer: Answer, target: OtlpTarget) -> str:
+    """What to do, in the words of the command line."""
+    address = target.address
+    place = f"in {target.source}"
+    other = "http/protobuf" if target.protocol == "grpc" else "grpc"
+    match answer.cause:
+        case "rejected":
+            return "look at the receiver's log: it took the request and rejected what was in it"
+        case "redirected":
+            return f"name the receiver itself {place}: a login or a proxy stands at this address"
+        case "foreign":
+            port = DEFAULT_ENDPOINTS[target.protocol].rpartition(":")[2]
+            return (
+                f"name the receiver's port {place} ({target.protocol} usually has {port}): something else answers here"
+            )
+        case "no-tls-there":
+            plain = f"http://{address.authority}"
+            if target.has_scheme:
+                return f"write {plain} {place}"
+            return f"write {plain} {place}, or set OTEL_EXPORTER_OTLP_INSECURE=true"
+        case "tls-there":
+            return f"write https://{address.authority} {place}"
+        case "certificate":
+            return "set OTEL_EXPORTER_OTLP_CERTIFICATE to the file with the receiver's certificate authority"
+        case "other-protocol":
+            return f"choose --otlp-protocol {other}, or the port that speaks {target.protocol}"
+        case "timeout":
+            return f"see whether the port speaks {other} (--otlp-protocol {other}), and whether the receiver is stuck"
+        case "status":
+            return _about_status(answer, target)
+    return "look at the receiver's log"
+
+
+def _about_status(answer: Answer, target: OtlpTarget) -> str:
+    code = answer.status.partition(" ")[0]
+    if code in _HEADERS_WANTED:
+        name, given = credentials_variable(target.signal)
+        if given:
+            return f"the receiver refuses the token in {name}: correct it there"
+        return f"set {name} to what the receiver asks for (authorization=Bearer%20TOKEN)"
+    if code in _NOT_TAKEN:
+        path = f"/v1/{target.signal}"
+        if target.protocol != "grpc" and target.source != FLAG and not target.address.path.endswith(path):
+            return f"end the address in {target.source} with {path}"
+        switch = f"OTEL_{target.signal.upper()}_EXPORTER=none"
+        return f"set {switch} if the receiver takes no {target.signal}, or send to a collector that does"
+    if code in _TOO_MUCH:
+        return "the receiver takes no more for now: try again later, or raise its limit"
+    if code in _TOO_LARGE:
+        return "raise the receiver's limit on a request, or set OTEL_BSP_MAX_EXPORT_BATCH_SIZE lower"
+    if code in _NOT_NOW:
+        return "look at the receiver's log, and at what it forwards to: it is there and cannot take it now"
+    return "look at the receiver's log: it does not accept what was sent"

@@ -1,0 +1,126 @@
+"""What became of a run's telemetry: counted from the receivers' answers, and said in one line at its end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from acestep_otel.profiler.terminal import warn
+from acestep_otel.sdk.answers import Answer, Delivery, Signal
+from acestep_otel.sdk.otlp import OtlpTarget
+from acestep_otel.sdk.pipeline import Limits
+
+
+class ExportedSpans(SpanProcessor):
+    """Gives finished spans to another processor, cut to the limits of the environment, and counts them."""
+
+    def __init__(self, processor: SpanProcessor, ledger: DeliveryLedger | None = None) -> None:
+        self._processor = processor
+        self._ledger = ledger
+        self._limits = Limits.from_environment()
+
+    # The SDK passes the context by keyword, so the name stays.
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Pass it on."""
+        self._processor.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Count it, and pass on what the limits leave."""
+        if self._ledger is not None:
+            self._ledger.hand_over_span()
+        self._processor.on_end(self._limits.applied(span))
+
+    def shutdown(self) -> None:
+        """Pass it on."""
+        self._processor.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Pass it on."""
+        return self._processor.force_flush(timeout_millis)
+
+
+class DeliveryLedger:
+    """Counts what was handed over for export and what arrived."""
+
+    def __init__(self, targets: Mapping[Signal, OtlpTarget]) -> None:
+        self._targets = targets
+        self._lock = threading.Lock()
+        self._handed_over = 0
+        self._arrived = 0
+        self._last_metrics: Delivery | None = None
+        self._problems: dict[Signal, Answer] = {}
+
+    def hand_over_span(self) -> None:
+        """A span was given to its exporter's queue."""
+        with self._lock:
+            self._handed_over += 1
+
+    def note(self, delivery: Delivery) -> None:
+        """What became of a batch."""
+        with self._lock:
+            if delivery.signal == "traces":
+                self._arrived += delivery.items - delivery.lost
+            else:
+                # Metrics are cumulative: a later batch says what an earlier one said.
+                self._last_metrics = delivery
+            if delivery.lost:
+                self._problems[delivery.signal] = delivery.answer
+
+    def lost(self) -> str | None:
+        """What did not arrive and why, as one line; ``None`` when everything did."""
+        with self._lock:
+            parts = []
+            if (spans := self._handed_over - self._arrived) > 0:
+                parts.append(self._part("traces", f"{spans:,} of {self._handed_over:,} spans"))
+            last = self._last_metrics
+            if last is not None and last.lost:
+                parts.append(self._part("metrics", f"{last.lost:,} of {last.items:,} last data points"))
+            elif last is None and "metrics" in self._targets:
+                parts.append(self._part("metrics", "all metrics"))
+        return f"telemetry was lost: {'; '.join(parts)}" if parts else None
+
+    def _part(self, signal: Signal, what: str) -> str:
+        problem = self._problems.get(signal)
+        why = "not delivered in time" if problem is None else str(problem)
+        return f"{what} for {self._targets[signal]} ({why})"
+
+
+class SdkLog(logging.Handler):
+    """What the SDK logs, brought down to the first warning, as one line on standard error.
+
+    What its exporters say about deliveries is left to ``DeliveryLedger``, which knows how much it was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._logger = logging.getLogger("opentelemetry")
+        self._propagated = self._logger.propagate
+        self._reported = False
+
+    def attach(self) -> None:
+        """Take over the SDK's log."""
+        self._propagated = self._logger.propagate
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def detach(self) -> None:
+        """Give the SDK's log back."""
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagated
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report the first record that is not about a delivery."""
+        if not record.name.startswith(_ABOUT_DELIVERIES) and not self._reported:
+            self._reported = True
+            warn(record.getMessage())
+
+
+_ABOUT_DELIVERIES = (
+    "opentelemetry.exporter.otlp",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.trace.export",
+)
