@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
 from acestep.renderer.preparation import compile_models
+from acestep.types import BackendName
 from acestep_otel.patches.engine import PATCHES
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.options import DEFAULTS, require_available
@@ -238,6 +239,14 @@ def test_the_reference_lists_every_flag_and_its_default(language: str) -> None:
     for flag, default in flags().items():
         if default is not None and not isinstance(default, (bool, tuple)):
             assert listed[flag] == f"`{default}`", flag
+
+
+@pytest.mark.parametrize("path", [*GUIDES.values(), ROOT / "docs" / "settings.md"], ids=lambda path: path.parent.name)
+def test_every_backend_is_in_the_tables(path: Path) -> None:
+    rows = re.findall(r"^\| `(?:--lm-backend|ACESTEP_LM_BACKEND)` \|.*`auto`.*$", path.read_text("utf-8"), re.MULTILINE)
+    assert rows
+    for row in rows:
+        assert set(get_args(BackendName)) <= set(re.findall(r"`([\w-]+)`", row))
 
 
 def flags() -> dict[str, Any]:
