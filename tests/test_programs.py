@@ -169,4 +169,4 @@ def test_without_venv_nothing_can_run(bare: Path) -> None:
 def test_an_interpreter_that_is_too_old_is_named(bare: Path) -> None:
     done = install(write_python(bare, version=(3, 10)))
     assert done.returncode == 1
-    assert "Python 3.10.0 is too old, 3.11 or later is needed" in done.stderr
+    assert "Python 3.10.0, which is too old: install 3.11 or later" in done.stderr
