@@ -2,7 +2,8 @@
 
 The planner's total is the duration of ``acestep.lm``. Constrained decoding and guidance are attributes of that span;
 token generation is what remains of it, so that the three sum to the total exactly. What has no row of its own
-(conditioning without the encoding of recordings, model loads inside the run, glue) is ``other``, so that the rows sum to the wall time exactly.
+(conditioning without the encoding of recordings, model loads inside the run, glue) is ``other``, so that the rows sum
+to the wall time exactly.
 
 The cost of guidance is ``None`` when guidance ran but was not calibrated: it is then part of token generation.
 
