@@ -88,8 +88,27 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
+# The first character keeps click from joining the lines.
+_EXAMPLES: Final = """\b
+Examples:
+  Nothing downloaded yet, seconds on a CPU:
+    acestep-otel --tiny --thinking --report report.html
+  The released models, fetched once (several GB):
+    acestep-otel --download --thinking --llm-debug
+  Real speed and memory without weights:
+    acestep-otel --weights synthetic --report report.html
+  Before against after, or one card against another:
+    acestep-otel --mode benchmark --benchmark-output a.json
+    acestep-otel compare a.json b.json
+  Traces and metrics to a collector, checked first:
+    acestep-otel doctor --otlp-endpoint http://localhost:4317
+    acestep-otel --tiny --otlp-endpoint http://localhost:4317
+"""
+
+
 @cloup.group(
     cls=_Command,
+    epilog=_EXAMPLES,
     invoke_without_command=True,
     subcommand_metavar="[COMMAND ...]",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},

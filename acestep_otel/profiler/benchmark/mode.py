@@ -23,7 +23,6 @@ from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectiveSettings, GenerationRequest
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
-from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Figures, Matrix, cell_options
 from acestep_otel.profiler.benchmark.matrix_table import render_matrix, render_spread
 from acestep_otel.profiler.errors import RunFailed
@@ -39,12 +38,11 @@ from acestep_otel.profiler.run.generation_request import build_request, select_m
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.placement import describe_models, describe_placement, engine_settings, gpu_memory
-from acestep_otel.profiler.run.progress import CellBar
-from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
+from acestep_otel.profiler.run.progress import CellBar, loading
+from acestep_otel.profiler.telemetry.providers import Telemetry, flush_telemetry, instrumented, require_tracing
 from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording import GuidanceShare, annotated, guidance_share, measure_guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.settings import Detail
 
 
 def benchmark(options: Options, telemetry: Telemetry) -> None:
@@ -56,9 +54,7 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         RunFailed: a cell failed; every cell is in the table.
         OSError: the result or the trace could not be written.
     """
-    detail = detail_level(options.detail)
-    if detail is Detail.OFF or telemetry.disabled:
-        raise SetupError("a benchmark takes its figures from the trace: switch tracing on again (--detail stage)")
+    detail = require_tracing("a benchmark", options, telemetry)
     require_outputs(options)
     example = load_example(options.example)
     limit_threads(options)
@@ -109,7 +105,8 @@ class _Benchmark:
         with setup_errors():
             if any(request.needs_language_model for request in self.requests.values()):
                 require_language_model(self.select_planner())
-            models = load_models(select_models(self.options, with_language_model=False))
+            with loading("models", enabled=not self.options.no_progress):
+                models = load_models(select_models(self.options, with_language_model=False))
         for line in describe_placement(models.placement, self.options):
             echo(line)
         with CellBar(self.matrix.cells, enabled=not self.options.no_progress) as bar:

@@ -42,7 +42,7 @@ from acestep_otel.profiler.report.terminal import render_breakdown, render_token
 from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
-from acestep_otel.profiler.run.progress import ProgressBars
+from acestep_otel.profiler.run.progress import ProgressBars, loading
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
 from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording import GuidanceShare, guidance_share, warmup
@@ -134,7 +134,8 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     with instrumented(telemetry, detail):
         with setup_errors():
             enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
-            models = call.load()
+            with loading("models", enabled=not options.no_progress):
+                models = call.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
         share: GuidanceShare | None = None

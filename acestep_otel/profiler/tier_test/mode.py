@@ -26,7 +26,7 @@ from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.measurement import setup_errors
 from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.progress import TrialBar
-from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level
+from acestep_otel.profiler.telemetry.providers import Telemetry, require_tracing
 from acestep_otel.profiler.terminal import echo
 from acestep_otel.profiler.tier_test.forwarding import OpenStages
 from acestep_otel.profiler.tier_test.launcher import Ending, child_environment, run_child
@@ -36,7 +36,6 @@ from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, S
 from acestep_otel.profiler.tier_test.trials import TierResult, Trial
 from acestep_otel.profiler.tier_test.verdict import ended, judge, skipped
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.settings import Detail
 
 
 def tier_test(options: Options, telemetry: Telemetry) -> None:
@@ -47,8 +46,7 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
         RunFailed: a tier does not run by its own settings; every row is in the table.
         OSError: the result, the page or the trace could not be written.
     """
-    if detail_level(options.detail) is Detail.OFF or telemetry.disabled:
-        raise SetupError("a tier test takes its figures from the trace: switch tracing on again (--detail stage)")
+    require_tracing("a tier test", options, telemetry)
     require_outputs(options)
     example = load_example(options.example)
     plan = Plan.of(options, example.inference_steps)
