@@ -47,14 +47,14 @@ AUDIO_FORMATS: Final = {
 }
 """Formats by the name that a request uses.
 
-16 bits where the format stores integers: their noise floor (-96 dBFS) lies below what a bfloat16 decoder resolves, and
+16 bits where the format stores integers: their noise floor (-96 dBFS) is below what a bfloat16 decoder resolves, and
 24 bits would store that decoder's rounding noise at half as much again. ``wav32`` keeps every bit.
 """
 
 MAX_RECORDING_SECONDS: Final = 600
 """Longest recording that is read: what the models render at most."""
 SILENCE_PEAK: Final = 1e-4
-"""Peak (-80 dBFS) below which a recording has nothing to be heard, only the noise floor of a 16-bit converter."""
+"""Peak (-80 dBFS) below which a recording has no audible content, only the noise floor of a 16-bit converter."""
 
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536

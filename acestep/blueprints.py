@@ -15,7 +15,8 @@ from pathlib import Path
 from acestep.audio import load_audio
 from acestep.field_checks import require_text, require_types
 from acestep.planner.metadata import normalise
-from acestep.planner.planner import Planner, forced_metadata
+from acestep.planner.planner import Planner
+from acestep.planner.plans import forced_metadata
 from acestep.planner.songwriter import Songwriter, SongwritingRequest
 from acestep.renderer.audio_encoder import AudioEncoder
 from acestep.types import (
@@ -44,7 +45,7 @@ def understand_music(
         planner: the loaded language model.
         audio_codes: five per second of audio, each 0 ... 63,999; without any the model invents a song.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
         Caption, metadata and lyrics.
@@ -74,10 +75,10 @@ def understand_recording(
         audio_encoder: turns the recording into codes.
         recording: file of any format, rate and number of channels that libsndfile reads, 0.2 ... 600 s.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
-        Caption, metadata and lyrics, and the audio codes that the recording was heard as.
+        Caption, metadata and lyrics, and the audio codes of the recording.
 
     Raises:
         AudioReadError: the recording cannot be used.
@@ -107,7 +108,7 @@ def create_sample(
         instrumental: ask for a song without words; ``[Instrumental]`` when the model writes none.
         language: of the vocals (``acestep.planner.metadata.LANGUAGES``); ``None`` and ``unknown`` leave it open.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
         Caption, metadata and lyrics.
@@ -139,7 +140,7 @@ def format_sample(
         lyrics: the words; empty for an instrumental.
         metadata: what is settled; these values are kept. The caption is not used here.
         settings: how the model writes.
-        progress: told about every token; an exception that it raises stops the run.
+        progress: called with every token; an exception that it raises stops the run.
 
     Returns:
         Caption, metadata and lyrics; the given lyrics when the model writes none.

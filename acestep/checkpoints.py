@@ -37,8 +37,11 @@ from acestep.weights.renderer import load_audio_encoder_weights, load_renderer
 WeightsKind = Literal["checkpoint", "synthetic"]
 
 TINY_DIT = "acestep-v15-tiny"
+"""Built-in diffusion model of a few megabytes, with random weights: every stage runs, and the result is noise."""
 TINY_BASE_DIT = "acestep-v15-tiny-base"
+"""The same as a base model, which the tasks ``lego``, ``extract`` and ``complete`` need."""
 TINY_LM = "acestep-5Hz-lm-tiny"
+"""Built-in language model of a few megabytes, with random weights."""
 DEFAULT_DIT = "acestep-v15-turbo"
 DEFAULT_LM = "acestep-5Hz-lm-1.7B"
 EMBEDDED = frozenset({TINY_DIT, TINY_LM, TINY_BASE_DIT})

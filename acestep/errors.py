@@ -45,6 +45,13 @@ class AceStepError(Exception):
         return tuple(dict.fromkeys(FIELD.findall(str(self))))
 
 
+class Cancelled(Exception):
+    """The caller cancelled: raised by a progress callback, it stops the run between two steps.
+
+    It is no ``AceStepError``: nothing failed.
+    """
+
+
 class InvalidRequest(AceStepError):
     """A value of the request is outside what the model accepts; the message names the value and the range."""
 

@@ -131,7 +131,7 @@ def detect_gpu_memory(device: torch.device) -> float:
 
 
 def needs_offload(memory: float) -> bool:
-    """Whether models should wait in host memory although nobody asked: on every GPU that counts as less than 20 GB.
+    """Whether models should wait in host memory without being asked: on every GPU that counts as less than 20 GB.
 
     Args:
         memory: total memory in GiB; 0 without a GPU, where there is nothing to leave.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from acestep.audio import save_audio
 from acestep.errors import InvalidRequest
 from acestep.planner.metadata import DURATION_RANGE
-from acestep.planner.planner import Plan, PlanRequest
+from acestep.planner.plans import Plan, PlanRequest
 from acestep.renderer.render_request import Rendering, RenderRequest
 from acestep.resolution import ResolvedRequest, resolve_request, song_stems
 from acestep.types import (

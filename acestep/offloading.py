@@ -1,7 +1,7 @@
-"""Which models lie in the device's memory just now: those that wait on the host come per use, and leave after it.
+"""Model offload: models wait in host memory and are on the device only while they are used.
 
-Weights are only read, so the host's copy stays while a model is on the device: leaving frees memory and copies nothing.
-Coming is a copy from pinned memory, in order with the device's other work; nothing waits for it.
+Weights are only read, so the host's copy is kept while a model is on the device: offloading it frees memory and copies
+nothing. The copy to the device is from pinned memory, in order with the device's other work; nothing waits for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HOST: Final = torch.device("cpu")
 
 
 class ModelOffloader:
-    """The models' whereabouts on one device.
+    """Moves models between the host and one device.
 
     Args:
         device: where models run.
@@ -48,17 +48,17 @@ class ModelOffloader:
         return name != TRANSFORMER or self.placement.offload_dit_to_cpu
 
     def idle_device(self, name: str) -> torch.device:
-        """Where a model is between uses."""
+        """Device of a model between uses."""
         return _HOST if self.offloads(name) else self.device
 
     def place(self, name: str, model: nn.Module) -> None:
-        """Put a freshly loaded model where it will be between uses."""
+        """Move a freshly loaded model to its device between uses."""
         idle, pins = self.idle_device(name), self.device.type == "cuda" and self.offloads(name)
         _replace_parts(model, lambda parts: [part.to(idle).pin_memory() if pins else part.to(idle) for part in parts])
 
     @contextmanager
     def on_device(self, **models: nn.Module) -> Iterator[None]:
-        """Have models on the device while the block runs; blocks may overlap, and the last one to end sends them away.
+        """Keep models on the device while the block runs; blocks may overlap, and the last one to end offloads them.
 
         Args:
             models: by name; one that never leaves the device is left alone.
@@ -74,7 +74,7 @@ class ModelOffloader:
 
     @contextmanager
     def on_host(self, name: str, model: nn.Module) -> Iterator[None]:
-        """Have a model on the host while the block runs, also one that is in use, or never leaves otherwise."""
+        """Keep a model on the host while the block runs, also one that is in use or is never offloaded."""
         if self.offloads(name) and self._users[name] == 0:
             yield
             return
@@ -85,7 +85,7 @@ class ModelOffloader:
             self.move(name, model, self.device)
 
     def move(self, name: str, model: nn.Module, destination: torch.device) -> int:
-        """Bring a model to a device: the one place where weights travel.
+        """Move a model to a device: the one place where weights are moved.
 
         Args:
             name: of the model.
@@ -165,7 +165,7 @@ def _replace_parts(
 ) -> list[torch.Tensor]:
     """Replace every plain tensor, and return those that were there; when memory runs out, nothing has changed.
 
-    A plain parameter stays the object that it is, so whoever holds it sees the new place; a quantised one cannot.
+    A plain parameter stays the object that it is, so every reference sees the new device; a quantised one cannot.
     """
     # Weights made in inference mode could never be assigned outside of it.
     with torch.inference_mode(False), torch.no_grad():

@@ -23,6 +23,8 @@ CODES_PER_SECOND: Final = FRAMES_PER_SECOND // FRAMES_PER_CODE
 AUDIO_CODE_COUNT: Final = 64_000
 """Valid audio codes: 0 ... 63,999 (FSQ levels 8*8*8*5*5*5)."""
 
+BackendName = Literal["auto", "vllm", "pt", "mlx"]
+"""What runs the language model, as users name it; ``acestep.planner.backends.registry`` decides what ``auto`` is."""
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
 BASE_TASKS: Final = frozenset[TaskType]({"lego", "extract", "complete"})
 """Tasks on single tracks, which only the base models have been trained for: not turbo, and not sft."""
@@ -36,7 +38,7 @@ TRACK_NAMES: Final = (
 NO_USER_INPUT: Final = "NO USER INPUT"
 """The literal that the language model was trained to read as "the user said nothing"."""
 INSTRUMENTAL: Final = "[Instrumental]"
-"""The lyrics of a song that nobody sings."""
+"""The lyrics of a song without vocals."""
 
 
 Quantization = Literal["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"]
@@ -121,7 +123,7 @@ class GenerationRequest:
         duration: seconds, 10 ... 600; ``None`` lets the planner decide, or takes 30 s without a planner. With a
             source the length is the source's, and this must stay ``None``.
         task_type: ``text2music`` makes a song from text. The others work on ``src_audio``: ``cover`` keeps its
-            structure, ``repaint`` makes a window of it anew, ``lego`` adds a track, ``extract`` isolates one,
+            structure, ``repaint`` regenerates a window of it, ``lego`` adds a track, ``extract`` isolates one,
             ``complete`` accompanies it; the last three need a base model (not turbo, not sft).
         src_audio: file of the recording to work on; every task but ``text2music`` needs it.
         reference_audio: file of a recording whose timbre the song should have; possible with every task.
@@ -272,7 +274,7 @@ class GenerationResult:
     Attributes:
         songs: one per item of the batch.
         request: the request as given.
-        metadata: what the renderer was told (the user's values, completed by the planner).
+        metadata: what the renderer used (the user's values, completed by the planner).
         effective: what was really run.
     """
 
@@ -311,7 +313,7 @@ class EffectivePlannerSettings:
         seeds: the one seed.
         weights: ``synthetic`` or ``checkpoint``.
         placement: where the model lived between uses.
-        audio_encoder: checkpoint whose VAE and audio tokenizer heard a recording, or ``None``.
+        audio_encoder: checkpoint whose VAE and audio tokenizer encoded a recording, or ``None``.
     """
 
     device: str
@@ -334,7 +336,7 @@ class SongBlueprint:
         lyrics: the words, with section tags.
         lyrics_complete: whether the language model ended the lyrics itself, and not their token limit.
         effective: what was really run.
-        audio_codes: what was described, five per second of audio; empty where nothing was heard.
+        audio_codes: what was described, five per second of audio; empty without any.
     """
 
     metadata: SongMetadata
@@ -359,4 +361,5 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
-"""Called between units of work. An exception raised here stops the run and reaches the caller unchanged."""
+"""Called between units of work. An exception raised here stops the run and reaches the caller unchanged;
+``acestep.errors.Cancelled`` is there for it."""

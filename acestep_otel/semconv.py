@@ -99,7 +99,7 @@ CREATE_SAMPLE = _span("create_sample", "From the call of create_sample to its re
 FORMAT_SAMPLE = _span("format_sample", "From the call of format_sample to its return: the wall time. Host clock.")
 MODEL_LOAD = _span(
     "acestep.model.load",
-    "One model: from the name to weights handed to the device, which is not waited for. Host clock.",
+    "One model: from its name to weights submitted to the device, without waiting for the copy. Host clock.",
 )
 LM = _span(
     "acestep.lm",
@@ -110,9 +110,11 @@ LM = _span(
     CREATE_SAMPLE,
     FORMAT_SAMPLE,
 )
-LM_COT = _span("acestep.lm.cot", "Phase 1: the metadata is reasoned out as YAML under its grammar.", LM)
+LM_COT = _span("acestep.lm.cot", "Phase 1: the metadata as YAML, under its grammar.", LM)
 LM_CODES = _span("acestep.lm.codes", "Phase 2: the audio codes, five per second of audio.", LM)
-LM_LYRICS = _span("acestep.lm.lyrics", "Phase 2 where a song is written in words: the lyrics, as free text.", LM)
+LM_LYRICS = _span(
+    "acestep.lm.lyrics", "Phase 2 of understand_music, create_sample and format_sample: the lyrics, as free text.", LM
+)
 LM_TOKENS = _span(
     "acestep.lm.tokens", "A window of 64 decoded tokens (detail level token only).", LM_COT, LM_CODES, LM_LYRICS
 )
@@ -134,7 +136,7 @@ AUDIO_TOKENIZE = _span(
 )
 DIT = _span(
     "acestep.dit",
-    "The diffusion loop: all steps and what lies between them. Device clock.",
+    "The diffusion loop: all steps and the time between them. Device clock.",
     GENERATE_MUSIC,
 )
 DIT_STEP = _span(
@@ -151,8 +153,8 @@ VAE_DECODE = _span(
 VAE_TILE = _span("acestep.vae.tile", "The decoder over one tile. Device clock.", VAE_DECODE)
 OFFLOAD_MOVE = _span(
     "acestep.offload.move",
-    "One model's weights to the device, or off it. Around the stage that needs the model, so no stage's own time; the "
-    "models of the conditioning and a decode that leaves the device move inside their stage. Device clock.",
+    "Transfer of one model's weights to or from the device, outside of the stage that needs the model. Models of the "
+    "conditioning, and the VAE when a decode falls back to the host, move inside their stage. Device clock.",
     GENERATE_MUSIC,
     UNDERSTAND_MUSIC,
     CREATE_SAMPLE,
@@ -169,10 +171,10 @@ QUEUE_WAIT = _span(
 TIER_TEST = _span("acestep.tier_test", "All cards and variants of one tier test. Host clock.")
 TIER_PROCESS = _span(
     "acestep.tier_test.process",
-    "One child process: from its start to its end. Its model loads and requests lie below it. Host clock.",
+    "One child process: from its start to its end. Its model loads and requests are children. Host clock.",
     TIER_TEST,
 )
-DOCTOR = _span("acestep.doctor", "Nothing: sent by the subcommand doctor to see whether a span arrives. Host clock.")
+DOCTOR = _span("acestep.doctor", "A test span without content, sent by the subcommand doctor. Host clock.")
 
 
 def stage_of(span_name: str) -> str:
@@ -189,7 +191,7 @@ REQUEST_MODEL = _attribute(
 OUTPUT_TYPE = _attribute(
     "gen_ai.output.type", str, "music (a custom value: the conventions have none for audio), or text."
 )
-REQUEST_CHOICE_COUNT = _attribute("gen_ai.request.choice.count", int, "Songs asked for (batch size).", "{song}")
+REQUEST_CHOICE_COUNT = _attribute("gen_ai.request.choice.count", int, "Requested songs (batch size).", "{song}")
 REQUEST_TEMPERATURE = _attribute("gen_ai.request.temperature", float, "Sampling temperature of the planner.")
 REQUEST_TOP_P = _attribute("gen_ai.request.top_p", float, "Nucleus bound of the planner.")
 REQUEST_TOP_K = _attribute("gen_ai.request.top_k", int, "Top-k bound of the planner; absent when off.")
@@ -197,21 +199,32 @@ USAGE_INPUT_TOKENS = _attribute("gen_ai.usage.input_tokens", int, "Prompt tokens
 USAGE_CACHE_READ_INPUT_TOKENS = _attribute(
     "gen_ai.usage.cache_read.input_tokens",
     int,
-    "Prompt tokens that an earlier phase of the request had run, and that were not run again.",
+    "Prompt tokens that an earlier phase of the request had already processed.",
     "{token}",
 )
 USAGE_OUTPUT_TOKENS = _attribute(
     "gen_ai.usage.output_tokens", int, "Tokens produced, over all songs: sampled and forced.", "{token}"
+)
+USAGE_REASONING_OUTPUT_TOKENS = _attribute(
+    "gen_ai.usage.reasoning.output_tokens", int, "Those of them that phase 1 reasoned the metadata with.", "{token}"
+)
+INPUT_MESSAGES = _attribute(
+    "gen_ai.input.messages",
+    str,
+    "What the user wrote, in the conventions' JSON; only after opt-in to content capture.",
+)
+OUTPUT_MESSAGES = _attribute(
+    "gen_ai.output.messages", str, "The song in words, the same way; only after opt-in to content capture."
 )
 ERROR_TYPE = _attribute("error.type", str, "Class name of the exception; only on failure.")
 
 TASK = _attribute("acestep.task", str, "text2music, cover, repaint, lego, extract or complete.")
 THINKING = _attribute("acestep.thinking", bool, "Whether the planner writes audio codes.")
 AUDIO_DURATION_REQUESTED = _attribute(
-    "acestep.audio.duration.requested", float, "Seconds asked for; absent when left to the planner.", "s"
+    "acestep.audio.duration.requested", float, "Requested seconds; absent when the planner decides.", "s"
 )
 AUDIO_DURATION = _attribute("acestep.audio.duration", float, "Seconds of audio of each song.", "s")
-BATCH_SIZE = _attribute("acestep.batch_size", int, "Songs made together.", "{song}")
+BATCH_SIZE = _attribute("acestep.batch_size", int, "Songs generated together.", "{song}")
 CAPTION_LENGTH = _attribute("acestep.caption.length", int, "Characters in the caption.", "{character}")
 LYRICS_LENGTH = _attribute("acestep.lyrics.length", int, "Characters in the lyrics.", "{character}")
 CAPTION = _attribute("acestep.caption", str, "The caption; only after opt-in to content capture.")
@@ -221,17 +234,19 @@ QUERY = _attribute("acestep.query", str, "The query; only after opt-in to conten
 AUDIO_CODES_COUNT = _attribute(
     "acestep.audio_codes.count", int, "Audio codes that understand_music describes, five per second.", "{code}"
 )
-INSTRUMENTAL = _attribute("acestep.instrumental", bool, "Whether create_sample was asked for a song without words.")
+INSTRUMENTAL = _attribute("acestep.instrumental", bool, "Whether create_sample was called for a song without vocals.")
 LYRICS_COMPLETE = _attribute(
-    "acestep.lyrics.complete", bool, "Whether the language model ended the lyrics itself, and not their token limit."
+    "acestep.lyrics.complete", bool, "Whether the language model ended the lyrics; false when the token limit did."
 )
 DEVICE = _attribute("acestep.device", str, "Device that the models run on, for example cuda:0.")
 DTYPE = _attribute("acestep.dtype", str, "Type of the weights, for example bfloat16.")
 WEIGHTS = _attribute("acestep.weights", str, "synthetic or checkpoint.")
-OFFLOAD = _attribute("acestep.offload", bool, "Whether models wait in host memory while they are not in use.")
-OFFLOAD_DIT = _attribute("acestep.offload.dit", bool, "Whether the diffusion transformer does too.")
+OFFLOAD = _attribute("acestep.offload", bool, "Whether models are kept in host memory while they are not in use.")
+OFFLOAD_DIT = _attribute("acestep.offload.dit", bool, "Whether that includes the diffusion transformer.")
 OFFLOAD_AUTOMATIC = _attribute(
-    "acestep.offload.automatic", bool, "Whether that was chosen for the size of the GPU, and not asked for."
+    "acestep.offload.automatic",
+    bool,
+    "Whether offload was selected because of the size of the GPU, without a request for it.",
 )
 QUANTIZATION = _attribute(
     "acestep.quantization", str, "Form of the DiT's weights: none, int8_weight_only, fp8_weight_only or w8a8_dynamic."
@@ -248,8 +263,8 @@ BENCHMARK_REPEAT = _attribute(
 TRACE_FORCE = _attribute(
     "acestep.trace.force",
     bool,
-    "True on spans of a request that a caller's header had traced; an application may set it on any span of a trace "
-    "that tail sampling must keep.",
+    "True on spans of a request whose trace a caller's header forced; an application may set it on any span of a "
+    "trace that tail sampling must keep.",
 )
 TIER_NAME = _attribute("acestep.tier.name", str, "Tier of the simulated card: tier1 ... unlimited.")
 TIER_MEMORY = _attribute("acestep.tier.memory", int, "Memory of the simulated card.", "GiBy")
@@ -258,14 +273,18 @@ TIER_VARIANT = _attribute(
 )
 TIER_LM = _attribute("acestep.tier.lm", str, "Size of the trial's language model, or none.")
 TIER_WITH_LM = _attribute("acestep.tier.with_lm", bool, "Whether the language model is on the card as well.")
-TIER_CAPABILITY = _attribute("acestep.tier.capability", str, "What a card can do without, by the boundary analysis.")
+TIER_CAPABILITY = _attribute(
+    "acestep.tier.capability",
+    str,
+    "Capability of the boundary analysis: running without quantization, or without offload.",
+)
 TIER_EXIT_CODE = _attribute(
-    "acestep.tier_test.exit_code", int, "Exit code of a child process; negative when a signal ended it."
+    "acestep.tier_test.exit_code", int, "Exit code of a child process; negative if a signal ended it."
 )
 TRUNCATED = _attribute(
     "acestep.truncated",
     bool,
-    "True when shutdown, or the end of a child process, closed the span before its work had ended.",
+    "True if shutdown, or the end of a child process, closed the span before its work was complete.",
 )
 CLOCK = _attribute("acestep.clock", str, "Clock of the span's start and end: host or cuda_event.")
 HOST_DURATION = _attribute(
@@ -282,18 +301,28 @@ STAGE = _attribute(
     str,
     "A span's name without its namespace: lm.cot, dit, ...; of a request's metrics its root: generate_music, ...",
 )
-OUTCOME = _attribute("acestep.outcome", str, "ok, or the class name of the error.")
+MODE = _attribute(
+    "acestep.mode", str, "Mode of the command line: profile, benchmark, tier-test, understand, create_sample, ..."
+)
+OUTCOME = _attribute(
+    "acestep.outcome",
+    str,
+    "ok, cancelled (the caller went away, which is no error), or the class name of the error. On spans only where a "
+    "request was cancelled, and on the wait in a queue.",
+)
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------
-LM_BACKEND = _attribute("acestep.lm.backend", str, "Backend that really ran: pt, vllm or mlx.")
+LM_BACKEND = _attribute("acestep.lm.backend", str, "Backend that ran: pt, vllm or mlx.")
 LM_DECODE_PATH = _attribute(
-    "acestep.lm.decode.path", str, "How pt ran small passes: fused (kernels of its own, recorded) or eager."
+    "acestep.lm.decode.path", str, "How pt ran small passes: fused (recorded Triton kernels) or eager."
 )
 LM_GUIDANCE_SCALE = _attribute("acestep.lm.guidance_scale", float, "Classifier-free guidance of the codes; 1 is off.")
 LM_CONSTRAINED = _attribute("acestep.lm.constrained", bool, "Whether the metadata was held to its grammar.")
-LM_SAMPLED_TOKENS = _attribute("acestep.lm.sampled_tokens", int, "Tokens that were a choice.", "{token}")
+LM_SAMPLED_TOKENS = _attribute(
+    "acestep.lm.sampled_tokens", int, "Tokens sampled from more than one candidate.", "{token}"
+)
 LM_FORCED_TOKENS = _attribute(
-    "acestep.lm.forced_tokens", int, "Tokens that the grammar left no choice about, fed as chunks.", "{token}"
+    "acestep.lm.forced_tokens", int, "Tokens that the grammar determined; processed with the next pass.", "{token}"
 )
 LM_UNCONDITIONAL_TOKENS = _attribute(
     "acestep.lm.unconditional_tokens", int, "Tokens of the unconditional rows (prompt and output).", "{token}"
@@ -307,34 +336,38 @@ LM_DECODE_DURATION = _attribute("acestep.lm.decode.duration", float, "From the f
 LM_ENGINE_QUEUE_DURATION = _attribute(
     "acestep.lm.engine.queue.duration",
     float,
-    "By the engine's own clock: the longest that a row of the phase waited in its scheduler.",
+    "Maximum over the rows of the phase, by the engine's clock: time in its scheduler's queue.",
     "s",
 )
 LM_ENGINE_TIME_TO_FIRST_TOKEN = _attribute(
     "acestep.lm.engine.time_to_first_token",
     float,
-    "The same: the longest from a row's arrival to its first token.",
+    "Maximum over the rows, by the engine's clock: from arrival to the first token.",
     "s",
 )
 LM_ENGINE_PREFILL_DURATION = _attribute(
     "acestep.lm.engine.prefill.duration",
     float,
-    "The same: the longest from a row's first pass to its first token.",
+    "Maximum over the rows, by the engine's clock: from the first pass to the first token.",
     "s",
 )
 LM_ENGINE_DECODE_DURATION = _attribute(
     "acestep.lm.engine.decode.duration",
     float,
-    "The same: the longest from a row's first token to its last.",
+    "Maximum over the rows, by the engine's clock: from the first token to the last.",
     "s",
 )
 LM_TOKENS_PER_SECOND = _attribute(
     "acestep.lm.tokens_per_second", float, "Sampled tokens after the first, over the decode duration.", "{token}/s"
 )
 LM_TOKEN_GAP_P50 = _attribute("acestep.lm.token_gap.p50", float, "Median time between decode passes.", "s")
-LM_TOKEN_GAP_P95 = _attribute("acestep.lm.token_gap.p95", float, "95th percentile of the same.", "s")
-LM_TOKEN_GAP_MAX = _attribute("acestep.lm.token_gap.max", float, "Longest of the same.", "s")
-LM_TOKEN_GAP_MAX_INDEX = _attribute("acestep.lm.token_gap.max_index", int, "Decode pass that the longest gap ended in.")
+LM_TOKEN_GAP_P95 = _attribute(
+    "acestep.lm.token_gap.p95", float, "95th percentile of the time between decode passes.", "s"
+)
+LM_TOKEN_GAP_MAX = _attribute("acestep.lm.token_gap.max", float, "Maximum time between decode passes.", "s")
+LM_TOKEN_GAP_MAX_INDEX = _attribute(
+    "acestep.lm.token_gap.max_index", int, "Index of the decode pass at the end of the longest gap."
+)
 LM_CONSTRAINED_DECODING_DURATION = _attribute(
     "acestep.lm.constrained_decoding.duration",
     float,
@@ -344,9 +377,9 @@ LM_CONSTRAINED_DECODING_DURATION = _attribute(
 LM_CFG_DURATION = _attribute(
     "acestep.lm.cfg.duration",
     float,
-    "What guidance cost: the decode and prefill time multiplied by the share that the unconditional rows add to a "
-    "batched forward. The share comes from a calibration at the run's own shape; absent when guidance was on "
-    "but not calibrated, zero when it was off.",
+    "Cost of guidance: decode and prefill time multiplied by the share of the unconditional rows in a batched "
+    "forward pass. The share is calibrated at the shape of the run; absent when guidance was on without calibration, "
+    "zero when it was off.",
     "s",
 )
 LM_CFG_SHARE = _attribute(
@@ -356,19 +389,19 @@ LM_CFG_SHARE = _attribute(
     "1",
 )
 LM_CFG_PREFILL_SHARE = _attribute(
-    "acestep.lm.cfg.prefill_share", float, "The same for the forward pass over the prompts.", "1"
+    "acestep.lm.cfg.prefill_share", float, "Calibrated share of the forward pass over the prompts.", "1"
 )
 LM_TOKEN_GENERATION_DURATION = _attribute(
     "acestep.lm.token_generation.duration",
     float,
-    "The planner's total less constrained decoding and guidance: forward passes, sampling, prompts and parsing.",
+    "The planner's total minus constrained decoding and guidance: forward passes, sampling, prompts and parsing.",
     "s",
 )
 LM_WINDOW_FIRST = _attribute("acestep.lm.window.first", int, "Index of the first token of the window.")
 LM_WINDOW_TOKENS = _attribute("acestep.lm.window.tokens", int, "Tokens in the window.", "{token}")
 
 # --- Attributes: renderer -----------------------------------------------------------------------------------------
-DIT_STEPS_REQUESTED = _attribute("acestep.dit.steps.requested", int, "Steps asked for.", "{step}")
+DIT_STEPS_REQUESTED = _attribute("acestep.dit.steps.requested", int, "Requested steps.", "{step}")
 DIT_STEPS = _attribute("acestep.dit.steps", int, "Steps executed.", "{step}")
 DIT_SHIFT = _attribute("acestep.dit.shift", float, "Timestep shift of the schedule.")
 DIT_GUIDANCE_SCALE = _attribute("acestep.dit.guidance_scale", float, "Classifier-free guidance applied; 1 is off.")
@@ -381,7 +414,7 @@ VAE_ATTEMPTS = _attribute(
     "acestep.vae.attempts", int, "Ways to decode that were tried; all but the last ran out of memory.", "{attempt}"
 )
 VAE_TILE_LENGTH = _attribute("acestep.vae.tile_length", int, "Longest tile, with its overlap.", "{frame}")
-VAE_OVERLAP = _attribute("acestep.vae.overlap", int, "Frames that a tile reads beyond its own on each side.", "{frame}")
+VAE_OVERLAP = _attribute("acestep.vae.overlap", int, "Additional frames that a tile reads on each side.", "{frame}")
 VAE_TILES = _attribute("acestep.vae.tiles", int, "Tiles decoded or encoded.", "{tile}")
 VAE_TILE_INDEX = _attribute("acestep.vae.tile.index", int, "Zero-based index of the tile.")
 VAE_TILE_FRAMES = _attribute("acestep.vae.tile.frames", int, "Frames given to the decoder.", "{frame}")
@@ -392,7 +425,7 @@ OFFLOAD_DIRECTION = _attribute("acestep.offload.direction", str, "to_device or t
 OFFLOAD_BYTES = _attribute(
     "acestep.offload.bytes",
     int,
-    "Bytes of the model's weights. Leaving frees them; the host still has its copy, so nothing is copied.",
+    "Bytes of the model's weights. Moving to the host frees them without a copy, because the host keeps its own.",
     "By",
 )
 AUDIO_FORMAT = _attribute("acestep.audio.format", str, "flac, wav, wav32, mp3, ogg or opus.")
@@ -403,24 +436,28 @@ AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",
     int,
-    "Bytes in live tensors when the host left the span, in the order of the stream; absent off CUDA, and on steps and "
-    "tiles below detail token.",
+    "Bytes in live tensors when the host left the span, in stream order; absent off CUDA, and on steps and tiles below "
+    "detail level token.",
     "By",
 )
 VRAM_RESERVED = _attribute(
     "acestep.vram.reserved", int, "Bytes that the allocator held at that moment; absent off CUDA.", "By"
 )
 VRAM_PEAK_ALLOCATED = _attribute(
-    "acestep.vram.peak.allocated", int, "Highest bytes in live tensors during the stage; absent off CUDA.", "By"
+    "acestep.vram.peak.allocated", int, "Maximum bytes in live tensors during the stage; absent off CUDA.", "By"
 )
 VRAM_PEAK_RESERVED = _attribute(
-    "acestep.vram.peak.reserved", int, "Highest bytes the allocator held during the stage; absent off CUDA.", "By"
+    "acestep.vram.peak.reserved", int, "Maximum bytes that the allocator held during the stage; absent off CUDA.", "By"
 )
 VRAM_SHARED = _attribute(
-    "acestep.vram.shared", bool, "True when another request ran on the device during the stage, so the peak is both's."
+    "acestep.vram.shared",
+    bool,
+    "True if another request ran on the device during the stage, so the peak includes both.",
 )
-VRAM_KIND = _attribute("acestep.vram.kind", str, "allocated, reserved or process (all that the driver holds for it).")
-HW_ID = _attribute("hw.id", str, "UUID of the GPU, as its driver has it.")
+VRAM_KIND = _attribute(
+    "acestep.vram.kind", str, "allocated, reserved or process (all memory of the process, by the driver)."
+)
+HW_ID = _attribute("hw.id", str, "UUID of the GPU, from its driver.")
 HW_NAME = _attribute("hw.name", str, "Model of the GPU.")
 HW_GPU_TASK = _attribute("hw.gpu.task", str, "general: kernels of any kind.")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
@@ -472,16 +509,16 @@ REQUESTS = _metric(
     "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )
 REQUESTS_ACTIVE = _metric(
-    "acestep.requests.active", "up_down_counter", "{request}", "Requests that are being worked on.",
+    "acestep.requests.active", "up_down_counter", "{request}", "Requests in progress.",
     (REQUEST_MODEL, STAGE),
 )  # fmt: skip
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(
-    "acestep.audio.generated", "counter", "s", "Seconds of audio made, over all songs.", (REQUEST_MODEL,)
+    "acestep.audio.generated", "counter", "s", "Seconds of generated audio, over all songs.", (REQUEST_MODEL,)
 )
 AUDIO_COMPUTE_DURATION = _metric(
     "acestep.audio.compute.duration", "histogram", "s",
-    "Wall time of a request over the seconds of audio that it made, over all songs: below 1 is faster than real time.",
+    "Wall time of a request divided by the seconds of audio of all its songs: below 1 is faster than real time.",
     (REQUEST_MODEL,), _COMPUTE_BUCKETS,
 )  # fmt: skip
 VRAM_PEAK = _metric(
@@ -490,7 +527,7 @@ VRAM_PEAK = _metric(
 )  # fmt: skip
 VRAM_LIMIT = _metric(
     "acestep.vram.limit", "gauge", "By",
-    "What the process may take of its device's memory: all of it, or the fraction it was held to; absent off CUDA.", (),
+    "Device memory that the process may use: all of it, or the fraction that limits it; absent off CUDA.", (),
 )  # fmt: skip
 HW_GPU_UTILIZATION = _metric(
     "hw.gpu.utilization", "gauge", "1",
@@ -499,7 +536,7 @@ HW_GPU_UTILIZATION = _metric(
 )  # fmt: skip
 HW_GPU_MEMORY_USAGE = _metric(
     "hw.gpu.memory.usage", "up_down_counter", "By",
-    "Memory of the GPU that is in use, by any process; absent without NVML.", (HW_ID, HW_NAME), observed=True,
+    "Used memory of the GPU, by all processes; absent without NVML.", (HW_ID, HW_NAME), observed=True,
 )  # fmt: skip
 HW_GPU_MEMORY_LIMIT = _metric(
     "hw.gpu.memory.limit", "up_down_counter", "By", "Memory of the GPU; absent without NVML.", (HW_ID, HW_NAME),
@@ -517,30 +554,43 @@ PROFILE_TOKEN_DURATION = _metric(
     "Duration of each planner phase of the last measured run over the tokens it wrote, forced ones included.",
     (REQUEST_MODEL, STAGE),
 )  # fmt: skip
+RUN_TIME = _metric(
+    "acestep.run.time", "gauge", "s",
+    "Unix time at which a run of the command line last recorded its figures: which run is the last one.",
+    (MODE, REQUEST_MODEL),
+)  # fmt: skip
 QUEUE_WAIT_DURATION = _metric(
     "acestep.queue.wait.duration", "histogram", "s", "Duration of acestep.queue.wait.", (OUTCOME,), _DURATION_BUCKETS
 )
 QUEUE_LENGTH = _metric("acestep.queue.length", "up_down_counter", "{request}", "Requests waiting for a worker.", ())
-QUEUE_CAPACITY = _metric("acestep.queue.capacity", "gauge", "{request}", "Requests that may wait at most.", ())
+QUEUE_CAPACITY = _metric(
+    "acestep.queue.capacity", "up_down_counter", "{request}", "Maximum number of waiting requests.", ()
+)
 QUEUE_REJECTED = _metric(
-    "acestep.queue.rejected", "counter", "{request}", "Requests turned away because the queue was full.", ()
+    "acestep.queue.rejected", "counter", "{request}", "Requests rejected because the queue was full.", ()
 )
 TRACES_DROPPED = _metric(
     "acestep.traces.dropped", "counter", "{trace}",
-    "Requests without a trace because a span processor took spans more slowly than requests ended.", (),
+    "Requests whose trace was dropped because a span processor was slower than the requests.", (),
 )  # fmt: skip
 SDK_SPANS_PROCESSED = MetricDefinition(
     "otel.sdk.processor.span.processed", "counter", "{span}",
-    "Spans that the SDK's processor is done with; error.type says why one was lost. Made by the SDK, on request.",
+    "Spans that the SDK's processor completed; error.type is the reason of a loss. Recorded by the SDK, if enabled.",
     (ERROR_TYPE,),
 )  # fmt: skip
 _CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
 BENCHMARK_WALL = _metric(
     "acestep.benchmark.wall", "gauge", "s", "Wall time of a benchmark's cell: the median of its runs.", _CELL
 )
-BENCHMARK_LM = _metric("acestep.benchmark.lm", "gauge", "s", "The same of the language model's side.", _CELL)
-BENCHMARK_DIT = _metric("acestep.benchmark.dit", "gauge", "s", "The same of the diffusion loop.", _CELL)
-BENCHMARK_VAE = _metric("acestep.benchmark.vae", "gauge", "s", "The same of the VAE decode.", _CELL)
+BENCHMARK_LM = _metric(
+    "acestep.benchmark.lm", "gauge", "s", "Language-model time of a benchmark's cell: the median of its runs.", _CELL
+)
+BENCHMARK_DIT = _metric(
+    "acestep.benchmark.dit", "gauge", "s", "Diffusion time of a benchmark's cell: the median of its runs.", _CELL
+)
+BENCHMARK_VAE = _metric(
+    "acestep.benchmark.vae", "gauge", "s", "VAE decode time of a benchmark's cell: the median of its runs.", _CELL
+)
 BENCHMARK_CELLS = _metric(
     "acestep.benchmark.cells", "counter", "{cell}", "Finished cells of benchmarks by outcome.", (REQUEST_MODEL, OUTCOME)
 )
@@ -550,7 +600,7 @@ BENCHMARK_STATUS = _metric(
 DOCTOR_TIME = _metric("acestep.doctor.time", "gauge", "s", "Unix time at which the subcommand doctor sent it.", ())
 _TRIAL = (TIER_NAME, TIER_MEMORY, TIER_VARIANT, TIER_LM, AUDIO_DURATION_REQUESTED, BATCH_SIZE)
 TIER_PEAK = _metric(
-    "acestep.tier.peak", "gauge", "By", "Highest memory of a tier test's row, by kind; absent off CUDA.",
+    "acestep.tier.peak", "gauge", "By", "Peak memory of a tier test's row, by kind; absent off CUDA.",
     (*_TRIAL, VRAM_KIND),
 )  # fmt: skip
 TIER_LIMIT = _metric("acestep.tier.limit", "gauge", "By", "Memory of the card that a row simulates.", _TRIAL)
@@ -560,9 +610,10 @@ TIER_STATUS = _metric(
 TIER_WALL = _metric("acestep.tier.wall", "gauge", "s", "Wall time of a row's generation, compilation included.", _TRIAL)
 TIER_BOUNDARY = _metric(
     "acestep.tier.boundary", "gauge", "By",
-    "Memory of the smallest card from which on a capability holds; absent where it holds on none.", (TIER_CAPABILITY,),
+    "Memory of the smallest card from which on all cards have the capability; absent if none has it.",
+    (TIER_CAPABILITY,),
 )  # fmt: skip
 TIER_BATCH = _metric(
-    "acestep.tier.batch", "gauge", "{song}", "Most songs that a card makes at once, 0 where not even one fits.",
+    "acestep.tier.batch", "gauge", "{song}", "Maximum songs at once on a card; 0 if not even one fits.",
     (TIER_NAME, TIER_MEMORY, TIER_WITH_LM),
 )  # fmt: skip

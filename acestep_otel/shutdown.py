@@ -33,9 +33,9 @@ def deliver_within(
 
     Args:
         timeout: seconds for everything.
-        deliveries: shutdowns of providers; each is told how many seconds it has.
+        deliveries: shutdowns of providers; each receives its number of seconds.
         aborts: shutdowns of exporters, which make a delivery that hangs come back.
-        report: told, in one line, what could not be delivered.
+        report: called with one line about what could not be delivered.
     """
     deadline = time.monotonic() + timeout
     seconds = max(0.0, timeout - _ABORT_SECONDS)
@@ -88,7 +88,7 @@ def exit_on_terminate() -> Iterator[None]:
 
 
 def exit_on_terminate_from_now_on() -> None:
-    """The same for the rest of the process, where nobody else has decided what SIGTERM does."""
+    """The same for the rest of the process, unless a handler of SIGTERM is installed."""
     undecided = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if undecided and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _exit)

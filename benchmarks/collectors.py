@@ -1,4 +1,4 @@
-"""Collectors to measure against: one that takes everything, and one that is not there."""
+"""Collectors to measure against: one that accepts everything, and a closed port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _START_SECONDS: Final = 15
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A closed port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -86,7 +86,7 @@ def rotel_environment() -> dict[str, str]:
 
 @contextmanager
 def dead_collector() -> Iterator[str]:
-    """A port where nobody listens."""
+    """The address of a closed port."""
     yield f"http://127.0.0.1:{free_port()}"
 
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and the options that all benchmarks share."""
+"""The environment of a measurement, and the options that all benchmarks share."""
 
 from __future__ import annotations
 

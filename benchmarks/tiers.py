@@ -1,7 +1,7 @@
 """Does the peak that a tier test reports agree with the driver's own figure?
 
 Reads result files of ``--mode tier-test`` and compares, row by row, the allocator's highest reserve together with the
-context with the highest that the driver showed for the process. They should lie within 2 % or 50 MiB of each other.
+context with the highest that the driver showed for the process. They should be within 2 % or 50 MiB of each other.
 
     python -m benchmarks.tiers benchmarks/results/tiers.json
 """
@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether both lie close enough together."""
+        """Whether both are close enough."""
         return abs(self.difference) <= max(BYTES, SHARE * self.driver)
 
 

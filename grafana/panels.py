@@ -25,7 +25,7 @@ WIDTH: Final = 24
 """Columns of Grafana's grid."""
 SEND_INTERVAL: Final = "1m"
 """How often a process sends its metrics, by default. A counter rises that often, however often it is scraped. A rate's
-window has to hold several of them: else it is zero in between, and quantiles are not there."""
+window has to hold several of them: otherwise it is zero in between, and quantiles are missing."""
 REFERENCES: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Target = cog.Builder[variants.Dataquery]

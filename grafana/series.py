@@ -2,8 +2,8 @@
 
 Expressions are built from the declarations, so a metric that is renamed renames its panels. Two kinds of selection:
 
-* ``last``: the newest value in the dashboard's time range. A run that has ended still shows, because its series end
-  with its last values.
+* ``last``: the newest value in the dashboard's time range, of the last run of each name, machine, mode and model. A run
+  that has ended still shows, because its series end with its last values.
 * ``rate`` and ``quantile`` over ``$__rate_interval``: what a service does now.
 """
 
@@ -17,7 +17,9 @@ from acestep_otel.semconv import MetricDefinition
 
 _UNIT_SUFFIXES: Final = {"s": "_seconds", "By": "_bytes"}
 
-RUN: Final = 'job=~"$job",instance=~"$instance"'
+HOST: Final = "host_name"
+"""Label of the machine; ``instance`` is one process on it."""
+RUN: Final = f'job=~"$job",{HOST}=~"$host"'
 """The runs or services, and the machines, that a board's variables select."""
 STAGE: Final = "acestep_stage"
 MODEL: Final = "gen_ai_request_model"
@@ -81,8 +83,23 @@ def selected(metric: MetricDefinition, *matchers: str, part: str = "", run: str 
     return f"{series(metric, part)}{{{','.join(filter(None, (run, *matchers)))}}}"
 
 
-def last(metric: MetricDefinition, *matchers: str, part: str = "", run: str = RUN) -> str:
-    """The newest value in the time range."""
+def last(metric: MetricDefinition, *matchers: str, modes: str, part: str = "", run: str = RUN) -> str:
+    """The newest value in the time range, of the last runs: each run is an instance, and the older ones are left out.
+
+    Args:
+        metric: its declaration.
+        matchers: for example ``acestep_stage="dit"``.
+        modes: of the command line, as a regular expression: what counts as a run.
+        part: of a histogram.
+        run: matchers of the runs.
+    """
+    identity = f"job, {HOST}, {label(semconv.MODE)}, {MODEL}"
+    time = _newest_value(semconv.RUN_TIME, f'{label(semconv.MODE)}=~"{modes}"', run=run)
+    runs = f"{time} == on ({identity}) group_left () max by ({identity}) ({time})"
+    return f"({_newest_value(metric, *matchers, part=part, run=run)} and on (job, instance) ({runs}))"
+
+
+def _newest_value(metric: MetricDefinition, *matchers: str, part: str = "", run: str = RUN) -> str:
     return f"last_over_time({selected(metric, *matchers, part=part, run=run)}[{RANGE}])"
 
 
@@ -97,16 +114,38 @@ def counted(metric: MetricDefinition, *matchers: str) -> str:
     return f"({found} unless {found} offset {RATE}) or increase({found}[{RATE}])"
 
 
-def mean_of_last(metric: MetricDefinition, *matchers: str, by: Iterable[str]) -> str:
-    """Mean of everything that a histogram has counted."""
+def lost_by_collectors(what: str, by: str) -> str:
+    """What the collectors did not deliver or refused within a window; a failure's series begins with its first one.
+
+    Args:
+        what: ``spans`` or ``metric_points``.
+        by: labels to add up by.
+    """
+    known = f"on (job, instance) (up offset {RATE} or otelcol_process_uptime < 300)"
+    failures = ("exporter_send_failed", "exporter_enqueue_failed", "receiver_refused")
+    parts = []
+    for failure in failures:
+        counted_ = f"otelcol_{failure}_{what}"
+        increase = f"{counted_} unless {counted_} offset {RATE} and {known} or increase({counted_}[{RATE}])"
+        # Equal labels of two figures would hide the second.
+        parts.append(f'label_replace({increase}, "failure", "{failure}", "", "")')
+    return f"sum by ({by}) ({' or '.join(parts)})"
+
+
+def mean_of_last(metric: MetricDefinition, *matchers: str, modes: str, by: Iterable[str]) -> str:
+    """Mean of everything that a histogram has counted in the last runs."""
     grouping = ", ".join(by)
-    total, count = (f"sum by ({grouping}) ({last(metric, *matchers, part=part)})" for part in ("sum", "count"))
+    total, count = (
+        f"sum by ({grouping}) ({last(metric, *matchers, modes=modes, part=part)})" for part in ("sum", "count")
+    )
     return f"{total} / ({count} > 0)"
 
 
-def quantile_of_last(quantile: float, metric: MetricDefinition, *matchers: str, by: Iterable[str] = ()) -> str:
-    """Quantile of everything that a histogram has counted."""
-    return _quantile(quantile, last(metric, *matchers, part="bucket"), by)
+def quantile_of_last(
+    quantile: float, metric: MetricDefinition, *matchers: str, modes: str, by: Iterable[str] = ()
+) -> str:
+    """Quantile of everything that a histogram has counted in the last runs."""
+    return _quantile(quantile, last(metric, *matchers, modes=modes, part="bucket"), by)
 
 
 def quantile(quantile: float, metric: MetricDefinition, *matchers: str, by: Iterable[str] = ()) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -10,18 +11,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
 from acestep.renderer.preparation import compile_models
+from acestep.types import BackendName
+from acestep_otel.patches.engine import PATCHES
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.options import DEFAULTS, require_available
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.terminal import render_breakdown
 from tests.profiler.report.recorded import guide_spans, run_of
+from tests.programs import program
 from tests.weights.hub import Hub, miniature_hub, serve, use_endpoint
 from tests.weights.test_adapters import write_adapter
 
@@ -106,8 +110,19 @@ def reader_of_the_guide(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("reader_of_the_guide")
 @pytest.mark.parametrize("block", [*blocks("en"), *fenced(CHECKPOINTS)])
 def test_every_command_runs(block: str) -> None:
+    if "--quantization" in block:
+        program("c++")  # what is quantised is compiled
     for line in block.strip().splitlines():
         assert run(line) == 0, line
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/zh/index.md", "docs/api/acestep.md"])
+def test_the_python_example_runs(path: str) -> None:
+    example, *_ = re.findall(r"```python\n(.*?)```", (ROOT / path).read_text("utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    (song,) = names["result"].songs
+    assert song.audio.shape == (2, 10 * 48_000)
 
 
 def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
@@ -118,13 +133,41 @@ def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
         assert f"```\n{table}\n```" in text(language)
 
 
-def test_the_engine_is_used_as_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines run as they are, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    shown = [block for block in fenced(ROOT / "README.md", "python") if "from acestep import" in block]
-    assert len(shown) == 1
-    exec(shown[0], {})
-    assert [path.suffix for path in (tmp_path / "output").iterdir()] == [".flac"]
+def test_every_name_that_an_observer_may_wrap_exists() -> None:
+    """Those that the page names by module, and those that follow them on the same class or module."""
+    section = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## What an observer may wrap")[1]
+    names = re.findall(
+        r"`(acestep(?:\.\w+)+|\.\w+|[A-Z]\w+\.\w+)`", "\n".join(re.findall(r"^\| (.+?) \|", section, re.M))
+    )
+    owners: dict[str, Any] = {}
+    owner: Any = None
+    for name in names:
+        if name.startswith("."):
+            assert callable(getattr(owner, name[1:])), name
+            continue
+        *path, last = name.split(".")
+        owner = owners[path[0]] if path[0] in owners else pkgutil.resolve_name(".".join(path))
+        owners[path[-1]] = owner
+        assert callable(getattr(owner, last)), name
+    assert len(names) > 20
+
+
+def test_the_layer_wraps_what_an_observer_may_and_nothing_else_of_the_engine() -> None:
+    section = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## What an observer may wrap")[1]
+    allowed: set[tuple[str, str]] = set()
+    owner = ""
+    for written in re.findall(r"`([\w.]+)`", "\n".join(re.findall(r"^\| (.+?) \|", section, re.MULTILINE))):
+        path, _, name = written.rpartition(".")
+        owner = path.rpartition(".")[2] or (owner if written.startswith(".") else "every backend")
+        allowed.add((owner, name))
+    backends = "acestep.planner.backends."
+    wrapped = set()
+    for patch in PATCHES:
+        if patch.module.startswith("acestep."):
+            cls, _, name = patch.path.rpartition(".")
+            of_backend = bool(cls) and patch.module.startswith(backends)
+            wrapped.add(("every backend" if of_backend else cls or patch.module.rpartition(".")[2], name))
+    assert wrapped == allowed
 
 
 def test_the_rule_keeps_what_a_command_is_about() -> None:
@@ -196,6 +239,14 @@ def test_the_reference_lists_every_flag_and_its_default(language: str) -> None:
     for flag, default in flags().items():
         if default is not None and not isinstance(default, (bool, tuple)):
             assert listed[flag] == f"`{default}`", flag
+
+
+@pytest.mark.parametrize("path", [*GUIDES.values(), ROOT / "docs" / "settings.md"], ids=lambda path: path.parent.name)
+def test_every_backend_is_in_the_tables(path: Path) -> None:
+    rows = re.findall(r"^\| `(?:--lm-backend|ACESTEP_LM_BACKEND)` \|.*`auto`.*$", path.read_text("utf-8"), re.MULTILINE)
+    assert rows
+    for row in rows:
+        assert set(get_args(BackendName)) <= set(re.findall(r"`([\w-]+)`", row))
 
 
 def flags() -> dict[str, Any]:

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from acestep.errors import BackendUnavailable, CheckpointNotFound, InvalidRequest, PlacementUnavailable
-from acestep_otel.profiler.flags import in_flags
+from acestep_otel.profiler.benchmark.matrix import Failure
+from acestep_otel.profiler.flags import in_flags, message_of
 from tests.services import ROOT
 
 
@@ -31,6 +32,12 @@ def test_an_error_lists_the_fields_that_it_names() -> None:
 def test_fields_become_options(message: str, shown: str) -> None:
     assert in_flags(PlacementUnavailable(message)) == shown
     assert in_flags(InvalidRequest(message)) == shown
+
+
+def test_tables_and_result_files_have_the_same_words() -> None:
+    refused = InvalidRequest("`batch_size` 9 is out of range")
+    assert Failure.of(refused).message == message_of(refused) == "--batch-size 9 is out of range"
+    assert message_of(ValueError("`batch_size`")) == "`batch_size`"
 
 
 def test_a_model_that_is_not_there_comes_with_the_command_lines_ways_out() -> None:

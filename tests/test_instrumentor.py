@@ -1,5 +1,6 @@
 """Instrumentation around real runs: the span tree, every attribute's name and type, and that nothing else changes."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -243,9 +244,10 @@ def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_mode
     traced.instrument(detail="token")
     with warmup(), guidance_share(measure_guidance_share(tiny_models, SONG)):
         generate_music(tiny_models, SONG, save_dir=tmp_path)
+    names = {span.context.span_id: span.name for span in traced.spans}
     for span in traced.spans:
-        definition = semconv.SPANS[span.name]
-        assert (span.parent is None) == (not definition.parents)
+        parents = semconv.SPANS[span.name].parents
+        assert names[span.parent.span_id] in parents if span.parent else not parents, span.name
         for name, value in span.attributes.items():
             assert type(value) is semconv.ATTRIBUTES[name].type, (span.name, name, value)
         assert span.attributes[semconv.WARMUP] is True
@@ -339,6 +341,16 @@ def test_uninstrument_restores_every_original(traced, tiny_models):
     assert identities() == before
     generate_music(tiny_models, SONG)
     assert traced.spans == []
+
+
+def test_a_name_that_was_imported_before_is_traced(traced, tiny_models):
+    from acestep import create_sample as kept_create
+    from acestep import generate_music as kept_generate
+
+    traced.instrument()
+    kept_generate(tiny_models, SONG)
+    kept_create(tiny_models.planner, "a wish", settings=SETTINGS)
+    assert [span.name for span in traced.spans if span.parent is None] == ["generate_music", "create_sample"]
 
 
 def test_a_name_that_somebody_kept_is_not_traced_after_uninstrumenting(traced, tiny_models):
@@ -482,6 +494,21 @@ def test_captions_and_lyrics_stay_off_spans_unless_asked_for(traced, tiny_models
     generate_music(tiny_models, SONG)
     root = traced.named("generate_music")[-1]
     assert (root.attributes[semconv.CAPTION], root.attributes[semconv.LYRICS]) == (SONG.caption, SONG.lyrics)
+    (message,) = json.loads(root.attributes[semconv.INPUT_MESSAGES])
+    assert message["role"] == "user"
+    assert [part["content"] for part in message["parts"]] == [SONG.caption, SONG.lyrics]
+
+
+def test_tokens_of_reasoning_are_those_of_the_first_phase(traced, tiny_models):
+    traced.instrument()
+    generate_music(tiny_models, replace(SONG, thinking=True, use_cot_metas=True))
+    (planner,), (reasoning,), (codes,) = (traced.named(name) for name in (semconv.LM, semconv.LM_COT, semconv.LM_CODES))
+    reasoned = reasoning.attributes[semconv.USAGE_OUTPUT_TOKENS]
+    assert reasoned > 0
+    for span in (planner, reasoning):
+        assert span.attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] == reasoned
+    assert planner.attributes[semconv.USAGE_OUTPUT_TOKENS] == reasoned + codes.attributes[semconv.USAGE_OUTPUT_TOKENS]
+    assert semconv.USAGE_REASONING_OUTPUT_TOKENS not in codes.attributes
 
 
 def test_loading_is_a_span_per_model(traced):
@@ -509,7 +536,7 @@ def test_a_load_that_fails_says_why_without_the_path(traced, tmp_path):
 
 def test_the_request_joins_the_caller_s_trace(traced, tiny_models):
     traced.instrument()
-    with traced.provider.get_tracer("service").start_as_current_span("POST /songs") as caller:
+    with traced.tracer_provider.get_tracer("service").start_as_current_span("POST /songs") as caller:
         generate_music(tiny_models, SONG)
         inside = trace.get_current_span()
     assert inside is caller

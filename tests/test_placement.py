@@ -11,6 +11,7 @@ from acestep.checkpoints import TINY_DIT, ModelSelection, load_models
 from acestep.devices import effective_placement
 from acestep.errors import PlacementUnavailable
 from acestep.types import Placement
+from tests.programs import program
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 EVERYTHING = Placement(offload_to_cpu=True, offload_dit_to_cpu=True, automatic_offload=True)
@@ -40,6 +41,7 @@ def test_the_dit_waits_on_the_host_only_where_the_others_do():
 @pytest.mark.parametrize("form", ["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"])
 def test_r143_quantised_weights_are_compiled_without_further_ado(form, capability):
     capability(9, 0)
+    program("c++")
     assert effective_placement(Placement(quantization=form), CUDA).compile
     assert effective_placement(Placement(quantization=form), CPU).compile
 

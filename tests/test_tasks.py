@@ -120,7 +120,7 @@ def test_the_language_model_may_fill_in_the_metadata_of_a_track(base_models, sou
 
 
 def test_turbo_models_are_refused_for_single_tracks_before_any_work(tiny_models, source, tmp_path):
-    with pytest.raises(InvalidRequest, match="task extract needs a base model"):
+    with pytest.raises(InvalidRequest, match="`task_type` extract needs a base model"):
         generate_music(tiny_models, ask("extract", source), save_dir=tmp_path / "songs")
     assert not (tmp_path / "songs").exists()
 

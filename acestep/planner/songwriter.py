@@ -109,7 +109,7 @@ class Songwriter:
 
         Args:
             request: what to answer.
-            progress: told about every sampled token; an exception that it raises stops the run.
+            progress: called with every sampled token; an exception that it raises stops the run.
 
         Raises:
             BudgetExceeded: the request does not fit; nothing was run.
@@ -156,7 +156,7 @@ class Songwriter:
         Args:
             request: what to answer.
             reasoning: the block, from ``<think>`` on.
-            progress: told about every token.
+            progress: called with every token.
         """
         prompt = self._planner.prompts.lyrics(request.prompt, reasoning)
         with device_errors(LYRICS):

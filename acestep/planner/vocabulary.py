@@ -21,7 +21,7 @@ TokenIds = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """Where things lie in the embedding matrix.
+    """Rows of the embedding matrix.
 
     Attributes:
         eos: end of a chat turn, ``<|im_end|>``.

@@ -32,7 +32,7 @@ class AudioEncoder:
         self.offloader = offloader or ModelOffloader(models.device, Placement())
 
     def codes(self, recording: torch.Tensor) -> tuple[int, ...]:
-        """The audio codes that a recording is heard as.
+        """The audio codes of a recording.
 
         Args:
             recording: float32 on the host, shape ``[2, samples]``, 48 kHz (``acestep.audio.load_audio``).
@@ -78,5 +78,5 @@ def require_encodable(seconds: float) -> None:
     """
     if seconds < MIN_RECORDING_SECONDS:
         raise AudioReadError(
-            f"a recording of {seconds:g} s is too short to be heard: one audio code is {MIN_RECORDING_SECONDS:g} s"
+            f"a recording of {seconds:g} s is too short: one audio code is {MIN_RECORDING_SECONDS:g} s"
         )

@@ -1,4 +1,4 @@
-"""What the diffusion transformer is told: text, lyrics and timbre, beside the context that it starts from."""
+"""The conditions of the diffusion transformer: text, lyrics and timbre, beside the context that it starts from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from acestep.renderer.render_request import RenderRequest
 from acestep.types import SAMPLES_PER_FRAME
 
 TIMBRE_FRAMES: Final = 750
-"""Latent frames (30 s) of the reference that the timbre encoder hears; silence when there is no reference."""
+"""Latent frames (30 s) of the reference that the timbre encoder reads; silence when there is no reference."""
 
 
 @dataclass(frozen=True, slots=True)

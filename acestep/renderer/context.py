@@ -69,7 +69,7 @@ def context_latents(
 
 
 def cover_latents(models: RendererModels, source: torch.Tensor) -> torch.Tensor:
-    """What is left of source latents when they are heard as audio codes: the structure, not the sound.
+    """What is left of source latents when they are encoded as audio codes: the structure, not the sound.
 
     Args:
         models: the loaded models.

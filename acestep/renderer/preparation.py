@@ -91,6 +91,7 @@ def compile_models(models: RendererModels, backend: str = BACKEND) -> None:
         models: compiled in place.
         backend: of ``torch.compile``.
     """
+    # For the process: only newer PyTorch takes the limit as an argument of compile().
     torch._dynamo.config.recompile_limit = max(GRAPHS_PER_BLOCK, torch._dynamo.config.recompile_limit)
     for block in models.transformer.layers:
         for attention in (block.self_attn, block.cross_attn):
@@ -124,7 +125,7 @@ def quantize(transformer: Any, form: Quantization, device: torch.device) -> None
 
 
 def _config(form: Quantization, block: nn.Module) -> Any:
-    """What torchao shall do; it would also switch process-wide settings of the compiler, which all else pays for."""
+    """What torchao does; by default it would also change process-wide settings of the compiler."""
     if form == "fp8_weight_only":
         return Float8WeightOnlyConfig(set_inductor_config=False)
     if form == "w8a8_dynamic":
@@ -162,7 +163,7 @@ def prepare(models: RendererModels, offloader: ModelOffloader) -> None:
 
 
 def prepare_audio_encoder(models: AudioEncoderModels, offloader: ModelOffloader) -> None:
-    """The same for what hears a recording: it is small, so it is neither quantised nor compiled."""
+    """The same for an audio encoder: it is small, so it is neither quantised nor compiled."""
     fold_weight_norm(models.vae)
     for name in ("vae", "audio_tokenizer"):
         offloader.place(name, getattr(models, name))

@@ -20,7 +20,7 @@ LYRICS_TOKEN_LIMIT: Final = 2048
 TEXT_INSTRUCTION: Final = "Fill the audio semantic mask based on the given conditions:"
 """Task line for music from text alone."""
 CODES_INSTRUCTION: Final = "Generate audio semantic tokens based on the given conditions:"
-"""Task line for music that follows audio codes, be they written or heard in a recording."""
+"""Task line for music that follows audio codes, written by the language model or encoded from a recording."""
 _INSTRUCTIONS: Final[Mapping[TaskType, str]] = {
     "text2music": TEXT_INSTRUCTION,
     "cover": CODES_INSTRUCTION,

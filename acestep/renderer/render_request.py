@@ -29,7 +29,7 @@ class RenderRequest:
     Attributes:
         caption: what the music should be like.
         lyrics: the words, with section tags; ``[Instrumental]`` for none.
-        metadata: told to the text encoder; its own ``caption`` and ``duration`` are not used.
+        metadata: in the prompt of the text encoder; its own ``caption`` and ``duration`` are not used.
         duration: seconds; with audio codes or a source the length is theirs, and this should say the same.
         codes: one sequence of audio codes per song, equally long; empty sequences render from text alone.
         seeds: one per song.

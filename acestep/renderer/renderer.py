@@ -93,9 +93,9 @@ class Renderer:
     @stage_errors("condition")
     @torch.inference_mode()
     def condition(self, request: RenderRequest) -> Conditions:
-        """Encode what the transformer is told: once per request, however many songs follow.
+        """Encode the conditions of the transformer: once per request, however many songs follow.
 
-        Below full cover strength a switch leads to what text2music would be told.
+        Below full cover strength a switch leads to the conditions of text2music.
 
         Returns:
             Conditions of one song for all, or of each song if there are audio codes, for at least 128 frames.
@@ -107,11 +107,11 @@ class Renderer:
         with self.offloader.on_device(text_encoder=models.text_encoder):
             prompts = [encode_prompt(models, request, instruction) for instruction in instructions]
         with self.offloader.on_device(condition_encoder=models.condition_encoder, **self._code_models(request)):
-            told = [encode_conditions(models, text, lyrics, timbre) for text, lyrics in prompts]
-            conditions = Conditions(told[0], task_context(models, request, source))
+            encoded = [encode_conditions(models, text, lyrics, timbre) for text, lyrics in prompts]
+            conditions = Conditions(encoded[0], task_context(models, request, source))
             if not follows_text_later:
                 return conditions
-            text_alone = Conditions(told[1], context_latents(models, silence_latents(models, request.frames)))
+            text_alone = Conditions(encoded[1], context_latents(models, silence_latents(models, request.frames)))
         return replace(conditions, switch=ConditionSwitch(request.cover_steps, text_alone))
 
     def _encode_recordings(self, request: RenderRequest) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -269,7 +269,7 @@ def finished(audio: torch.Tensor, request: RenderRequest) -> torch.Tensor:
     """Bring decoded songs to their length and level.
 
     A repainted song is its source outside the window, so its level is not touched: what overshoots full scale inside
-    is clipped, since scaling it down would be heard as a step at the seams.
+    is clipped, since scaling it down would be an audible step at the joins.
 
     Args:
         audio: float32 on the host, shape ``[songs, 2, samples]``.

@@ -1,4 +1,4 @@
-"""The recording that a task works on, and what is made anew in it."""
+"""The recording that a task works on, and the window of it that is regenerated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from acestep.errors import InvalidRequest
 from acestep.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 CROSSFADE_SAMPLES: Final = 480
-"""Blend of source and generated audio on the inner side of a seam (10 ms)."""
+"""Blend of source and generated audio on the inner side of a join (10 ms)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Source:
 
     Attributes:
         audio: float32 on the host, shape ``[2, samples]``, 48 kHz.
-        window: what is made anew.
+        window: what is regenerated.
         recorded: what was recorded; the rest is the silence added for the window to fill.
     """
 
@@ -68,15 +68,15 @@ class Source:
 
     @property
     def frame_window(self) -> tuple[int, int]:
-        """Latent frames, ``(start, stop)``, that the window lies in: a frame touched is a frame made anew."""
+        """Latent frames, ``(start, stop)``, of the window: a frame touched is regenerated."""
         start, stop = self.window
         return start // SAMPLES_PER_FRAME, math.ceil(stop / SAMPLES_PER_FRAME)
 
     def splice(self, generated: torch.Tensor) -> torch.Tensor:
         """Put generated audio into the window and leave everything else as it was, to the bit.
 
-        At a seam the two are crossfaded over ``CROSSFADE_SAMPLES`` with a constant sum of gains, for both play the
-        same music there. The crossfade lies inside the window, and is as short as the recording that the window
+        At a join the two are crossfaded over ``CROSSFADE_SAMPLES`` with a constant sum of gains, for both play the
+        same music there. The crossfade is inside the window, and is as short as the recording that the window
         has there to blend with: none where the source was extended from its very edge.
 
         Args:
@@ -99,7 +99,7 @@ class Source:
 
 
 def window_samples(samples: int, start: float, end: float | None) -> tuple[int, int]:
-    """Where a window lies, in samples of a recording; negative, or beyond its end, where it extends it.
+    """The range of a window, in samples of a recording; negative, or beyond its end, where it extends it.
 
     Args:
         samples: length of the recording.

@@ -1,4 +1,4 @@
-"""Where long audio is cut for the VAE, so that the seams cannot be heard."""
+"""Where long audio is cut for the VAE, without audible joins."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _save(state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...], stem: str | None = None) -> None:
-    """Copy files by name, and the weights of a stem; never what else lies there, such as code."""
+    """Copy files by name, and the weights of a stem; no other file, such as code."""
     target.mkdir()
     for path in sorted(source.iterdir()):
         if path.name in names or (stem is not None and path.name.startswith(stem) and ".safetensors" in path.name):

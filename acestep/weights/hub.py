@@ -1,6 +1,6 @@
 """Released weights from the Hugging Face hub: what belongs to a model's name, at which commit, and how it gets here.
 
-Only data is fetched: configurations, tokenizers and weights. The code that lies in the same repositories is not.
+Only data is fetched: configurations, tokenizers and weights. The code in the same repositories is not.
 """
 
 from __future__ import annotations

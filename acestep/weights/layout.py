@@ -1,4 +1,4 @@
-"""What a folder of weights is: told by what it holds, never by its name."""
+"""What a folder of weights is, by its content and not by its name."""
 
 from __future__ import annotations
 

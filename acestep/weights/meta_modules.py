@@ -90,8 +90,8 @@ def assign(
         modules: by role; afterwards in eval mode and without gradients.
         files: what is stored.
         name_of: which stored tensor belongs to which of the modules'.
-        device: where the weights shall live.
-        dtype: number type that they shall have.
+        device: of the weights.
+        dtype: number type of the weights.
         ignored: stored tensors that no module needs.
 
     Raises:

@@ -25,8 +25,8 @@ def load_qwen3(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
 
     Args:
         folder: ``config.json`` and ``model.safetensors``, or shards; tensors with or without the prefix ``model.``.
-        device: where the weights shall live.
-        dtype: number type that they shall have; the rotary frequencies stay in float32.
+        device: of the weights.
+        dtype: number type of the weights; the rotary frequencies stay in float32.
 
     Raises:
         CheckpointInvalid: a file is corrupt, or does not fit the configuration.
@@ -57,8 +57,8 @@ def load_language_model_folder(folder: Path, *, device: torch.device, dtype: tor
 
     Args:
         folder: as published: configuration, weights and ``tokenizer.json``.
-        device: where the weights shall live.
-        dtype: number type that they shall have.
+        device: of the weights.
+        dtype: number type of the weights.
 
     Raises:
         CheckpointInvalid: a file is corrupt, or does not fit the others.

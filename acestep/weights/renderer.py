@@ -36,8 +36,8 @@ def load_renderer(
 
     Args:
         found: of ``acestep.weights.layout.find_renderer``.
-        device: where the weights shall live.
-        dtype: number type that they shall have.
+        device: of the weights.
+        dtype: number type of the weights.
 
     Raises:
         CheckpointInvalid: a file is corrupt, or does not fit its configuration.
@@ -73,8 +73,8 @@ def load_audio_encoder_weights(
 
     Args:
         found: of ``acestep.weights.layout.find_renderer``.
-        device: where the weights shall live.
-        dtype: number type that they shall have.
+        device: of the weights.
+        dtype: number type of the weights.
 
     Raises:
         CheckpointInvalid: a file is corrupt, or does not fit its configuration.

@@ -1,6 +1,6 @@
 """Tensors in safetensors files, single or sharded, read piece by piece.
 
-A mapped page counts as this process's memory for as long as the file stays mapped. So a file is mapped anew for every
+A mapped page counts as this process's memory for as long as the file stays mapped. So a file is mapped again for every
 ``MAPPED_BYTES`` that were read: whatever the size of a checkpoint, that much is the cost of reading it.
 """
 
@@ -152,7 +152,7 @@ def _shards(index: Path) -> list[Path]:
     for name in sorted(names):
         # A name with folders in it could point out of the checkpoint.
         if Path(name).name != name:
-            raise CheckpointInvalid(f"{index} names {name!r}: a shard lies beside its index")
+            raise CheckpointInvalid(f"{index} names {name!r}: a shard must be next to its index")
         if not (index.parent / name).exists():
             raise CheckpointInvalid(f"{index} names {name}, which is not there: the checkpoint is incomplete")
         shards.append(index.parent / name)

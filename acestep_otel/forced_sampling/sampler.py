@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.environment_variables import OTEL_TRACES_SAMPLER_ARG
 from opentelemetry.sdk.trace.sampling import Decision, ParentBasedTraceIdRatio, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
@@ -49,6 +51,21 @@ def forcible_traceidratio(argument: str | None = None) -> Sampler:
             caller's own decision (the flag in ``traceparent``) comes first.
 
     Raises:
-        ValueError: the argument is not a share.
+        ValueError: the argument is not a share; the message names the variable.
     """
-    return ForcibleSampler(ParentBasedTraceIdRatio(float(argument) if argument else 1.0))
+    return ForcibleSampler(ParentBasedTraceIdRatio(share_of(argument)))
+
+
+def share_of(argument: str | None) -> float:
+    """The share that ``OTEL_TRACES_SAMPLER_ARG`` names; 1 when it is empty.
+
+    Raises:
+        ValueError: it is not a number from 0 to 1; the message names the variable.
+    """
+    try:
+        share = float(argument) if argument and argument.strip() else 1.0
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"{OTEL_TRACES_SAMPLER_ARG}={argument!r} is not a share of traces: give a number from 0 to 1")
+    return share

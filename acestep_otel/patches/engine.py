@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
 from acestep_otel.patches import engine_language_model
+from acestep_otel.patches.messages import input_messages
 from acestep_otel.patches.patcher import Patch
 from acestep_otel.recording.call import (
     Call,
@@ -84,6 +85,7 @@ def _generation_attributes(
     if capture_content:
         attributes[semconv.CAPTION] = request.caption
         attributes[semconv.LYRICS] = request.lyrics
+        attributes[semconv.INPUT_MESSAGES] = input_messages(request.caption, request.lyrics)
     return attributes
 
 

@@ -5,7 +5,6 @@ vLLM's own span of a request is made a child of the phase that sent it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,19 +13,18 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from acestep_otel import semconv
+from acestep_otel.patches.messages import input_messages, output_messages
 from acestep_otel.patches.patcher import CustomWrapper, Patch, Wrapper
+from acestep_otel.patches.phase_marks import decode_pass, grammar, prompt_pass
 from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition, StageRecorder
-from acestep_otel.recording.clock import Mark
 from acestep_otel.recording.guidance_share import current_guidance_share
 from acestep_otel.recording.redaction import file_names
 from acestep_otel.recording.trace_tree import (
     Attributes,
     AttributeValue,
-    RequestRecording,
     Stage,
     current_recording,
     never_raises,
-    running_phase,
 )
 
 if TYPE_CHECKING:
@@ -85,9 +83,11 @@ def _text_request(
             known[length] = len(text)
             if capture_content:
                 known[content] = text
+        if capture_content and written:
+            known[semconv.INPUT_MESSAGES] = input_messages(*written.values())
         return RequestStart(planner.device, known, (*written.values(), *recording))
 
-    return RequestDefinition(span, start, _blueprint)
+    return RequestDefinition(span, start, _blueprint, _blueprint_texts)
 
 
 def _blueprint(_call: Call, blueprint: SongBlueprint) -> Attributes:
@@ -95,6 +95,11 @@ def _blueprint(_call: Call, blueprint: SongBlueprint) -> Attributes:
     if blueprint.audio_codes:
         attributes[semconv.AUDIO_CODES_COUNT] = len(blueprint.audio_codes)
     return attributes
+
+
+def _blueprint_texts(blueprint: SongBlueprint) -> Attributes:
+    reason = "stop" if blueprint.lyrics_complete else "length"
+    return {semconv.OUTPUT_MESSAGES: output_messages(reason, blueprint.metadata.caption or "", blueprint.lyrics)}
 
 
 def _sampling(call: Call) -> Attributes:
@@ -108,8 +113,17 @@ def _sampling(call: Call) -> Attributes:
     return attributes | ({semconv.REQUEST_TOP_K: sampling.top_k} if sampling.top_k else {})
 
 
-def _written(call: Call, _stage: Stage, written: Any) -> Attributes:
-    return {**_summed_tokens(written.phases), **_decode_path(call.instance.backend)}
+def _written(call: Call, stage: Stage, written: Any) -> Attributes:
+    reasoned = [
+        child.attributes.get(semconv.USAGE_REASONING_OUTPUT_TOKENS, 0)
+        for child in stage.children
+        if child.name == semconv.LM_COT
+    ]
+    return {
+        **_summed_tokens(written.phases),
+        semconv.USAGE_REASONING_OUTPUT_TOKENS: sum(map(int, reasoned)),
+        **_decode_path(call.instance.backend),
+    }
 
 
 _PLANNING: Final = StageDefinition(
@@ -161,8 +175,10 @@ def _phase_attributes(span: str, call: Call) -> Attributes:
     return _model_attributes(call.instance) | {semconv.LM_CONSTRAINED: constrained}
 
 
-def _phase_tokens(_call: Call, _stage: Stage, tokens: PhaseTokens) -> Attributes:
+def _phase_tokens(_call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
     attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
+    if stage.name == semconv.LM_COT:
+        attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = attributes[semconv.USAGE_OUTPUT_TOKENS]
     share = current_guidance_share()
     if tokens.unconditional_tokens and share is not None:
         attributes |= {semconv.LM_CFG_SHARE: share.decode, semconv.LM_CFG_PREFILL_SHARE: share.prefill}
@@ -178,44 +194,6 @@ def _phase(span: str) -> StageDefinition:
         attributes_before=partial(_phase_attributes, span),
         attributes_after=_phase_tokens,
     )
-
-
-@never_raises
-def _mark(recording: RequestRecording) -> Mark:
-    return recording.clock.mark()
-
-
-def _prefill(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = running_phase()
-    if running is None:
-        return wrapped(*args, **kwargs)
-    recording, phase = running
-    start = _mark(recording)
-    result = wrapped(*args, **kwargs)
-    end = _mark(recording)
-    if start is not None and end is not None:
-        phase.prefills.append((start, end))
-    return result
-
-
-def _decode_pass(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = running_phase()
-    result = wrapped(*args, **kwargs)
-    if running is not None:
-        recording, phase = running
-        if (mark := _mark(recording)) is not None:
-            phase.passes.append(mark)
-    return result
-
-
-def _constrained(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = running_phase()
-    if running is None:
-        return wrapped(*args, **kwargs)
-    start_ns = time.perf_counter_ns()
-    result = wrapped(*args, **kwargs)
-    running[1].constrained_ns += time.perf_counter_ns() - start_ns
-    return result
 
 
 _VLLM_BACKEND: Final = "acestep.planner.backends.vllm.backend"
@@ -272,10 +250,10 @@ _BACKENDS: Final = (
     ("acestep.planner.backends.mlx.backend", "MlxBackend"),
 )
 _BACKEND_METHODS: Final[tuple[tuple[str, Wrapper], ...]] = (
-    ("prefill", _prefill),
-    ("decode", _decode_pass),
-    ("constrain", _constrained),
-    ("accept", _constrained),
+    ("prefill", prompt_pass),
+    ("decode", decode_pass),
+    ("constrain", grammar),
+    ("accept", grammar),
 )
 """Methods that every backend has for its passes and for the grammar."""
 

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from cloup import option, option_group
 
 from acestep.documents import is_text, shown
+from acestep.types import BackendName
 from acestep_otel import __version__
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, FileDefaults, read_defaults
@@ -120,70 +121,92 @@ Examples:
         "--device",
         default=DEFAULTS.device,
         envvar=VARIABLES["device"],
-        help="Device: auto, cuda, cuda:N, mps or cpu.",
+        help="Device: auto, cuda, cuda:N, mps or cpu. auto takes the first of CUDA, MPS and CPU.",
     ),
     option(
         "--lm-backend",
-        metavar="[auto|vllm|pt|mlx]",
+        metavar=f"[{'|'.join(get_args(BackendName))}]",
         default=DEFAULTS.lm_backend,
         envvar=VARIABLES["lm_backend"],
-        help="LLM backend.",
+        help="Language-model backend. auto: vllm on CUDA and mlx on MPS if installed, otherwise pt.",
     ),
 )
 @option_group(
     "Model Paths",
-    option("--config-path", default=DEFAULTS.config_path, envvar=VARIABLES["config_path"], help="DiT model config."),
-    option("--lm-model", default=DEFAULTS.lm_model, envvar=VARIABLES["lm_model"], help="LLM model path."),
+    option(
+        "--config-path",
+        default=DEFAULTS.config_path,
+        envvar=VARIABLES["config_path"],
+        help="Diffusion model (DiT): a name or a path.",
+    ),
+    option(
+        "--lm-model", default=DEFAULTS.lm_model, envvar=VARIABLES["lm_model"], help="Language model: a name or a path."
+    ),
 )
 @option_group(
     "Hardware Options",
-    option("--offload-to-cpu", is_flag=True, help="Offload models to CPU when not in use."),
-    option("--offload-dit-to-cpu", is_flag=True, help="Offload DiT to CPU when not in use."),
+    option("--offload-to-cpu", is_flag=True, help="Keep models in host memory while they are not in use."),
+    option("--offload-dit-to-cpu", is_flag=True, help="The same for the DiT."),
     option(
         "--quantization",
         type=click.Choice(["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"]),
         show_default="none",
-        help="Quantization of the weights.",
+        help="Quantization of the DiT's weights. Quantized models are compiled.",
     ),
 )
 @option_group(
     "Generation Parameters",
     option("--duration", type=Number(), show_default=_FROM_EXAMPLE, help="Audio duration in seconds, 10 to 600."),
-    option("--batch-size", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Batch size, 1 to 8."),
-    option("--inference-steps", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Diffusion inference steps."),
+    option("--batch-size", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Songs per request, 1 to 8."),
+    option("--inference-steps", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Denoising steps."),
     option(
         "--seed",
         type=WholeNumber(),
         show_default=_FROM_EXAMPLE,
-        help="Random seed; a negative one asks for a random seed.",
+        help="Seed of the first song; a negative value selects a random seed.",
     ),
-    option("--guidance-scale", type=Number(), default=DEFAULTS.guidance_scale, help="CFG guidance scale for DiT."),
+    option(
+        "--guidance-scale",
+        type=Number(),
+        default=DEFAULTS.guidance_scale,
+        help="Guidance scale of the DiT; turbo models do not use it.",
+    ),
 )
 @option_group(
     "LLM / CoT Parameters",
     option(
         "--thinking",
         is_flag=True,
-        help="The LLM reasons (Chain-of-Thought) and writes audio codes, which the DiT follows.",
+        help="The language model reasons (chain of thought) and writes audio codes, which the DiT follows.",
     ),
-    option("--use-cot-metas", is_flag=True, help="LLM generates music metadata via CoT."),
-    option("--use-cot-caption", is_flag=True, help="LLM rewrites/formats caption via CoT."),
-    option("--use-cot-language", is_flag=True, help="LLM detects vocal language via CoT."),
+    option("--use-cot-metas", is_flag=True, help="The language model decides tempo, key and time signature."),
+    option("--use-cot-caption", is_flag=True, help="The language model rewrites the caption."),
+    option("--use-cot-language", is_flag=True, help="The language model decides the language of the vocals."),
     option(
         "--use-constrained-decoding/--no-constrained-decoding",
         default=DEFAULTS.use_constrained_decoding,
-        help="FSM-based constrained decoding.",
+        help="Hold the metadata to its grammar.",
     ),
-    option("--lm-temperature", type=Number(), default=DEFAULTS.lm_temperature, help="LLM sampling temperature."),
-    option("--lm-cfg-scale", type=Number(), default=DEFAULTS.lm_cfg_scale, help="LLM CFG scale."),
+    option(
+        "--lm-temperature",
+        type=Number(),
+        default=DEFAULTS.lm_temperature,
+        help="Sampling temperature of the language model; 0 is greedy.",
+    ),
+    option(
+        "--lm-cfg-scale",
+        type=Number(),
+        default=DEFAULTS.lm_cfg_scale,
+        help="Guidance scale of the audio codes; 1 is off.",
+    ),
 )
 @option_group(
     "Profiling Options",
-    option("--mode", type=click.Choice(get_args(Mode)), default=DEFAULTS.mode, help="What to run."),
-    option("--no-warmup", is_flag=True, help="Skip warmup run."),
-    option("--detailed", is_flag=True, help="Enable cProfile function-level analysis."),
-    option("--llm-debug", is_flag=True, help="Deep LLM debugging (token count, throughput)."),
-    option("--benchmark-output", type=_FILE, show_default="none", help="Save benchmark results to JSON file."),
+    option("--mode", type=click.Choice(get_args(Mode)), default=DEFAULTS.mode, help="What to measure."),
+    option("--no-warmup", is_flag=True, help="Measure the first run, compilation and first allocations included."),
+    option("--detailed", is_flag=True, help="One more run under cProfile: the most expensive functions."),
+    option("--llm-debug", is_flag=True, help="Tokens, throughput and gaps of each phase of the language model."),
+    option("--benchmark-output", type=_FILE, show_default="none", help="Write the results to this JSON file."),
 )
 @option_group(
     "Tier-Test Options",
@@ -194,27 +217,42 @@ Examples:
         default=DEFAULTS.tiers,
         show_default=" ".join(map(str, DEFAULTS.tiers)),
         metavar="GB...",
-        help="VRAM sizes (GB) to simulate.",
+        help="Card sizes to simulate, in GB.",
     ),
-    option("--tier-with-lm", is_flag=True, help="Enable LM initialization on tiers that support it."),
-    option("--tier-skip-compile", is_flag=True, help="Skip torch.compile on non-quantized tiers."),
-    option("--tier-boundary", is_flag=True, help="Test each tier with no-quant and no-offload variants."),
-    option("--tier-batch-boundary", is_flag=True, help="Test each tier with batch sizes 1, 2, 4, 8."),
+    option("--tier-with-lm", is_flag=True, help="Run the language model on tiers that have one."),
+    option("--tier-skip-compile", is_flag=True, help="Compile only tiers that are quantized."),
+    option(
+        "--tier-boundary",
+        is_flag=True,
+        help="Also run each tier without quantization, and without quantization and offload.",
+    ),
+    option("--tier-batch-boundary", is_flag=True, help="Run each tier with 1, 2, 4 and 8 songs until memory runs out."),
 )
 @option_group(
     "Input Options",
-    option("--example", default=DEFAULTS.example, help="Example JSON from examples/text2music/."),
+    option(
+        "--example", default=DEFAULTS.example, help="Example to generate: a file of examples/text2music, or a path."
+    ),
     option(
         "--task-type",
         type=click.Choice(["text2music", "cover", "repaint", "lego", "extract", "complete"]),
         default=DEFAULTS.task_type,
-        help="Task.",
+        help="Task; all except text2music need --src-audio.",
     ),
-    option("--reference-audio", type=_FILE, show_default="none", help="Reference audio path."),
-    option("--src-audio", type=_FILE, show_default="none", help="Source audio path."),
-    option("--sample-query", show_default="none", help="Query for create_sample mode."),
-    option("--instrumental", is_flag=True, help="Generate instrumental music (for create_sample)."),
-    option("--audio-codes", show_default="none", help="Audio codes string (for understand mode)."),
+    option("--reference-audio", type=_FILE, show_default="none", help="Recording whose timbre is transferred."),
+    option(
+        "--src-audio",
+        type=_FILE,
+        show_default="none",
+        help="Source recording of a task, or input of --mode understand.",
+    ),
+    option("--sample-query", show_default="none", help="Description of a song, for --mode create_sample."),
+    option("--instrumental", is_flag=True, help="Without vocals, for --mode create_sample."),
+    option(
+        "--audio-codes",
+        show_default="none",
+        help="Audio codes, for --mode understand: '12,7' or '<|audio_code_12|><|audio_code_7|>'.",
+    ),
 )
 @option_group(
     "Task Options",
@@ -223,14 +261,14 @@ Examples:
         type=Number(),
         default=DEFAULTS.repainting_start,
         metavar="SECONDS",
-        help="Start of the window that repaint and lego make anew; negative extends the source to the left.",
+        help="Start of the window of repaint and lego; a negative value extends the song before its start.",
     ),
     option(
         "--repainting-end",
         type=Number(),
         show_default="end of the source",
         metavar="SECONDS",
-        help="End of the window; beyond the source's end extends it to the right.",
+        help="End of the window; a value beyond the source extends the song.",
     ),
     option(
         "--audio-cover-strength",
@@ -242,8 +280,7 @@ Examples:
         "--track",
         multiple=True,
         show_default="none",
-        help="Track that lego adds or extract isolates; repeated, the tracks that complete adds. "
-        "For example vocals, drums or bass.",
+        help="Track to add (lego, complete) or isolate (extract), for example vocals. complete accepts several.",
     ),
 )
 @option_group(
@@ -259,38 +296,42 @@ Examples:
         type=Number(min=0, max=MOST_SECONDS, min_open=True),
         default=DEFAULTS.tier_timeout,
         metavar="SECONDS",
-        help="Longest that a run of a tier test may take, loading included; then its process is killed.",
+        help="Time limit of a run of a tier test, loading included; after it the process is killed.",
     ),
-    option("--torch-profile", is_flag=True, help="One more run under torch.profiler: a Chrome/Perfetto trace."),
+    option(
+        "--torch-profile",
+        is_flag=True,
+        help="One more run under torch.profiler: a trace for Perfetto or chrome://tracing.",
+    ),
 )
 @option_group(
     "Weights & Output",
-    option("--tiny", is_flag=True, help="Tiny built-in random models: nothing to download, seconds on a CPU."),
+    option("--tiny", is_flag=True, help="Tiny built-in models with random weights: no download, seconds on a CPU."),
     option(
         "--weights",
         type=click.Choice(["checkpoint", "synthetic"]),
         default=DEFAULTS.weights,
-        help="synthetic: the named architecture at its true size with random weights (real speed, noise for music).",
+        help="synthetic: the named models at true size with random weights: real speed and memory, noise as audio.",
     ),
     CHECKPOINT_DIR,
-    option("--download", is_flag=True, help="Fetch models that are not there from the hub; says first how much it is."),
+    option("--download", is_flag=True, help="Download missing models; prints the size first."),
     option(
         "--lora",
         multiple=True,
         metavar="PATH[:SCALE]",
         show_default="none",
-        help="LoRA adapter of the DiT, a safetensors file or its folder; may be repeated.",
+        help="LoRA adapter of the DiT: a safetensors file or its folder; may be repeated.",
     ),
-    option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder that songs are written to."),
+    option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder for the songs."),
     option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
-    option("--report", type=_FILE, show_default="none", help="Write an HTML page with charts of the run."),
+    option("--report", type=_FILE, show_default="none", help="Write an HTML report."),
     option(
         "--lyrics-token-limit",
         type=WholeNumber(),
         default=DEFAULTS.lyrics_token_limit,
-        help="Most tokens of lyrics that understand, create_sample and format_sample write.",
+        help="Maximum tokens of lyrics in the modes understand, create_sample and format_sample.",
     ),
-    option("--no-progress", is_flag=True, help="No progress bars on a terminal."),
+    option("--no-progress", is_flag=True, help="Do not show progress bars."),
 )
 @option_group(
     "Tracing",
@@ -298,15 +339,19 @@ Examples:
         "--detail",
         type=click.Choice(["off", "stage", "step", "token"]),
         show_default="step, or ACESTEP_OTEL_DETAIL",
-        help="How deep the span tree goes.",
+        help="Depth of the span tree.",
     ),
     option("--trace-output", type=_FILE, show_default="none", help="Write the trace as OTLP JSON lines."),
-    option("--otlp-endpoint", show_default="none, or OTEL_EXPORTER_OTLP_ENDPOINT", help="Send traces and metrics."),
+    option(
+        "--otlp-endpoint",
+        show_default="none, or OTEL_EXPORTER_OTLP_ENDPOINT",
+        help="OTLP endpoint for traces and metrics.",
+    ),
     option(
         "--otlp-protocol",
         type=click.Choice(["grpc", "http/protobuf"]),
         show_default="grpc, or OTEL_EXPORTER_OTLP_PROTOCOL",
-        help="How they are sent.",
+        help="OTLP protocol.",
     ),
     option(
         "--prometheus-port",

@@ -141,6 +141,6 @@ def _identity(path: Path) -> set[object]:
 
 
 def _beside(path: Path, purpose: str) -> Path:
-    # A rename is atomic only within one file system, so the draft lies in the same folder. A name of 255 bytes has no
+    # A rename is atomic only within one file system, so the draft is in the same folder. A name of 255 bytes has no
     # room for an ending.
     return path.with_name(f".{purpose}-{os.getpid()}-{abs(hash(path.name)) % 10**8}")

@@ -33,6 +33,11 @@ def in_flags(error: AceStepError) -> str:
     return _renamed(str(error))
 
 
+def message_of(error: BaseException) -> str:
+    """The message of any error, as a user of the command line reads it."""
+    return in_flags(error) if isinstance(error, AceStepError) else str(error)
+
+
 def _renamed(message: str) -> str:
     return FIELD.sub(_option, message)
 

@@ -1,4 +1,4 @@
-"""What the command line was told: one field per option, with its default."""
+"""Options of the command line: one field per option, with its default."""
 
 from __future__ import annotations
 

@@ -20,19 +20,19 @@ CHECKPOINT_DIR = option(
     "--checkpoint-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULTS.checkpoint_dir,
-    help="Folder that holds the models.",
+    help="Folder of the models.",
 )
 
 
-@cloup.command("compare", short_help="Compare two result files: the regression gate.")
-@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Result file to compare with.")
-@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Result file to be judged.")
+@cloup.command("compare", short_help="Compare two result files; a regression gate.")
+@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Baseline.")
+@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Candidate.")
 @option(
     "--threshold",
     type=Number(min=0, max=1_000, min_open=True),
     default=1.10,
     show_default="1.10",
-    help="Largest ratio B/A that passes.",
+    help="Maximum ratio B/A.",
 )
 @option(
     "--noise-floor",
@@ -40,72 +40,72 @@ CHECKPOINT_DIR = option(
     default=5.0,
     show_default="5",
     metavar="MILLISECONDS",
-    help="What a figure may lose whatever its ratio is: a stage of 2 ms that takes 3 ms says nothing.",
+    help="Ignore differences below this, whatever the ratio.",
 )
-@option("--output", type=_FILE, show_default="none", help="Save the ratios to JSON file.")
+@option("--output", type=_FILE, show_default="none", help="Write the ratios to this JSON file.")
 def compare(baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None) -> None:
-    """Compare two result files cell by cell: exit code 1 when B is slower than threshold and noise floor allow."""
+    """Compare two result files cell by cell. Exit code 1: B is slower than threshold and noise floor allow."""
     from acestep_otel.profiler.benchmark import compare as mode
 
     mode.compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output)
 
 
-@cloup.command("download", short_help="Fetch released models from the hub.")
-@cloup.argument("names", nargs=-1, required=True, metavar="NAME...", help="For example acestep-v15-turbo.")
+@cloup.command("download", short_help="Download released models.")
+@cloup.argument("names", nargs=-1, required=True, metavar="NAME...", help="Model, for example acestep-v15-turbo.")
 @CHECKPOINT_DIR
 def download(names: tuple[str, ...], checkpoint_dir: Path) -> None:
-    """Fetch released models, with all that each needs: a diffusion model brings the VAE and the text encoder.
+    """Download released models with everything they need: a diffusion model includes the VAE and the text encoder.
 
-    Weights, configurations and tokenizers are fetched at fixed commits, and no code. How much it is, is said first.
-    What an interrupted download left is continued. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected.
+    Weights, configurations and tokenizers are downloaded at fixed commits, without any code. The size is printed first.
+    An interrupted download is resumed. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected.
     """
     from acestep_otel.profiler.run.weights import download_models
 
     download_models(names, checkpoint_dir)
 
 
-@cloup.command("convert", short_help="Write an official model as a diffusers repository.")
+@cloup.command("convert", short_help="Convert an official model to a diffusers repository.")
 @cloup.argument("name", metavar="NAME", help="Name or path of a diffusion model in the official layout.")
-@cloup.argument("target", type=_FILE, metavar="FOLDER", help="Folder to make.")
+@cloup.argument("target", type=_FILE, metavar="FOLDER", help="Folder to create.")
 @CHECKPOINT_DIR
 def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
-    """Write a diffusion model of the official layout as a repository that diffusers' AceStepPipeline loads.
+    """Convert a diffusion model in the official layout to a repository that diffusers' AceStepPipeline loads.
 
-    Values and number types stay as they are. Both layouts can be profiled as they are: this is for other tools.
+    Values and dtypes are unchanged. Both layouts can be profiled without conversion; this is for other tools.
     """
     from acestep_otel.profiler.run.weights import convert_model
 
     convert_model(name, checkpoint_dir, target)
 
 
-@cloup.command("doctor", short_help="Send one span and one metric, and say where they arrived.")
+@cloup.command("doctor", short_help="Send a span and a metric, and report where they arrived.")
 @option(
     "--otlp-endpoint",
     show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317",
-    help="Where to send.",
+    help="OTLP endpoint.",
 )
 @option(
     "--otlp-protocol",
     type=click.Choice(["grpc", "http/protobuf"]),
     show_default="grpc, or OTEL_EXPORTER_OTLP_PROTOCOL",
-    help="How to send.",
+    help="OTLP protocol.",
 )
 @option(
     "--jaeger-url",
     show_default="http://localhost:16686, if it answers",
-    help="Jaeger that must show the span.",
+    help="Jaeger that must have the span.",
 )
 @option(
     "--prometheus-url",
     show_default="http://localhost:9090, if it answers",
-    help="Prometheus that must show the metric.",
+    help="Prometheus that must have the metric.",
 )
 @option(
     "--wait",
     type=Number(min=0, max=600),
     default=20.0,
     show_default="20",
-    help="Seconds that Jaeger and Prometheus are given to show them.",
+    help="Seconds to wait for Jaeger and Prometheus.",
 )
 def doctor(
     otlp_endpoint: str | None,
@@ -114,7 +114,7 @@ def doctor(
     prometheus_url: str | None,
     wait: float,
 ) -> None:
-    """Send one span and one metric, and say where they arrived and what to fix: exit code 1 when nothing arrives."""
+    """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive."""
     require_variables()
     from acestep_otel.profiler.doctor import checks as mode
 

@@ -70,6 +70,10 @@ def _no_attributes(_call: Call, _result: Any) -> Attributes:
     return {}
 
 
+def _no_content(_result: Any) -> Attributes:
+    return {}
+
+
 def _no_failure(_result: Any) -> BaseException | None:
     return None
 
@@ -82,12 +86,14 @@ class RequestDefinition:
         span: name of the root span.
         start: reads what is known before the call; the flag says whether captions and lyrics may be captured.
         attributes_after: of the root span, read from the call and its result.
+        content_after: texts of the result, for the root span; read only where content is captured.
         failure: the error that a result stands for, where a library reports failure without raising.
     """
 
     span: str
     start: Callable[[Call, bool], RequestStart]
     attributes_after: Callable[[Call, Any], Attributes] = _no_attributes
+    content_after: Callable[[Any], Attributes] = _no_content
     failure: Callable[[Any], BaseException | None] = _no_failure
 
 
@@ -101,8 +107,10 @@ class StageDefinition:
         device_clock: whether its times come from the device's clock; else from the host's.
         tracks_memory: whether its memory peak is taken.
         is_lm_phase: whether it collects the times of tokens while the call runs.
+        times_grammar: of such a phase: whether every call of the grammar is measured, so that none means zero.
         attributes_before: read before the call; still there when the call fails.
         attributes_after: read from the call, its stage and its result.
+        failure: the error that a result stands for, where a library reports failure without raising.
     """
 
     span: str
@@ -110,8 +118,10 @@ class StageDefinition:
     device_clock: bool = True
     tracks_memory: bool = False
     is_lm_phase: bool = False
+    times_grammar: bool = True
     attributes_before: Callable[[Call], Attributes] | None = None
     attributes_after: Callable[[Call, Stage, Any], Attributes] | None = None
+    failure: Callable[[Any], BaseException | None] = _no_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +146,12 @@ class LoadDefinition:
     Attributes:
         role: what the model is for.
         load: reads from the call which model is loaded.
+        failure: the error that a result stands for, where a library reports failure without raising.
     """
 
     role: str
     load: Callable[[Call], ModelLoad]
+    failure: Callable[[Any], BaseException | None] = _no_failure
 
 
 class StageRecorder(Protocol):

@@ -1,7 +1,7 @@
 """From a finished recording to spans and metrics.
 
 Runs once per request, after the request's own synchronisation: resolves all marks together, makes times nest (a
-child lies within its parent and does not start before its elder sibling ended, so rows can be added up), then emits
+child is within its parent and does not start before its preceding sibling ended, so rows can be added up), then emits
 the spans of the tree with explicit times and records the metrics inside them, so that exemplars point at them.
 """
 
@@ -10,22 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, Tracer
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import HOST, Mark
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.outcomes import error_type, is_out_of_memory, outcome_of, record_outcome
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
 from acestep_otel.recording.redaction import Scrubber
 from acestep_otel.recording.trace_tree import AttributeValue, RequestRecording, Stage, is_measured
 from acestep_otel.settings import Detail
-
-_OUT_OF_MEMORY: Final = frozenset({"OutOfMemory", "OutOfMemoryError", "MemoryError"})
-"""The engine's, PyTorch's and Python's; by name, so that no engine has to be importable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +80,8 @@ class Emitter:
         record = self._instruments.record
         context = trace.set_span_in_context(span, Context())
         attributes = metric_attributes(request, request.attributes.get(semconv.REQUEST_MODEL, ""))
-        outcome = "ok" if request.error is None else type(request.error).__name__
         record(semconv.REQUEST_DURATION, seconds, attributes, context)
-        record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome}, context)
+        record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome_of(request.error)}, context)
         if request.error is None and semconv.AUDIO_DURATION in request.attributes:
             songs = int(request.attributes.get(semconv.BATCH_SIZE, 0))
             audio_seconds = songs * float(request.attributes[semconv.AUDIO_DURATION])
@@ -207,25 +203,6 @@ class _Emission:
                 record(semconv.LM_TOKENS_COUNT, float(count), {**attributes, semconv.TOKEN_KIND: kind}, context)
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a stage ended because the device or the host had no memory left."""
-    return type(error).__name__ in _OUT_OF_MEMORY
-
-
-def record_failure(span: Span, error: BaseException, scrub: Scrubber, timestamp_ns: int | None = None) -> None:
-    """Say on a span what ended it.
-
-    Args:
-        span: still open.
-        error: that passed through.
-        scrub: removes what the user wrote from its message.
-        timestamp_ns: Unix nanoseconds; now when not given.
-    """
-    span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
-    span.record_exception(error, scrub.event(error), timestamp=timestamp_ns, escaped=True)
-    span.set_status(Status(StatusCode.ERROR, type(error).__name__))
-
-
 def metric_attributes(stage: Stage, model: AttributeValue) -> dict[str, AttributeValue]:
     """What a stage's metrics may carry; each metric takes those that its definition lists.
 
@@ -239,8 +216,8 @@ def metric_attributes(stage: Stage, model: AttributeValue) -> dict[str, Attribut
         semconv.STAGE: semconv.stage_of(stage.name),
         semconv.REQUEST_MODEL: stage.attributes.get(semconv.REQUEST_MODEL, model),
     }
-    if stage.error is not None:
-        attributes[semconv.ERROR_TYPE] = type(stage.error).__name__
+    if (failure := error_type(stage.error)) is not None:
+        attributes[semconv.ERROR_TYPE] = failure
     return attributes
 
 
@@ -287,16 +264,20 @@ def _marks_of(stage: Stage) -> list[Mark]:
 
 
 def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str, AttributeValue]]:
-    yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
-    yield semconv.LM_PREFILL_DURATION, phase.prefill
-    yield semconv.LM_DECODE_DURATION, phase.decode
+    # What was not measured is absent: zero would say that it took no time.
+    if phase.constrained is not None:
+        yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
+    if phase.prefill is not None:
+        yield semconv.LM_PREFILL_DURATION, phase.prefill
+    if phase.decode is not None:
+        yield semconv.LM_DECODE_DURATION, phase.decode
     if (guidance := _guidance_duration(node)) is not None:
         yield semconv.LM_CFG_DURATION, guidance
     if phase.passes_ns:
         yield semconv.LM_TIME_TO_FIRST_TOKEN, (phase.passes_ns[0] - node.start_ns) / 1e9
     sampled = int(node.stage.attributes.get(semconv.LM_SAMPLED_TOKENS, 0))
-    if phase.decode > 0 and sampled:
-        yield semconv.LM_TOKENS_PER_SECOND, sampled * (1 - 1 / len(phase.passes_ns)) / phase.decode
+    if phase.decode and sampled:
+        yield semconv.LM_TOKENS_PER_SECOND, sampled * phase.decode_passes / len(phase.passes_ns) / phase.decode
     if (gaps := GapSummary.of(phase.gaps)) is not None:
         yield semconv.LM_TOKEN_GAP_P50, gaps.p50
         yield semconv.LM_TOKEN_GAP_P95, gaps.p95
@@ -305,31 +286,33 @@ def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str,
 
 
 def _guidance_duration(node: _Resolved) -> float | None:
-    """Seconds that the unconditional rows cost in a phase; ``None`` when they ran but were not calibrated."""
+    """Seconds that the unconditional rows cost in a phase; ``None`` when they ran, or may have, uncalibrated."""
     if node.phase is None:
         return 0.0
     attributes = node.stage.attributes
-    if not attributes.get(semconv.LM_UNCONDITIONAL_TOKENS, 0):
+    if attributes.get(semconv.LM_UNCONDITIONAL_TOKENS) == 0:
         return 0.0
     if semconv.LM_CFG_SHARE not in attributes:
         return None
     decode_share = float(attributes[semconv.LM_CFG_SHARE])
     prefill_share = float(attributes[semconv.LM_CFG_PREFILL_SHARE])
-    return decode_share * node.phase.decode + prefill_share * node.phase.prefill
+    return decode_share * (node.phase.decode or 0.0) + prefill_share * (node.phase.prefill or 0.0)
 
 
 def _planner_attributes(node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
     """The three rows of the breakdown below the planner's total, which they sum to."""
-    constrained = sum(child.phase.constrained for child in node.children if child.phase is not None)
+    phases = [child.phase for child in node.children if child.phase is not None]
+    measured = [phase.constrained for phase in phases if phase.constrained is not None]
     guidance = [_guidance_duration(child) for child in node.children]
-    calibrated = sum(seconds for seconds in guidance if seconds is not None)
-    yield semconv.LM_CONSTRAINED_DECODING_DURATION, constrained
-    if None not in guidance:
+    constrained, calibrated = sum(measured), sum(seconds for seconds in guidance if seconds is not None)
+    if measured:
+        yield semconv.LM_CONSTRAINED_DECODING_DURATION, constrained
+    if phases and None not in guidance:
         yield semconv.LM_CFG_DURATION, calibrated
     yield semconv.LM_TOKEN_GENERATION_DURATION, max(0.0, node.seconds - constrained - calibrated)
 
 
 def _close(span: Span, node: _Resolved, scrub: Scrubber) -> None:
     if node.stage.error is not None:
-        record_failure(span, node.stage.error, scrub, node.end_ns)
+        record_outcome(span, node.stage.error, scrub, node.end_ns)
     span.end(end_time=node.end_ns)

@@ -21,9 +21,10 @@ from acestep_otel import semconv
 from acestep_otel.recording.background_emission import Deferral, follow_forks
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
-from acestep_otel.recording.emission import Emitter, is_out_of_memory, metric_attributes, record_failure
+from acestep_otel.recording.emission import Emitter, metric_attributes
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.outcomes import is_out_of_memory, record_outcome
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
 from acestep_otel.recording.trace_tree import (
@@ -117,6 +118,8 @@ class RequestTracer:
             with self._vram.request(request.device):
                 result = call.run()
             self._describe(request.root, lambda: definition.attributes_after(call, result))
+            if self.settings.capture_content:
+                self._describe(request.root, lambda: definition.content_after(result))
             error = never_raises(definition.failure)(result)
         except BaseException as raised:
             error = raised
@@ -141,7 +144,7 @@ class RequestTracer:
         if stage is None:
             return call.run()
         if definition.is_lm_phase:
-            stage.phase = PhaseRecord()
+            stage.phase = PhaseRecord(constrained_ns=0 if definition.times_grammar else None)
         before, after = definition.attributes_before, definition.attributes_after
         try:
             if before is not None:
@@ -150,7 +153,7 @@ class RequestTracer:
         except BaseException as error:
             self._end(recording, stage, error)
             raise
-        self._end(recording, stage, None)
+        self._end(recording, stage, never_raises(definition.failure)(result))
         if after is not None:
             self._describe(stage, lambda: after(call, stage, result))
         return result
@@ -169,18 +172,24 @@ class RequestTracer:
         if stage is not None and attributes is not None:
             self._describe(stage, attributes)
 
-    def end(self, name: str, attributes: Callable[[Stage], Attributes] | None = None) -> None:
+    def end(
+        self,
+        name: str,
+        attributes: Callable[[Stage], Attributes] | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         """End a stage that ``begin`` began, and whatever is open inside it; without effect when it is not open.
 
         Args:
             name: name of the span.
             attributes: known by now.
+            error: what ended it.
         """
         recording = current_recording()
         stage = None if recording is None else recording.running(name)
         if recording is None or stage is None:
             return
-        self._end(recording, stage, None)
+        self._end(recording, stage, error)
         if attributes is not None:
             self._describe(stage, lambda: attributes(stage))
 
@@ -211,8 +220,11 @@ class RequestTracer:
                 try:
                     result = call.run()
                 except BaseException as error:
-                    never_raises(record_failure)(span, error, Scrubber(load.user_texts))
+                    never_raises(record_outcome)(span, error, Scrubber(load.user_texts))
                     raise
+                if (failure := never_raises(definition.failure)(result)) is not None:
+                    never_raises(record_outcome)(span, failure, Scrubber(load.user_texts))
+                    return result
                 seconds = (time.perf_counter_ns() - start_ns) / 1e9
                 self._loaded(span, seconds, load)
                 return result
@@ -240,7 +252,7 @@ class RequestTracer:
             )
 
     def close(self) -> None:
-        """Trace nothing from now on, also where somebody kept a wrapped function, and observe no hardware."""
+        """Trace nothing from now on, also for callers that kept a wrapped function, and observe no hardware."""
         self._closed = True
         self._gpus.forget()
 
@@ -251,11 +263,11 @@ class RequestTracer:
             name: as the library has it.
             start_ns: Unix nanoseconds.
             attributes: as the library has them.
-            parent: context of the span that it lies below.
+            parent: context of the parent span.
             kind: as the library has it.
 
         Returns:
-            True: nobody else has to emit it.
+            True: no other thread emits it.
         """
         self._tracer.start_span(
             name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
@@ -308,7 +320,7 @@ class RequestTracer:
 
     @never_raises
     def _finish(self, request: _Request, error: BaseException | None) -> None:
-        # Whoever takes it out finishes it: its own thread, or shutdown.
+        # Finished by the thread that removes it: its own, or shutdown.
         if self._running.pop(id(request), None) is None:
             return
         self._count_active(request, -1)
@@ -322,11 +334,11 @@ class RequestTracer:
         never_raises(recording.end)(recording.root, error)
         recording.outlasted = not recording.reached
         emit = partial(self._emit, recording, request)
-        if recording.failed and recording.reached:
+        if recording.error is not None and recording.reached:
             # An exception's traceback holds tensors, and who runs out of memory wants it back at once.
             emit()
         elif not self._deferral.add(lambda: recording.reached, emit):
-            # Ending the span would wait for whoever takes spans so slowly.
+            # Ending the span would wait for the slow span processor.
             self._count_unrecorded(request, error)
             self._instruments.record(semconv.TRACES_DROPPED, 1, {})
 

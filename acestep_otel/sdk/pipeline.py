@@ -46,12 +46,15 @@ UNLIMITED: Final = SpanLimits(
 """For spans that figures are computed from; ``Limits`` then cuts what is exported."""
 
 
-def batch_span_processor(exporter: SpanExporter, meter_provider: MeterProvider | None = None) -> BatchSpanProcessor:
+def batch_span_processor(
+    exporter: SpanExporter, meter_provider: MeterProvider | None = None, *, schedule_delay: int = 5_000
+) -> BatchSpanProcessor:
     """A processor with the queue, the batches and the delay of ``OTEL_BSP_*``.
 
     Args:
         exporter: takes the batches.
         meter_provider: counts the spans that a full queue drops, where the SDK's own metrics are on.
+        schedule_delay: milliseconds, where ``OTEL_BSP_SCHEDULE_DELAY`` is not set.
 
     Raises:
         SetupError: a variable holds no number.
@@ -60,7 +63,7 @@ def batch_span_processor(exporter: SpanExporter, meter_provider: MeterProvider |
     return BatchSpanProcessor(
         exporter,
         max_queue_size=queue,
-        schedule_delay_millis=max(1, milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5_000)),
+        schedule_delay_millis=max(1, milliseconds("OTEL_BSP_SCHEDULE_DELAY", schedule_delay)),
         max_export_batch_size=min(queue, count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)),
         export_timeout_millis=milliseconds("OTEL_BSP_EXPORT_TIMEOUT", 30_000) or _NO_LIMIT,
         meter_provider=meter_provider,

@@ -1,44 +1,44 @@
-"""Who the telemetry comes from: one function for the command line, a service and an agent."""
+"""The resource of the telemetry: one function for the command line, a service and an agent.
+
+``OTEL_SERVICE_NAME`` wins over ``OTEL_RESOURCE_ATTRIBUTES``, and both over the program's defaults. The specification
+treats an empty variable as unset; the same holds here for blanks and for an attribute whose value is empty, so that a
+template that was not filled in does not remove a default.
+"""
 
 from __future__ import annotations
 
 import platform
+import uuid
 from collections.abc import Mapping
 from typing import Final
 
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import HOST_NAME, SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 
 from acestep_otel.sdk.pairs import parse_resource_attributes
-from acestep_otel.sdk.variables import variable
+from acestep_otel.sdk.variables import overridden, variable
 
 _ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
+_NAME: Final = "OTEL_SERVICE_NAME"
 
 
-def identity(service_name: str, attributes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The resource attributes that this process gives itself, where the environment says nothing else.
+def resource(service_name: str | None, attributes: Mapping[str, str] | None = None) -> Resource:
+    """The resource of this process.
 
-    ``OTEL_SERVICE_NAME`` wins over ``OTEL_RESOURCE_ATTRIBUTES``, and both over the defaults. What is empty or blank in
-    them is not said, so an identity is never empty.
+    The instance is unique for what runs at the same time, as the convention demands; the machine is ``host.name``.
 
     Args:
-        service_name: the default of ``service.name``.
+        service_name: where the environment names no service; ``None`` leaves it to the SDK.
         attributes: further defaults.
 
     Raises:
         SetupError: ``OTEL_RESOURCE_ATTRIBUTES`` has an entry that is no pair.
     """
-    # The SDK's default instance is random, which would make every run a new one in Prometheus.
-    defaults = {SERVICE_NAME: service_name, SERVICE_INSTANCE_ID: platform.node() or "localhost", **(attributes or {})}
-    said = parse_resource_attributes(_ATTRIBUTES, variable(_ATTRIBUTES) or "")
-    name = variable("OTEL_SERVICE_NAME")
-    return {**defaults, **said, **({} if name is None else {SERVICE_NAME: name})}
-
-
-def resource(service_name: str, attributes: Mapping[str, str] | None = None) -> Resource:
-    """The same as a resource of the SDK.
-
-    Raises:
-        SetupError: ``OTEL_RESOURCE_ATTRIBUTES`` has an entry that is no pair.
-    """
-    # Resource.create lets its argument win over the environment, which identity() has read already.
-    return Resource.create(identity(service_name, attributes))
+    defaults = {SERVICE_INSTANCE_ID: str(uuid.uuid4()), HOST_NAME: platform.node() or "localhost", **(attributes or {})}
+    if service_name is not None:
+        defaults[SERVICE_NAME] = service_name
+    given = parse_resource_attributes(_ATTRIBUTES, variable(_ATTRIBUTES) or "")
+    if (name := variable(_NAME)) is not None:
+        given[SERVICE_NAME] = name
+    # The SDK reads both variables once more, and keeps what is empty.
+    with overridden({_NAME: "", _ATTRIBUTES: ""}):
+        return Resource.create({**defaults, **given})

@@ -14,7 +14,8 @@ import math
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -53,6 +54,21 @@ def drop_empty(environment: MutableMapping[str, str] | None = None) -> None:
     environment = os.environ if environment is None else environment
     for name in [name for name, value in environment.items() if name.startswith("OTEL_") and not value.strip()]:
         del environment[name]
+
+
+@contextmanager
+def overridden(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the process inside the block, for what the SDK takes from the environment alone."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def require_variables(environment: MutableMapping[str, str] | None = None) -> None:

@@ -1,16 +1,17 @@
-"""A song that somebody asked for: what became of it so far, and those who watch."""
+"""A requested song: its state, its progress and its subscribers."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from acestep.types import GenerationRequest
-from acestep_otel.queue_telemetry import Waiting
+from acestep import GenerationRequest
+from acestep_otel import Waiting
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 FINAL: frozenset[State] = frozenset({"done", "failed", "cancelled"})
@@ -55,7 +56,7 @@ class Job:
     Attributes:
         request: what to make.
         waiting: its place in the queue, and the context of its caller.
-        events: what those who watch are told.
+        events: what subscribers receive.
         id: random; not in any metric.
         state: where it is.
         cancelled: asked to stop.
@@ -71,8 +72,11 @@ class Job:
     cancelled: bool = False
     files: tuple[Path, ...] = ()
     error: str | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def move_to(self, state: State, **details: Any) -> None:
-        """Change the state and tell it."""
-        self.state = state
-        self.events.publish({"state": state, **details})
+        """Change the state and tell it; a final state is the last."""
+        with self._lock:
+            if self.state not in FINAL:
+                self.state = state
+                self.events.publish({"state": state, **details})

@@ -9,7 +9,7 @@ from grafana_foundation_sdk.builders import barchart, bargauge, dashboard, table
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
 from grafana.panels import Axes, Query, Size, Text, bars, matrix, stacked_bars
-from grafana.series import CELL, MODEL, RUN, label, last, named, values_of
+from grafana.series import CELL, HOST, MODEL, RUN, label, last, named, values_of
 from grafana.tables import Column, Labels, data_table
 from grafana.variables import assembled, board, choice
 
@@ -23,7 +23,8 @@ _TIMES: Final = {
     "DiT(s)": semconv.BENCHMARK_DIT,
     "VAE(s)": semconv.BENCHMARK_VAE,
 }
-_BASELINE: Final = 'job=~"$baseline",instance=~"$baseline_instance"'
+_MODE: Final = "benchmark"
+_BASELINE: Final = 'job=~"$baseline",host_name=~"$baseline_host"'
 _STATUS: Final = (("1", "OK", "green"), ("0", "FAILED", "red"))
 _RATIO: Final = ((None, "green"), (1.02, "yellow"), (1.1, "red"))
 
@@ -39,10 +40,10 @@ def benchmark() -> dashboard.Dashboard:
             from_="now-7d",
         )
         .with_variable(choice("job", "Run", values_of(status, "job")))
-        .with_variable(choice("instance", "Machine", values_of(status, "instance", 'job=~"$job"')))
+        .with_variable(choice("host", "Machine", values_of(status, HOST, 'job=~"$job"')))
         .with_variable(choice("model", "Model", values_of(status, MODEL, RUN)))
         .with_variable(choice("baseline", "Compared with run", values_of(status, "job")))
-        .with_variable(choice("baseline_instance", "on machine", values_of(status, "instance", 'job=~"$baseline"')))
+        .with_variable(choice("baseline_host", "on machine", values_of(status, HOST, 'job=~"$baseline"')))
     )
     return assembled(
         empty,
@@ -54,7 +55,7 @@ def benchmark() -> dashboard.Dashboard:
 
 
 def _last(metric: MetricDefinition, run: str = RUN) -> str:
-    return last(metric, f'{MODEL}=~"$model"', run=run)
+    return last(metric, f'{MODEL}=~"$model"', modes=_MODE, run=run)
 
 
 def _measured(metric: MetricDefinition, run: str = RUN) -> str:
@@ -63,13 +64,13 @@ def _measured(metric: MetricDefinition, run: str = RUN) -> str:
 
 
 def _matrix_table() -> table.Panel:
-    identity = ", ".join(("job", "instance", MODEL, *CELL))
+    identity = ", ".join(("job", HOST, MODEL, *CELL))
     return data_table(
         Text("Benchmark", "The table that the command line prints: medians of each cell's runs.", "s"),
         Labels(
-            {"job": "Run", "instance": "Machine", MODEL: "Model", **_HEADERS},
+            {"job": "Run", HOST: "Machine", MODEL: "Model", **_HEADERS},
             numeric=_NUMERIC,
-            sort=("job", "instance", MODEL, *CELL),
+            sort=("job", HOST, MODEL, *CELL),
         ),
         *(
             Column(header, f"max by ({identity}) ({_measured(metric)})", decimals=2)
@@ -112,7 +113,7 @@ def _split() -> barchart.Panel:
 
 def _outcomes() -> bargauge.Panel:
     outcome = label(semconv.OUTCOME)
-    counts = last(semconv.BENCHMARK_CELLS, f'{MODEL}=~"$model"')
+    counts = last(semconv.BENCHMARK_CELLS, f'{MODEL}=~"$model"', modes=_MODE)
     return bars(
         Text("Outcomes", "Cells by how they ended: ok, or the class of the error.", "none"),
         Query(f"sum by ({outcome}, job) ({counts})", f"{{{{{outcome}}}}} · {{{{job}}}}", instant=True),

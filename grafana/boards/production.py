@@ -12,21 +12,37 @@ from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
 from grafana.panels import Query, Size, Text, coloured, heat_map, stats, time_series
-from grafana.series import MODEL, RATE, STAGE, counted, label, quantile, rate, selected, selected_by_any_name, values_of
+from grafana.series import (
+    HOST,
+    MODEL,
+    RATE,
+    STAGE,
+    counted,
+    label,
+    lost_by_collectors,
+    quantile,
+    rate,
+    selected,
+    selected_by_any_name,
+    values_of,
+)
 from grafana.tables import Column, Labels, data_table
 from grafana.traces import TraceSearch, traces
 from grafana.variables import assembled, board, choice, with_traces
 
 _OUTCOME: Final = label(semconv.OUTCOME)
-_FAILED: Final = f'{_OUTCOME}!="ok"'
+_FAILED: Final = f'{_OUTCOME}!~"ok|cancelled"'
+_CANCELLED: Final = f'{_OUTCOME}="cancelled"'
 _CARD: Final = f"{label(semconv.HW_ID)}, {label(semconv.HW_NAME)}"
 _CARD_LEGEND: Final = f"{{{{{label(semconv.HW_NAME)}}}}} {{{{{label(semconv.HW_ID)}}}}}"
 _FAILING: Final = ((None, "green"), (0.05, "red"))
 """The limit of the alert AceStepErrors."""
 _TOKEN: Final = label(semconv.TOKEN_KIND)
+_COLLECTOR: Final = "instance, exporter, receiver"
+_PLACE: Final = "{{instance}} {{exporter}}{{receiver}}"
 _MEDIAN_AND_95TH: Final = (0.5, 0.95)
 _WORK: Final = f'{STAGE}!="model.load",{STAGE}!~"lm[.].*",{STAGE}!~"vae.encode"'
-"""Stages that do not lie inside another one."""
+"""Stages that are not part of another one."""
 
 
 def production() -> dashboard.Dashboard:
@@ -41,7 +57,7 @@ def production() -> dashboard.Dashboard:
             refresh="30s",
         )
         .with_variable(choice("job", "Service", values_of(requests, "job")))
-        .with_variable(choice("instance", "Instance", values_of(requests, "instance", 'job=~"$job"')))
+        .with_variable(choice("host", "Machine", values_of(requests, HOST, 'job=~"$job"')))
         .with_variable(dashboard.TextBoxVariable("slower_than").label("longer than").default_value("1s"))
     )
     return assembled(
@@ -60,14 +76,19 @@ def production() -> dashboard.Dashboard:
 
 def _now() -> stat.Panel:
     per_second = f"sum({rate(semconv.REQUESTS)})"
-    failed = f"(sum({rate(semconv.REQUESTS, _FAILED)}) or vector(0))"
-    return stats(
-        Text("Now", "Requests per second, share that fails, requests in progress.", "none"),
+    failed, cancelled = (f"(sum({rate(semconv.REQUESTS, kind)}) or vector(0))" for kind in (_FAILED, _CANCELLED))
+    shown = stats(
+        Text(
+            "Now", "Requests per second, share that fails, share whose callers went away, requests in progress.", "none"
+        ),
         Query(per_second, "requests/s"),
         Query(f"{failed} / ({per_second} > 0)", "failing"),
+        Query(f"{cancelled} / ({per_second} > 0)", "cancelled"),
         Query(f"sum({selected(semconv.REQUESTS_ACTIVE)})", "in progress"),
         size=Size(24, 4),
-    ).override_by_name("failing", [DynamicConfigValue(id_val="unit", value="percentunit"), coloured(_FAILING)])
+    )
+    share = DynamicConfigValue(id_val="unit", value="percentunit")
+    return shown.override_by_name("failing", [share, coloured(_FAILING)]).override_by_name("cancelled", [share])
 
 
 def _requests() -> timeseries.Panel:
@@ -80,8 +101,8 @@ def _requests() -> timeseries.Panel:
 
 def _active() -> timeseries.Panel:
     return time_series(
-        Text("In progress", "Requests that are being worked on, by instance.", "none"),
-        Query(f"sum by (instance) ({selected(semconv.REQUESTS_ACTIVE)})", "{{instance}}"),
+        Text("In progress", "Requests that are being worked on, by machine.", "none"),
+        Query(f"sum by ({HOST}) ({selected(semconv.REQUESTS_ACTIVE)})", "{{host_name}}"),
         size=Size(8),
     )
 
@@ -124,17 +145,17 @@ def _queue_wait() -> timeseries.Panel:
 
 def _queue_length() -> timeseries.Panel:
     return time_series(
-        Text("Queue", "Requests that wait for a worker, and how many may wait at most, by instance.", "none"),
-        Query(f"sum by (instance) ({selected(semconv.QUEUE_LENGTH)})", "waiting {{instance}}"),
-        Query(f"sum by (instance) ({selected(semconv.QUEUE_CAPACITY)})", "capacity {{instance}}"),
+        Text("Queue", "Requests that wait for a worker, and how many may wait at most, by machine.", "none"),
+        Query(f"sum by ({HOST}) ({selected(semconv.QUEUE_LENGTH)})", "waiting {{host_name}}"),
+        Query(f"sum by ({HOST}) ({selected(semconv.QUEUE_CAPACITY)})", "capacity {{host_name}}"),
         size=Size(8),
     )
 
 
 def _queue_rejected() -> timeseries.Panel:
     return time_series(
-        Text("Turned away", "Requests per second that found the queue full, by instance.", "reqps"),
-        Query(f"sum by (instance) ({rate(semconv.QUEUE_REJECTED)})", "{{instance}}"),
+        Text("Turned away", "Requests per second that found the queue full, by machine.", "reqps"),
+        Query(f"sum by ({HOST}) ({rate(semconv.QUEUE_REJECTED)})", "{{host_name}}"),
         size=Size(8),
     )
 
@@ -221,8 +242,8 @@ def _memory() -> timeseries.Panel:
         Text(
             "VRAM", "Highest peak of the last request's stages, and what the process may take. Empty off CUDA.", "bytes"
         ),
-        Query(f"max by ({kind}, instance) ({selected(semconv.VRAM_PEAK)})", f"{{{{{kind}}}}} {{{{instance}}}}"),
-        Query(f"min by (instance) ({selected(semconv.VRAM_LIMIT)})", "limit {{instance}}"),
+        Query(f"max by ({kind}, {HOST}) ({selected(semconv.VRAM_PEAK)})", f"{{{{{kind}}}}} {{{{host_name}}}}"),
+        Query(f"min by ({HOST}) ({selected(semconv.VRAM_LIMIT)})", "limit {{host_name}}"),
     )
 
 
@@ -260,17 +281,19 @@ def _gpu_memory() -> timeseries.Panel:
 def _lost() -> timeseries.Panel:
     processed = rate(semconv.SDK_SPANS_PROCESSED)
     overflowed = rate(semconv.SDK_SPANS_PROCESSED, f'{label(semconv.ERROR_TYPE)}="queue_full"')
-    by = "sum by (instance)"
+    by = f"sum by ({HOST})"
     return time_series(
         Text(
             "Telemetry lost",
-            "Per second and instance: spans that the SDK's full queue dropped, where "
+            "Per second and machine: spans that the SDK's full queue dropped, where "
             "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED is set, and requests without a trace because spans were taken "
-            "more slowly than requests ended.",
-            "cps",
+            "more slowly than requests ended; and what collectors lost or refused between two points, by exporter.",
+            "none",
         ),
-        Query(f"{by} ({overflowed}) or 0 * {by} ({processed})", "spans {{instance}}"),
-        Query(f"{by} ({rate(semconv.TRACES_DROPPED)})", "traces {{instance}}"),
+        Query(f"{by} ({overflowed}) or 0 * {by} ({processed})", "spans {{host_name}}"),
+        Query(f"{by} ({rate(semconv.TRACES_DROPPED)})", "traces {{host_name}}"),
+        Query(lost_by_collectors("spans", _COLLECTOR), f"spans {_PLACE}"),
+        Query(lost_by_collectors("metric_points", _COLLECTOR), f"points {_PLACE}"),
         size=Size(24, 6),
     )
 

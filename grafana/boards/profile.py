@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from grafana_foundation_sdk.builders import barchart, bargauge, dashboard, heatmap, stat, table
@@ -10,18 +11,19 @@ from acestep_otel import semconv
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from grafana.panels import Axes, Query, Size, Text, bars, heat_map, stacked_bars, stats
 from grafana.series import (
+    HOST,
     MODEL,
     RATE,
     RUN,
     STAGE,
     label,
-    last,
-    mean_of_last,
     named,
-    quantile_of_last,
     selected,
     values_of,
 )
+from grafana.series import last as last_of_modes
+from grafana.series import mean_of_last as mean_of_modes
+from grafana.series import quantile_of_last as quantile_of_modes
 from grafana.tables import Column, Labels, data_table
 from grafana.traces import TraceSearch, traces
 from grafana.variables import assembled, board, choice, with_traces
@@ -38,12 +40,16 @@ _KEY_METRICS: Final = {
     "diffusion": "DiT Total Time",
     "vae_decode": "VAE Decode Time",
 }
-_WHO: Final = ("job", "instance", MODEL)
+_WHO: Final = ("job", HOST, MODEL)
 """What tells runs apart: a later one of the same three replaces an earlier one."""
 _SHOWN: Final = " · ".join(f"{{{{{name}}}}}" for name in _WHO)
 _COLUMNS: Final = 96
 """Of a heat map."""
 _PHASES: Final = f'{STAGE}=~"lm.+"'
+_MODES: Final = "profile|understand|create_sample|format_sample"
+last = partial(last_of_modes, modes=_MODES)
+mean_of_last = partial(mean_of_modes, modes=_MODES)
+quantile_of_last = partial(quantile_of_modes, modes=_MODES)
 _WHOLE: Final = "All measured runs since the process started; warm-ups are left out."
 
 
@@ -57,7 +63,7 @@ def profile() -> dashboard.Dashboard:
             from_="now-24h",
         )
         .with_variable(choice("job", "Run", values_of(semconv.PROFILE_DURATION, "job")))
-        .with_variable(choice("instance", "Machine", values_of(semconv.PROFILE_DURATION, "instance", 'job=~"$job"')))
+        .with_variable(choice("host", "Machine", values_of(semconv.PROFILE_DURATION, HOST, 'job=~"$job"')))
         .with_variable(choice("request", "Request", values_of(semconv.PROFILE_DURATION, STAGE, RUN)))
     )
     return assembled(
@@ -104,7 +110,7 @@ def _breakdown() -> table.Panel:
     identity = (*_WHO, STAGE, _ORDER, _COMPONENT)
     seconds = last(semconv.PROFILE_DURATION, _REQUEST)
     wall = last(semconv.PROFILE_DURATION, _REQUEST, f'{_ROW}="wall"')
-    share = f"{seconds} / ignoring({_ROW}) group_left {wall}"
+    share = f"{seconds} / ignoring({_ROW}) group_left () {wall}"
     average = last(semconv.PROFILE_DURATION, _REQUEST, f'{_ROW}="step_average"')
     # A step's average is no part of the wall time.
     with_share = f"({share}) unless {average}"
@@ -116,9 +122,9 @@ def _breakdown() -> table.Panel:
             "s",
         ),
         Labels(
-            {"job": "Run", "instance": "Machine", MODEL: "Model", STAGE: "Request", _COMPONENT: "Component"},
+            {"job": "Run", HOST: "Machine", MODEL: "Model", STAGE: "Request", _COMPONENT: "Component"},
             hidden=(_ORDER,),
-            sort=("job", "instance", STAGE, MODEL, _ORDER),
+            sort=("job", HOST, STAGE, MODEL, _ORDER),
         ),
         Column("Time (s)", _in_order(seconds, identity), decimals=3),
         Column("% of Total", _in_order(with_share, identity), unit="percentunit", decimals=1),
@@ -151,7 +157,7 @@ def _stages() -> table.Panel:
     by = (*_WHO, STAGE)
     return data_table(
         Text("Stages", f"Mean duration of each stage. {_WHOLE}", "s"),
-        Labels({"job": "Run", "instance": "Machine", STAGE: "Stage", MODEL: "Model"}, sort=("job", "instance", STAGE)),
+        Labels({"job": "Run", HOST: "Machine", STAGE: "Stage", MODEL: "Model"}, sort=("job", HOST, STAGE)),
         Column("Mean", mean_of_last(semconv.STAGE_DURATION, by=by), decimals=3),
         Column(
             "Times", f"sum by ({', '.join(by)}) ({last(semconv.STAGE_DURATION, part='count')})", unit="none", decimals=0
@@ -206,7 +212,7 @@ def _phases() -> table.Panel:
     rate = f"1 / max by ({', '.join(by)}) ({last(semconv.PROFILE_TOKEN_DURATION)})"
     return data_table(
         Text("Phases of the language model", f"Tokens/sec is of the last measured run. {_WHOLE}", "s"),
-        Labels({"job": "Run", "instance": "Machine", STAGE: "Phase", MODEL: "Model"}, sort=("job", "instance", STAGE)),
+        Labels({"job": "Run", HOST: "Machine", STAGE: "Phase", MODEL: "Model"}, sort=("job", HOST, STAGE)),
         Column("Tokens/sec", rate, unit="none", decimals=1),
         Column("Time to first token", mean_of_last(semconv.TIME_TO_FIRST_TOKEN, by=by), decimals=4),
         Column("Time per token", mean_of_last(semconv.TIME_PER_OUTPUT_TOKEN, by=by), decimals=5),

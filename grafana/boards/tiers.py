@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import Final
 
@@ -13,7 +14,8 @@ from acestep.gpu_config import gpu_config
 from acestep_otel import semconv
 from acestep_otel.profiler.tier_test.trials import GIB
 from grafana.panels import Axes, Query, Size, Text, bars, coloured, matrix, stats
-from grafana.series import RUN, label, last, named, values_of
+from grafana.series import HOST, RUN, label, named, values_of
+from grafana.series import last as last_of_modes
 from grafana.tables import Column, Labels, data_table
 from grafana.variables import assembled, board, choice
 
@@ -38,10 +40,11 @@ _HEADERS: Final = {
 _VARIANTS: Final = f'{_VARIANT}=~"$variant"'
 _STATUS: Final = (("1", "✅ OK", "green"), ("0", "❌ FAIL", "red"))
 _HEADROOM: Final = ((None, "red"), (0.0, "yellow"), (0.05, "green"))
+last = partial(last_of_modes, modes="tier-test")
 _TAKEN: Final = ((None, "green"), (0.95, "yellow"), (1.0, "red"))
 _FAILED: Final = ((None, "green"), (1.0, "red"))
 _LARGEST: Final = 128
-"""Memory of the largest card that is told its tier, in GiB."""
+"""Memory of the largest card that is labelled with its tier, in GiB."""
 
 
 def tiers() -> dashboard.Dashboard:
@@ -55,7 +58,7 @@ def tiers() -> dashboard.Dashboard:
             from_="now-7d",
         )
         .with_variable(choice("job", "Run", values_of(status, "job")))
-        .with_variable(choice("instance", "Machine", values_of(status, "instance", 'job=~"$job"')))
+        .with_variable(choice("host", "Machine", values_of(status, HOST, 'job=~"$job"')))
         .with_variable(choice("variant", "Variant", values_of(status, _VARIANT, RUN)))
     )
     return assembled(
@@ -68,7 +71,7 @@ def tiers() -> dashboard.Dashboard:
 
 
 def _newest(expression: str) -> str:
-    return f"max by ({', '.join(('job', 'instance', *_ROW))}) ({expression})"
+    return f"max by ({', '.join(('job', HOST, *_ROW))}) ({expression})"
 
 
 def _peak(kind: str = "process") -> str:
@@ -92,9 +95,9 @@ def _results() -> table.Panel:
             "bytes",
         ),
         Labels(
-            {"job": "Run", "instance": "Machine", **_HEADERS},
+            {"job": "Run", HOST: "Machine", **_HEADERS},
             numeric=(_MEMORY, _DURATION, _BATCH),
-            sort=("job", "instance", _MEMORY, _LM, _VARIANT, _BATCH),
+            sort=("job", HOST, _MEMORY, _LM, _VARIANT, _BATCH),
         ),
         Column("Status", status, unit="none", mappings=_STATUS),
         Column("Peak VRAM", peak, decimals=1),
@@ -139,10 +142,10 @@ def _passed() -> stat.Panel:
 
 
 def _boundary() -> table.Panel:
-    minimum = f"max by (job, instance, {_CAPABILITY}) ({last(semconv.TIER_BOUNDARY)})"
+    minimum = f"max by (job, {HOST}, {_CAPABILITY}) ({last(semconv.TIER_BOUNDARY)})"
     return data_table(
         Text("Boundary analysis", "The smallest card from which on every larger one can do without.", "bytes"),
-        Labels({"job": "Run", "instance": "Machine", _CAPABILITY: "Capability"}, sort=("job", "instance")),
+        Labels({"job": "Run", HOST: "Machine", _CAPABILITY: "Capability"}, sort=("job", HOST)),
         Column("Min Tier", minimum, ranges=tuple(_tiers_by_memory())),
         Column("VRAM", minimum, decimals=0),
         size=Size(12, 9),

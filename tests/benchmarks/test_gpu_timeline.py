@@ -184,7 +184,7 @@ def test_waits_are_counted_by_their_call():
 
 def test_every_span_finds_its_own_range(tiny_models, tmp_path):
     traced = Traced()
-    tracer = RangedTracer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
+    tracer = RangedTracer(traced.tracer_provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
     assert isinstance(tracer, RequestTracer)
     patcher = Patcher(tracer)
     patcher.apply(engine.PATCHES)

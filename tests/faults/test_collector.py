@@ -107,7 +107,7 @@ def test_songs_are_the_same_when_the_collector_takes_nothing(serving, tiny_model
 
 
 def test_songs_are_the_same_without_a_collector_and_without_an_sdk(traced, tiny_models, plain):
-    traced.provider.shutdown()
+    traced.tracer_provider.shutdown()
     traced.instrument()
     assert torch.equal(generate_music(tiny_models, SONG).songs[0].audio, plain)
     AceStepInstrumentor().uninstrument()
@@ -184,7 +184,7 @@ def test_a_collector_that_is_killed_and_comes_back_gets_the_songs_after_that(ser
 def test_a_span_processor_that_blocks_costs_traces_and_neither_time_nor_memory(traced, tiny_models, monkeypatch):
     monkeypatch.setattr(deferral, "_CAPACITY", 2)
     exporter = Blocked()
-    traced.provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traced.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
     traced.instrument()
     generate_music(tiny_models, SONG)
     assert exporter.entered.wait(10)

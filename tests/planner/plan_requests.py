@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from acestep.planner.metadata import normalise
-from acestep.planner.planner import PlanRequest
+from acestep.planner.plans import PlanRequest
 from acestep.types import GenerationRequest
 
 

@@ -27,6 +27,7 @@ from acestep.types import GenerationRequest
 from acestep_otel.profiler.benchmark import mode as benchmark
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.run import measurement
+from tests.programs import program
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--tiny", "--duration", "10", "--inference-steps", "3", "--audio-format", "wav")
@@ -232,6 +233,7 @@ def test_r99_r100_r101_nothing_is_offloaded_or_quantised_unless_asked_for(table)
 
 
 def test_r143_offload_and_quantisation_run_without_further_variables(capsys, monkeypatch):
+    program("c++")
     # PyTorch's own compiler takes a minute here; that its graphs are those that run is tested with the renderer.
     monkeypatch.setattr(preparation, "compile_models", partial(compile_models, backend="eager"))
     flags = ("--no-warmup", "--offload-to-cpu", "--quantization", "int8_weight_only")

@@ -45,7 +45,7 @@ def device():
 @pytest.fixture
 def layer(device):
     traced = Traced()
-    layer = RequestTracer(traced.provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
+    layer = RequestTracer(traced.tracer_provider.get_tracer("test"), NoOpMeter("test"), Settings(), "run")
     layer._clocks.for_device = lambda *_: device
     layer.traced = traced
     return layer
@@ -134,7 +134,7 @@ def test_what_a_flush_cannot_wait_for_is_said_in_one_line(layer, device, caplog)
 def test_a_fork_waits_for_telemetry_that_is_being_made_so_that_no_lock_is_inherited(layer, device):
     device.done.set()
     slow = SlowExport()
-    layer.traced.provider.add_span_processor(slow)
+    layer.traced.tracer_provider.add_span_processor(slow)
     run(layer)
     assert slow.begun.wait(10)
     if child := os.fork():
@@ -149,7 +149,7 @@ def test_a_fork_does_not_wait_for_ever(layer, device, monkeypatch):
     monkeypatch.setattr(deferral_module, "_FORK_SECONDS", 0.01)
     device.done.set()
     slow = SlowExport(until=(over := threading.Event()))
-    layer.traced.provider.add_span_processor(slow)
+    layer.traced.tracer_provider.add_span_processor(slow)
     run(layer)
     assert slow.begun.wait(10)
     if child := os.fork():
@@ -216,7 +216,7 @@ def test_without_work_there_is_no_thread(monkeypatch):
 def test_spans_and_metrics_are_not_made_by_the_thread_that_asked_for_the_song(layer, device):
     device.done.set()
     makers = set()
-    layer.traced.provider.add_span_processor(ThreadNames(makers))
+    layer.traced.tracer_provider.add_span_processor(ThreadNames(makers))
     run(layer)
     layer.flush(5)
     assert tree(layer.traced.spans) == [("generate_music", ["acestep.vae.decode"])]
@@ -226,7 +226,7 @@ def test_spans_and_metrics_are_not_made_by_the_thread_that_asked_for_the_song(la
 def test_a_failure_is_told_at_once_because_its_traceback_holds_tensors(layer, device):
     device.done.set()
     makers = set()
-    layer.traced.provider.add_span_processor(ThreadNames(makers))
+    layer.traced.tracer_provider.add_span_processor(ThreadNames(makers))
 
     def fail():
         raise ValueError("no room")

@@ -94,7 +94,7 @@ def test_off_cuda_the_driver_is_not_asked(traced: Traced, tiny_models: Any, monk
 def test_requests_and_loads_show_which_cards_are_in_use(traced: Traced, nvml: Nvml) -> None:
     def tracer() -> RequestTracer:
         meter = traced.meter_provider.get_meter("test")
-        return RequestTracer(traced.provider.get_tracer("test"), meter, Settings(), "run")
+        return RequestTracer(traced.tracer_provider.get_tracer("test"), meter, Settings(), "run")
 
     loading = tracer()
     assert observed(traced) == [[], [], []]

@@ -47,7 +47,7 @@ def test_a_complete_trace_has_no_fault():
     [
         ([], "no span of the request or of its wait"),
         (trace(*COMPLETE[:2], acestep_queue_wait=WAITED), "0 roots of the song"),
-        (trace(*COMPLETE[:2], acestep_queue_wait={semconv.OUTCOME: "Cancelled"}), None),
+        (trace(*COMPLETE[:2], acestep_queue_wait={semconv.OUTCOME: "cancelled"}), None),
         (trace(*COMPLETE[:-1], acestep_queue_wait=WAITED), "a stage is missing"),
         (trace(*COMPLETE, acestep_queue_wait=WAITED, acestep_dit={semconv.DIT_STEPS: 2}), "a step is missing"),
         (trace(*COMPLETE, parents={semconv.DIT: "gone"}, acestep_queue_wait=WAITED), "a lost parent"),

@@ -103,7 +103,7 @@ def filled_in(expression: str, jobs: Sequence[str] = (".*",), range_: str = "1h"
         ("$__range", range_),
         ("$$__tags", f'job=~"{chosen}"'),
         ("$job", chosen),
-        ("$baseline_instance", ".*"),
+        ("$baseline_host", ".*"),
         ("$baseline", chosen),
     ):
         expression = expression.replace(name, value)

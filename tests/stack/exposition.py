@@ -1,7 +1,7 @@
-"""The page that the collector's Prometheus exporter would serve, made from OTLP: a stand-in, since no registry has it.
+"""Series as a collector delivers them, made from OTLP and served to be scraped: for where its program is not.
 
-It follows the exporter's documentation and what version 0.156 was seen to do: names (``TRANSLATIONS``), ``job`` and
-``instance`` from the resource, exemplars on histograms and counters, series that stay until they expire.
+Names (``TRANSLATIONS``), labels from the resource, exemplars and values are those of the real ones, which
+``tests/stack/real`` runs.
 """
 
 from __future__ import annotations
@@ -84,16 +84,8 @@ class Page:
             for resource in request.resource_spans
             for scope in resource.scope_spans
         )
-        exporter, receiver = '{exporter="otlp_grpc/jaeger"}', '{receiver="otlp"}'
-        figures = {
-            f"otelcol_receiver_accepted_spans{receiver}": accepted,
-            f"otelcol_receiver_refused_spans{receiver}": 0,
-            f"otelcol_receiver_refused_metric_points{receiver}": 0,
-            f"otelcol_exporter_sent_spans{exporter}": accepted - self.lost,
-            f"otelcol_exporter_send_failed_spans{exporter}": self.lost,
-            f"otelcol_exporter_enqueue_failed_spans{exporter}": 0,
-        }
-        return "\n".join([*(f"{name} {value}" for name, value in figures.items()), "# EOF", ""])
+        figures = own_figures(accepted, self.lost)
+        return "\n".join([*(f"{name}{labels} {value}" for name, (labels, value) in figures.items()), "# EOF", ""])
 
     def expire(self, *jobs: str) -> None:
         """Forget what these processes sent, as the exporter does some minutes after their end."""
@@ -111,6 +103,8 @@ class Page:
                 attributes = {pair.key: _text(pair.value) for pair in resource.resource.attributes}
                 identity = {"job": attributes["service.name"], "instance": attributes["service.instance.id"]}
                 self.infos[identity["job"]] = _labels({**attributes, **identity})
+                # A label of every series, by Prometheus' configuration.
+                identity["host_name"] = attributes["host.name"]
                 for scope in resource.scope_metrics:
                     for metric in scope.metrics:
                         self._metric(metric, identity)
@@ -125,6 +119,21 @@ class Page:
         for point in data.data_points:
             own = {pair.key: _text(pair.value) for pair in point.attributes}
             self.points[name, kind, _labels({**own, **identity})] = point
+
+
+def own_figures(accepted: int, lost: int) -> dict[str, tuple[str, int]]:
+    """What a collector says of itself: the series of a failure is not there before the first one."""
+    exporter, receiver = '{exporter="otlp_grpc/jaeger"}', '{receiver="otlp",transport="grpc"}'
+    figures = {
+        "otelcol_process_uptime": ("", 5000),
+        "otelcol_receiver_accepted_spans": (receiver, accepted),
+        "otelcol_receiver_refused_spans": (receiver, 0),
+        "otelcol_receiver_refused_metric_points": (receiver, 0),
+        "otelcol_exporter_sent_spans": (exporter, accepted - lost),
+        "otelcol_exporter_queue_size": (exporter, 0),
+        "otelcol_exporter_queue_capacity": (exporter, 1000),
+    }
+    return figures | ({"otelcol_exporter_send_failed_spans": (exporter, lost)} if lost else {})
 
 
 def _family(name: str, kind: str, series: Iterable[tuple[Labels, Any]]) -> Iterator[str]:

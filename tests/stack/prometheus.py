@@ -29,9 +29,9 @@ class Prometheus:
 
     url: str
 
-    def query(self, expression: str, later: float = 0) -> list[dict[str, Any]]:
-        """Samples of an expression, now or so many seconds from now."""
-        return list(self._get("query", query=expression, time=time.time() + later)["result"])
+    def query(self, expression: str, later: float = 0, at: float | None = None) -> list[dict[str, Any]]:
+        """Samples of an expression, now or so many seconds from now, or at a Unix time."""
+        return list(self._get("query", query=expression, time=(at or time.time()) + later)["result"])
 
     def query_range(self, expression: str, seconds: float, step: float, later: float = 0) -> list[dict[str, Any]]:
         """Series of an expression over the time that ends now or later."""
@@ -77,6 +77,10 @@ def running(folder: Path, targets: dict[str, tuple[str, str]]) -> Iterator[Prome
         targets: host and port, and path, of each scrape job of the configuration.
     """
     configuration = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text("utf-8"))
+    # Debian's Prometheus takes no OTLP: what a collector would send it is scraped instead.
+    for newer in ("otlp", "storage"):
+        del configuration[newer]
+    configuration["scrape_configs"].insert(0, {"job_name": "otel-collector", "honor_labels": True})
     configuration["global"] = {"scrape_interval": f"{INTERVAL}s", "evaluation_interval": f"{INTERVAL}s"}
     configuration["rule_files"] = [str(CONFIGURATION / name) for name in configuration["rule_files"]]
     assert {job["job_name"] for job in configuration["scrape_configs"]} == set(targets)

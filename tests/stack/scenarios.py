@@ -36,6 +36,7 @@ from tests.profiler.tier_test.tier_rows import memory_use
 PROFILES = ("before", "after")
 BENCHMARKS = ("bench-a", "bench-b")
 TIERS = "tiers"
+HOST = "gpu-1"
 SERVICE = "studio"
 ENDED = (*PROFILES, *BENCHMARKS, TIERS)
 """Runs that are over when they are looked at."""
@@ -152,5 +153,5 @@ def _gpu_memory() -> Iterator[None]:
 
 @contextmanager
 def _named(service: str) -> Iterator[None]:
-    with patch.dict(os.environ, {"OTEL_SERVICE_NAME": service, "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=here"}):
+    with patch.dict(os.environ, {"OTEL_SERVICE_NAME": service, "OTEL_RESOURCE_ATTRIBUTES": f"host.name={HOST}"}):
         yield

@@ -13,10 +13,11 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from acestep_otel import otlp, semconv
+from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.telemetry.providers import Telemetry
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.sdk import otlp
 from benchmarks.collectors import free_port
 from grafana.series import label, series
 from tests.receivers import Received, collector, grpc_receiver
@@ -88,7 +89,7 @@ def test_the_doctor_finds_what_it_sent(stack: Stack, capsys: pytest.CaptureFixtu
     arguments = ("--otlp-endpoint", stack.endpoint, "--prometheus-url", stack.prometheus.url)
     assert main(["doctor", *arguments]) == 0
     said = capsys.readouterr().out
-    assert f"✓  Prometheus {stack.prometheus.url}: acestep_doctor_time_seconds is there" in said
+    assert f"✓  Prometheus {stack.prometheus.url}: acestep_doctor_time_seconds found" in said
     assert "✗" not in said
 
 
@@ -148,4 +149,4 @@ def test_labels_are_the_same_with_and_without_a_collector(stack: Stack) -> None:
     served = set(re.findall(r"(\w+)=", line))
     # An error's class is on failures alone; job and instance are the scrape's here.
     through = {name for s in stack.prometheus.query(series(semconv.REQUEST_DURATION, "count")) for name in s["metric"]}
-    assert served == through - {"__name__", "job", "instance", "collector"}
+    assert served == through - {"__name__", "job", "instance", "host_name"}

@@ -21,8 +21,10 @@ every_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
 every_collector = pytest.mark.parametrize("name", ["local", "agent", "gateway"])
 
 _TLS = {"insecure", "ca_file", "cert_file", "key_file"}
-_RETRY = {"enabled", "initial_interval", "max_interval", "max_elapsed_time"}
-_QUEUE = {"enabled", "num_consumers", "queue_size", "storage"}
+_RETRY = {"enabled", "initial_interval", "max_interval", "max_elapsed_time", "multiplier"}
+_BATCH = {"sizer", "min_size", "max_size", "flush_timeout"}
+_QUEUE = {**dict.fromkeys(("enabled", "num_consumers", "queue_size", "storage")), "batch": _BATCH}
+_SPAN_METRICS = {"endpoint", "normalize_calls", "normalize_duration", "latency_unit"}
 _OTLP_EXPORTER: dict[str, Any] = {
     "endpoint": None,
     "timeout": None,
@@ -49,6 +51,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "batch": dict.fromkeys(("send_batch_size", "send_batch_max_size", "timeout")),
         "resource": {"attributes": {"key", "value", "action"}},
         "resourcedetection": dict.fromkeys(("detectors", "override", "timeout")),
+        "transform": {"error_mode": None, "trace_statements": {"statements"}},
         "redaction": dict.fromkeys(("allow_all_keys", "allowed_keys", "blocked_values", "summary")),
         "tail_sampling": {
             "decision_wait": None,
@@ -68,14 +71,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "exporters": {
         "otlp_grpc": _OTLP_EXPORTER,
-        "loadbalancing": {
+        "otlp_http": {"metrics_endpoint": None, "tls": _TLS, "retry_on_failure": _RETRY, "sending_queue": _QUEUE},
+        "load_balancing": {
             "routing_key": None,
+            "retry_on_failure": _RETRY,
+            "sending_queue": _QUEUE,
             "protocol": {"otlp": _OTLP_EXPORTER},
             "resolver": {"dns": {"hostname", "port", "interval", "timeout"}, "static": {"hostnames"}},
         },
-        "prometheus": dict.fromkeys(
-            ("endpoint", "enable_open_metrics", "send_timestamps", "metric_expiration", "without_scope_info")
-        ),
         "kafka": {
             "brokers": None,
             "traces": {"topic", "encoding"},
@@ -85,7 +88,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "jaeger_storage_exporter": {"trace_storage": None},
     },
     "connectors": {
-        "spanmetrics": {
+        "span_metrics": {
             "namespace": None,
             "histogram": {"unit": None, "explicit": {"buckets"}},
             "exemplars": {"enabled"},
@@ -102,9 +105,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "compaction": {"on_start", "on_rebound", "directory"},
         },
         "jaeger_storage": {
-            "backends": {"*": {"badger": {"directories": {"keys", "values"}, "ephemeral": None, "ttl": {"spans"}}}}
+            "backends": {"*": {"badger": {"directories": {"keys", "values"}, "ephemeral": None, "ttl": {"spans"}}}},
+            "metric_backends": {"*": {"prometheus": _SPAN_METRICS}},
         },
-        "jaeger_query": {"storage": {"traces"}},
+        "jaeger_query": {"storage": {"traces", "metrics"}},
     },
 }
 
@@ -176,11 +180,16 @@ def test_pipelines_are_complete_and_nothing_is_left_over(name: str) -> None:
 
 
 @every_collector
-def test_memory_is_limited_first_and_batches_are_made_last(name: str) -> None:
+def test_memory_is_limited_first(name: str) -> None:
     for pipeline in read(name)["service"]["pipelines"].values():
         assert pipeline["processors"][0] == "memory_limiter"
-        if "batch" in pipeline["processors"]:
-            assert pipeline["processors"][-1] == "batch"
+
+
+@pytest.mark.parametrize("name", ["agent", "gateway"])
+def test_what_was_taken_is_on_disk_before_a_batch_is_made(name: str) -> None:
+    configuration = read(name)
+    assert "batch" not in configuration["processors"]
+    assert all(exporter["sending_queue"]["batch"] for exporter in configuration["exporters"].values())
 
 
 @every_configuration
@@ -190,7 +199,6 @@ def test_no_two_listen_on_one_port(name: str) -> None:
         {
             "receivers": configuration["receivers"],
             "extensions": configuration["extensions"],
-            "prometheus": configuration["exporters"].get("prometheus", {}),
         }
     )
     ports = re.findall(r"endpoint: .*:(\d+)", text)
@@ -205,33 +213,47 @@ def test_every_variable_is_explained(name: str) -> None:
         assert re.search(rf"^# {variable}  ", head, re.MULTILINE), variable
 
 
-def test_scrape_targets_are_where_the_local_collector_serves() -> None:
-    configuration = read("local")
-    own = configuration["service"]["telemetry"]["metrics"]["readers"][0]["pull"]["exporter"]["prometheus"]["port"]
-    served = {configuration["exporters"]["prometheus"]["endpoint"].rpartition(":")[2], str(own)}
+def test_what_is_scraped_is_the_collectors_own_page() -> None:
+    own = read("local")["service"]["telemetry"]["metrics"]["readers"][0]["pull"]["exporter"]["prometheus"]["port"]
     scraped = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
-    assert {target for job in scraped for config in job["static_configs"] for target in config["targets"]} == {
-        f"collector:{port}" for port in served
-    }
-    assert [job["job_name"] for job in scraped if job.get("honor_labels")] == ["otel-collector"]
+    targets = {target for job in scraped for config in job["static_configs"] for target in config["targets"]}
+    assert targets == {f"collector:{own}"}
 
 
-def test_exemplars_leave_the_collector() -> None:
-    for name in ("local", "gateway"):
-        assert read(name)["exporters"]["prometheus"]["enable_open_metrics"] is True
-    assert read("gateway")["connectors"]["spanmetrics"]["exemplars"]["enabled"] is True
+@pytest.mark.parametrize("name", ["local", "agent"])
+def test_metrics_go_straight_to_the_store_in_order(name: str) -> None:
+    """Two gateways would each keep every series, and every sum would be twice what it is."""
+    configuration = read(name)
+    (exporter,) = configuration["service"]["pipelines"]["metrics"]["exporters"]
+    assert kind_of(exporter) == "otlp_http"
+    assert configuration["exporters"][exporter]["sending_queue"]["num_consumers"] == 1
+
+
+def test_a_gateway_takes_no_metrics() -> None:
+    gateway = read("gateway")
+    assert gateway["service"]["pipelines"]["metrics"]["receivers"] == ["span_metrics"]
+    assert gateway["connectors"]["span_metrics"]["exemplars"]["enabled"] is True
 
 
 def test_span_metrics_are_made_before_sampling_and_whole_traces_meet() -> None:
     gateway = read("gateway")
     arriving, whole = (gateway["service"]["pipelines"][f"traces/{name}"] for name in ("arriving", "whole"))
-    assert set(arriving["exporters"]) == {"spanmetrics", "loadbalancing"}
+    assert set(arriving["exporters"]) == {"span_metrics", "load_balancing"}
     assert "tail_sampling" not in arriving["processors"]
     assert "tail_sampling" in whole["processors"]
-    balancing = gateway["exporters"]["loadbalancing"]
+    balancing = gateway["exporters"]["load_balancing"]
     assert balancing["routing_key"] == "traceID"
     peers = gateway["receivers"][whole["receivers"][0]]["protocols"]["grpc"]["endpoint"]
-    assert str(balancing["resolver"]["dns"]["port"]) == peers.rpartition(":")[2]
+    assert balancing["resolver"]["dns"]["port"] == peers.rpartition(":")[2]
+
+
+def test_what_waits_for_a_peer_waits_before_the_choice_of_a_peer() -> None:
+    balancing = read("gateway")["exporters"]["load_balancing"]
+    assert balancing["sending_queue"]["storage"] == "file_storage"
+    assert balancing["retry_on_failure"]["max_elapsed_time"] == "0s"
+    inner = balancing["protocol"]["otlp"]
+    assert not inner["sending_queue"]["enabled"]
+    assert not inner["retry_on_failure"]["enabled"]
 
 
 def test_sampling_keeps_what_matters() -> None:
@@ -246,7 +268,7 @@ def test_sampling_keeps_what_matters() -> None:
 def test_redaction_lets_everything_through_but_what_the_user_wrote() -> None:
     redaction = read("gateway")["processors"]["redaction"]
     allowed = set(redaction["allowed_keys"])
-    written = {semconv.CAPTION, semconv.LYRICS, semconv.QUERY}
+    written = {semconv.CAPTION, semconv.LYRICS, semconv.QUERY, semconv.INPUT_MESSAGES, semconv.OUTPUT_MESSAGES}
     assert redaction["allow_all_keys"] is False
     assert allowed & written == set()
     assert set(semconv.ATTRIBUTES) - written <= allowed
@@ -257,9 +279,9 @@ def test_redaction_lets_everything_through_but_what_the_user_wrote() -> None:
 @pytest.mark.parametrize("name", ["agent", "gateway"])
 def test_queues_survive_a_restart(name: str) -> None:
     configuration = read(name)
-    (exporter,) = [options for key, options in configuration["exporters"].items() if key.startswith("otlp_grpc")]
-    assert exporter["sending_queue"]["storage"] in configuration["service"]["extensions"]
-    assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
+    for exporter in configuration["exporters"].values():
+        assert exporter["sending_queue"]["storage"] in configuration["service"]["extensions"]
+        assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
 
 
 def test_an_agent_listens_on_its_own_host_only() -> None:

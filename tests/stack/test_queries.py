@@ -48,8 +48,15 @@ def test_a_run_that_ended_an_hour_ago_is_on_its_board(expression: Expression, st
         assert values(stack.prometheus.query_range(text, DAY, STEP, later=HOUR))
 
 
+def happens(expression: Expression) -> bool:
+    """The series of a failure is not there before the first one, and here only spans are lost at the exporter."""
+    return not re.search(r"enqueue_failed|send_failed_metric_points", expression.place)
+
+
 @pytest.mark.parametrize(
-    "expression", [*(e for e in panel_expressions() if e.board not in ENDED), *rule_expressions()], ids=str
+    "expression",
+    [*(e for e in panel_expressions() if e.board not in ENDED), *filter(happens, rule_expressions())],
+    ids=str,
 )
 def test_a_service_is_on_its_board_and_in_the_rules(expression: Expression, stack: Stack) -> None:
     assert values(stack.prometheus.query(filled_in(expression.text, (scenarios.SERVICE,))))
@@ -123,5 +130,5 @@ def test_rules_are_evaluated_without_an_error_and_memory_alerts_fire(stack: Stac
 
 def test_labels_are_the_processes_own(stack: Stack) -> None:
     """honor_labels: else job and instance would be the collector's."""
-    (sample,) = stack.prometheus.query(f"max by (job, instance) ({series(semconv.REQUESTS)})")
-    assert sample["metric"] == {"job": scenarios.SERVICE, "instance": "here"}
+    (sample,) = stack.prometheus.query(f"max by (job, host_name) ({series(semconv.REQUESTS)})")
+    assert sample["metric"] == {"job": scenarios.SERVICE, "host_name": scenarios.HOST}

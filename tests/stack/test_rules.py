@@ -16,8 +16,8 @@ def promtool(*arguments: str, folder: Path = RULES) -> subprocess.CompletedProce
     return subprocess.run([program("promtool"), *arguments], cwd=folder, capture_output=True, text=True)
 
 
-def test_the_configuration_is_valid() -> None:
-    done = promtool("check", "config", "prometheus.yml")
+def test_the_rules_are_valid() -> None:
+    done = promtool("check", "rules", "recording.yml", "alerts.yml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -151,7 +151,7 @@ def test_a_missing_shard_is_named(folder):
 def test_an_index_cannot_point_out_of_its_folder(folder, name):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
-    assert "a shard lies beside its index" in message(folder)
+    assert "a shard must be next to its index" in message(folder)
 
 
 @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"x": [1]}}'])

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any, Final, Literal, Self
 
 from acestep.gpu_config import GPUConfig
+from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown
 
@@ -116,7 +117,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Self:
         """Take down an exception."""
-        return cls(type(error).__name__, str(error), getattr(error, "stage", None))
+        return cls(type(error).__name__, message_of(error), getattr(error, "stage", None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ def render_matrix(results: Sequence[CellResult]) -> str:
 
 
 def render_spread(results: Sequence[CellResult]) -> str:
-    """How far the runs of each cell lie apart: the smallest, and what lies between it and the largest."""
+    """Spread of the runs of each cell: the smallest, and the difference to the largest."""
     rows = (_configured(result.cell, _ranges(result), 16).rstrip() for result in results)
     return "\n".join(["Minimum + spread of the runs:", _header(_FIGURES, 16).rstrip(), _RULE, *rows])
 

@@ -6,6 +6,7 @@ go on; the result file is written again after each one, so an interrupted benchm
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -100,7 +101,7 @@ class _Benchmark:
         self.instruments = Instruments(self.telemetry.meter_provider.get_meter("acestep_otel", __version__))
 
     def run(self) -> None:
-        """Run every cell: first those without the language model, which is in nobody's way until it is needed."""
+        """Run every cell: first those without the language model, which is not loaded until it is needed."""
         with setup_errors():
             if any(request.needs_language_model for request in self.requests.values()):
                 require_language_model(self.select_planner())
@@ -187,6 +188,7 @@ class _Benchmark:
             semconv.DIT_STEPS_REQUESTED: result.cell.inference_steps,
         }
         self.instruments.record(semconv.BENCHMARK_STATUS, int(result.failure is None), attributes)
+        self.instruments.record(semconv.RUN_TIME, time.time(), {**model, semconv.MODE: "benchmark"})
         if (summary := result.summary) is None:
             return
         metrics = (semconv.BENCHMARK_WALL, semconv.BENCHMARK_LM, semconv.BENCHMARK_DIT, semconv.BENCHMARK_VAE)

@@ -1,4 +1,4 @@
-"""Whether a trace is in Jaeger and a metric in Prometheus, asked over their HTTP interfaces."""
+"""Whether a trace is in Jaeger and a metric in Prometheus, by their HTTP APIs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from acestep_otel.errors import SetupError
 Answer = Literal["found", "missing", "unreachable"]
 
 JAEGER_URL: Final = "http://localhost:16686"
-"""Where Jaeger's interface is when nothing else is said."""
+"""Default address of Jaeger's API."""
 PROMETHEUS_URL: Final = "http://localhost:9090"
-"""The same of Prometheus."""
+"""Default address of Prometheus."""
 DOCTOR_SERIES: Final = f"{semconv.DOCTOR_TIME.name.replace('.', '_')}_seconds"
 """The doctor's metric by its name in Prometheus."""
 _ANSWER_SECONDS: Final = 5.0
@@ -37,7 +37,7 @@ class Jaeger:
         """Whether it shows the trace.
 
         Raises:
-            OSError: nobody answers there, or not in its language.
+            OSError: unreachable, or not this API.
         """
         answer = _fetch(f"{self.url.rstrip('/')}/api/traces/{trace_id}")
         return answer is not None and bool(answer.get("data"))
@@ -53,13 +53,13 @@ class Prometheus:
         """Whether it has the doctor's metric with this value or a later one.
 
         Raises:
-            OSError: nobody answers there, or not in its language.
+            OSError: unreachable, or not this API.
         """
         answer = _fetch(f"{self.url.rstrip('/')}/api/v1/query?query={quote(f'max({DOCTOR_SERIES})')}")
         if answer is None:
             raise OSError(f"{self.url} has no query interface of Prometheus")
         samples = answer.get("data", {}).get("result", [])
-        # A scrape keeps all digits of a value; a millisecond is for whoever rounds on the way.
+        # A scrape keeps all digits of a value; a millisecond allows for rounding on the way.
         return any(float(sample["value"][1]) >= sent - 0.001 for sample in samples)
 
 

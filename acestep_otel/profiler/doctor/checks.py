@@ -1,4 +1,4 @@
-"""Subcommand ``doctor``: does telemetry arrive, and if not, what is to be done."""
+"""Subcommand ``doctor``: whether telemetry arrives, and what to fix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from acestep_otel.profiler.doctor.send import Delivery, Sender
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.terminal import echo
 from acestep_otel.sdk.answers import Signal
-from acestep_otel.sdk.otlp import OtlpTarget, default_target, disabled, otlp_target
+from acestep_otel.sdk.otlp import (
+    OtlpTarget,
+    default_target,
+    differences_caveat,
+    disabled,
+    histogram_caveat,
+    otlp_target,
+)
 from acestep_otel.sdk.variables import variable
 
 _SIGNALS: tuple[Signal, ...] = ("traces", "metrics")
@@ -38,7 +45,7 @@ def doctor(
     Args:
         endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
         protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
-        jaeger_url: Jaeger that must show the span; ``None`` asks the usual place, if somebody is there.
+        jaeger_url: Jaeger that must have the span; ``None`` queries the default address, if it answers.
         prometheus_url: the same for the metric.
         wait: seconds that the two are given.
 
@@ -54,6 +61,9 @@ def doctor(
         report.problem(f"{OTEL_SDK_DISABLED}=true: a run sends nothing", f"unset {OTEL_SDK_DISABLED}")
         report.finish()
     targets = _targets(report, endpoint, protocol)
+    if "metrics" in targets:
+        for caveat in filter(None, (differences_caveat(), histogram_caveat())):
+            report.note(caveat)
     sender = Sender()
     send = {"traces": sender.send_span, "metrics": sender.send_metric}
     delivered = {signal: send[signal](target) for signal, target in targets.items()}
@@ -66,7 +76,7 @@ def doctor(
             f"trace {sender.probe.trace_id}",
             lambda: jaeger.has(sender.probe.trace_id),
             wait,
-            "look at the collector's exporter of traces and at its log",
+            "check the collector's traces exporter and its log",
             None if jaeger_url else "--jaeger-url",
         )
     if _arrived(delivered, "metrics"):
@@ -76,7 +86,7 @@ def doctor(
             DOCTOR_SERIES,
             lambda: prometheus.has(sender.probe.time),
             wait,
-            "look at Status > Targets there: the collector's exporter must be a target that is up",
+            "look at Status > Targets there if it scrapes, else at the collector's exporter of metrics and its log",
             None if prometheus_url else "--prometheus-url",
         )
     report.finish()
@@ -148,24 +158,24 @@ class _Report:
             what: what should be there.
             found: asks for it.
             seconds: how long it is given.
-            fix: what to do when it is not there.
-            unasked: the option that would have named the store; ``None`` when it did. A store that nobody named may be
-                another one's, so what is missing there is no failure.
+            fix: what to do if it is not found.
+            unasked: the option that sets the address; ``None`` if it was given. A backend at the default address may
+                belong to another stack, so what is missing there is no failure.
         """
         match wait_for(found, seconds):
             case "found":
-                echo(f"  ✓  {place}: {what} is there")
+                echo(f"  ✓  {place}: {what} found")
             case "unreachable" if unasked is not None:
-                self.note(f"{place}: nobody there, or somebody else: not asked again ({unasked} names another place)")
+                self.note(f"{place}: unreachable, or not the expected API; skipped ({unasked} sets another address)")
             case "unreachable":
                 self.problem(
-                    f"{place}: nobody answers, or somebody else does",
-                    "correct the address, or start it (docker compose up -d)",
+                    f"{place}: unreachable, or not the expected API",
+                    "correct the address, or start the service (docker compose up -d)",
                 )
             case "missing" if unasked is not None:
-                self.note(f"{place}: {what} is not there after {seconds:g} s; if it should be, {fix}")
+                self.note(f"{place}: {what} not found within {seconds:g} s; if it is expected there, {fix}")
             case "missing":
-                self.problem(f"{place}: {what} is not there after {seconds:g} s", fix)
+                self.problem(f"{place}: {what} not found within {seconds:g} s", fix)
 
     def finish(self) -> None:
         """Print what to do.
@@ -176,4 +186,4 @@ class _Report:
         for fix in self._fixes:
             echo(f"  →  {fix}")
         if self._problems:
-            raise RunFailed("telemetry does not arrive as it should: see above")
+            raise RunFailed("telemetry did not arrive; see above")

@@ -131,10 +131,10 @@ def _refusal(target: OtlpTarget) -> tuple[str, str] | None:
     except (socket.gaierror, UnicodeError):
         return f"unknown host {address.host!r}", f"correct the host name in {target.source}"
     except TimeoutError:
-        return f"{place} does not answer", "check the address and the firewall between here and there"
+        return f"{place} does not answer", "check the address and the firewalls on the way"
     except OSError as error:
         return (
-            f"nothing listens on {place} ({error.strerror or error})",
+            f"connection refused by {place} ({error.strerror or error})",
             f"start a collector (docker compose up -d), or correct {target.source} ({target.protocol} usually has port "
             f"{DEFAULT_ENDPOINTS[target.protocol].rpartition(':')[2]})",
         )

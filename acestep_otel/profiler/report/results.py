@@ -21,6 +21,7 @@ from jsonschema.protocols import Validator
 
 from acestep.documents import DocumentError, read_document
 from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.spans import Run
 from acestep_otel.profiler.report.statistics import memory_peaks, step_times, tile_times, token_statistics
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     # Only for its type: reading a result file must not import PyTorch.
     from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
     from acestep_otel.profiler.report.environment import Environment
+from acestep_otel.profiler.report.environment import Environment
 
 SCHEMA_VERSION: Final = 1
 
@@ -151,7 +153,7 @@ def _as_json(value: object) -> str:
 
 
 def _error(error: BaseException) -> dict[str, Any]:
-    return {"type": type(error).__name__, "message": str(error), "stage": getattr(error, "stage", None)}
+    return {"type": type(error).__name__, "message": message_of(error), "stage": getattr(error, "stage", None)}
 
 
 def _blueprint(blueprint: SongBlueprint) -> dict[str, Any]:

@@ -197,7 +197,7 @@ class Run:
 def runs(spans: Sequence[FinishedSpan], root_name: str = semconv.GENERATE_MUSIC) -> list[Run]:
     """Every run among the spans, in order of start, warm-ups included.
 
-    A run is found by the name of its root, which may itself lie below a span of the calling application.
+    A run is found by the name of its root, which may be a child of a span of the calling application.
     """
     children: dict[str | None, list[FinishedSpan]] = {}
     for span in sorted(spans, key=lambda span: (span.start_ns, span.end_ns)):

@@ -114,9 +114,14 @@ _ATTRIBUTE_OF_FIELD: Final = {
 }
 
 
+def planner_phases(run: Run) -> list[FinishedSpan]:
+    """Spans of the planner phases that ran, in order."""
+    return [span for span in run.spans if span.name in _PHASES]
+
+
 def token_statistics(run: Run) -> list[TokenStatistics]:
     """One entry per planner phase that ran, in order."""
-    return [TokenStatistics.of(span) for span in run.spans if span.name in _PHASES]
+    return [TokenStatistics.of(span) for span in planner_phases(run)]
 
 
 @dataclass(frozen=True, slots=True)

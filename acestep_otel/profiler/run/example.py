@@ -13,7 +13,7 @@ from acestep_otel.profiler.terminal import warn
 
 _PACKAGE: Final = Path(__file__).resolve().parents[2]
 FOLDERS: Final = (_PACKAGE / "examples" / "text2music", _PACKAGE.parent / "examples" / "text2music")
-"""Where examples lie: in an installed package, and in a checkout."""
+"""Folders of the examples: in an installed package, and in a checkout."""
 
 _NUMBERS: Final = (int, float)
 _KEY_TYPES: Final[dict[str, tuple[type, ...]]] = {

@@ -6,6 +6,7 @@ Everything reported is computed from the spans of the measured run, also when it
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,14 +30,14 @@ from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.flags import in_flags
+from acestep_otel.profiler.flags import in_flags, message_of
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
 from acestep_otel.profiler.report.spans import Run, measured_runs
-from acestep_otel.profiler.report.statistics import token_statistics
+from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
 from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.placement import engine_settings
@@ -52,7 +53,7 @@ def record_figures(run: Run, telemetry: Telemetry) -> None:
     """Record the breakdown and the pace of each planner phase.
 
     Args:
-        run: the measured run; the model it names is the metrics' own.
+        run: the measured run; the models that its spans name are the metrics' own.
         telemetry: whose meter takes them.
     """
     instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel", __version__))
@@ -65,9 +66,17 @@ def record_figures(run: Run, telemetry: Telemetry) -> None:
             instruments.record(semconv.PROFILE_STEPS, row.value, root)
         else:
             instruments.record(semconv.PROFILE_DURATION, row.value, {**root, semconv.PROFILE_ROW: row.component})
-    for phase in token_statistics(run):
+    for span in planner_phases(run):
+        phase = TokenStatistics.of(span)
         if rate := phase.output_tokens_per_second:
-            instruments.record(semconv.PROFILE_TOKEN_DURATION, 1 / rate, {**model, semconv.STAGE: phase.phase})
+            # The language model's name, as the histograms of the phase have it.
+            attributes = {
+                semconv.REQUEST_MODEL: str(span.attributes[semconv.REQUEST_MODEL]),
+                semconv.STAGE: phase.phase,
+            }
+            instruments.record(semconv.PROFILE_TOKEN_DURATION, 1 / rate, attributes)
+    mode = "profile" if run.root.name == semconv.GENERATE_MUSIC else run.root.name
+    instruments.record(semconv.RUN_TIME, time.time(), {**model, semconv.MODE: mode})
 
 
 Loaded = TypeVar("Loaded")
@@ -211,7 +220,7 @@ def _report(
                 environment=environment,
                 arguments=asdict(options),
                 runs=measured[-1:],
-                failure=None if error is None else f"{type(error).__name__}: {error}",
+                failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
             ),
         )
     telemetry.write_trace_file()

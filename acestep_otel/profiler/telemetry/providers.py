@@ -34,7 +34,15 @@ from acestep_otel.profiler.telemetry.delivery import DeliveryLedger, EngineLog, 
 from acestep_otel.profiler.telemetry.trace_file import TraceFile
 from acestep_otel.profiler.terminal import warn
 from acestep_otel.sdk.answers import Signal
-from acestep_otel.sdk.otlp import OtlpTarget, answers_of, disabled, metric_exporter, otlp_target, span_exporter
+from acestep_otel.sdk.otlp import (
+    OtlpTarget,
+    answers_of,
+    disabled,
+    histogram_caveat,
+    metric_exporter,
+    otlp_target,
+    span_exporter,
+)
 from acestep_otel.sdk.pipeline import UNLIMITED, batch_span_processor, exemplar_filter, periodic_metric_reader
 from acestep_otel.sdk.resource import resource
 from acestep_otel.settings import DETAIL_VARIABLE, Detail, Settings
@@ -139,6 +147,8 @@ class Telemetry:
         note = self._ledger.note
         self._span_exporter = None if traces is None else span_exporter(traces, answers_of(traces, note))
         self._metric_exporter = None if metrics is None else metric_exporter(metrics, answers_of(metrics, note))
+        if metrics is not None and (caveat := histogram_caveat()) is not None:
+            warn(caveat)
         self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
         self._processors: list[SpanProcessor] = [self.collector]
         if self._trace_file is not None:

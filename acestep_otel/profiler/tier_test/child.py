@@ -119,7 +119,7 @@ def _take_over_output() -> Callable[[Event], None]:
 
 
 def _end_with_parent() -> None:
-    """The parent holds the pipe open for as long as it lives; without it nobody would stop this process."""
+    """The parent keeps the pipe open while it lives; without it this process would never stop."""
     # Past Python's own buffer, whose lock a thread must not hold while the interpreter shuts down.
     while os.read(0, 1):
         pass
@@ -141,7 +141,7 @@ class _Work:
     models: Models | None = None
 
     def run(self) -> None:
-        """Run trial after trial, until one runs out of memory: what it leaves behind is nobody's clean start."""
+        """Run trial after trial until one runs out of memory, after which the process is not in a clean state."""
         example = load_example(self.job.options.example)
         for index, trial in enumerate(self.job.trials):
             self.journal.trial = index

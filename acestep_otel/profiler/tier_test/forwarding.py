@@ -67,7 +67,7 @@ class OpenStages:
 
         Args:
             tracer: of the parent process.
-            parent: span that they lie below.
+            parent: their parent span.
             end_ns: when the child ended, Unix nanoseconds.
         """
         if self._open:

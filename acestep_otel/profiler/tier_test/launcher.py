@@ -24,7 +24,7 @@ from acestep_otel.profiler.tier_test.protocol import TRACE_PARENT, Event, Finish
 ALLOCATOR_VARIABLES: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables: settings of PyTorch's allocator, by its new and its old name."""
 ALLOCATOR: Final = "expandable_segments:True"
-"""Segments that grow: on a small card, memory that lies in pieces is memory that is missing."""
+"""Segments that grow, because fragmentation decides on a small card."""
 
 _MODULE: Final = "acestep_otel.profiler.tier_test.child"
 _EXIT_SECONDS: Final = 15.0
@@ -67,7 +67,7 @@ def child_environment(inherited: Mapping[str, str], job: Trials, *, trace_parent
         CUDA_MEMORY: str(job.memory),
         # Spans go through the parent, which outlives the child; metrics the child sends itself.
         "OTEL_TRACES_EXPORTER": "none",
-        # Also where the package was never installed, and the script lies in another folder.
+        # Also if the package is not installed and the script is in another folder.
         "PYTHONPATH": os.pathsep.join(
             filter(None, (str(Path(acestep_otel.__file__).parent.parent), inherited.get("PYTHONPATH")))
         ),

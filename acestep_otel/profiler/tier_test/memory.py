@@ -137,7 +137,7 @@ class MemoryWatch:
         return used
 
     def peak(self, start_ns: int, end_ns: int) -> int | None:
-        """Highest bytes between two moments (Unix nanoseconds); ``None`` when nobody had looked by then."""
+        """Highest bytes between two moments (Unix nanoseconds); ``None`` without a reading."""
         with self._lock:
             # The level at the start is the last one that was seen before it.
             first = max(0, bisect_right(self._times, start_ns) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -120,6 +121,7 @@ def record_row(instruments: Instruments, result: TierResult) -> None:
         semconv.BATCH_SIZE: trial.batch_size,
     }
     instruments.record(semconv.TIER_STATUS, int(result.passed), attributes)
+    instruments.record(semconv.RUN_TIME, time.time(), {semconv.MODE: "tier-test"})
     instruments.record(semconv.TIER_LIMIT, trial.limit, attributes)
     if seen is not None and seen.figures is not None:
         instruments.record(semconv.TIER_WALL, seen.figures.wall_time, attributes)

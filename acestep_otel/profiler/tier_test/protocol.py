@@ -65,7 +65,7 @@ class StageMark:
         ended: whether this is its end.
         time_ns: Unix nanoseconds.
         trial: index of the trial in the job.
-        driver: bytes that the process held, as its driver sees it; ``None`` where nobody looked.
+        driver: bytes of the process by its driver; ``None`` if it was not read.
     """
 
     name: str

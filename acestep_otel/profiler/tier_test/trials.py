@@ -81,7 +81,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """Highest bytes during one stage; ``None`` where nobody looked.
+    """Highest bytes during one stage; ``None`` if it was not read.
 
     Attributes:
         stage: for example ``vae.decode``.
@@ -214,7 +214,7 @@ class TierResult:
         trial: what was asked for.
         status: what became of it.
         failure: what ended it; of a skipped one why it was not tried.
-        observation: what the child process told before it ended, or ``None``.
+        observation: what the child process reported before it ended, or ``None``.
         exit_code: of a child process that this row ended; negative for a signal; ``None`` for any other row.
         notes: what happened, in a few words each.
     """
@@ -243,7 +243,7 @@ class TierResult:
 
     @property
     def peak(self) -> int | None:
-        """Highest bytes that the process held; ``None`` where nobody looked."""
+        """Highest bytes that the process held; ``None`` if it was not read."""
         memory = None if self.observation is None else self.observation.memory
         return None if memory is None else memory.peak
 

@@ -63,7 +63,7 @@ def ended(trial: Trial, ending: Ending, stage: str | None) -> TierResult:
         message = f"nothing came back within {ending.timeout:g} s: see --tier-timeout"
         return TierResult(trial, "timeout", Failure("Timeout", message, stage), exit_code=code)
     if code == -signal.SIGKILL:
-        message = "killed by SIGKILL: the host ran out of memory, or somebody ended it"
+        message = "killed by SIGKILL: the host ran out of memory, or the process was killed by a user"
         return TierResult(trial, "killed", Failure("Killed", message, stage), exit_code=code)
     if code < 0:
         message = f"killed by {signal.Signals(-code).name}"

@@ -95,9 +95,9 @@ def test_nothing_listens_is_exit_1_with_a_way_out(capsys: pytest.CaptureFixture[
     with refusing_endpoint() as endpoint:
         assert main(["doctor", "--otlp-endpoint", endpoint]) == 1
     said = capsys.readouterr()
-    assert f"✗  traces: not accepted by {endpoint}: nothing listens on" in said.out
+    assert f"✗  traces: not accepted by {endpoint}: connection refused by" in said.out
     assert "→  start a collector (docker compose up -d)" in said.out
-    assert said.err == "error: telemetry does not arrive as it should: see above\n"
+    assert said.err == "error: telemetry did not arrive; see above\n"
 
 
 def test_no_endpoint_is_said_and_the_usual_one_tried(
@@ -163,8 +163,8 @@ def test_stores_are_asked_until_they_have_it(capsys: pytest.CaptureFixture[str])
         assert main(["doctor", "--otlp-endpoint", received.endpoint, *addresses]) == 0
     said = capsys.readouterr().out
     trace = received.traces[0].resource_spans[0].scope_spans[0].spans[0].trace_id.hex()
-    assert f"✓  Jaeger {jaeger}: trace {trace} is there" in said
-    assert f"✓  Prometheus {prometheus}: acestep_doctor_time_seconds is there" in said
+    assert f"✓  Jaeger {jaeger}: trace {trace} found" in said
+    assert f"✓  Prometheus {prometheus}: acestep_doctor_time_seconds found" in said
     assert len(questions) == 3
 
 
@@ -173,14 +173,14 @@ def test_an_older_metric_is_not_taken_for_this_one(capsys: pytest.CaptureFixture
         arguments = ("--prometheus-url", prometheus, "--wait", "0")
         assert main(["doctor", "--otlp-endpoint", received.endpoint, *arguments]) == 1
     said = capsys.readouterr().out
-    assert f"✗  Prometheus {prometheus}: acestep_doctor_time_seconds is not there after 0 s" in said
+    assert f"✗  Prometheus {prometheus}: acestep_doctor_time_seconds not found within 0 s" in said
     assert "→  look at Status > Targets there" in said
 
 
 def test_a_store_that_was_named_must_answer(capsys: pytest.CaptureFixture[str]) -> None:
     with grpc_receiver() as received, refusing_endpoint() as jaeger:
         assert main(["doctor", "--otlp-endpoint", received.endpoint, "--jaeger-url", jaeger, "--wait", "0"]) == 1
-    assert f"✗  Jaeger {jaeger}: nobody answers" in capsys.readouterr().out
+    assert f"✗  Jaeger {jaeger}: unreachable" in capsys.readouterr().out
 
 
 def test_somebody_else_at_the_address_is_told_from_a_missing_metric(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +188,7 @@ def test_somebody_else_at_the_address_is_told_from_a_missing_metric(capsys: pyte
     with grpc_receiver() as received, store(lambda _: None) as grafana:
         assert main(["doctor", "--otlp-endpoint", received.endpoint, "--prometheus-url", grafana]) == 1
     said = capsys.readouterr().out
-    assert f"✗  Prometheus {grafana}: nobody answers, or somebody else does" in said
+    assert f"✗  Prometheus {grafana}: unreachable, or not the expected API" in said
     assert "→  correct the address" in said
 
 

@@ -107,7 +107,7 @@ def test_the_longest_recording_fits_beside_its_lyrics(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("seconds", "error"),
-    [(0.1, "0.1 s is too short to be heard"), (601, "lasts 601 s: the models take 600 s at most"), (0, "no audio")],
+    [(0.1, "0.1 s is too short"), (601, "lasts 601 s: the models take 600 s at most"), (0, "no audio")],
 )
 def test_what_is_too_short_or_too_long_is_refused_before_models_are_loaded(
     seconds: float, error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

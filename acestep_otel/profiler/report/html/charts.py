@@ -106,7 +106,7 @@ def row_chart(
         summary: the chart in one sentence.
         rows: label and parts of each; an empty label takes no room.
         text: writes a value of the axis.
-        stacked: parts follow one another; else each starts at zero, and the ones given later lie on top, thinner.
+        stacked: parts follow one another; otherwise each starts at zero, and later ones are drawn on top, thinner.
         unit: ticks are round multiples of this.
     """
     left = _LABELS if any(label for label, _ in rows) else 0

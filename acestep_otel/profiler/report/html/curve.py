@@ -91,7 +91,7 @@ class CurveChart:
         summary: the chart in one sentence, for those who do not see it.
         height: drawing units.
         left: where time begins, in drawing units.
-        bottom: where zero lies and the words of time begin, in drawing units.
+        bottom: position of zero and of the time labels, in drawing units.
         times: the axis of time.
         values: the axis of values.
         lines: in the order they are painted.

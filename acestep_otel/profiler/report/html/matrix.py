@@ -40,7 +40,7 @@ class MatrixSection:
         setting: device, type and origin of the weights.
         columns: headings of the table, but for the status.
         lines: the table.
-        ranges: how far the runs of each cell lie apart; ``None`` where each was run once.
+        ranges: spread of the runs of each cell; ``None`` if each ran once.
     """
 
     models: tuple[str, ...]

@@ -1,0 +1,100 @@
+"""The SDK's providers for a service, made from the environment once it has been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from opentelemetry import metrics, propagate, trace
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED, OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import Sampler
+
+from acestep_otel.errors import SetupError
+from acestep_otel.forced_sampling.propagator import ForcePropagator
+from acestep_otel.forced_sampling.sampler import forcible_traceidratio, share_of
+from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
+from acestep_otel.sdk.pipeline import batch_span_processor, exemplar_filter, periodic_metric_reader
+from acestep_otel.sdk.resource import resource
+from acestep_otel.sdk.variables import is_true, overridden, variable
+
+_SCHEDULE_DELAY_MILLISECONDS: Final = 1000
+"""Of the batches of spans where ``OTEL_BSP_SCHEDULE_DELAY`` is not set: what a killed process loses."""
+_INTERNAL_METRICS_VARIABLE: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
+FORCIBLE: Final = "acestep_forcible_traceidratio"
+"""The sampler of a service that names none."""
+_BY_SHARE: Final = ("traceidratio", "parentbased_traceidratio")
+"""Samplers of the SDK that take a number."""
+
+
+class ServiceProviders:
+    """Both providers of a service and the exporters behind them.
+
+    Attributes:
+        tracer_provider: where spans go.
+        meter_provider: where metrics go.
+        deliveries: shutdowns of the providers, which take the seconds that they have.
+        aborts: shutdowns of the exporters, which make a delivery that hangs come back.
+    """
+
+    def __init__(self, service_name: str | None, metric_readers: Sequence[MetricReader]) -> None:
+        """Make them.
+
+        Raises:
+            SetupError: a variable cannot be used; no thread was started.
+        """
+        made_by = resource(service_name)
+        sampler = _sampler()
+        disabled = is_true(OTEL_SDK_DISABLED)
+        traces = None if disabled else otlp_target("traces")
+        sent = None if disabled else otlp_target("metrics", others=("prometheus",) if metric_readers else ())
+        spans_to = None if traces is None else span_exporter(traces)
+        metrics_to = None if sent is None else metric_exporter(sent)
+        readers = [*metric_readers, *([] if metrics_to is None else [periodic_metric_reader(metrics_to)])]
+        self.meter_provider = MeterProvider(
+            readers, resource=made_by, exemplar_filter=exemplar_filter(), shutdown_on_exit=False
+        )
+        # Spans that a full queue drops are counted by the SDK itself where this says so while it is set up.
+        with overridden({_INTERNAL_METRICS_VARIABLE: variable(_INTERNAL_METRICS_VARIABLE) or "true"}):
+            self.tracer_provider = TracerProvider(sampler=sampler, resource=made_by, shutdown_on_exit=False)
+            if spans_to is not None:
+                self.tracer_provider.add_span_processor(
+                    batch_span_processor(
+                        spans_to, schedule_delay=_SCHEDULE_DELAY_MILLISECONDS, meter_provider=self.meter_provider
+                    )
+                )
+        self.deliveries: tuple[Callable[[float], object], ...] = (
+            lambda _: self.tracer_provider.shutdown(),
+            lambda seconds: self.meter_provider.shutdown(timeout_millis=seconds * 1000),
+        )
+        self.aborts = tuple(exporter.shutdown for exporter in (spans_to, metrics_to) if exporter is not None)
+
+    def make_global(self) -> None:
+        """Make them those of the process, and read ``X-Force-Trace`` from requests."""
+        trace.set_tracer_provider(self.tracer_provider)
+        metrics.set_meter_provider(self.meter_provider)
+        propagate.set_global_textmap(_with_force_header(propagate.get_global_textmap()))
+
+
+def _sampler() -> Sampler:
+    name = (variable(OTEL_TRACES_SAMPLER) or "").lower()
+    argument = variable(OTEL_TRACES_SAMPLER_ARG)
+    try:
+        if name in ("", FORCIBLE):
+            return forcible_traceidratio(argument)
+        factory = next(iter(entry_points(group="opentelemetry_traces_sampler", name=name))).load()
+        sampler = factory(share_of(argument) if name in _BY_SHARE else argument)
+    except Exception as error:
+        raise SetupError(f"{OTEL_TRACES_SAMPLER}={name!r} cannot be set up: {error}") from error
+    assert isinstance(sampler, Sampler), f"{name} is no sampler"
+    return sampler
+
+
+def _with_force_header(configured: Any) -> CompositePropagator:
+    """The configured propagators, and the one that reads ``X-Force-Trace`` unless it is among them."""
+    forced = ForcePropagator()
+    return configured if forced.fields <= configured.fields else CompositePropagator([configured, forced])
