@@ -28,7 +28,7 @@ _MODULES = {
     "acestep_otel.forced_sampling.propagator": ("ForcePropagator",),
     "acestep_otel.forced_sampling.sampler": ("ForcibleSampler", "forcible_traceidratio"),
     "acestep_otel.instrumentor": ("AceStepInstrumentor",),
-    "acestep_otel.queue_telemetry": ("QueueTelemetry", "Waiting"),
+    "acestep_otel.queue_telemetry": ("CANCELLED", "QueueTelemetry", "Waiting"),
     "acestep_otel.sdk.service": ("ServiceTelemetry", "configure"),
     "acestep_otel.settings": ("Detail",),
 }
@@ -39,11 +39,12 @@ if TYPE_CHECKING:
     from acestep_otel.forced_sampling.propagator import ForcePropagator
     from acestep_otel.forced_sampling.sampler import ForcibleSampler, forcible_traceidratio
     from acestep_otel.instrumentor import AceStepInstrumentor
-    from acestep_otel.queue_telemetry import QueueTelemetry, Waiting
+    from acestep_otel.queue_telemetry import CANCELLED, QueueTelemetry, Waiting
     from acestep_otel.sdk.service import ServiceTelemetry, configure
     from acestep_otel.settings import Detail
 
 __all__ = [
+    "CANCELLED",
     "AceStepInstrumentor",
     "Detail",
     "ForcePropagator",

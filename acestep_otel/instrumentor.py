@@ -30,7 +30,6 @@ API
 from __future__ import annotations
 
 import atexit
-import logging
 import uuid
 from collections.abc import Collection
 from dataclasses import replace
@@ -45,8 +44,6 @@ from acestep_otel.patches import diffusers, engine, official_package
 from acestep_otel.patches.patcher import Patcher
 from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.settings import Detail, Settings
-
-logger = logging.getLogger("acestep_otel")
 
 _FLUSH_SECONDS: Final = 1.0
 
@@ -110,12 +107,7 @@ class AceStepInstrumentor(BaseInstrumentor):
 
 
 def _settings(detail: Detail | str | None) -> Settings:
-    try:
-        settings = Settings.from_environment()
-    except ValueError as error:
-        # A wrong word in a service's environment must not keep it from starting.
-        logger.warning("%s; using the defaults", error)
-        settings = Settings()
+    settings = Settings.from_environment_or_default()
     if detail is None:
         return settings
     return replace(settings, detail=Detail.parse(detail) if isinstance(detail, str) else detail)

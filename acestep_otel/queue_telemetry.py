@@ -17,6 +17,7 @@ Nothing here needs the OpenTelemetry SDK; without one it does nothing.
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 import time
 from typing import Final
@@ -56,18 +57,29 @@ class QueueTelemetry:
         self._instruments = Instruments(
             get_meter("acestep_otel", __version__, meter_provider, schema_url=semconv.SCHEMA_URL)
         )
-        self._instruments.record(semconv.QUEUE_CAPACITY, capacity, {})
+        self._capacity = capacity
+        self._process = 0
+        self._declare()
+
+    def _declare(self) -> None:
+        """Have the queue's metrics exist in this process; a forked child has a queue once it uses it."""
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        self._instruments.record(semconv.QUEUE_CAPACITY, self._capacity, {})
         # So that dashboards have a zero before the first request, and rates a point to start from.
         self._instruments.record(semconv.QUEUE_LENGTH, 0, {})
         self._instruments.record(semconv.QUEUE_REJECTED, 0, {})
 
     def enter(self) -> Waiting:
         """A request enters the queue, in the current context."""
+        self._declare()
         self._instruments.record(semconv.QUEUE_LENGTH, 1, {})
         return Waiting(self._tracer.start_span(semconv.QUEUE_WAIT), self._instruments)
 
     def reject(self) -> None:
         """A request is turned away because the queue is full."""
+        self._declare()
         self._instruments.record(semconv.QUEUE_REJECTED, 1, {})
 
 
@@ -85,6 +97,7 @@ class Waiting:
         self._start_ns = time.perf_counter_ns()
         self._lock = threading.Lock()
         self._left = False
+        self._process = os.getpid()
 
     def leave(self, outcome: str = STARTED) -> None:
         """The request leaves the queue; only the first call counts.
@@ -98,7 +111,9 @@ class Waiting:
             self._left = True
         seconds = (time.perf_counter_ns() - self._start_ns) / 1e9
         self._span.set_attribute(semconv.OUTCOME, outcome)
-        self._instruments.record(semconv.QUEUE_LENGTH, -1, {})
+        # In a child that was forked meanwhile it is not in a queue.
+        if self._process == os.getpid():
+            self._instruments.record(semconv.QUEUE_LENGTH, -1, {})
         self._instruments.record(
             semconv.QUEUE_WAIT_DURATION,
             seconds,

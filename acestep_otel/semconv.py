@@ -563,7 +563,9 @@ QUEUE_WAIT_DURATION = _metric(
     "acestep.queue.wait.duration", "histogram", "s", "Duration of acestep.queue.wait.", (OUTCOME,), _DURATION_BUCKETS
 )
 QUEUE_LENGTH = _metric("acestep.queue.length", "up_down_counter", "{request}", "Requests waiting for a worker.", ())
-QUEUE_CAPACITY = _metric("acestep.queue.capacity", "gauge", "{request}", "Maximum number of waiting requests.", ())
+QUEUE_CAPACITY = _metric(
+    "acestep.queue.capacity", "up_down_counter", "{request}", "Maximum number of waiting requests.", ()
+)
 QUEUE_REJECTED = _metric(
     "acestep.queue.rejected", "counter", "{request}", "Requests rejected because the queue was full.", ()
 )

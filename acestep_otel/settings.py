@@ -6,11 +6,14 @@ The table of all settings is ``docs/settings.md``. Exporters, endpoints and samp
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, Self
+
+logger = logging.getLogger("acestep_otel")
 
 DETAIL_VARIABLE: Final = "ACESTEP_OTEL_DETAIL"
 CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -64,7 +67,7 @@ class Settings:
     capture_content: bool = False
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Read both variables.
 
         Raises:
@@ -79,3 +82,12 @@ class Settings:
         except ValueError as error:
             raise ValueError(f"{DETAIL_VARIABLE}: {error}") from None
         return cls(detail=detail, capture_content=_CAPTURE_VALUES[capture])
+
+    @classmethod
+    def from_environment_or_default(cls) -> Self:
+        """Read both variables of a service, which a wrong word must not keep from starting."""
+        try:
+            return cls.from_environment()
+        except ValueError as error:
+            logger.warning("%s; using the defaults", error)
+            return cls()

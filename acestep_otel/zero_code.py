@@ -18,6 +18,7 @@ from opentelemetry.metrics import get_meter_provider
 from opentelemetry.trace import get_tracer_provider
 
 from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.privacy import protect_callers
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within, exit_on_terminate_from_now_on
 
 logger = logging.getLogger("acestep_otel")
@@ -27,10 +28,11 @@ def bound_exit() -> None:
     """Let the process exit within ``SHUTDOWN_SECONDS`` whatever the collector does, and flush on SIGTERM too.
 
     Takes the place of the providers' own shutdown at exit. Processes forked by ``multiprocessing``, which skip the
-    exit handlers, deliver at their end as well.
+    exit handlers, deliver at their end as well. What callers sent is kept out of the logs and spans of other libraries.
     """
     if not AceStepInstrumentor().is_instrumented_by_opentelemetry:
         return
+    protect_callers()
     ending = _Ending([get_tracer_provider(), get_meter_provider(), get_logger_provider()])
     atexit.register(ending.deliver)
     # Kept by weak reference only, and a child of Python 3.13 has forgotten its exit handlers by then: not ``ending``.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+from weakref import WeakKeyDictionary
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -48,11 +53,65 @@ def _create(meter: Meter, definition: MetricDefinition) -> _Record:
         case "counter":
             return meter.create_counter(definition.name, unit=definition.unit, description=definition.meaning).add
         case "up_down_counter":
-            return meter.create_up_down_counter(
-                definition.name, unit=definition.unit, description=definition.meaning
-            ).add
+            counts = CurrentCounts.of(meter)
+            return lambda change, attributes, _context: counts.add(definition, change, attributes)
         case "gauge":
             return meter.create_gauge(definition.name, unit=definition.unit, description=definition.meaning).set
+
+
+class CurrentCounts:
+    """How much there is of something now: counted here, and read whenever metrics are collected.
+
+    The SDK's own up-down counters keep in a forked child what the parent had counted, for ever. Nothing of that is in
+    the child, so it begins at zero.
+    """
+
+    @classmethod
+    def of(cls, meter: Meter) -> CurrentCounts:
+        """The meter's counts: its instruments stay with it, and no others of their names are ever read."""
+        if (counts := _COUNTS.get(meter)) is None:
+            counts = _COUNTS.setdefault(meter, cls(meter))
+        return counts
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._values: dict[str, dict[frozenset[tuple[str, str | bool | int | float]], float]] = {}
+
+    def add(self, definition: MetricDefinition, change: float, attributes: MetricAttributes) -> None:
+        """Count up or down.
+
+        Args:
+            definition: an up-down counter.
+            change: by how much; a change of zero has the count exist.
+            attributes: of the count.
+        """
+        self._follow_fork()
+        with self._lock:
+            is_new = definition.name not in self._values
+            counted = self._values.setdefault(definition.name, defaultdict(float))
+            counted[frozenset(attributes.items())] += change
+        if is_new:
+            # Outside of the lock: whoever reads takes it inside of the SDK's own.
+            observe(self._meter, definition, lambda _: self._read(definition.name))
+
+    def _read(self, name: str) -> Iterator[Observation]:
+        self._follow_fork()
+        with self._lock:
+            values = list(self._values.get(name, {}).items())
+        for attributes, value in values:
+            yield Observation(value, dict(attributes))
+
+    def _follow_fork(self) -> None:
+        if self._process != os.getpid():
+            self._start_afresh()
+
+
+_COUNTS: Final[WeakKeyDictionary[Meter, CurrentCounts]] = WeakKeyDictionary()
 
 
 def observe(

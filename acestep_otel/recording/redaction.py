@@ -11,9 +11,16 @@ from typing import Final
 
 REDACTED: Final = "[redacted]"
 _SHORTEST_QUOTE: Final = 4
-"""Texts below this length are too common to be told from the rest of a message."""
+"""Texts below this length are too common to be distinguished from the rest of a message."""
 _QUOTED_WORDS: Final = 3
 """So many words in a row, in the user's order, are a quotation, also where the rest was cut off."""
+_EXCERPT: Final = 12
+"""So many characters in a row are one as well, wherever a message cut them out."""
+_EXCERPT_WITHOUT_BLANKS: Final = 4
+"""The same in scripts beyond ASCII, where a word may be a character."""
+_FEWEST_LETTERS: Final = 6
+"""Of an excerpt: blanks and rules are everybody's."""
+_IN_QUOTES: Final = re.compile(r"""(?<!\w)(['"`])(?P<inside>[^\n]{1,200}?)\1(?!\w)""")
 
 
 def file_names(*paths: str | Path | None) -> Iterator[str]:
@@ -36,8 +43,10 @@ class Scrubber:
             return message
         # A lookahead, so that quotations that overlap are all found.
         pattern = re.compile(f"(?=({'|'.join(quoted)}))")
+        whole = (found.span(1) for found in pattern.finditer(message))
+        spans = sorted([*whole, *_excerpts(message, self._texts), *_words_in_quotes(message, self._texts)])
         clean, position = [], 0
-        for start, end in _merged(found.span(1) for found in pattern.finditer(message)):
+        for start, end in _merged(spans):
             clean += [message[position:start], REDACTED]
             position = end
         return "".join([*clean, message[position:]])
@@ -61,6 +70,36 @@ def _quotations(texts: Iterable[str]) -> list[str]:
         for first in range(len(words) - _QUOTED_WORDS + 1):
             patterns.add(r"\s+".join(words[first : first + _QUOTED_WORDS]))
     return sorted(patterns, key=len, reverse=True)
+
+
+def _excerpts(message: str, texts: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Where a message has a piece of a text, whichever it is."""
+    pieces = {
+        spelling[start : start + size]
+        for text in texts
+        for spelling in {text, repr(text)[1:-1], json.dumps(text)[1:-1]}
+        for size in (_EXCERPT, _EXCERPT_WITHOUT_BLANKS)
+        for start in range(len(spelling) - size + 1)
+    }
+    for size in (_EXCERPT, _EXCERPT_WITHOUT_BLANKS):
+        for start in range(len(message) - size + 1):
+            piece = message[start : start + size]
+            if piece in pieces and _is_telling(piece):
+                yield start, start + size
+
+
+def _is_telling(piece: str) -> bool:
+    if len(piece) == _EXCERPT:
+        return sum(map(str.isalnum, piece)) >= _FEWEST_LETTERS
+    return not any(map(str.isascii, piece))
+
+
+def _words_in_quotes(message: str, texts: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Where a message has words of a text in quotation marks, be it one: so third parties quote their input."""
+    for found in _IN_QUOTES.finditer(message):
+        word = re.compile(rf"(?<!\w){re.escape(found['inside'])}(?!\w)")
+        if any(word.search(text) for text in texts):
+            yield found.span("inside")
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

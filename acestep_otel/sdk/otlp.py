@@ -1,7 +1,7 @@
 """Where each signal goes, and the exporters that take it there: by the ``OTEL_*`` variables and the command line.
 
 A signal is exported when an endpoint is configured for it, or when ``OTEL_TRACES_EXPORTER`` /
-``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off, whoever names an endpoint. Address, headers, timeout
+``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off, even if an endpoint is set. Address, headers, timeout
 and compression are settled here and given to the exporter, so what is shown is what is spoken. Certificates stay the
 exporter's.
 """

@@ -24,6 +24,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import ProxyTracerProvider, TracerProvider
 
+from acestep_otel.privacy import protect_callers
 from acestep_otel.sdk.variables import require_variables
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
@@ -56,7 +57,7 @@ class ServiceTelemetry:
     def close(self) -> None:
         """End requests that are still running and deliver what is queued; takes less than five seconds.
 
-        Providers that ``configure`` has found rather than made are flushed by whoever made them. A second call does
+        Providers that ``configure`` has found rather than made are flushed by their owner. A second call does
         nothing.
         """
         from acestep_otel.instrumentor import AceStepInstrumentor
@@ -93,5 +94,6 @@ def configure(*, service_name: str | None = None, metric_readers: Sequence[Metri
 
     made = ServiceProviders(service_name, metric_readers)
     made.make_global()
+    protect_callers()
     AceStepInstrumentor().instrument()
     return ServiceTelemetry(made.tracer_provider, made.meter_provider, made.deliveries, made.aborts)

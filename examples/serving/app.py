@@ -4,39 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import FastAPI, HTTPException, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from acestep.checkpoints import Models
-from acestep.errors import InvalidRequest
-from acestep.types import GenerationRequest
-from acestep.validation import validate
+from acestep import GenerationRequest, InvalidRequest, Models, validate
 from acestep_otel import QueueTelemetry, ServiceTelemetry
+from examples.serving.errors import ContainErrors
 from examples.serving.jobs import Events, Job
 from examples.serving.telemetry import instrument
 from examples.serving.worker import Closed, QueueFull, Worker
 
-RETRY_SECONDS = 2
+PATHS: Final = re.compile(r"/songs(/[0-9a-f]{32}(/events|/audio/[1-8])?)?|/healthz|/metrics|/docs|/openapi\.json")
+"""Every path of the service."""
+CAPTION_CHARACTERS: Final = 4_096
+LYRICS_CHARACTERS: Final = 16_384
+"""More than the models read: the rest would be cut."""
+FOLLOWERS: Final = 128
+"""That may watch songs at the same time; each holds a connection."""
+RETRY_SECONDS: Final = 2
 """When a caller that was turned away should come again."""
+
+
+def _text(value: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("half of a surrogate pair is no text")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
 
 
 class SongRequest(BaseModel):
     """What a caller may ask for."""
 
-    caption: str = ""
-    lyrics: str = "[Instrumental]"
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    caption: Annotated[Text, Field(max_length=CAPTION_CHARACTERS)] = ""
+    lyrics: Annotated[Text, Field(max_length=LYRICS_CHARACTERS)] = "[Instrumental]"
     duration: Annotated[float, Field(ge=10, le=600)] = 30.0
     inference_steps: Annotated[int, Field(ge=1, le=100)] = 8
     songs: Annotated[int, Field(ge=1, le=8)] = 1
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     thinking: bool = False
 
     def to_engine(self) -> GenerationRequest:
@@ -76,21 +94,41 @@ def create_app(models: Models, telemetry: ServiceTelemetry, *, capacity: int = 1
             )
             app.state.queue = queue
             app.state.worker = Worker(models, Path(folder), queue=queue, capacity=capacity, kept=kept)
+            app.state.followers = 0
             yield
-            await asyncio.to_thread(app.state.worker.close, 10)
+            app.state.worker.stop()
+            await asyncio.to_thread(app.state.worker.join, 10)
         await asyncio.to_thread(telemetry.close)
 
-    app = FastAPI(title="ACE-Step", lifespan=lifespan)
+    app = FastAPI(title="ACE-Step", lifespan=lifespan, redoc_url=None)
+    app.add_middleware(ContainErrors)
+    app.add_exception_handler(RequestValidationError, _refuse)
     instrument(app, telemetry)
     _add_routes(app)
     return app
+
+
+def _refuse(_request: Request, error: Exception) -> Response:
+    """What is wrong with a body, and where; nothing of what is in it, which may be private, or no JSON (NaN)."""
+    assert isinstance(error, RequestValidationError)
+    known = {"body", *SongRequest.model_fields}
+    faults = [
+        {
+            "field": ".".join(str(part) for part in fault["loc"] if part in known),
+            "message": fault["msg"],
+        }
+        for fault in error.errors()
+    ]
+    if any(fault["type"] == "extra_forbidden" for fault in error.errors()):
+        faults.append({"field": "body", "message": f"The fields are {', '.join(SongRequest.model_fields)}"})
+    return JSONResponse({"detail": faults}, 422)
 
 
 def _add_routes(app: FastAPI) -> None:
     def known(job_id: str) -> Job:
         job: Job | None = app.state.worker.find(job_id)
         if job is None:
-            raise HTTPException(404, f"no song {job_id}: it was never asked for, or is gone by now")
+            raise HTTPException(404, "no such song: it was never asked for, or is gone by now")
         return job
 
     @app.post("/songs", status_code=202)
@@ -118,10 +156,16 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/songs/{job_id}/events")
     async def events(job_id: str) -> StreamingResponse:
         job = known(job_id)
+        if app.state.followers >= FOLLOWERS:
+            raise HTTPException(503, "too many follow songs: ask for its state", {"Retry-After": str(RETRY_SECONDS)})
 
         async def stream() -> AsyncIterator[str]:
-            async for event in job.events.follow():
-                yield f"data: {json.dumps(event)}\n\n"
+            app.state.followers += 1
+            try:
+                async for event in job.events.follow():
+                    yield f"data: {json.dumps(event)}\n\n"
+            finally:
+                app.state.followers -= 1
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 
@@ -147,4 +191,5 @@ def _add_routes(app: FastAPI) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        # Collecting takes milliseconds, and nothing else is answered on the event loop meanwhile.
+        return Response(await asyncio.to_thread(generate_latest), media_type=CONTENT_TYPE_LATEST)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from acestep.types import GenerationRequest
+from acestep import GenerationRequest
 from acestep_otel import Waiting
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -71,8 +72,11 @@ class Job:
     cancelled: bool = False
     files: tuple[Path, ...] = ()
     error: str | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def move_to(self, state: State, **details: Any) -> None:
-        """Change the state and tell it."""
-        self.state = state
-        self.events.publish({"state": state, **details})
+        """Change the state and tell it; a final state is the last."""
+        with self._lock:
+            if self.state not in FINAL:
+                self.state = state
+                self.events.publish({"state": state, **details})

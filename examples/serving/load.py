@@ -31,6 +31,8 @@ from typing import Any, Final
 
 import httpx
 
+from examples.serving.arguments import duration, whole_number
+
 MIX: Final[tuple[tuple[float, dict[str, Any]], ...]] = (
     (0.5, {"duration": 10, "inference_steps": 4}),
     (0.3, {"duration": 20, "inference_steps": 8}),
@@ -81,11 +83,13 @@ async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> 
     report = Report()
     deadline = time.monotonic() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(30, read=None)) as http:
-        await asyncio.gather(*(_client(http, report, deadline, random.Random(f"{seed}/{i}")) for i in range(clients)))
+        await asyncio.gather(*(client_of(http, report, deadline, seed, number) for number in range(clients)))
     return report
 
 
-async def _client(http: httpx.AsyncClient, report: Report, deadline: float, draw: random.Random) -> None:
+async def client_of(http: httpx.AsyncClient, report: Report, deadline: float, seed: int, number: int) -> None:
+    """Ask for one song after the other; the numbers of a client of another seed are others."""
+    draw = random.Random(f"{seed}/{number}")
     while time.monotonic() < deadline:
         song = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
         # Not from the seed: two loads must not continue each other's traces.
@@ -124,11 +128,16 @@ def main() -> None:
     """Load a service, and print what its clients saw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clients", type=whole_number(1, 10_000), default=8)
+    parser.add_argument("--seconds", type=duration(604_800), default=60)
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
     options = parser.parse_args()
-    report = asyncio.run(run_load(options.url, clients=options.clients, seconds=options.seconds, seed=options.seed))
+    try:
+        report = asyncio.run(run_load(options.url, clients=options.clients, seconds=options.seconds, seed=options.seed))
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        parser.error(f"--url {options.url!r}: {error}")
+    except httpx.HTTPError as error:
+        raise SystemExit(f"error: {options.url} does not answer as the service does: {error!r}") from None
     print(f"accepted {report.accepted}, turned away {report.turned_away}")
     print("ended: " + ", ".join(f"{state} {count}" for state, count in sorted(report.ended.items())))
     print(f"latency of finished songs: p50 {report.latency(0.5):.2f} s, p99 {report.latency(0.99):.2f} s")

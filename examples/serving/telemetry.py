@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
+
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
 import acestep_otel
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 UNTRACED = "healthz,metrics,events"
 """Paths that are asked all the time, or for as long as a song takes, and say nothing about it."""

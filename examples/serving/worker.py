@@ -1,4 +1,4 @@
-"""One worker with a bounded queue: the engine is used by one thread, and nobody waits where there is no room."""
+"""One worker with a bounded queue: one thread uses the engine, and a full queue rejects at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import threading
 from collections import OrderedDict, deque
 from pathlib import Path
 
-from acestep.checkpoints import Models
-from acestep.errors import AceStepError, Cancelled
-from acestep.inference import generate_music
-from acestep.types import Progress
-from acestep_otel import QueueTelemetry
-from acestep_otel.queue_telemetry import CANCELLED
+from acestep import AceStepError, Cancelled, Models, Progress, generate_music
+from acestep_otel import CANCELLED, QueueTelemetry
 from examples.serving.jobs import FINAL, Job
 
 logger = logging.getLogger("examples.serving")
@@ -36,7 +32,7 @@ class Worker:
         Args:
             models: loaded models.
             folder: songs are written below it.
-            queue: told who comes, goes and is turned away.
+            queue: records accepted, finished and rejected requests.
             capacity: requests that may wait at most.
             kept: finished songs that stay on disk; the oldest go first.
         """
@@ -50,7 +46,7 @@ class Worker:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._running: Job | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="worker")
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self._thread.start()
 
     @property
@@ -105,13 +101,19 @@ class Worker:
                 job.waiting.leave(CANCELLED)
                 self._finish(job, "cancelled")
 
-    def close(self, timeout: float) -> None:
-        """Take no more jobs, cancel all, and wait for the thread."""
+    def stop(self) -> None:
+        """Take no more jobs and cancel all; whoever follows one hears of it at once."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        for job in [*self._waiting, *([self._running] if self._running else [])]:
+            running = self._running
+        for job in [*self._waiting, *([] if running is None else [running])]:
             self.cancel(job)
+        if running is not None:
+            running.move_to("cancelled")
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread, seconds at most."""
         self._thread.join(timeout)
 
     def _work(self) -> None:
@@ -130,7 +132,7 @@ class Worker:
             return job
 
     def _make(self, job: Job) -> None:
-        def told(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             if job.cancelled:
                 raise Cancelled
             job.events.publish(
@@ -140,7 +142,7 @@ class Worker:
         job.move_to("running")
         try:
             # One that is cancelled from here on ends inside: a wait that ended with a worker has a song in its trace.
-            result = generate_music(self._models, job.request, save_dir=self._folder / job.id, progress=told)
+            result = generate_music(self._models, job.request, save_dir=self._folder / job.id, progress=report)
         except Cancelled:
             self._finish(job, "cancelled")
         except Exception as error:
@@ -156,7 +158,7 @@ class Worker:
     def _finish(self, job: Job, state: str, **details: object) -> None:
         with self._changed:
             finished = [other for other in self._jobs.values() if other.state in FINAL]
-            # Room for this one as well, which is told last: whoever hears of it finds the others gone.
+            # Room for this one as well, whose subscribers are notified last, when the others are gone.
             for old in finished[: max(0, len(finished) + 1 - self._kept)]:
                 del self._jobs[old.id]
                 shutil.rmtree(self._folder / old.id, ignore_errors=True)

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 from acestep.inference import MusicPipeline, generate_music
 from acestep.types import GenerationRequest
-from acestep_otel import semconv
+from acestep_otel import QueueTelemetry, semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording.vram import VramTracker
 from tests.allocator import Allocator
@@ -129,26 +129,57 @@ def test_a_song_goes_on_when_tracing_is_finished_under_it(traced, tiny_models):
     assert root.attributes[semconv.TRUNCATED]
 
 
-def test_a_child_that_is_forked_inside_a_request_traces_songs_of_its_own(traced, tracer, tiny_models):
+def seen_in_a_child(look):
+    """What a forked child sees."""
     reading, writing = os.pipe()
+    if child := os.fork():
+        os.close(writing)
+        os.waitpid(child, 0)
+        with os.fdopen(reading) as told:
+            return json.load(told)
+    try:
+        os.write(writing, json.dumps(look()).encode())
+    finally:
+        os._exit(0)
 
-    def fork():
-        if child := os.fork():
-            os.waitpid(child, 0)
-            return
-        try:
-            generate_music(tiny_models, SONG)
-            os.write(writing, json.dumps(trees(traced)).encode())
-        finally:
-            os._exit(0)
 
-    generate_music(tiny_models, SONG, progress=Callback(fork))
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        in_child = json.load(told)
+def test_a_child_that_is_forked_inside_a_request_traces_songs_of_its_own(traced, tracer, tiny_models):
+    def song():
+        generate_music(tiny_models, SONG)
+        return trees(traced)
+
+    children = []
+    generate_music(tiny_models, SONG, progress=Callback(lambda: children.append(seen_in_a_child(song))))
+    (in_child,) = children
     expected = json.loads(json.dumps([[("generate_music", STAGES)]]))
     assert in_child == expected
     assert json.loads(json.dumps(trees(traced))) == expected
+
+
+def test_what_counts_now_begins_at_zero_in_a_child(traced, tracer, tiny_models):
+    """The boards add the processes up: a request, a place in the queue or its capacity counts in one of them."""
+    queue = QueueTelemetry(4, tracer_provider=traced.tracer_provider, meter_provider=traced.meter_provider)
+    waiting = queue.enter()
+
+    def now():
+        metrics = (semconv.REQUESTS_ACTIVE, semconv.QUEUE_LENGTH, semconv.QUEUE_CAPACITY)
+        return [sum(point.value for point in traced.metric(metric)) for metric in metrics]
+
+    def used():
+        queue.enter()
+        waiting.leave()
+        return now()
+
+    def after_a_song():
+        generate_music(tiny_models, SONG)
+        return now()
+
+    seen = []
+    looks = (now, used, after_a_song)
+    generate_music(tiny_models, SONG, progress=Callback(lambda: seen.extend([*map(seen_in_a_child, looks), now()])))
+    assert seen == [[0, 0, 0], [0, 1, 4], [0, 0, 0], [1, 1, 4]]
+    waiting.leave()
+    assert now() == [0, 0, 4]
 
 
 def test_instrumenting_twice_traces_once_and_is_taken_off_once(traced, tiny_models):

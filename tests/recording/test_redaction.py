@@ -29,7 +29,23 @@ def test_lines_and_escaped_quotations_of_the_lyrics_are_redacted(message):
 
 
 def test_a_quotation_that_was_cut_off_is_redacted():
-    assert Scrubber([LYRICS])("lyrics 'my old friend, I have co...' rejected") == f"lyrics '{REDACTED} co...' rejected"
+    assert Scrubber([LYRICS])("lyrics 'my old friend, I have co...' rejected") == f"lyrics '{REDACTED}...' rejected"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "clean"),
+    [
+        ("an ode to nightingales", "KeyError: 'nightingales'", f"KeyError: '{REDACTED}'"),
+        ("an ode to nightingales", 'no token for "ode"', f'no token for "{REDACTED}"'),
+        ("an ode to nightingales", "stage 'dit' in 'od'", "stage 'dit' in 'od'"),
+        ("an ode to nightingales", "near de to nightinga", f"near {REDACTED}"),
+        ("请你不要离开我的身边", "在 不要离开我 处", f"在 {REDACTED} 处"),
+        ("            x", "File            ", "File            "),
+    ],
+    ids=["a word in quotes", "another", "not a word of it", "a piece", "without blanks", "blanks"],
+)
+def test_pieces_and_words_in_quotes_are_redacted(text, message, clean):
+    assert Scrubber([text])(message) == clean
 
 
 def test_a_message_that_quotes_nothing_is_left_alone():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import click
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 
 from acestep_otel.profiler.doctor.backends import (
@@ -18,6 +17,7 @@ from acestep_otel.profiler.doctor.backends import (
 )
 from acestep_otel.profiler.doctor.send import Delivery, Sender
 from acestep_otel.profiler.errors import RunFailed
+from acestep_otel.profiler.terminal import echo
 from acestep_otel.sdk.answers import Signal
 from acestep_otel.sdk.otlp import (
     OtlpTarget,
@@ -128,7 +128,7 @@ class _Report:
 
     def note(self, text: str) -> None:
         """Print a line that is neither good nor bad."""
-        click.echo(f"  ·  {text}")
+        echo(f"  ·  {text}")
 
     def advise(self, fix: str) -> None:
         """Note what to do, once."""
@@ -138,13 +138,13 @@ class _Report:
     def problem(self, text: str, fix: str) -> None:
         """Print what did not arrive."""
         self._problems += 1
-        click.echo(f"  ✗  {text}")
+        echo(f"  ✗  {text}")
         self.advise(fix)
 
     def delivery(self, delivery: Delivery) -> None:
         """Print what became of a signal."""
         if delivery.problem is None:
-            click.echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
+            echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
         else:
             self.problem(f"{delivery.signal}: not accepted by {delivery.address}: {delivery.problem}", delivery.fix)
 
@@ -164,7 +164,7 @@ class _Report:
         """
         match wait_for(found, seconds):
             case "found":
-                click.echo(f"  ✓  {place}: {what} found")
+                echo(f"  ✓  {place}: {what} found")
             case "unreachable" if unasked is not None:
                 self.note(f"{place}: unreachable, or not the expected API; skipped ({unasked} sets another address)")
             case "unreachable":
@@ -184,6 +184,6 @@ class _Report:
             RunFailed: something did not arrive.
         """
         for fix in self._fixes:
-            click.echo(f"  →  {fix}")
+            echo(f"  →  {fix}")
         if self._problems:
             raise RunFailed("telemetry did not arrive; see above")
