@@ -41,7 +41,7 @@ def test_grafana_loads_the_board_as_it_is(path: Any) -> None:
     assert [panel["title"] for panel in panels(loaded)] == [panel["title"] for panel in panels(board)]
 
 
-@pytest.mark.parametrize("panel", queries())
+@pytest.mark.parametrize("panel", list(queries()))
 def test_grafana_answers_every_query_of_a_panel(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         source = "prometheus" if "expr" in target else "jaeger"
