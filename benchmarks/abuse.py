@@ -44,6 +44,8 @@ QUIET_SHARE: Final = 0.3
 IDLE_CONNECTIONS: Final = 1_100
 """More than the service may have files open."""
 USUAL_FILES: Final = 1_024
+RECONNECT_SECONDS: Final = 10
+"""Until a connection that was closed is opened again."""
 LARGE_BODY: Final = 50_000_000
 ALLOWED_GROWTH: Final = 0.05
 ALLOWED_SERIES: Final = 60
@@ -171,8 +173,7 @@ async def hold_connections(url: str, deadline: float, number: int) -> None:
                         async with asyncio.timeout(2):
                             await reader.read(1)
             writer.close()
-            # A connection that was closed is not opened again at once by thousands.
-            await asyncio.sleep(1)
+            await asyncio.sleep(RECONNECT_SECONDS)
 
     await asyncio.gather(*(hold(index) for index in range(number)))
 
