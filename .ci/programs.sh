@@ -48,30 +48,32 @@ trap 'rm -f "$log"' EXIT
 install() {  # Debian package; apt's output is shown only when it fails
   say "Installing $1 (apt-get)"
   if [ -z "$updated" ]; then
-    $root apt-get update -qq >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+    $root apt-get update -qq >"$log" 2>&1 || cat "$log" >&2 # one broken source does not stop the others
     updated=yes
   fi
   $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >"$log" 2>&1 ||
     { cat "$log" >&2; return 1; }
 }
 
-missing=
-for program in python venv "$@"; do
-  have "$program" && continue
-  name=$(package "$program")
-  if may_install && install "$name" && have "$program"; then continue; fi
-  case $program in
-    python | venv)
-      say "error: $python needs the package $name: sudo apt-get install $name, or name another interpreter: make PYTHON=python3.12"
-      exit 1
-      ;;
-  esac
-  missing="$missing $name"
-done
+ensure() {  # is it there, or can it be installed?
+  have "$1" && return
+  name=$(package "$1")
+  may_install && install "$name" && have "$1"
+}
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-  say "error: $("$python" --version) is too old, 3.11 or later is needed: make PYTHON=python3.12"
+fail() {
+  say "error: $python $1, or name another interpreter: make PYTHON=python3.12"
   exit 1
 }
+
+ensure python || fail "needs the package $name: sudo apt-get install $name"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  fail "is $("$python" --version), which is too old: install 3.11 or later"
+ensure venv || fail "needs the package $name: sudo apt-get install $name"
+
+missing=
+for program in "$@"; do
+  ensure "$program" || missing="$missing $name"
+done
 [ -z "$missing" ] ||
   say "Not installed, so the tests that need it are skipped:$missing. To install: sudo apt-get install --no-install-recommends$missing"

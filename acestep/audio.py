@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import soundfile
 import soxr
 import torch
 
+from acestep.documents import is_lfs_pointer, is_text, shown
 from acestep.errors import AudioReadError, AudioWriteError
 from acestep.types import SAMPLE_RATE
 
@@ -45,7 +47,7 @@ AUDIO_FORMATS: Final = {
 }
 """Formats by the name that a request uses.
 
-16 bits where the format stores integers: their noise floor (-96 dBFS) lies below what a bfloat16 decoder resolves, and
+16 bits where the format stores integers: their noise floor (-96 dBFS) is below what a bfloat16 decoder resolves, and
 24 bits would store that decoder's rounding noise at half as much again. ``wav32`` keeps every bit.
 """
 
@@ -56,6 +58,11 @@ SILENCE_PEAK: Final = 1e-4
 
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
+_UNKNOWN_FRAMES: Final = 2**62
+"""What libsndfile says, or more, when the header of a FLAC file says nothing."""
+_HEADER_BYTES: Final = 4_096
+_TOLERATED_SAMPLES: Final = 4_608
+"""Four frames of MP3, whose header may count the encoder's padding."""
 
 
 def available_formats() -> tuple[str, ...]:
@@ -117,7 +124,7 @@ def require_readable(path: Path) -> float:
     Raises:
         AudioReadError: no such file, not audio that libsndfile reads, empty, or longer than ``MAX_RECORDING_SECONDS``.
     """
-    with _reading(path), soundfile.SoundFile(path) as file:
+    with _opened(path) as file:
         return _usable_seconds(path, file)
 
 
@@ -133,9 +140,15 @@ def load_audio(path: Path) -> torch.Tensor:
     Raises:
         AudioReadError: see ``require_readable``; also NaN or infinity among the samples.
     """
-    with _reading(path), soundfile.SoundFile(path) as file:
+    with _opened(path) as file:
         _usable_seconds(path, file)
-        samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+        declared, rate = file.frames, file.samplerate
+        samples = file.read(dtype="float32", always_2d=True)
+    if len(samples) < declared - _TOLERATED_SAMPLES:
+        raise AudioReadError(
+            f"{path} declares {declared:,} samples and holds {len(samples):,}: it is cut off; "
+            "`ffmpeg -i IN -c:a flac OUT.flac` keeps what is there"
+        )
     if not np.isfinite(samples).all():
         raise AudioReadError(f"{path} holds NaN or infinity: export it again")
     stereo = samples[:, :2] if samples.shape[1] > 1 else samples.repeat(2, axis=1)
@@ -162,6 +175,8 @@ def check_output_directory(path: Path) -> None:
     Raises:
         AudioWriteError: it cannot be made, or nothing can be written in it.
     """
+    if not is_text(str(path)):
+        raise AudioWriteError(f"the name of the output directory {shown(path)} is not UTF-8: choose another")
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
@@ -187,6 +202,11 @@ def prevent_clipping(audio: torch.Tensor) -> torch.Tensor:
 
 def _usable_seconds(path: Path, file: Any) -> float:
     """Length of an open recording that is neither empty nor too long."""
+    if _says_no_length(path, file):
+        raise AudioReadError(
+            f"{path} does not say how long it is, because it was written through a pipe: "
+            "write it again by `ffmpeg -i IN -c:a flac OUT.flac`"
+        )
     if file.frames == 0:
         raise AudioReadError(f"{path} holds no audio")
     seconds: float = file.frames / file.samplerate
@@ -195,16 +215,38 @@ def _usable_seconds(path: Path, file: Any) -> float:
     return seconds
 
 
+def _says_no_length(path: Path, file: Any) -> bool:
+    """Whether a recording was written through a pipe: its header was not completed."""
+    if file.frames >= _UNKNOWN_FRAMES:
+        return True
+    if file.frames != 0 or file.format not in ("WAV", "WAVEX"):
+        return False
+    with path.open("rb") as raw:
+        beginning = raw.read(_HEADER_BYTES)
+    chunk = beginning.find(b"data")
+    return chunk >= 0 and path.stat().st_size > chunk + 8
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Give what goes wrong when reading a file its type and its name."""
-    if not path.is_file():
-        raise AudioReadError(f"no audio file {path}")
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a recording; what goes wrong gets its type and its name."""
+    name = shown(path)
+    if not is_text(str(path)):
+        raise AudioReadError(f"the name {name} is not UTF-8: rename the file")
     try:
-        yield
-    # libsndfile's wrapper raises TypeError for headerless formats, whose rate and channels are unknown.
-    except (OSError, soundfile.SoundFileError, TypeError) as error:
-        raise AudioReadError(f"{path} cannot be read as audio: {error}") from error
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise AudioReadError(f"no audio file {name}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioReadError(f"no audio file {name}: it is a folder, a pipe or a device")
+    try:
+        if is_lfs_pointer(path, status.st_size):
+            raise AudioReadError(f"{name} is a pointer of Git LFS and not the recording: fetch it by `git lfs pull`")
+        with soundfile.SoundFile(path) as file:
+            yield file
+    # libsndfile's wrapper raises TypeError for headerless formats, which do not say their rate and channels.
+    except (OSError, soundfile.SoundFileError, TypeError, ValueError, RuntimeError) as error:
+        raise AudioReadError(f"{name} cannot be read as audio: {error}") from error
 
 
 def _peak(audio: torch.Tensor) -> torch.Tensor:

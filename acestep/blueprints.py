@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from acestep.audio import load_audio
+from acestep.field_checks import require_text, require_types
 from acestep.planner.metadata import normalise
 from acestep.planner.planner import Planner
 from acestep.planner.plans import forced_metadata
@@ -200,6 +201,7 @@ class BlueprintWriter:
         progress: ProgressCallback | None,
     ) -> SongBlueprint:
         """``create_sample``."""
+        require_text("query", query)
         prompt = self.planner.prompts.inspire(query, instrumental)
         blueprint = self._write(prompt, SongMetadata(language=language), settings, progress)
         if instrumental and not blueprint.lyrics:
@@ -215,6 +217,8 @@ class BlueprintWriter:
         progress: ProgressCallback | None,
     ) -> SongBlueprint:
         """``format_sample``."""
+        require_text("caption", caption)
+        require_text("lyrics", lyrics)
         blueprint = self._write(self.planner.prompts.rewrite(caption, lyrics), metadata, settings, progress)
         return blueprint if blueprint.lyrics else replace(blueprint, lyrics=lyrics)
 
@@ -227,6 +231,7 @@ class BlueprintWriter:
     ) -> SongBlueprint:
         planner = self.planner
         validate_songwriting(settings)
+        require_types(metadata, "metadata.")
         planner.require_duration(metadata.duration)
         seed = secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed
         asked = SongwritingRequest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from typing import Final
@@ -40,7 +41,7 @@ def resolve_device(name: str) -> torch.device:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in DEVICE_NAMES or (index and not index.isdigit()):
+    if kind not in DEVICE_NAMES or (index and not re.fullmatch("[0-9]{1,4}", index)):
         raise DeviceUnavailable(f"unknown device {name!r}: choose auto, cuda, cuda:N, mps or cpu")
     if kind == "cuda":
         return _cuda_device(name, int(index) if index else None)

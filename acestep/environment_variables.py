@@ -6,6 +6,7 @@ No function of the engine reads them: a program calls ``EnvironmentSettings.read
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
@@ -97,7 +98,7 @@ def _tile_length(environment: Mapping[str, str]) -> int | None:
     word = environment.get(VAE_TILE_LENGTH, "").strip()
     if not word:
         return None
-    if not word.isdecimal() or int(word) < SHORTEST_TILE:
+    if not re.fullmatch("[0-9]{1,9}", word) or int(word) < SHORTEST_TILE:
         raise InvalidRequest(
             f"{VAE_TILE_LENGTH}={word!r} is not a tile length: give latent frames (25 per second), "
             f"{SHORTEST_TILE} or more"

@@ -46,7 +46,7 @@ class AceStepError(Exception):
 
 
 class Cancelled(Exception):
-    """Nobody wants the result any more: for a progress callback to raise, which stops the run between two steps.
+    """The caller cancelled: raised by a progress callback, it stops the run between two steps.
 
     It is no ``AceStepError``: nothing failed.
     """

@@ -23,6 +23,8 @@ CODES_PER_SECOND: Final = FRAMES_PER_SECOND // FRAMES_PER_CODE
 AUDIO_CODE_COUNT: Final = 64_000
 """Valid audio codes: 0 ... 63,999 (FSQ levels 8*8*8*5*5*5)."""
 
+BackendName = Literal["auto", "vllm", "pt", "mlx"]
+"""What runs the language model, as users name it; ``acestep.planner.backends.registry`` decides what ``auto`` is."""
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
 BASE_TASKS: Final = frozenset[TaskType]({"lego", "extract", "complete"})
 """Tasks on single tracks, which only the base models have been trained for: not turbo, and not sft."""

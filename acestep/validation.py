@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import get_args
 
 from acestep.audio import require_format, require_readable
 from acestep.errors import InvalidRequest
+from acestep.field_checks import require_types
 from acestep.planner.metadata import DURATION_RANGE, normalise
 from acestep.renderer.models import RendererModels
 from acestep.renderer.source import window_samples
@@ -63,6 +63,7 @@ def checked_metadata(request: GenerationRequest) -> SongMetadata:
         InvalidRequest: the first value that is out of range.
         AudioWriteError: the audio format is not available here.
     """
+    require_types(request)
     _validate_task(request)
     metadata = normalise(request.metadata)
     if request.duration is not None:
@@ -104,6 +105,7 @@ def validate_songwriting(settings: SongwritingSettings) -> None:
     Raises:
         InvalidRequest: the first value that is out of range.
     """
+    require_types(settings)
     _validate_sampling(settings.sampling)
     _require_between("`lyrics_token_limit`", settings.lyrics_token_limit, 1, MAX_LYRICS_TOKENS)
     if settings.seed is not None:
@@ -174,7 +176,7 @@ def _validate_source(request: GenerationRequest) -> None:
 
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
     # The comparison is written so that NaN fails it.
-    if not (math.isfinite(value) and low <= value <= high):
-        # A whole number is named digit by digit, as it was given.
-        given = str(value) if isinstance(value, int) else f"{value:.10g}"
+    if not low <= value <= high:
+        # A whole number is named digit by digit, as it was given, unless it is longer than any that is meant.
+        given = f"{value:.10g}" if isinstance(value, float) else str(value) if abs(value) < 10**15 else "of many digits"
         raise InvalidRequest(f"{name} {given}{unit} is out of range: {low:.10g} ... {high:.10g}{unit}")

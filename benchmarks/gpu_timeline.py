@@ -26,7 +26,7 @@ class RangeIntervals:
     """When the GPU was busy with a range, and when its stream was at it.
 
     A CUDA event completes when everything launched on its stream before it is done, and as soon as it is recorded where
-    that is so already. The stream interval lies between two such events, recorded as the host opens and closes the
+    that is so already. The stream interval is between two such events, recorded as the host opens and closes the
     range. The range's stream is the one on which its first launch works (several, where that is a graph with branches).
 
     Attributes:

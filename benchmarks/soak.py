@@ -3,8 +3,8 @@
     python -m benchmarks.soak --minutes 30
 
 More clients than places in the queue (`examples/serving/load.py` states the mix) ask for songs. At the end every
-accepted request must have a complete trace, or its missing spans must be counted as dropped; no span may have a parent
-that nobody knows; memory of the service must not have grown; and SIGTERM must end it in time.
+accepted request must have a complete trace, or its missing spans must be counted as dropped; no span may lack its
+parent; memory of the service must not have grown; and SIGTERM must end it in time.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acestep_otel.profiler.report.results import NotAResultFile, read_document
+from acestep_otel.profiler.report.results import NotAResultFile, read_result
 
 MIB = 2**20
 SHARE, BYTES = 0.02, 50 * MIB
@@ -44,7 +44,7 @@ class Comparison:
 def result_file(word: str) -> dict[str, Any]:
     """What a result file of a tier test holds."""
     try:
-        document = read_document(Path(word))
+        document = read_result(Path(word))
     except NotAResultFile as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if (mode := document.get("mode")) != "tier-test":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -23,11 +23,29 @@ BOARDS: Final[Mapping[str, Callable[[], dashboard.Dashboard]]] = {
     "production": production,
 }
 
+_OF_INTERVALS: Final = ("auto", "auto_count", "auto_min")
+"""Fields of a variable of another type."""
+
 
 def rendered(name: str) -> str:
     """A board as Grafana's JSON."""
-    encoded = JSONEncoder(sort_keys=True, indent=2).encode(BOARDS[name]().build())
-    return json.dumps(json.loads(encoded), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    encoded = JSONEncoder().encode(BOARDS[name]().build())
+    return json.dumps(published(json.loads(encoded)), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def published(board: dict[str, Any]) -> dict[str, Any]:
+    """A board without what the SDK writes and the schema that Grafana publishes does not have."""
+    variables = [
+        {name: value for name, value in variable.items() if name not in _OF_INTERVALS}
+        for variable in board["templating"]["list"]
+    ]
+    panels = [
+        {**panel, "options": {name: value for name, value in panel["options"].items() if name != "footer"}}
+        if "options" in panel
+        else panel
+        for panel in board["panels"]
+    ]
+    return {**board, "templating": {**board["templating"], "list": variables}, "panels": panels}
 
 
 def main() -> None:

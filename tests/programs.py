@@ -22,6 +22,8 @@ PACKAGES = {
     "libpython": f"lib{_PYTHON}",
 }
 """The Debian package of each program, and of the one library that a program of the tests loads (rotel)."""
+SERVERS = "the stack's servers"
+"""otelcol-contrib, jaeger and Prometheus 3: in no package registry, so tests that run them are skipped in CI too."""
 ALTERNATIVES = {"chromium": ("chromium", "chromium-browser", "google-chrome")}
 REASON = "missing program: "
 
@@ -50,13 +52,14 @@ def in_ci() -> bool:
 
 def summary(reasons: Iterable[str]) -> str | None:
     """One line about tests that were skipped for want of a program, from the reasons of all skipped tests."""
-    missing = Counter(reason.partition(REASON)[2].partition(" ")[0] for reason in reasons if REASON in reason)
+    missing = Counter(reason.partition(REASON)[2].partition(" (")[0] for reason in reasons if REASON in reason)
     if not missing:
         return None
     counts = ", ".join(f"{name} {count}" for name, count in sorted(missing.items()))
-    packages = " ".join(sorted({PACKAGES[name] for name in missing}))
+    ways = []
+    if packages := " ".join(sorted({PACKAGES[name] for name in missing if name in PACKAGES})):
+        ways.append(f"apt-get install --no-install-recommends {packages}")
+    if SERVERS in missing:
+        ways.append("ACESTEP_STACK_BIN=FOLDER with otelcol-contrib, jaeger and prometheus 3")
     plural = "test" if missing.total() == 1 else "tests"
-    return (
-        f"{missing.total()} {plural} skipped because a program is missing ({counts}): "
-        f"apt-get install --no-install-recommends {packages}"
-    )
+    return f"{missing.total()} {plural} skipped because a program is missing ({counts}): {'; '.join(ways)}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +226,88 @@ def test_a_silent_reference_has_no_timbre(tmp_path, level):
 def test_a_quiet_reference_is_heard(tmp_path):
     path = samples_of(tmp_path / "quiet.wav", np.full((1_000, 2), 1e-3))
     assert torch.equal(audio.load_reference(path), audio.load_audio(path))
+
+
+def through_a_pipe(path: Path, format: str) -> Path:
+    """A recording as a program leaves it that could not go back to complete the header."""
+    soundfile.write(path, tone().T.numpy(), 48_000, format=format)
+    content = bytearray(path.read_bytes())
+    if format == "WAV":
+        sizes = content.index(b"data") + 4
+        content[4:8] = content[sizes : sizes + 4] = bytes(4)
+    else:
+        # STREAMINFO ends with 36 bits of total samples and an MD5 sum.
+        content[21] &= 0xF0
+        content[22:26] = bytes(4)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+@pytest.mark.parametrize("read", [audio.require_readable, audio.load_audio])
+def test_a_header_that_does_not_say_the_length_is_named_with_its_repair(tmp_path, format, read):
+    """N8."""
+    path = through_a_pipe(tmp_path / "piped", format)
+    with pytest.raises(AudioReadError, match=r"does not say how long it is.*`ffmpeg -i IN -c:a flac OUT\.flac"):
+        read(path)
+
+
+def test_a_wav_file_whose_size_is_all_ones_is_as_long_as_its_file(tmp_path):
+    path = through_a_pipe(tmp_path / "piped.wav", "WAV")
+    content = bytearray(path.read_bytes())
+    sizes = content.index(b"data") + 4
+    content[4:8] = content[sizes : sizes + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    assert audio.require_readable(path) == 0.5
+    assert audio.load_audio(path).shape == (2, 24_000)
+
+
+def test_an_empty_recording_is_still_called_empty(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2)), 48_000)
+    with pytest.raises(AudioReadError, match="holds no audio"):
+        audio.require_readable(tmp_path / "empty.wav")
+
+
+def test_what_was_decoded_is_compared_with_what_was_declared(tmp_path):
+    """N8: libsndfile decodes half an MP3 file without a word."""
+    path = tmp_path / "song.mp3"
+    soundfile.write(path, tone(2.0).T.numpy(), 48_000, format="MP3")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioReadError, match=r"declares 96,000 samples and holds [\d,]+: it is cut off"):
+        audio.load_audio(path)
+
+
+def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path):
+    path = tmp_path / "song.flac"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(AudioReadError, match="is a pointer of Git LFS"):
+        audio.require_readable(path)
+
+
+def test_a_name_that_is_no_text_is_one_error(tmp_path):
+    """N6: bytes outside UTF-8 in a file's name."""
+    path = tmp_path / "\udcff.wav"
+    soundfile.write(tmp_path / "song.wav", tone().T.numpy(), 48_000)
+    (tmp_path / "song.wav").rename(path)
+    with pytest.raises(AudioReadError, match=r"\\udcff\.wav is not UTF-8: rename the file"):
+        audio.require_readable(path)
+    with pytest.raises(AudioWriteError, match="is not UTF-8"):
+        audio.check_output_directory(tmp_path / "\udcff")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "song.wav")
+    with pytest.raises(AudioReadError, match="it is a folder, a pipe or a device"):
+        audio.require_readable(tmp_path / "song.wav")
+
+
+@given(st.binary(max_size=64), st.sampled_from(["WAV", "FLAC", "OGG", "MP3", "AIFF", "AU"]), st.integers(0, 120))
+def test_any_header_is_a_recording_or_one_error(tmp_path_factory, noise, format, position):
+    path = tmp_path_factory.getbasetemp() / "noise"
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(0.1).T.numpy(), 48_000, format=format)
+    content = bytearray(buffer.getvalue())
+    content[position : position + len(noise)] = noise
+    path.write_bytes(content)
+    with suppress(AudioReadError):
+        assert audio.load_audio(path).isfinite().all()

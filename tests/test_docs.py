@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
 from acestep.renderer.preparation import compile_models
+from acestep.types import BackendName
+from acestep_otel.patches.engine import PATCHES
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.options import DEFAULTS, require_available
 from acestep_otel.profiler.report.breakdown import Breakdown
@@ -150,6 +152,24 @@ def test_every_name_that_an_observer_may_wrap_exists() -> None:
     assert len(names) > 20
 
 
+def test_the_layer_wraps_what_an_observer_may_and_nothing_else_of_the_engine() -> None:
+    section = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## What an observer may wrap")[1]
+    allowed: set[tuple[str, str]] = set()
+    owner = ""
+    for written in re.findall(r"`([\w.]+)`", "\n".join(re.findall(r"^\| (.+?) \|", section, re.MULTILINE))):
+        path, _, name = written.rpartition(".")
+        owner = path.rpartition(".")[2] or (owner if written.startswith(".") else "every backend")
+        allowed.add((owner, name))
+    backends = "acestep.planner.backends."
+    wrapped = set()
+    for patch in PATCHES:
+        if patch.module.startswith("acestep."):
+            cls, _, name = patch.path.rpartition(".")
+            of_backend = bool(cls) and patch.module.startswith(backends)
+            wrapped.add(("every backend" if of_backend else cls or patch.module.rpartition(".")[2], name))
+    assert wrapped == allowed
+
+
 def test_the_rule_keeps_what_a_command_is_about() -> None:
     assert made_small(["--weights", "synthetic", "--thinking", "--duration", "30", "--tiny"]) == [
         "--thinking",
@@ -219,6 +239,14 @@ def test_the_reference_lists_every_flag_and_its_default(language: str) -> None:
     for flag, default in flags().items():
         if default is not None and not isinstance(default, (bool, tuple)):
             assert listed[flag] == f"`{default}`", flag
+
+
+@pytest.mark.parametrize("path", [*GUIDES.values(), ROOT / "docs" / "settings.md"], ids=lambda path: path.parent.name)
+def test_every_backend_is_in_the_tables(path: Path) -> None:
+    rows = re.findall(r"^\| `(?:--lm-backend|ACESTEP_LM_BACKEND)` \|.*`auto`.*$", path.read_text("utf-8"), re.MULTILINE)
+    assert rows
+    for row in rows:
+        assert set(get_args(BackendName)) <= set(re.findall(r"`([\w-]+)`", row))
 
 
 def flags() -> dict[str, Any]:

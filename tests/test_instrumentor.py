@@ -1,5 +1,6 @@
 """Instrumentation around real runs: the span tree, every attribute's name and type, and that nothing else changes."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -243,9 +244,10 @@ def test_every_attribute_is_declared_and_has_its_declared_type(traced, tiny_mode
     traced.instrument(detail="token")
     with warmup(), guidance_share(measure_guidance_share(tiny_models, SONG)):
         generate_music(tiny_models, SONG, save_dir=tmp_path)
+    names = {span.context.span_id: span.name for span in traced.spans}
     for span in traced.spans:
-        definition = semconv.SPANS[span.name]
-        assert (span.parent is None) == (not definition.parents)
+        parents = semconv.SPANS[span.name].parents
+        assert names[span.parent.span_id] in parents if span.parent else not parents, span.name
         for name, value in span.attributes.items():
             assert type(value) is semconv.ATTRIBUTES[name].type, (span.name, name, value)
         assert span.attributes[semconv.WARMUP] is True
@@ -492,6 +494,21 @@ def test_captions_and_lyrics_stay_off_spans_unless_asked_for(traced, tiny_models
     generate_music(tiny_models, SONG)
     root = traced.named("generate_music")[-1]
     assert (root.attributes[semconv.CAPTION], root.attributes[semconv.LYRICS]) == (SONG.caption, SONG.lyrics)
+    (message,) = json.loads(root.attributes[semconv.INPUT_MESSAGES])
+    assert message["role"] == "user"
+    assert [part["content"] for part in message["parts"]] == [SONG.caption, SONG.lyrics]
+
+
+def test_tokens_of_reasoning_are_those_of_the_first_phase(traced, tiny_models):
+    traced.instrument()
+    generate_music(tiny_models, replace(SONG, thinking=True, use_cot_metas=True))
+    (planner,), (reasoning,), (codes,) = (traced.named(name) for name in (semconv.LM, semconv.LM_COT, semconv.LM_CODES))
+    reasoned = reasoning.attributes[semconv.USAGE_OUTPUT_TOKENS]
+    assert reasoned > 0
+    for span in (planner, reasoning):
+        assert span.attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] == reasoned
+    assert planner.attributes[semconv.USAGE_OUTPUT_TOKENS] == reasoned + codes.attributes[semconv.USAGE_OUTPUT_TOKENS]
+    assert semconv.USAGE_REASONING_OUTPUT_TOKENS not in codes.attributes
 
 
 def test_loading_is_a_span_per_model(traced):

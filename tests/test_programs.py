@@ -55,6 +55,14 @@ def test_skips_are_counted_by_program_in_one_line() -> None:
     assert programs.summary(["needs a GPU"]) is None
 
 
+def test_servers_that_no_registry_has_are_counted_with_their_own_way_out() -> None:
+    reason = f"{programs.REASON}{programs.SERVERS} (no program jaeger in ACESTEP_STACK_BIN or PATH)"
+    assert programs.summary([reason, reason]) == (
+        "2 tests skipped because a program is missing (the stack's servers 2): "
+        "ACESTEP_STACK_BIN=FOLDER with otelcol-contrib, jaeger and prometheus 3"
+    )
+
+
 def test_the_line_is_the_last_of_a_run(tmp_path: Path) -> None:
     """With the plugin and worker processes that ``make test`` uses."""
     (tmp_path / "test_page.py").write_text(
@@ -161,4 +169,4 @@ def test_without_venv_nothing_can_run(bare: Path) -> None:
 def test_an_interpreter_that_is_too_old_is_named(bare: Path) -> None:
     done = install(write_python(bare, version=(3, 10)))
     assert done.returncode == 1
-    assert "Python 3.10.0 is too old, 3.11 or later is needed" in done.stderr
+    assert "Python 3.10.0, which is too old: install 3.11 or later" in done.stderr

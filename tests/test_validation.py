@@ -182,3 +182,43 @@ def test_the_language_model_writes_no_codes_where_there_is_a_source(task, asks, 
     request = GenerationRequest(task_type=task, src_audio=source, thinking=True, use_cot_metas=True)
     assert (request.needs_language_model, request.writes_audio_codes) == (asks, writes)
     assert not GenerationRequest(task_type=task, src_audio=source).needs_language_model
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (GenerationRequest(metadata=SongMetadata(bpm="120")), "`metadata.bpm` is '120', not a whole number or None"),
+        (GenerationRequest(caption=None), "`caption` is None, not text"),
+        (GenerationRequest(caption=b"song"), "`caption` is b'song', not text"),
+        (GenerationRequest(batch_size=True), "`batch_size` is True, not a whole number"),
+        (GenerationRequest(duration="30"), "`duration` is '30', not a number or None"),
+        (GenerationRequest(inference_steps=8.0), "`inference_steps` is 8.0, not a whole number"),
+        (GenerationRequest(seeds=[7]), "`seeds` is [7], not a tuple of a whole number"),
+        (GenerationRequest(src_audio="song.wav"), "`src_audio` is 'song.wav', not a path (pathlib.Path) or None"),
+        (GenerationRequest(guidance_interval=(0, 1, 2)), "`guidance_interval` is (0, 1, 2), not a tuple of a number"),
+        (GenerationRequest(sampling=None), "`sampling` is None, not SamplingSettings"),
+        (GenerationRequest(seeds=(10**6_000,)), "`seeds`"),
+    ],
+)
+def test_a_value_of_another_type_is_one_error_that_names_it(request_, named):
+    """N6."""
+    with pytest.raises(InvalidRequest) as refusal:
+        validate(request_)
+    assert named in str(refusal.value)
+    assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("field", ["caption", "lyrics"])
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
+def test_half_a_character_is_no_text(field, text):
+    """N6: a lone surrogate, from JSON or from a byte outside UTF-8."""
+    with pytest.raises(InvalidRequest, match=f"`{field}` is no text in UTF-8"):
+        validate(GenerationRequest(**{field: text}))
+
+
+@pytest.mark.parametrize("metadata", [SongMetadata(caption="\ud800"), SongMetadata(keyscale="\ud800")])
+def test_nor_is_it_in_metadata_or_in_the_negative_prompt(metadata):
+    with pytest.raises(InvalidRequest, match=r"`metadata\."):
+        validate(GenerationRequest(metadata=metadata))
+    with pytest.raises(InvalidRequest, match=r"`sampling\.negative_prompt`"):
+        validate(GenerationRequest(sampling=SamplingSettings(negative_prompt="\ud800")))

@@ -83,7 +83,7 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     log_total = (-drops).logsumexp(dim=-1, keepdim=True)
     # Whole numbers, so that the order in which a GPU adds them does not matter.
     mass = ((-drops - log_total).exp() * MASS_UNIT).long()
-    # All tokens below the far end together have less than 1 - top_p, so the crossing lies before it.
+    # All tokens below the far end together have less than 1 - top_p, so the crossing is before it.
     near = torch.zeros_like(log_total)
     far = (math.log(logits.shape[-1] / (1 - top_p)) - log_total).clamp(min=0) + 1e-3
     for _ in range(2):

@@ -76,7 +76,7 @@ class Source:
         """Put generated audio into the window and leave everything else as it was, to the bit.
 
         At a join the two are crossfaded over ``CROSSFADE_SAMPLES`` with a constant sum of gains, for both play the
-        same music there. The crossfade lies inside the window, and is as short as the recording that the window
+        same music there. The crossfade is inside the window, and is as short as the recording that the window
         has there to blend with: none where the source was extended from its very edge.
 
         Args:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from acestep.documents import DocumentError, read_document
 from acestep.errors import CheckpointInvalid, CheckpointNotFound
 
 Kind = Literal["official renderer", "diffusers renderer", "language model"]
@@ -126,9 +126,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointInvalid: no such file, or none of JSON, or another thing than an object.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointInvalid(f"{path} cannot be read: {error}") from error
+        value = read_document(path)
+    except DocumentError as error:
+        raise CheckpointInvalid(str(error)) from error
     if not isinstance(value, dict):
         raise CheckpointInvalid(f"{path} holds no JSON object")
     return value

@@ -11,6 +11,7 @@ from acestep.errors import CheckpointInvalid
 from acestep.planner.budget import CONTEXT_LIMIT, LanguageModel
 from acestep.weights.layout import CONFIG, read_json
 from acestep.weights.meta_modules import assign, empty_qwen3, restore_rotary_frequencies
+from acestep.weights.plausible import read_configuration
 from acestep.weights.tensor_files import TensorFiles
 from acestep.weights.text_tokenizer import load_vocabulary
 
@@ -32,7 +33,7 @@ def load_qwen3(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
     """
     try:
         # "sdpa" runs everywhere; what the file asks for may not be installed here.
-        config = Qwen3Config.from_dict(read_json(folder / CONFIG), attn_implementation="sdpa")
+        config = Qwen3Config.from_dict(read_configuration(folder / CONFIG), attn_implementation="sdpa")
         model = empty_qwen3(config)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         raise CheckpointInvalid(f"{folder / CONFIG} describes no Qwen3 model: {error!r}") from error

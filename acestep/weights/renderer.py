@@ -11,11 +11,12 @@ import torch
 
 from acestep.errors import CheckpointInvalid
 from acestep.renderer.models import AudioEncoderModels, RendererModels, trained_shift
-from acestep.weights.layout import CONFIG, DiffusersRenderer, OfficialRenderer, read_json
+from acestep.weights.layout import CONFIG, DiffusersRenderer, OfficialRenderer
 from acestep.weights.meta_modules import RENDERER_MODULES, assign, empty_module, restore_quantizer
 from acestep.weights.official_format import PREFIXES, SILENCE, is_turbo, module_arguments, official_name
+from acestep.weights.plausible import MOST_FRAMES, read_configuration
 from acestep.weights.qwen3 import load_qwen3
-from acestep.weights.tensor_files import TensorFiles
+from acestep.weights.tensor_files import TensorFiles, require_regular
 from acestep.weights.text_tokenizer import load_text_tokenizer
 
 OFFICIAL_STEM: Final = "model"
@@ -105,7 +106,7 @@ def official_modules(folder: Path) -> dict[str, Any]:
         CheckpointInvalid: the configuration describes no such modules.
     """
     with _configuration_errors(folder / CONFIG):
-        arguments = module_arguments(read_json(folder / CONFIG))
+        arguments = module_arguments(read_configuration(folder / CONFIG))
         return {role: empty_module(role, values) for role, values in arguments.items()}
 
 
@@ -121,6 +122,7 @@ def read_silence(path: Path) -> torch.Tensor:
     Raises:
         CheckpointInvalid: no such file, or none of a tensor like that.
     """
+    require_regular(path)
     try:
         silence = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -131,6 +133,10 @@ def read_silence(path: Path) -> torch.Tensor:
         ) from error
     if not isinstance(silence, torch.Tensor) or silence.dim() != 3 or silence.shape[0] != 1:
         raise CheckpointInvalid(f"{path} holds no tensor of shape [1, channels, frames]")
+    _require_few_frames(silence.shape[2], path)
+    # A tensor may repeat a few stored numbers over any size.
+    if silence.numel() > silence.untyped_storage().nbytes() // silence.element_size():
+        raise CheckpointInvalid(f"{path} holds a tensor of {silence.numel():,} numbers and stores fewer")
     return silence.transpose(1, 2).float().contiguous()
 
 
@@ -147,7 +153,7 @@ def _load_official(folder: Path, device: torch.device, dtype: torch.dtype) -> di
 def _load_official_tokenizer(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     role = "audio_tokenizer"
     with _configuration_errors(folder / CONFIG):
-        module = empty_module(role, module_arguments(read_json(folder / CONFIG))[role])
+        module = empty_module(role, module_arguments(read_configuration(folder / CONFIG))[role])
     files = TensorFiles.open(folder, OFFICIAL_STEM)
     others = [name for name in files.tensors if not name.startswith(PREFIXES[role])]
     assign({role: module}, files, official_name, device=device, dtype=dtype, ignored=others)
@@ -159,7 +165,11 @@ def _read_diffusers_silence(folder: Path) -> torch.Tensor:
     files = TensorFiles.open(folder, DIFFUSERS_STEM)
     if SILENCE not in files.tensors:
         raise CheckpointInvalid(f"{folder} lacks the tensor {SILENCE}")
-    silence = torch.empty(files.tensors[SILENCE].shape)
+    shape = files.tensors[SILENCE].shape
+    if len(shape) != 3 or shape[0] != 1:
+        raise CheckpointInvalid(f"{folder}: {SILENCE} has the shape {list(shape)}, not [1, frames, channels]")
+    _require_few_frames(shape[1], folder)
+    silence = torch.empty(shape)
     files.read_into({SILENCE: silence})
     return silence
 
@@ -169,7 +179,7 @@ def _load_diffusers_module(role: str, folder: Path, device: torch.device, dtype:
         way_out = _LEFT_OUT if role.startswith("audio_token") else "download it again"
         raise CheckpointInvalid(f"{folder} is missing: {way_out}")
     with _configuration_errors(folder / CONFIG):
-        module = empty_module(role, read_json(folder / CONFIG))
+        module = empty_module(role, read_configuration(folder / CONFIG))
     files = TensorFiles.open(folder, DIFFUSERS_STEM)
     if role == "condition_encoder" and SILENCE in files.tensors:
         # Its length is free; the class builds it for ten minutes.
@@ -179,6 +189,11 @@ def _load_diffusers_module(role: str, folder: Path, device: torch.device, dtype:
     if role == "audio_tokenizer":
         restore_quantizer(module)
     return module
+
+
+def _require_few_frames(frames: int, path: Path) -> None:
+    if not 1 <= frames <= MOST_FRAMES:
+        raise CheckpointInvalid(f"{path}: the encoded silence has {frames:,} frames, 1 ... {MOST_FRAMES:,} are read")
 
 
 def _require_channels(silence: torch.Tensor, condition_encoder: Any, path: Path) -> None:

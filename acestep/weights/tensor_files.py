@@ -1,12 +1,12 @@
 """Tensors in safetensors files, single or sharded, read piece by piece.
 
-A mapped page counts as this process's memory for as long as the file stays mapped. So a file is mapped anew for every
+A mapped page counts as this process's memory for as long as the file stays mapped. So a file is mapped again for every
 ``MAPPED_BYTES`` that were read: whatever the size of a checkpoint, that much is the cost of reading it.
 """
 
 from __future__ import annotations
 
-import json
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 
+from acestep.documents import is_lfs_pointer
 from acestep.errors import CheckpointInvalid
+from acestep.weights.layout import read_json
 
 MAPPED_BYTES: Final = 128 * 2**20
 """Most bytes of a file that are mapped and read at a time."""
@@ -140,17 +142,17 @@ class TensorFiles:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointInvalid(f"{index} is no index of shards: {error!r}") from error
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointInvalid(f"{index} is no index of shards: it has no weight_map of file names")
+    names = set(listed.values())
     if not names:
         raise CheckpointInvalid(f"{index} lists no shards")
     shards = []
-    for name in sorted(map(str, names)):
+    for name in sorted(names):
         # A name with folders in it could point out of the checkpoint.
         if Path(name).name != name:
-            raise CheckpointInvalid(f"{index} names {name!r}: a shard lies beside its index")
+            raise CheckpointInvalid(f"{index} names {name!r}: a shard must be next to its index")
         if not (index.parent / name).exists():
             raise CheckpointInvalid(f"{index} names {name}, which is not there: the checkpoint is incomplete")
         shards.append(index.parent / name)
@@ -164,9 +166,26 @@ def _described(path: Path) -> Iterator[tuple[str, StoredTensor]]:
             yield name, StoredTensor(path, tuple(described.get_shape()), described.get_dtype())
 
 
+def require_regular(path: Path) -> None:
+    """Make sure that a file of a checkpoint can be opened without waiting, and is no stand-in for its content.
+
+    Raises:
+        CheckpointInvalid: it is not there, is a pipe or a device, or a pointer of Git LFS.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointInvalid(f"there is no file {path}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointInvalid(f"{path} is not a regular file")
+    if is_lfs_pointer(path, status.st_size):
+        raise CheckpointInvalid(f"{path} is a pointer of Git LFS and not the file itself: fetch it by `git lfs pull`")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a file; the library's own messages do not say which one is damaged."""
+    require_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -60,11 +60,11 @@ def load_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
     """
     path = folder / TOKENIZER
     description = read_json(path)
-    added = description.get("added_tokens", [])
+    added = description.get("added_tokens") or []
     try:
         codes = {int(match[1]): token["id"] for token in added if (match := _CODE.fullmatch(token["content"]))}
         description["added_tokens"] = [token for token in added if not _CODE.fullmatch(token["content"])]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointInvalid(f"{path} lists added tokens in a form that is not known: {error!r}") from error
     tokenizer = _parsed(path, description)
     text_ids = tokenizer.get_vocab().values()

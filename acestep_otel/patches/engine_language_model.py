@@ -5,7 +5,6 @@ vLLM's own span of a request is made a child of the phase that sent it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -16,18 +15,16 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from acestep_otel import semconv
 from acestep_otel.patches.messages import input_messages, output_messages
 from acestep_otel.patches.patcher import CustomWrapper, Patch, Wrapper
+from acestep_otel.patches.phase_marks import decode_pass, grammar, prompt_pass
 from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition, StageRecorder
-from acestep_otel.recording.clock import Mark
 from acestep_otel.recording.guidance_share import current_guidance_share
 from acestep_otel.recording.redaction import file_names
 from acestep_otel.recording.trace_tree import (
     Attributes,
     AttributeValue,
-    RequestRecording,
     Stage,
     current_recording,
     never_raises,
-    running_phase,
 )
 
 if TYPE_CHECKING:
@@ -199,44 +196,6 @@ def _phase(span: str) -> StageDefinition:
     )
 
 
-@never_raises
-def _mark(recording: RequestRecording) -> Mark:
-    return recording.clock.mark()
-
-
-def _prefill(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = running_phase()
-    if running is None:
-        return wrapped(*args, **kwargs)
-    recording, phase = running
-    start = _mark(recording)
-    result = wrapped(*args, **kwargs)
-    end = _mark(recording)
-    if start is not None and end is not None:
-        phase.prefills.append((start, end))
-    return result
-
-
-def _decode_pass(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = running_phase()
-    result = wrapped(*args, **kwargs)
-    if running is not None:
-        recording, phase = running
-        if (mark := _mark(recording)) is not None:
-            phase.passes.append(mark)
-    return result
-
-
-def _constrained(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    running = running_phase()
-    if running is None:
-        return wrapped(*args, **kwargs)
-    start_ns = time.perf_counter_ns()
-    result = wrapped(*args, **kwargs)
-    running[1].constrained_ns += time.perf_counter_ns() - start_ns
-    return result
-
-
 _VLLM_BACKEND: Final = "acestep.planner.backends.vllm.backend"
 _ENGINE_PARAMETERS: Final = "gen_ai.request."
 
@@ -291,10 +250,10 @@ _BACKENDS: Final = (
     ("acestep.planner.backends.mlx.backend", "MlxBackend"),
 )
 _BACKEND_METHODS: Final[tuple[tuple[str, Wrapper], ...]] = (
-    ("prefill", _prefill),
-    ("decode", _decode_pass),
-    ("constrain", _constrained),
-    ("accept", _constrained),
+    ("prefill", prompt_pass),
+    ("decode", decode_pass),
+    ("constrain", grammar),
+    ("accept", grammar),
 )
 """Methods that every backend has for its passes and for the grammar."""
 

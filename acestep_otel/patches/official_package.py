@@ -1,291 +1,315 @@
-"""Patches of the released package ``ace-step`` 1.5, which calls itself ``acestep`` too.
+"""Patches of the released package ``ace-step`` 1.5, which calls itself ``acestep`` too: its requests, and the list.
 
 Its handler is one class in the first releases and a set of mixins later; both end in ``AceStepHandler``, where the
-names are looked up. What belongs to the checkpoint's own code (the transformer) has no class that could be named: it
-is wrapped on the loaded object, for as long as a request runs. A name that a version lacks turns off one span.
+names are looked up (``official_package_renderer``, ``official_package_language_model``). A name that a version lacks
+turns off one span. A request is opened whatever it was called with: each field is read by itself, and one that cannot
+be read is absent.
+
+The package reports failures in its results. Such a failure ends the spans that it concerns, with the exception that
+the package caught where one was seen.
 """
 
 from __future__ import annotations
 
-import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from acestep_otel import semconv
-from acestep_otel.patches.patcher import CustomWrapper, Patch, TemporaryPatches, Wrapper, device_named
-from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition, StageRecorder
+from acestep_otel.patches.official_package_language_model import (
+    LanguageModelPatches,
+    language_model_name,
+    reported_failure,
+)
+from acestep_otel.patches.official_package_renderer import SAVE, RendererPatches, renderer_name
+from acestep_otel.patches.patcher import Gaps, Patch, Wrapper, device_named
+from acestep_otel.patches.tolerant import argument, field, positive, readable, texts
+from acestep_otel.recording.call import Call, RequestDefinition, RequestStart
 from acestep_otel.recording.redaction import file_names
 from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.recording.trace_tree import (
     Attributes,
-    AttributeValue,
     Stage,
     current_recording,
     inside_request,
-    never_raises,
-    running_phase,
-    take_over,
 )
-from acestep_otel.settings import Detail
 
 _HANDLER: Final = "acestep.handler"
 _LANGUAGE_MODEL: Final = "acestep.llm_inference"
-_TEXTS: Final = {"query": semconv.QUERY, "caption": semconv.CAPTION, "lyrics": semconv.LYRICS}
-_LENGTHS: Final = {
-    "query": semconv.QUERY_LENGTH,
-    "caption": semconv.CAPTION_LENGTH,
-    "lyrics": semconv.LYRICS_LENGTH,
+_INFERENCE: Final = "acestep.inference"
+_PHASES: Final = (semconv.LM_COT, semconv.LM_CODES)
+_GRAMMAR: Final = "acestep.constrained_logits_processor"
+_RUNS_NO_LM: Final = frozenset({"cover", "cover-nofsq", "repaint", "extract"})
+"""Tasks for which no version asks the language model for codes."""
+
+_TEXTS: Final = {
+    "query": (semconv.QUERY, semconv.QUERY_LENGTH),
+    "caption": (semconv.CAPTION, semconv.CAPTION_LENGTH),
+    "lyrics": (semconv.LYRICS, semconv.LYRICS_LENGTH),
 }
-
-
-class GenerationFailed(Exception):
-    """A result that says it failed. Its message, which may quote the request, is left out."""
+"""Attributes of what the user wrote: the text itself, and its length."""
 
 
 def patches(tracer: RequestTracer) -> list[Patch]:
     """Every patch of the package, bound to a tracer."""
-    handler = _Handler(tracer)
+    gaps = Gaps()
+    renderer = RendererPatches(tracer, gaps)
+    language_model = LanguageModelPatches(tracer, gaps)
+    understand, create, write = (
+        _text_request(span) for span in (semconv.UNDERSTAND_MUSIC, semconv.CREATE_SAMPLE, semconv.FORMAT_SAMPLE)
+    )
+    direct = partial(_direct, tracer)
+    planning = language_model.planning
     return [
-        Patch("acestep.inference", "generate_music", _SONG),
-        Patch("acestep.inference", "understand_music", _text_request(semconv.UNDERSTAND_MUSIC)),
-        Patch("acestep.inference", "create_sample", _text_request(semconv.CREATE_SAMPLE)),
-        Patch("acestep.inference", "format_sample", _text_request(semconv.FORMAT_SAMPLE)),
-        Patch(_HANDLER, "AceStepHandler.generate_music", handler.generate_music),
-        Patch(_HANDLER, "AceStepHandler.service_generate", handler.service_generate),
-        Patch(_HANDLER, "AceStepHandler._decode_generate_music_pred_latents", handler.decode, optional=True),
-        Patch(_HANDLER, "AceStepHandler.tiled_decode", handler.decode),
-        Patch(_LANGUAGE_MODEL, "LLMHandler.generate_with_stop_condition", _PLANNING),
-        Patch(_LANGUAGE_MODEL, "LLMHandler.understand_audio_from_codes", _PLANNING),
-        Patch(_LANGUAGE_MODEL, "LLMHandler.create_sample_from_query", _PLANNING),
-        Patch(_LANGUAGE_MODEL, "LLMHandler.format_sample_from_input", _PLANNING),
-        Patch(_LANGUAGE_MODEL, "LLMHandler.generate_from_formatted_prompt", CustomWrapper(_phase)),
-        Patch("nanovllm.engine.llm_engine", "LLMEngine.step", _engine_step),
+        # A server may have imported these before anything was instrumented.
+        Patch(_INFERENCE, "generate_music", _SONG, everywhere=True),
+        Patch(_INFERENCE, "understand_music", understand, everywhere=True),
+        Patch(_INFERENCE, "create_sample", create, everywhere=True),
+        Patch(_INFERENCE, "format_sample", write, everywhere=True),
+        Patch(_HANDLER, "AceStepHandler.initialize_service", renderer.initialize, spans=(semconv.MODEL_LOAD,)),
+        Patch(
+            _HANDLER,
+            "AceStepHandler.generate_music",
+            direct(_HANDLER_SONG, renderer.generate_music),
+            spans=(semconv.CONDITION, semconv.DIT, semconv.VAE_TILE),
+        ),
+        Patch(
+            _HANDLER,
+            "AceStepHandler._run_generate_music_service_with_progress",
+            renderer.hand_over,
+            optional=True,
+            spans=(semconv.CONDITION, semconv.DIT),
+        ),
+        Patch(
+            _HANDLER,
+            "AceStepHandler.service_generate",
+            renderer.service_generate,
+            spans=(semconv.CONDITION, semconv.DIT, semconv.DIT_STEP),
+        ),
+        Patch(
+            _HANDLER, "AceStepHandler._mlx_run_diffusion", renderer.mlx_diffusion, optional=True, spans=(semconv.DIT,)
+        ),
+        Patch(
+            _HANDLER,
+            "AceStepHandler._decode_generate_music_pred_latents",
+            renderer.decode,
+            optional=True,
+            spans=(semconv.VAE_DECODE,),
+        ),
+        Patch(_HANDLER, "AceStepHandler.tiled_decode", renderer.decode, spans=(semconv.VAE_DECODE,)),
+        Patch(_HANDLER, "AceStepHandler.tiled_encode", renderer.encode, optional=True, spans=(semconv.VAE_ENCODE,)),
+        Patch(
+            _HANDLER,
+            "AceStepHandler._recursive_to_device",
+            renderer.move,
+            optional=True,
+            spans=(semconv.OFFLOAD_MOVE,),
+        ),
+        Patch("acestep.audio_utils", "AudioSaver.save_audio", SAVE),
+        Patch(_LANGUAGE_MODEL, "LLMHandler.initialize", language_model.initialize, spans=(semconv.MODEL_LOAD,)),
+        Patch(_LANGUAGE_MODEL, "LLMHandler.generate_with_stop_condition", planning, spans=(semconv.LM,)),
+        Patch(
+            _LANGUAGE_MODEL,
+            "LLMHandler.understand_audio_from_codes",
+            direct(understand, planning),
+            spans=(semconv.UNDERSTAND_MUSIC, semconv.LM),
+        ),
+        Patch(
+            _LANGUAGE_MODEL,
+            "LLMHandler.create_sample_from_query",
+            direct(create, planning),
+            optional=True,
+            spans=(semconv.CREATE_SAMPLE, semconv.LM),
+        ),
+        Patch(
+            _LANGUAGE_MODEL,
+            "LLMHandler.format_sample_from_input",
+            direct(write, planning),
+            optional=True,
+            spans=(semconv.FORMAT_SAMPLE, semconv.LM),
+        ),
+        *(
+            Patch(
+                _LANGUAGE_MODEL,
+                f"LLMHandler.{runner}",
+                language_model.run_phase,
+                optional=runner == "_run_mlx",
+                spans=_PHASES,
+            )
+            for runner in ("_run_vllm", "_run_pt", "_run_mlx")
+        ),
+        Patch(
+            _LANGUAGE_MODEL,
+            "LLMHandler._generate_with_cfg_custom",
+            language_model.guided_prompts,
+            optional=True,
+            spans=_PHASES,
+        ),
+        *(
+            Patch(
+                _GRAMMAR,
+                f"MetadataConstrainedLogitsProcessor.{name}",
+                language_model.grammar,
+                spans=_PHASES,
+            )
+            for name in ("__call__", "update_state")
+        ),
+        Patch(
+            "nanovllm.engine.scheduler",
+            "Scheduler.add",
+            language_model.engine_add,
+            spans=_PHASES,
+        ),
+        Patch(
+            "nanovllm.engine.llm_engine",
+            "LLMEngine.step",
+            language_model.engine_step,
+            spans=_PHASES,
+        ),
     ]
 
 
-def _failure(result: Any) -> BaseException | None:
-    return None if result.success else GenerationFailed()
+def _direct(tracer: RequestTracer, request: RequestDefinition, stage: Wrapper) -> Wrapper:
+    """A method that lies inside a request, and is a request of its own where an application calls it directly."""
 
-
-def _song_start(call: Call, capture_content: bool) -> RequestStart:
-    handler, params, config = (call.arguments[name] for name in ("dit_handler", "params", "config"))
-    attributes: dict[str, AttributeValue] = {
-        **_common(handler),
-        semconv.REQUEST_MODEL: _model(handler, "acestep-v15"),
-        semconv.OUTPUT_TYPE: "music",
-        semconv.REQUEST_CHOICE_COUNT: config.batch_size,
-        semconv.BATCH_SIZE: config.batch_size,
-        semconv.TASK: params.task_type,
-        semconv.THINKING: bool(params.thinking),
-        semconv.DIT_STEPS_REQUESTED: params.inference_steps,
-        **_written({"caption": params.caption, "lyrics": params.lyrics}, capture_content),
-    }
-    if params.duration and params.duration > 0:
-        attributes[semconv.AUDIO_DURATION_REQUESTED] = float(params.duration)
-    # Not in all versions.
-    others = (str(getattr(params, name, "")) for name in ("instruction", "lm_negative_prompt"))
-    texts = (params.caption, params.lyrics, *others, *file_names(params.src_audio, params.reference_audio))
-    return RequestStart(device_named(str(handler.device)), attributes, texts)
-
-
-def _text_request(span: str) -> RequestDefinition:
-    return RequestDefinition(span, _text_start, failure=_failure)
-
-
-def _text_start(call: Call, capture_content: bool) -> RequestStart:
-    handler = call.arguments["llm_handler"]
-    written = {text: str(call.arguments[text]) for text in _TEXTS if text in call.arguments}
-    attributes = {
-        **_common(handler),
-        semconv.REQUEST_MODEL: _model(handler, "acestep-5Hz-lm"),
-        semconv.OUTPUT_TYPE: "text",
-        **_written(written, capture_content),
-    }
-    return RequestStart(device_named(str(handler.device)), attributes, tuple(written.values()))
-
-
-def _made(_call: Call, result: Any) -> Attributes:
-    if not result.audios:
-        return {}
-    first = result.audios[0]
-    return {semconv.AUDIO_DURATION: first["tensor"].shape[-1] / float(first["sample_rate"])}
-
-
-class _Handler:
-    """The patches of ``AceStepHandler``, which share what they know about running requests."""
-
-    def __init__(self, tracer: RequestTracer) -> None:
-        self._tracer = tracer
-        self._methods = TemporaryPatches()
-        self._contexts: WeakKeyDictionary[Any, list[contextvars.Context]] = WeakKeyDictionary()
-
-    def generate_music(
-        self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """The renderer's part of a request; later versions run it in a thread that knows nothing of its caller."""
-        if not inside_request():
-            return wrapped(*args, **kwargs)
-        context = contextvars.copy_context()
-        running = self._contexts.setdefault(instance, [])
-        running.append(context)
-        try:
-            with self._methods.wrapped(getattr(instance, "vae", None), "decode", self._decode_call):
-                return wrapped(*args, **kwargs)
-        finally:
-            running.remove(context)
-
-    def service_generate(
-        self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Conditioning, up to the transformer's first call, and the diffusion loop from there on."""
-
-        def run() -> Any:
-            self._tracer.begin(_CONDITION)
-            decoder = getattr(getattr(instance, "model", None), "decoder", None)
-            with self._methods.wrapped(decoder, "forward", self._denoise_step):
-                result = wrapped(*args, **kwargs)
-            self._tracer.end(semconv.CONDITION)
-            self._tracer.end(semconv.DIT, lambda loop: {semconv.DIT_STEPS: len(loop.children)} if loop.children else {})
-            return result
-
-        def run_for_caller() -> Any:
-            take_over()
-            return run()
-
-        callers = self._contexts.get(instance, [])
-        # With two callers at once nobody can say whose thread this is: no span rather than one in the wrong trace.
-        if inside_request() or len(callers) != 1:
-            return run()
-        # A context cannot be entered twice, so the thread gets a copy of its caller's.
-        return callers[0].copy().run(run_for_caller)
-
-    def decode(self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The decode of all tiles; of nested ones the outermost counts."""
-        call = Call(wrapped, instance, args, kwargs)
-        return call.run() if _running(semconv.VAE_DECODE) is not None else self._tracer.stage(_VAE_DECODE, call)
-
-    def _decode_call(
-        self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        definition = _VAE_DECODE if _running(semconv.VAE_DECODE) is None else _VAE_TILE
-        return self._tracer.stage(definition, Call(wrapped, instance, args, kwargs))
-
-    def _denoise_step(
-        self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        self._tracer.end(semconv.CONDITION)
-        self._tracer.begin(_DIT)
-        return self._tracer.stage(_DIT_STEP, Call(wrapped, instance, args, kwargs))
-
-
-def _running(name: str) -> Stage | None:
-    recording = current_recording()
-    return None if recording is None else recording.running(name)
-
-
-def _position(loop: str, attribute: str, _call: Call) -> Attributes:
-    """Index of a step or tile: the stage itself is the last child of its loop."""
-    running = _running(loop)
-    return {} if running is None else {attribute: len(running.children) - 1}
-
-
-def _count(attribute: str, _call: Call, stage: Stage, _result: Any) -> Attributes:
-    return {attribute: len(stage.children)} if stage.children else {}
-
-
-def _lm_attributes(call: Call) -> Attributes:
-    return _language_model(call.instance)
-
-
-def _phase(recorder: StageRecorder) -> Wrapper:
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if inside_request():
+            return stage(wrapped, instance, args, kwargs)
         call = Call(wrapped, instance, args, kwargs)
-        name = _phase_name(call) if current_recording() is not None else None
-        return call.run() if name is None else recorder.stage(_PHASES[name], call)
+        definition = RequestDefinition(
+            request.span,
+            start=lambda _call, capture_content: request.start(call, capture_content),
+            attributes_after=lambda _call, result: request.attributes_after(call, result),
+            failure=request.failure,
+        )
+        return tracer.request(definition, Call(stage, None, (wrapped, instance, args, kwargs), {}))
 
     return wrapper
 
 
-@never_raises
-def _phase_name(call: Call) -> str | None:
-    name = (call.arguments["cfg"] or {}).get("generation_phase", "cot")
-    return name if name in _PHASES else None
-
-
-def _engine_step(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One pass of the engine: it says how many tokens were read (above zero) or written (below)."""
-    running = running_phase()
-    if running is None:
-        return wrapped(*args, **kwargs)
-    recording, phase = running
-    mark = never_raises(recording.clock.mark)
-    start = mark()
-    outputs, tokens = wrapped(*args, **kwargs)
-    end = mark()
-    if start is not None and end is not None:
-        if tokens > 0:
-            phase.prefills.append((start, end))
-        phase.passes.append(end)
-    return outputs, tokens
-
-
-def _language_model(handler: Any) -> Attributes:
-    return {
-        semconv.OPERATION_NAME: "generate_content",
-        semconv.PROVIDER_NAME: "ace_step",
-        semconv.REQUEST_MODEL: _model(handler, "acestep-5Hz-lm"),
-        semconv.LM_BACKEND: str(handler.llm_backend),
+def _song_start(call: Call, capture_content: bool) -> RequestStart:
+    handler, lm, params, config = (argument(call, name) for name in ("dit_handler", "llm_handler", "params", "config"))
+    task, seconds = field(params, "task_type"), positive(field(params, "duration"))
+    written = {name: field(params, name) for name in ("caption", "lyrics")}
+    values = {
+        **_about_renderer(handler),
+        semconv.REQUEST_CHOICE_COUNT: field(config, "batch_size"),
+        semconv.TASK: task,
+        # As far as it is known before: corrected by what ran.
+        semconv.THINKING: bool(field(params, "thinking"))
+        and bool(field(lm, "llm_initialized"))
+        and task not in _RUNS_NO_LM
+        and not field(params, "audio_codes"),
+        semconv.DIT_STEPS_REQUESTED: field(params, "inference_steps"),
+        semconv.AUDIO_DURATION_REQUESTED: seconds,
     }
+    others = (
+        field(params, name)
+        for name in (
+            "instruction",
+            "global_caption",
+            "lm_negative_prompt",
+            "flow_edit_source_caption",
+            "flow_edit_source_lyrics",
+        )
+    )
+    files = file_names(*texts((field(params, "src_audio"), field(params, "reference_audio"))))
+    return _request_start(handler, values, written, capture_content, (*others, *files))
 
 
-def _common(handler: Any) -> dict[str, AttributeValue]:
+def _handler_song_start(call: Call, capture_content: bool) -> RequestStart:
+    written = {"caption": argument(call, "captions"), "lyrics": argument(call, "lyrics")}
+    values = {
+        **_about_renderer(call.instance),
+        semconv.REQUEST_CHOICE_COUNT: argument(call, "batch_size"),
+        semconv.TASK: argument(call, "task_type"),
+        semconv.THINKING: False,
+        semconv.DIT_STEPS_REQUESTED: argument(call, "inference_steps"),
+        semconv.AUDIO_DURATION_REQUESTED: positive(argument(call, "audio_duration")),
+    }
+    files = file_names(*texts((argument(call, "src_audio"), argument(call, "reference_audio"))))
+    return _request_start(call.instance, values, written, capture_content, (argument(call, "instruction"), *files))
+
+
+def _text_start(call: Call, capture_content: bool) -> RequestStart:
+    handler = call.instance if call.instance is not None else argument(call, "llm_handler")
+    written = {name: argument(call, name) for name in _TEXTS}
+    codes = argument(call, "audio_codes")
+    values = {
+        **_about(handler),
+        semconv.REQUEST_MODEL: language_model_name(handler),
+        semconv.OUTPUT_TYPE: "text",
+        semconv.INSTRUMENTAL: argument(call, "instrumental"),
+        semconv.AUDIO_CODES_COUNT: codes.count("<|audio_code_") if isinstance(codes, str) else None,
+    }
+    return _request_start(handler, values, written, capture_content, ())
+
+
+def _request_start(
+    handler: Any, values: Attributes, written: dict[str, Any], capture_content: bool, others: Iterable[Any]
+) -> RequestStart:
+    for name, text in written.items():
+        content, length = _TEXTS[name]
+        if (said := texts((text,))) and text:
+            values = {**values, length: sum(map(len, said))}
+            if capture_content:
+                values = {**values, content: "\n".join(said)}
+    device = field(handler, "device")
+    return RequestStart(
+        device_named("cpu" if device is None else str(device)), readable(values), texts((*written.values(), *others))
+    )
+
+
+def _about(handler: Any) -> dict[str, Any]:
+    dtype = field(handler, "dtype")
     return {
         semconv.OPERATION_NAME: "generate_content",
         semconv.PROVIDER_NAME: "ace_step",
-        semconv.DEVICE: str(handler.device),
-        semconv.DTYPE: str(handler.dtype).removeprefix("torch."),
+        semconv.DEVICE: field(handler, "device"),
+        semconv.DTYPE: None if dtype is None else str(dtype).removeprefix("torch."),
         semconv.WEIGHTS: "checkpoint",
     }
 
 
-def _model(handler: Any, otherwise: str) -> str:
-    """The model's name where the handler remembers what it was set up with."""
-    parameters: Mapping[str, Any] = getattr(handler, "last_init_params", None) or {}
-    path = parameters.get("config_path") or parameters.get("lm_model_path") or otherwise
-    return str(path).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+def _about_renderer(handler: Any) -> dict[str, Any]:
+    return {
+        **_about(handler),
+        semconv.REQUEST_MODEL: renderer_name(handler),
+        semconv.OUTPUT_TYPE: "music",
+        semconv.OFFLOAD: field(handler, "offload_to_cpu"),
+        semconv.OFFLOAD_DIT: field(handler, "offload_dit_to_cpu"),
+        semconv.QUANTIZATION: field(handler, "quantization") or "none",
+        semconv.COMPILED: field(handler, "compiled"),
+    }
 
 
-def _written(texts: Mapping[str, str], capture_content: bool) -> dict[str, AttributeValue]:
-    """Lengths of what the user wrote, and the texts after opt-in."""
-    attributes: dict[str, AttributeValue] = {_LENGTHS[name]: len(text) for name, text in texts.items()}
-    if capture_content:
-        attributes |= {_TEXTS[name]: text for name, text in texts.items()}
-    return attributes
-
-
-_PLANNING: Final = StageDefinition(semconv.LM, device_clock=False, attributes_before=_lm_attributes)
-_PHASES: Final = {
-    name: StageDefinition(
-        span, device_clock=False, tracks_memory=True, is_lm_phase=True, attributes_before=_lm_attributes
+def _made(_call: Call, result: Any) -> Attributes:
+    """What the request made, counted: the package may make fewer songs than it was asked for."""
+    audios = field(result, "audios") or []
+    first = audios[0] if audios else None
+    frames, rate = getattr(field(first, "tensor"), "shape", (None,))[-1], field(first, "sample_rate")
+    recording = current_recording()
+    stages = list(_below(recording.root)) if recording is not None else []
+    loops = [stage for stage in stages if stage.name == semconv.DIT]
+    return readable(
+        {
+            semconv.BATCH_SIZE: len(audios) or None,
+            semconv.AUDIO_DURATION: frames / rate if frames and rate else None,
+            semconv.THINKING: any(stage.name == semconv.LM_CODES for stage in stages) if recording else None,
+            semconv.DIT_STEPS: loops[-1].attributes.get(semconv.DIT_STEPS) if loops else None,
+        }
     )
-    for name, span in (("cot", semconv.LM_COT), ("codes", semconv.LM_CODES))
-}
-"""Phases by the name that the handler gives them; its third, ``understand``, is both in one."""
-_CONDITION: Final = StageDefinition(semconv.CONDITION, tracks_memory=True)
-_DIT: Final = StageDefinition(semconv.DIT, tracks_memory=True)
-_DIT_STEP: Final = StageDefinition(
-    semconv.DIT_STEP,
-    detail=Detail.STEP,
-    attributes_before=partial(_position, semconv.DIT, semconv.DIT_STEP_INDEX),
-)
-_VAE_DECODE: Final = StageDefinition(
-    semconv.VAE_DECODE, tracks_memory=True, attributes_after=partial(_count, semconv.VAE_TILES)
-)
-_VAE_TILE: Final = StageDefinition(
-    semconv.VAE_TILE,
-    detail=Detail.STEP,
-    attributes_before=partial(_position, semconv.VAE_DECODE, semconv.VAE_TILE_INDEX),
-)
-_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _song_start, _made, failure=_failure)
+
+
+def _below(stage: Stage) -> Iterable[Stage]:
+    for child in stage.children:
+        yield child
+        yield from _below(child)
+
+
+def _text_request(span: str) -> RequestDefinition:
+    return RequestDefinition(span, _text_start, failure=reported_failure)
+
+
+_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _song_start, _made, failure=reported_failure)
+_HANDLER_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _handler_song_start, _made, failure=reported_failure)

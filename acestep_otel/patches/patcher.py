@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import wrapt
 
+from acestep_otel import semconv
 from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition, StageRecorder
 
 if TYPE_CHECKING:
@@ -45,12 +46,24 @@ class Patch:
         path: name inside it, dotted for a method.
         record: how a call of it is recorded; a plain wrapper is called in the function's place.
         optional: whether some versions of the library are known to lack it.
+        spans: names of the spans that depend on it, where ``record`` does not say so itself.
+        everywhere: whether a function is also replaced in modules that imported it by name before it was patched.
     """
 
     module: str
     path: str
     record: RequestDefinition | StageDefinition | LoadDefinition | CustomWrapper | Wrapper
     optional: bool = False
+    spans: tuple[str, ...] = ()
+    everywhere: bool = False
+
+    @property
+    def affects(self) -> tuple[str, ...]:
+        """Names of the spans that are missing, or less complete, in a version that lacks the function."""
+        record = self.record
+        if isinstance(record, LoadDefinition):
+            return (semconv.MODEL_LOAD,)
+        return (record.span,) if isinstance(record, RequestDefinition | StageDefinition) else self.spans
 
     def wrapper(self, recorder: StageRecorder) -> Wrapper:
         """What is called in the function's place."""
@@ -85,6 +98,7 @@ class Patcher:
         self._wanted: dict[str, list[tuple[Patch, Callable[[], bool]]]] = {}
         self._hooked: set[str] = set()
         self._applied: list[tuple[Any, str, Any, bool]] = []
+        self._everywhere: list[tuple[Any, str, Any]] = []
 
     def apply(self, patches: Iterable[Patch], applicable: Callable[[], bool] = lambda: True) -> None:
         """Patch every function whose module is loaded; the others follow their module.
@@ -105,8 +119,12 @@ class Patcher:
                 wrapt.register_post_import_hook(self._patch, module)
 
     def remove(self) -> None:
-        """Restore every original, newest first."""
+        """Restore every original, newest first, also where modules imported what stood in its place."""
         self._wanted.clear()
+        for owner, name, original in self._everywhere:
+            for holder, held in _importers(vars(owner)[name], owner):
+                setattr(holder, held, original)
+        self._everywhere.clear()
         while self._applied:
             owner, name, original, own = self._applied.pop()
             if own:
@@ -128,12 +146,49 @@ class Patcher:
             except AttributeError:
                 # A name that this version of the library lacks turns off one span, not the layer.
                 level = logging.DEBUG if patch.optional else logging.WARNING
-                logger.log(level, "no %s.%s in this version: it will not be traced", patch.module, patch.path)
+                logger.log(
+                    level,
+                    "no %s.%s in this version: it will not be traced (%s)",
+                    patch.module,
+                    patch.path,
+                    ", ".join(patch.affects) or "details of its span",
+                )
                 continue
-            own = name in vars(owner)
-            self._applied.append((owner, name, vars(owner).get(name, original), own))
-            wrapper = patch.wrapper(self._recorder)
-            setattr(owner, name, wrapt.FunctionWrapper(vars(owner).get(name, original), wrapper))
+            wrapper = wrapt.FunctionWrapper(vars(owner).get(name, original), patch.wrapper(self._recorder))
+            self._applied.append((owner, name, vars(owner).get(name, original), name in vars(owner)))
+            setattr(owner, name, wrapper)
+            if patch.everywhere:
+                self._everywhere.append((owner, name, original))
+                for holder, held in _importers(original, owner):
+                    setattr(holder, held, wrapper)
+
+
+def _importers(function: Any, owner: Any) -> Iterator[tuple[ModuleType, str]]:
+    """Modules that hold a function under a name of their own, and that name: ``from owner import function``."""
+    for module in list(sys.modules.values()):
+        if module is owner or not isinstance(module, ModuleType):
+            continue
+        for name, value in list(vars(module).items()):
+            if value is function:
+                yield module, name
+
+
+class Gaps:
+    """Says once, by name, what is missing from the traces of this process, and why."""
+
+    def __init__(self) -> None:
+        self._named: set[str] = set()
+
+    def met(self, what: str, why: str) -> None:
+        """A gap that was met at run time.
+
+        Args:
+            what: names of the spans that are missing.
+            why: what was not as expected.
+        """
+        if what not in self._named:
+            self._named.add(what)
+            logger.warning("%s will be missing: %s", what, why)
 
 
 @dataclass(slots=True)

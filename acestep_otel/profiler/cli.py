@@ -5,8 +5,9 @@ Exit codes: 0 done; 1 the run failed; 2 wrong usage or set-up; 130 and 143 ended
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -15,12 +16,16 @@ import cloup
 from click.core import ParameterSource
 from cloup import option, option_group
 
+from acestep.documents import is_text, shown
+from acestep.types import BackendName
 from acestep_otel import __version__
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defaults
+from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, FileDefaults, read_defaults
 from acestep_otel.profiler.errors import RunFailed
+from acestep_otel.profiler.numbers import Number, WholeNumber
 from acestep_otel.profiler.options import DEFAULTS, Mode, Options, require_available
 from acestep_otel.profiler.subcommands import CHECKPOINT_DIR, SUBCOMMANDS
+from acestep_otel.profiler.terminal import echo, finish, prepare
 from acestep_otel.sdk.variables import require_variables
 from acestep_otel.shutdown import INTERRUPTED, exit_on_terminate
 
@@ -29,6 +34,15 @@ FAILED: Final = 1
 USAGE: Final = 2
 """Exit code of wrong usage or set-up."""
 
+MOST_SECONDS: Final = 604_800.0
+"""A week: the longest that anything is waited for."""
+
+_FILE_DEFAULTS: Final = f"{__name__}.file_defaults"
+_WORDS: Final = {
+    "device": (re.compile(r"auto|cuda(:[0-9]{1,4})?|mps|cpu"), "auto, cuda, cuda:N, mps or cpu"),
+    "lm_backend": (re.compile(r"auto|vllm|pt|mlx"), "auto, vllm, pt or mlx"),
+}
+"""What may be said, where that is known without loading anything."""
 _FROM_EXAMPLE: Final = "from example"
 _FILE: Final = click.Path(path_type=Path)
 _FOLDER: Final = click.Path(path_type=Path, file_okay=False)
@@ -42,8 +56,23 @@ class _Command(cloup.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each of its values, then parse as usual."""
-        ctx.default_map = read_defaults(ENVIRONMENT_FILE)
+        require_text(args)
+        defaults = read_defaults(ENVIRONMENT_FILE)
+        ctx.default_map = dict(defaults.values)
+        ctx.meta[_FILE_DEFAULTS] = defaults
         return super().parse_args(ctx, list(repeat_flag("--tiers", args)))
+
+
+def require_text(arguments: Sequence[str]) -> None:
+    """Refuse an argument with bytes outside UTF-8: no result, page or span could hold it.
+
+    Raises:
+        SetupError: naming it, and the option before it.
+    """
+    for position, argument in enumerate(arguments):
+        if not is_text(argument):
+            before = arguments[position - 1] if position and arguments[position - 1].startswith("--") else ""
+            raise SetupError(f"{before} {shown(argument)[:200]} is not UTF-8 text: rename or retype it".strip())
 
 
 def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
@@ -59,8 +88,27 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
+# The first character keeps click from joining the lines.
+_EXAMPLES: Final = """\b
+Examples:
+  Nothing downloaded yet, seconds on a CPU:
+    acestep-otel --tiny --thinking --report report.html
+  The released models, fetched once (several GB):
+    acestep-otel --download --thinking --llm-debug
+  Real speed and memory without weights:
+    acestep-otel --weights synthetic --report report.html
+  Before against after, or one card against another:
+    acestep-otel --mode benchmark --benchmark-output a.json
+    acestep-otel compare a.json b.json
+  Traces and metrics to a collector, checked first:
+    acestep-otel doctor --otlp-endpoint http://localhost:4317
+    acestep-otel --tiny --otlp-endpoint http://localhost:4317
+"""
+
+
 @cloup.group(
     cls=_Command,
+    epilog=_EXAMPLES,
     invoke_without_command=True,
     subcommand_metavar="[COMMAND ...]",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},
@@ -77,7 +125,7 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     ),
     option(
         "--lm-backend",
-        type=click.Choice(["auto", "vllm", "pt", "mlx"]),
+        metavar=f"[{'|'.join(get_args(BackendName))}]",
         default=DEFAULTS.lm_backend,
         envvar=VARIABLES["lm_backend"],
         help="Language-model backend. auto: vllm on CUDA and mlx on MPS if installed, otherwise pt.",
@@ -108,25 +156,29 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
 )
 @option_group(
     "Generation Parameters",
-    option("--duration", type=float, show_default=_FROM_EXAMPLE, help="Audio duration in seconds, 10 to 600."),
-    option("--batch-size", type=int, show_default=_FROM_EXAMPLE, help="Songs per request, 1 to 8."),
-    option("--inference-steps", type=int, show_default=_FROM_EXAMPLE, help="Denoising steps."),
+    option("--duration", type=Number(), show_default=_FROM_EXAMPLE, help="Audio duration in seconds, 10 to 600."),
+    option("--batch-size", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Songs per request, 1 to 8."),
+    option("--inference-steps", type=WholeNumber(), show_default=_FROM_EXAMPLE, help="Denoising steps."),
     option(
         "--seed",
-        type=int,
+        type=WholeNumber(),
         show_default=_FROM_EXAMPLE,
         help="Seed of the first song; a negative value selects a random seed.",
     ),
     option(
         "--guidance-scale",
-        type=float,
+        type=Number(),
         default=DEFAULTS.guidance_scale,
         help="Guidance scale of the DiT; turbo models do not use it.",
     ),
 )
 @option_group(
     "LLM / CoT Parameters",
-    option("--thinking", is_flag=True, help="The language model generates audio codes."),
+    option(
+        "--thinking",
+        is_flag=True,
+        help="The language model reasons (chain of thought) and writes audio codes, which the DiT follows.",
+    ),
     option("--use-cot-metas", is_flag=True, help="The language model decides tempo, key and time signature."),
     option("--use-cot-caption", is_flag=True, help="The language model rewrites the caption."),
     option("--use-cot-language", is_flag=True, help="The language model decides the language of the vocals."),
@@ -137,12 +189,15 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     ),
     option(
         "--lm-temperature",
-        type=float,
+        type=Number(),
         default=DEFAULTS.lm_temperature,
         help="Sampling temperature of the language model; 0 is greedy.",
     ),
     option(
-        "--lm-cfg-scale", type=float, default=DEFAULTS.lm_cfg_scale, help="Guidance scale of the audio codes; 1 is off."
+        "--lm-cfg-scale",
+        type=Number(),
+        default=DEFAULTS.lm_cfg_scale,
+        help="Guidance scale of the audio codes; 1 is off.",
     ),
 )
 @option_group(
@@ -157,7 +212,7 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     "Tier-Test Options",
     option(
         "--tiers",
-        type=click.IntRange(min=1),
+        type=WholeNumber(min=1, max=100_000),
         multiple=True,
         default=DEFAULTS.tiers,
         show_default=" ".join(map(str, DEFAULTS.tiers)),
@@ -203,21 +258,21 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     "Task Options",
     option(
         "--repainting-start",
-        type=float,
+        type=Number(),
         default=DEFAULTS.repainting_start,
         metavar="SECONDS",
         help="Start of the window of repaint and lego; a negative value extends the song before its start.",
     ),
     option(
         "--repainting-end",
-        type=float,
+        type=Number(),
         show_default="end of the source",
         metavar="SECONDS",
         help="End of the window; a value beyond the source extends the song.",
     ),
     option(
         "--audio-cover-strength",
-        type=float,
+        type=Number(),
         default=DEFAULTS.audio_cover_strength,
         help="Share of the steps, 0 to 1, that follow the source (cover) or the audio codes; the rest follow the text.",
     ),
@@ -230,10 +285,15 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
 )
 @option_group(
     "Measurement",
-    option("--repeat", type=int, default=DEFAULTS.repeat, help="Runs of each benchmark cell: median, minimum, spread."),
+    option(
+        "--repeat",
+        type=WholeNumber(min=1, max=10_000),
+        default=DEFAULTS.repeat,
+        help="Runs of each benchmark cell: median, minimum, spread.",
+    ),
     option(
         "--tier-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, max=MOST_SECONDS, min_open=True),
         default=DEFAULTS.tier_timeout,
         metavar="SECONDS",
         help="Time limit of a run of a tier test, loading included; after it the process is killed.",
@@ -267,7 +327,7 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     option("--report", type=_FILE, show_default="none", help="Write an HTML report."),
     option(
         "--lyrics-token-limit",
-        type=int,
+        type=WholeNumber(),
         default=DEFAULTS.lyrics_token_limit,
         help="Maximum tokens of lyrics in the modes understand, create_sample and format_sample.",
     ),
@@ -295,7 +355,7 @@ def repeat_flag(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     ),
     option(
         "--prometheus-port",
-        type=click.IntRange(1, 65_535),
+        type=WholeNumber(1, 65_535),
         show_default="none",
         help="Serve metrics for Prometheus to scrape, without a collector: http://localhost:PORT/metrics.",
     ),
@@ -310,6 +370,7 @@ def command(context: click.Context, /, **values: Any) -> None:
         for name in ("config_path", "lm_model"):
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise SetupError(f"--tiny chooses the models itself: leave out --{name.replace('_', '-')}")
+    _require_words(context, values)
     options = Options(**values)
     require_available(options)
     _run(options)
@@ -317,6 +378,24 @@ def command(context: click.Context, /, **values: Any) -> None:
 
 for _subcommand in SUBCOMMANDS:
     command.add_command(_subcommand)
+
+
+def _require_words(context: click.Context, values: Mapping[str, Any]) -> None:
+    """What the environment or ``.env`` says is an error in the run that would use it, and nowhere else."""
+    defaults: FileDefaults = context.meta[_FILE_DEFAULTS]
+    if defaults.problem is not None:
+        raise SetupError(defaults.problem)
+    for name, (words, choices) in _WORDS.items():
+        if words.fullmatch(values[name]):
+            continue
+        match context.get_parameter_source(name):
+            case ParameterSource.ENVIRONMENT:
+                place = f"{VARIABLES[name]}="
+            case ParameterSource.DEFAULT_MAP:
+                place = f"{defaults.places[name]}="
+            case _:
+                place = f"--{name.replace('_', '-')} "
+        raise SetupError(f"{place}{values[name][:60]!r}: choose {choices}")
 
 
 def _refuse_options(context: click.Context) -> None:
@@ -355,6 +434,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; those of the process when not given.
     """
+    prepare()
+    status = _status(arguments)
+    if (problem := finish()) is not None:
+        return max(status, _complain(problem, FAILED))
+    return status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     try:
         command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
@@ -363,6 +450,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", INTERRUPTED)
     except SetupError as error:
         return _complain(str(error), USAGE)
+    except BrokenPipeError:
+        # The reader of --help went away.
+        return 0
     except (RunFailed, OSError) as error:
         return _complain(str(error), FAILED)
     except Exception as error:
@@ -377,5 +467,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, status: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {' '.join(message.split())}", err=True)
     return status

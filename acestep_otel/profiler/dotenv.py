@@ -6,13 +6,16 @@ this file. Keys of other programs are passed over.
 
 from __future__ import annotations
 
-import re
+import codecs
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from dotenv.parser import parse_stream
 
-from acestep_otel.errors import SetupError
+from acestep.documents import DocumentError, read_regular_file
 
 ENVIRONMENT_FILE: Final = Path(".env")
 VARIABLES: Final = {
@@ -24,37 +27,51 @@ VARIABLES: Final = {
 """Environment variable of each option that has one (docs/settings.md)."""
 
 _OPTIONS: Final = {variable: option for option, variable in VARIABLES.items()}
-_WORDS: Final = {
-    "device": (re.compile(r"auto|cuda(:\d+)?|mps|cpu"), "auto, cuda, cuda:N, mps or cpu"),
-    "lm_backend": (re.compile(r"auto|vllm|pt|mlx"), "auto, vllm, pt or mlx"),
-}
-"""What may be said, where that is known without loading anything."""
+_LARGEST: Final = 2**20
 
 
-def read_defaults(path: Path) -> dict[str, str]:
-    """Defaults by option; empty when there is no such file. A key without a value is as good as absent.
+@dataclass(frozen=True, slots=True)
+class FileDefaults:
+    """What the file says.
 
-    Raises:
-        SetupError: the file cannot be read, or a line of it means nothing; the message has file and line.
+    Attributes:
+        values: by option.
+        places: where each stands, for messages about it.
+        problem: why the file, or a line of it, means nothing; ``None`` when all of it does. A matter of the run that
+            would use it: ``--help`` and subcommands do without.
     """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def read_defaults(path: Path) -> FileDefaults:
+    """Defaults by option; none when there is no such file. A key without a value is as good as absent."""
     if not path.is_file():
-        return {}
+        return FileDefaults()
     try:
-        with path.open(encoding="utf-8-sig") as stream:
-            bindings = list(parse_stream(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"cannot read {path}: {error}") from error
-    defaults = {}
-    for binding in bindings:
+        text = _decoded(read_regular_file(path, largest=_LARGEST))
+    except UnicodeDecodeError as error:
+        return FileDefaults(problem=f"{path} is neither UTF-8 nor UTF-16 text (byte {error.start})")
+    except DocumentError as error:
+        return FileDefaults(problem=str(error))
+    values, places, problem = {}, {}, None
+    for binding in parse_stream(io.StringIO(text)):
         # The parser counts the blank lines before an entry to it.
-        text = binding.original.string
-        line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+        entry = binding.original.string
+        line = binding.original.line + entry[: len(entry) - len(entry.lstrip())].count("\n")
         if binding.error:
-            raise SetupError(f"{path}, line {line}: {text.strip()!r} is not KEY=VALUE")
+            problem = problem or f"{path}, line {line}: what stands there is not KEY=VALUE"
         option = _OPTIONS.get(binding.key or "")
-        if option is None or not binding.value:
-            continue
-        if option in _WORDS and not _WORDS[option][0].fullmatch(binding.value):
-            raise SetupError(f"{path}, line {line}: {binding.key}={binding.value!r}: choose {_WORDS[option][1]}")
-        defaults[option] = binding.value
-    return defaults
+        if option is not None and binding.value and binding.value.strip():
+            values[option] = binding.value
+            places[option] = f"{path}, line {line}: {binding.key}"
+    return FileDefaults(values, places, problem)
+
+
+def _decoded(content: bytes) -> str:
+    # Editors of Windows write UTF-16, always with a byte-order mark.
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig")

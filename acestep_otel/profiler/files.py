@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and everything else that a path may name: devices, pipes, links."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from acestep.documents import shown
 from acestep_otel.errors import SetupError
 
 
@@ -17,37 +19,128 @@ def require_writable(path: Path) -> None:
     Raises:
         SetupError: it cannot.
     """
-    if path.is_dir():
-        raise SetupError(f"cannot write {path}: it is a directory, give a file name")
-    probe = _beside(path, "probe")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SetupError(f"cannot write {path}: {error.strerror or error}") from error
+        target = _target(path)
+        if target.is_dir():
+            raise SetupError(f"cannot write {shown(path)}: it is a directory, give a file name")
+        if _is_replaced(target):
+            probe = _beside(target, "probe")
+            probe.touch()
+            probe.unlink()
+        elif not os.access(target, os.W_OK):
+            raise SetupError(f"cannot write {shown(path)}: Permission denied")
+    except (OSError, ValueError) as error:
+        raise SetupError(f"cannot write {shown(path)}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def require_apart(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[tuple[str, Path | None]] = ()) -> None:
+    """Make sure that no two outputs of a run are one file, and that none is an input of it.
+
+    Args:
+        outputs: flags, or what else to call them, and paths; ``None`` where there is none.
+        inputs: the same of what is read.
+
+    Raises:
+        SetupError: two that are one.
+    """
+    seen = [(name, _identity(path)) for name, path in inputs if path is not None]
+    for name, path in outputs:
+        if path is None or not can_be_replaced(path):
+            # Two may well go to one terminal.
+            continue
+        identity = _identity(path)
+        for other, taken in seen:
+            if identity & taken:
+                raise SetupError(f"{name} would overwrite {other}, {shown(path)}: give another file")
+        seen.append((name, identity))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 file whose new content replaces the old one when the block ends well.
 
+    A link is followed; the file behind it is replaced and keeps its mode and, where that is allowed, its owner. What is
+    no regular file (a terminal, a pipe, ``/dev/null``) is written through.
+
     Raises:
         OSError: it could not be written; what was there before is unchanged. The message names the file.
     """
-    draft = _beside(path, "draft")
     try:
-        with draft.open("w", encoding="utf-8") as stream:
+        target = _target(path)
+        if _is_replaced(target):
+            with _replaced(target) as stream:
+                yield stream
+        else:
+            with target.open("w", encoding="utf-8") as stream:
+                yield stream
+    except OSError as error:
+        raise OSError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+
+
+def can_be_replaced(path: Path) -> bool:
+    """Whether a path leads to a regular file, or to nothing yet: it can be written again and again as a run goes on."""
+    try:
+        return _is_replaced(_target(path))
+    except (OSError, ValueError):
+        return True
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[TextIO]:
+    draft = _beside(target, "draft")
+    try:
+        with draft.open("x", encoding="utf-8") as stream:
+            _take_over(stream.fileno(), target)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
 
 
+def _take_over(descriptor: int, target: Path) -> None:
+    """Give a draft the mode and the owner of the file that it will replace."""
+    try:
+        before = target.stat()
+    except FileNotFoundError:
+        return
+    if hasattr(os, "fchown"):
+        with suppress(PermissionError):
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+
+
+def _target(path: Path) -> Path:
+    """What is written to: the end of a chain of links, also where nothing is there yet.
+
+    The links of ``/dev/stdout`` end in names that cannot be opened again, such as ``pipe:[1]``; they are left alone.
+    """
+    if not path.is_symlink():
+        return path
+    end = path.resolve()
+    return end if not path.exists() or end.exists() else path
+
+
+def _is_replaced(target: Path) -> bool:
+    try:
+        return stat.S_ISREG(target.stat().st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _identity(path: Path) -> set[object]:
+    """By what two paths are known as one file: its name, and its number where it is there."""
+    found: set[object] = {os.path.realpath(path)}
+    with suppress(OSError, ValueError):
+        status = path.stat()
+        found.add((status.st_dev, status.st_ino))
+    return found
+
+
 def _beside(path: Path, purpose: str) -> Path:
-    # A rename is atomic only within one file system, so the draft is in the same folder.
-    return path.with_name(f".{path.name}.{purpose}-{os.getpid()}")
+    # A rename is atomic only within one file system, so the draft is in the same folder. A name of 255 bytes has no
+    # room for an ending.
+    return path.with_name(f".{purpose}-{os.getpid()}-{abs(hash(path.name)) % 10**8}")

@@ -51,7 +51,8 @@ def _option(field: re.Match[str]) -> str:
 
 def _ways_out(model: str) -> str:
     return (
-        f"Ways out: download them by `acestep-otel download {model}`, or let this run do it by --download; run the "
-        "same architecture with random weights (real speed and memory, noise for music) by --weights synthetic; or run "
-        "the tiny built-in models by --tiny"
+        "Ways out: name the folder that holds them by --checkpoint-dir; download them by "
+        f"`acestep-otel download {model}`, or let this run do it by --download; run the same architecture with random "
+        "weights (real speed and memory, noise for music) by --weights synthetic; or run the tiny built-in models by "
+        "--tiny"
     )

@@ -27,6 +27,9 @@ from acestep_otel.recording import GuidanceShare
 
 _TITLE_RULE: Final = "=" * 100
 _ABSENT: Final = "—"
+_SHOWN_LINES: Final = 60
+_SHOWN_CHARACTERS: Final = 2_000
+"""A song's words have room; random tokens of synthetic weights do not fill the screen."""
 
 Loaded = TypeVar("Loaded")
 
@@ -103,12 +106,24 @@ def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str
         yield f"  {label:<16}{_ABSENT if value is None else value}"
     ending = "" if blueprint.lyrics_complete or not blueprint.lyrics else " (cut at the token limit)"
     yield f"  Lyrics{ending}"
-    for line in blueprint.lyrics.splitlines() or [_ABSENT]:
-        yield f"    {line}".rstrip()
+    yield from _shown_lyrics(blueprint.lyrics)
 
 
-_TOKENS: Final = re.compile(r"(?:\s*<\|audio_code_\d+\|>)+\s*")
-_NUMBER: Final = re.compile(r"\d+")
+def _shown_lyrics(lyrics: str) -> Iterator[str]:
+    """The words as far as a reader of a table wants them; the result file has them all."""
+    shown = 0
+    lines = lyrics.splitlines() or [_ABSENT]
+    for number, line in enumerate(lines):
+        room = _SHOWN_CHARACTERS - shown
+        if number == _SHOWN_LINES or room <= 0:
+            yield f"    … {len(lines) - number} more lines (--benchmark-output has them all)"
+            return
+        yield f"    {line if len(line) <= room else line[:room] + ' …'}".rstrip()
+        shown += len(line)
+
+
+_TOKENS: Final = re.compile(r"(?:\s*<\|audio_code_[0-9]{1,9}\|>)+\s*")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
 def parse_audio_codes(text: str) -> tuple[int, ...]:
@@ -127,7 +142,7 @@ def parse_audio_codes(text: str) -> tuple[int, ...]:
     for word in words:
         if not _NUMBER.fullmatch(word):
             raise SetupError(
-                f"{word!r} is no audio code: write '<|audio_code_12|><|audio_code_7|>' or '12,7', "
+                f"{word[:40]!r} is no audio code: write '<|audio_code_12|><|audio_code_7|>' or '12,7', "
                 "each number 0 ... 63999"
             )
     return tuple(map(int, words))

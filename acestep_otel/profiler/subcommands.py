@@ -9,6 +9,7 @@ import click
 import cloup
 from cloup import option
 
+from acestep_otel.profiler.numbers import Number
 from acestep_otel.profiler.options import DEFAULTS
 from acestep_otel.sdk.variables import require_variables
 
@@ -28,14 +29,14 @@ CHECKPOINT_DIR = option(
 @cloup.argument("candidate", type=_FILE, metavar="B.json", help="Candidate.")
 @option(
     "--threshold",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, max=1_000, min_open=True),
     default=1.10,
     show_default="1.10",
     help="Maximum ratio B/A.",
 )
 @option(
     "--noise-floor",
-    type=click.FloatRange(min=0),
+    type=Number(min=0, max=604_800_000),
     default=5.0,
     show_default="5",
     metavar="MILLISECONDS",
@@ -101,7 +102,7 @@ def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
 )
 @option(
     "--wait",
-    type=click.FloatRange(min=0, max=600),
+    type=Number(min=0, max=600),
     default=20.0,
     show_default="20",
     help="Seconds to wait for Jaeger and Prometheus.",

@@ -47,7 +47,7 @@ class Deferral:
         self._waiting: deque[_Waiting] = deque()
         self._at_work = False
         self._thread: threading.Thread | None = None
-        # Held by whoever runs an action, or forks; a fork may come from within an action.
+        # Held while an action or a fork runs; a fork may come from within an action.
         self._acting = threading.RLock()
 
     def add(self, ready: Callable[[], bool], action: Callable[[], None]) -> bool:
@@ -84,7 +84,7 @@ class Deferral:
     def pause(self) -> None:
         """Begin no action until ``resume``, and let the one that is running end; called before a fork.
 
-        The child would inherit the locks that an action holds in the SDK, with nobody to release them.
+        The child would inherit the locks that an action holds in the SDK, which no thread of the child releases.
         """
         self._acting.acquire(timeout=_FORK_SECONDS)
 

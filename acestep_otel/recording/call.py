@@ -107,8 +107,10 @@ class StageDefinition:
         device_clock: whether its times come from the device's clock; else from the host's.
         tracks_memory: whether its memory peak is taken.
         is_lm_phase: whether it collects the times of tokens while the call runs.
+        times_grammar: of such a phase: whether every call of the grammar is measured, so that none means zero.
         attributes_before: read before the call; still there when the call fails.
         attributes_after: read from the call, its stage and its result.
+        failure: the error that a result stands for, where a library reports failure without raising.
     """
 
     span: str
@@ -116,8 +118,10 @@ class StageDefinition:
     device_clock: bool = True
     tracks_memory: bool = False
     is_lm_phase: bool = False
+    times_grammar: bool = True
     attributes_before: Callable[[Call], Attributes] | None = None
     attributes_after: Callable[[Call, Stage, Any], Attributes] | None = None
+    failure: Callable[[Any], BaseException | None] = _no_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +146,12 @@ class LoadDefinition:
     Attributes:
         role: what the model is for.
         load: reads from the call which model is loaded.
+        failure: the error that a result stands for, where a library reports failure without raising.
     """
 
     role: str
     load: Callable[[Call], ModelLoad]
+    failure: Callable[[Any], BaseException | None] = _no_failure
 
 
 class StageRecorder(Protocol):

@@ -175,7 +175,7 @@ class CudaEventClock:
         deadline = time.perf_counter_ns() + _COMPLETION_TIMEOUT_NS
         for mark, host_ns in zip(marks, self._host.resolve(marks), strict=True):
             if mark.event is None or anchor is None or not _completed(mark.event, deadline):
-                # Whoever looks at the mark shall see which clock it was.
+                # The mark records which clock it used.
                 mark.event = None
                 times.append(host_ns)
                 continue
@@ -219,7 +219,7 @@ def _completed(event: Any, deadline_ns: int) -> bool:
 
 
 class EventPool:
-    """Reusable timing events of one device, and a stream that nobody else works on."""
+    """Reusable timing events of one device, and a private stream."""
 
     def __init__(self, index: int) -> None:
         import torch

@@ -1,7 +1,7 @@
 """From a finished recording to spans and metrics.
 
 Runs once per request, after the request's own synchronisation: resolves all marks together, makes times nest (a
-child lies within its parent and does not start before its elder sibling ended, so rows can be added up), then emits
+child is within its parent and does not start before its preceding sibling ended, so rows can be added up), then emits
 the spans of the tree with explicit times and records the metrics inside them, so that exemplars point at them.
 """
 
@@ -264,16 +264,20 @@ def _marks_of(stage: Stage) -> list[Mark]:
 
 
 def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str, AttributeValue]]:
-    yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
-    yield semconv.LM_PREFILL_DURATION, phase.prefill
-    yield semconv.LM_DECODE_DURATION, phase.decode
+    # What was not measured is absent: zero would say that it took no time.
+    if phase.constrained is not None:
+        yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
+    if phase.prefill is not None:
+        yield semconv.LM_PREFILL_DURATION, phase.prefill
+    if phase.decode is not None:
+        yield semconv.LM_DECODE_DURATION, phase.decode
     if (guidance := _guidance_duration(node)) is not None:
         yield semconv.LM_CFG_DURATION, guidance
     if phase.passes_ns:
         yield semconv.LM_TIME_TO_FIRST_TOKEN, (phase.passes_ns[0] - node.start_ns) / 1e9
     sampled = int(node.stage.attributes.get(semconv.LM_SAMPLED_TOKENS, 0))
-    if phase.decode > 0 and sampled:
-        yield semconv.LM_TOKENS_PER_SECOND, sampled * (1 - 1 / len(phase.passes_ns)) / phase.decode
+    if phase.decode and sampled:
+        yield semconv.LM_TOKENS_PER_SECOND, sampled * phase.decode_passes / len(phase.passes_ns) / phase.decode
     if (gaps := GapSummary.of(phase.gaps)) is not None:
         yield semconv.LM_TOKEN_GAP_P50, gaps.p50
         yield semconv.LM_TOKEN_GAP_P95, gaps.p95
@@ -282,26 +286,28 @@ def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str,
 
 
 def _guidance_duration(node: _Resolved) -> float | None:
-    """Seconds that the unconditional rows cost in a phase; ``None`` when they ran but were not calibrated."""
+    """Seconds that the unconditional rows cost in a phase; ``None`` when they ran, or may have, uncalibrated."""
     if node.phase is None:
         return 0.0
     attributes = node.stage.attributes
-    if not attributes.get(semconv.LM_UNCONDITIONAL_TOKENS, 0):
+    if attributes.get(semconv.LM_UNCONDITIONAL_TOKENS) == 0:
         return 0.0
     if semconv.LM_CFG_SHARE not in attributes:
         return None
     decode_share = float(attributes[semconv.LM_CFG_SHARE])
     prefill_share = float(attributes[semconv.LM_CFG_PREFILL_SHARE])
-    return decode_share * node.phase.decode + prefill_share * node.phase.prefill
+    return decode_share * (node.phase.decode or 0.0) + prefill_share * (node.phase.prefill or 0.0)
 
 
 def _planner_attributes(node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
     """The three rows of the breakdown below the planner's total, which they sum to."""
-    constrained = sum(child.phase.constrained for child in node.children if child.phase is not None)
+    phases = [child.phase for child in node.children if child.phase is not None]
+    measured = [phase.constrained for phase in phases if phase.constrained is not None]
     guidance = [_guidance_duration(child) for child in node.children]
-    calibrated = sum(seconds for seconds in guidance if seconds is not None)
-    yield semconv.LM_CONSTRAINED_DECODING_DURATION, constrained
-    if None not in guidance:
+    constrained, calibrated = sum(measured), sum(seconds for seconds in guidance if seconds is not None)
+    if measured:
+        yield semconv.LM_CONSTRAINED_DECODING_DURATION, constrained
+    if phases and None not in guidance:
         yield semconv.LM_CFG_DURATION, calibrated
     yield semconv.LM_TOKEN_GENERATION_DURATION, max(0.0, node.seconds - constrained - calibrated)
 

@@ -1,4 +1,4 @@
-"""How busy the GPUs are, and how full: what their driver says of the whole card, whoever uses it.
+"""Utilisation and memory of the GPUs, by their driver: whole cards, with all processes.
 
 The driver is asked through NVML, which neither waits for the device nor touches CUDA, and only while metrics are being
 collected. Without NVML (no driver of NVIDIA's, or no package ``nvidia-ml-py``) there is nothing.

@@ -1,6 +1,6 @@
 """How a request or a stage ended: well, in an error, out of memory, or because its caller went away.
 
-Exceptions are told by the names of their classes, so that no engine and no framework has to be importable.
+Exceptions are recognised by the names of their classes, so that no engine and no framework has to be importable.
 """
 
 from __future__ import annotations
@@ -22,9 +22,26 @@ _CANCELLATIONS: Final = frozenset({"Cancelled", "CancelledError"})
 """The engine's and trio's; those of asyncio and concurrent.futures."""
 
 
+class ReportedFailure(Exception):
+    """A failure that a library reported by its result: no exception passed through the call.
+
+    Attributes:
+        kind: what went wrong: the class of the exception that the library caught, where one was seen.
+    """
+
+    def __init__(self, kind: str, message: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def kind_of(error: BaseException | None) -> str:
+    """Name of the class of what went wrong."""
+    return error.kind if isinstance(error, ReportedFailure) else type(error).__name__
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether a stage ended because the device or the host had no memory left."""
-    return type(error).__name__ in _OUT_OF_MEMORY
+    return kind_of(error) in _OUT_OF_MEMORY
 
 
 def is_cancellation(error: BaseException | None) -> bool:
@@ -36,12 +53,12 @@ def outcome_of(error: BaseException | None) -> str:
     """The value of ``acestep.outcome``."""
     if error is None:
         return OK
-    return CANCELLED if is_cancellation(error) else type(error).__name__
+    return CANCELLED if is_cancellation(error) else kind_of(error)
 
 
 def error_type(error: BaseException | None) -> str | None:
     """The value of ``error.type``; ``None`` where nothing failed."""
-    return None if error is None or is_cancellation(error) else type(error).__name__
+    return None if error is None or is_cancellation(error) else kind_of(error)
 
 
 def record_outcome(span: Span, error: BaseException, scrub: Scrubber, timestamp_ns: int | None = None) -> None:
@@ -49,13 +66,16 @@ def record_outcome(span: Span, error: BaseException, scrub: Scrubber, timestamp_
 
     Args:
         span: still open.
-        error: that passed through.
+        error: that passed through, or that a library reported.
         scrub: removes what the user wrote from its message.
         timestamp_ns: Unix nanoseconds; now when not given.
     """
     if is_cancellation(error):
         span.set_attribute(semconv.OUTCOME, CANCELLED)
         return
-    span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
-    span.record_exception(error, scrub.event(error), timestamp=timestamp_ns, escaped=True)
-    span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+    kind, event = kind_of(error), scrub.event(error)
+    if reported := isinstance(error, ReportedFailure):
+        event["exception.type"] = kind
+    span.set_attribute(semconv.ERROR_TYPE, kind)
+    span.record_exception(error, event, timestamp=timestamp_ns, escaped=not reported)
+    span.set_status(Status(StatusCode.ERROR, kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -20,12 +21,14 @@ class PhaseRecord:
     Attributes:
         prefills: start and end marks of each prompt forward.
         passes: one mark at the end of each decode pass, which yields one token per song.
-        constrained_ns: host time in the grammar.
+        constrained_ns: host time in the grammar; ``None`` while nothing has measured it.
+        counts: tokens and passes that were counted while the phase ran, by the name of their attribute.
     """
 
     prefills: list[tuple[Mark, Mark]] = field(default_factory=list)
     passes: list[Mark] = field(default_factory=list)
-    constrained_ns: int = 0
+    constrained_ns: int | None = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def marks(self) -> list[Mark]:
@@ -38,13 +41,13 @@ class PhaseTimes:
     """The same, resolved to Unix nanoseconds, with the figures drawn from it. Durations are seconds.
 
     Attributes:
-        prefill: duration of all prompt forwards.
-        constrained: duration in the grammar.
+        prefills_ns: start and end of each prompt forward.
+        constrained: duration in the grammar; ``None`` where it was not measured.
         passes_ns: end of each decode pass.
     """
 
-    prefill: float
-    constrained: float
+    prefills_ns: tuple[tuple[int, int], ...]
+    constrained: float | None
     passes_ns: tuple[int, ...]
 
     @classmethod
@@ -52,25 +55,50 @@ class PhaseTimes:
         """Pair a record with the resolved times of its ``marks``."""
         prefills = times_ns[: 2 * len(record.prefills)]
         return cls(
-            prefill=sum(end - start for start, end in zip(prefills[::2], prefills[1::2], strict=True)) / 1e9,
-            constrained=record.constrained_ns / 1e9,
+            prefills_ns=tuple(zip(prefills[::2], prefills[1::2], strict=True)),
+            constrained=None if record.constrained_ns is None else record.constrained_ns / 1e9,
             passes_ns=tuple(times_ns[len(prefills) :]),
         )
 
     @property
-    def gaps(self) -> list[float]:
-        """Seconds between the ends of successive decode passes."""
-        return [(later - earlier) / 1e9 for earlier, later in zip(self.passes_ns, self.passes_ns[1:], strict=False)]
+    def prefill(self) -> float | None:
+        """Duration of all prompt forwards; ``None`` where none was seen."""
+        return sum(end - start for start, end in self.prefills_ns) / 1e9 if self.prefills_ns else None
 
     @property
-    def decode(self) -> float:
-        """From the first sampled token to the last."""
-        return (self.passes_ns[-1] - self.passes_ns[0]) / 1e9 if self.passes_ns else 0.0
+    def gaps(self) -> list[float]:
+        """Seconds between the ends of successive decode passes.
+
+        Where songs are written one after the other, the first pass of each ends with its prompt and closes no gap.
+        """
+        firsts = {end for _, end in self._later_prefills}
+        return [
+            (later - earlier) / 1e9
+            for earlier, later in zip(self.passes_ns, self.passes_ns[1:], strict=False)
+            if not any(earlier < end <= later for end in firsts)
+        ]
+
+    @property
+    def decode(self) -> float | None:
+        """From the first sampled token to the last, without prompts in between; ``None`` where no pass was seen."""
+        if not self.passes_ns:
+            return None
+        return (self.passes_ns[-1] - self.passes_ns[0] - sum(end - start for start, end in self._later_prefills)) / 1e9
+
+    @property
+    def decode_passes(self) -> int:
+        """Decode passes that took the decode duration: all but the first after each prompt."""
+        return max(0, len(self.passes_ns) - 1 - len(self._later_prefills))
 
     @property
     def seconds_per_token(self) -> float | None:
         """Decode duration over the tokens after the first; ``None`` below two tokens."""
-        return self.decode / (len(self.passes_ns) - 1) if len(self.passes_ns) > 1 else None
+        return self.decode / self.decode_passes if self.decode is not None and self.decode_passes else None
+
+    @property
+    def _later_prefills(self) -> list[tuple[int, int]]:
+        """Prompts of further songs, which ran after the first song's first token."""
+        return [prefill for prefill in self.prefills_ns if prefill[0] >= self.passes_ns[0]] if self.passes_ns else []
 
     def windows(self) -> list[tuple[int, int, int, int]]:
         """``(first, count, start_ns, end_ns)`` of each window of decode passes after the first token."""

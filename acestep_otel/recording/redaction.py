@@ -11,7 +11,7 @@ from typing import Final
 
 REDACTED: Final = "[redacted]"
 _SHORTEST_QUOTE: Final = 4
-"""Texts below this length are too common to be told from the rest of a message."""
+"""Texts below this length are too common to be distinguished from the rest of a message."""
 _QUOTED_WORDS: Final = 3
 """So many words in a row, in the user's order, are a quotation, also where the rest was cut off."""
 _EXCERPT: Final = 12

@@ -144,7 +144,7 @@ class RequestTracer:
         if stage is None:
             return call.run()
         if definition.is_lm_phase:
-            stage.phase = PhaseRecord()
+            stage.phase = PhaseRecord(constrained_ns=0 if definition.times_grammar else None)
         before, after = definition.attributes_before, definition.attributes_after
         try:
             if before is not None:
@@ -153,7 +153,7 @@ class RequestTracer:
         except BaseException as error:
             self._end(recording, stage, error)
             raise
-        self._end(recording, stage, None)
+        self._end(recording, stage, never_raises(definition.failure)(result))
         if after is not None:
             self._describe(stage, lambda: after(call, stage, result))
         return result
@@ -172,18 +172,24 @@ class RequestTracer:
         if stage is not None and attributes is not None:
             self._describe(stage, attributes)
 
-    def end(self, name: str, attributes: Callable[[Stage], Attributes] | None = None) -> None:
+    def end(
+        self,
+        name: str,
+        attributes: Callable[[Stage], Attributes] | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         """End a stage that ``begin`` began, and whatever is open inside it; without effect when it is not open.
 
         Args:
             name: name of the span.
             attributes: known by now.
+            error: what ended it.
         """
         recording = current_recording()
         stage = None if recording is None else recording.running(name)
         if recording is None or stage is None:
             return
-        self._end(recording, stage, None)
+        self._end(recording, stage, error)
         if attributes is not None:
             self._describe(stage, lambda: attributes(stage))
 
@@ -216,6 +222,9 @@ class RequestTracer:
                 except BaseException as error:
                     never_raises(record_outcome)(span, error, Scrubber(load.user_texts))
                     raise
+                if (failure := never_raises(definition.failure)(result)) is not None:
+                    never_raises(record_outcome)(span, failure, Scrubber(load.user_texts))
+                    return result
                 seconds = (time.perf_counter_ns() - start_ns) / 1e9
                 self._loaded(span, seconds, load)
                 return result
@@ -243,7 +252,7 @@ class RequestTracer:
             )
 
     def close(self) -> None:
-        """Trace nothing from now on, also where somebody kept a wrapped function, and observe no hardware."""
+        """Trace nothing from now on, also for callers that kept a wrapped function, and observe no hardware."""
         self._closed = True
         self._gpus.forget()
 
@@ -254,11 +263,11 @@ class RequestTracer:
             name: as the library has it.
             start_ns: Unix nanoseconds.
             attributes: as the library has them.
-            parent: context of the span that it lies below.
+            parent: context of the parent span.
             kind: as the library has it.
 
         Returns:
-            True: nobody else has to emit it.
+            True: no other thread emits it.
         """
         self._tracer.start_span(
             name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
@@ -311,7 +320,7 @@ class RequestTracer:
 
     @never_raises
     def _finish(self, request: _Request, error: BaseException | None) -> None:
-        # Whoever takes it out finishes it: its own thread, or shutdown.
+        # Finished by the thread that removes it: its own, or shutdown.
         if self._running.pop(id(request), None) is None:
             return
         self._count_active(request, -1)
@@ -325,11 +334,11 @@ class RequestTracer:
         never_raises(recording.end)(recording.root, error)
         recording.outlasted = not recording.reached
         emit = partial(self._emit, recording, request)
-        if recording.failed and recording.reached:
+        if recording.error is not None and recording.reached:
             # An exception's traceback holds tensors, and who runs out of memory wants it back at once.
             emit()
         elif not self._deferral.add(lambda: recording.reached, emit):
-            # Ending the span would wait for whoever takes spans so slowly.
+            # Ending the span would wait for the slow span processor.
             self._count_unrecorded(request, error)
             self._instruments.record(semconv.TRACES_DROPPED, 1, {})
 

@@ -76,7 +76,7 @@ class RequestRecording:
         detail: how deep the tree goes.
         root: the outermost stage.
         outlasted: whether the device was still at work when the request returned.
-        failed: whether any stage ended with an exception, also one that the engine got over.
+        error: the last exception that ended a stage, also one that the engine got over.
     """
 
     def __init__(self, root: Stage, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
@@ -87,7 +87,7 @@ class RequestRecording:
         self.root = root
         self._open = [root]
         self.outlasted = False
-        self.failed = False
+        self.error: BaseException | None = None
         self._latest: Mark | None = None
 
     @property
@@ -118,7 +118,8 @@ class RequestRecording:
         """Close a stage, and any that was left open inside it; one that is closed already stays as it is."""
         if stage not in self._open:
             return
-        self.failed = self.failed or error is not None
+        if error is not None:
+            self.error = error
         position = self._open.index(stage)
         closing, self._open[position:] = self._open[position:], []
         for inner in closing:

@@ -142,7 +142,7 @@ class Answers:
 
 
 def one_line(text: str) -> str:
-    """A text of somebody else, fit for a line: printable, without line breaks, cut."""
+    """A foreign text as one line: printable, without line breaks, truncated."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * _LONGEST]).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 

@@ -84,6 +84,11 @@ class _Session(requests.Session):
         self._answers = answers
         self._tls = tls
 
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        """Let the exporter's own certificate authority win over ``REQUESTS_CA_BUNDLE``, which would overrule it."""
+        own = self.verify if verify is None and self.verify is not True else verify
+        return super().merge_environment_settings(url, proxies, stream, own, cert)
+
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         """Send, and note the answer or why there is none."""
         try:

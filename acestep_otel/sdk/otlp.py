@@ -1,7 +1,7 @@
 """Where each signal goes, and the exporters that take it there: by the ``OTEL_*`` variables and the command line.
 
 A signal is exported when an endpoint is configured for it, or when ``OTEL_TRACES_EXPORTER`` /
-``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off, whoever names an endpoint. Address, headers, timeout
+``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off, even if an endpoint is set. Address, headers, timeout
 and compression are settled here and given to the exporter, so what is shown is what is spoken. Certificates stay the
 exporter's.
 """
@@ -26,6 +26,8 @@ from acestep_otel.sdk.variables import is_true, milliseconds, variable
 
 Protocol = Literal["grpc", "http/protobuf"]
 
+TEMPORALITY: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+HISTOGRAMS: Final = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
 PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 DEFAULT_PROTOCOL: Final[Protocol] = "grpc"
 """What the OpenTelemetry distribution for Python takes when nothing is said."""
@@ -202,6 +204,33 @@ def _headers(signal: Signal, protocol: Protocol, address: Address) -> Mapping[st
                     f"{name}: {header!r} cannot be sent over gRPC: letters, digits, _, - and . may be in it"
                 )
     return headers
+
+
+def credentials_variable(signal: Signal) -> tuple[str, bool]:
+    """The variable of a signal's headers, and whether it is set; its value is never shown."""
+    name = _variable(signal, "HEADERS")
+    return name, variable(name) is not None
+
+
+def differences_caveat() -> str | None:
+    """What to know where metrics are sent as differences; ``None`` where they are sent as totals."""
+    chosen = (variable(TEMPORALITY) or "").lower()
+    if chosen not in ("delta", "lowmemory"):
+        return None
+    return (
+        f"{TEMPORALITY}={chosen}: metrics are sent as differences, and the store must add them up, else it drops them "
+        "(Prometheus: --enable-feature=otlp-deltatocumulative, as docker-compose.yml has it)"
+    )
+
+
+def histogram_caveat() -> str | None:
+    """What to know where histograms have no buckets of fixed bounds; ``None`` where they have."""
+    chosen = (variable(HISTOGRAMS) or "").lower()
+    if chosen != "base2_exponential_bucket_histogram":
+        return None
+    return (
+        f"{HISTOGRAMS}={chosen}: the dashboards ask for buckets of fixed bounds, so their panels of durations are empty"
+    )
 
 
 # The exporters are imported where they are chosen: gRPC alone takes a tenth of a second that a quiet run saves.

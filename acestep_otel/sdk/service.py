@@ -57,7 +57,7 @@ class ServiceTelemetry:
     def close(self) -> None:
         """End requests that are still running and deliver what is queued; takes less than five seconds.
 
-        Providers that ``configure`` has found rather than made are flushed by whoever made them. A second call does
+        Providers that ``configure`` has found rather than made are flushed by their owner. A second call does
         nothing.
         """
         from acestep_otel.instrumentor import AceStepInstrumentor

@@ -1,4 +1,4 @@
-"""One worker with a bounded queue: the engine is used by one thread, and nobody waits where there is no room."""
+"""One worker with a bounded queue: one thread uses the engine, and a full queue rejects at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Worker:
         Args:
             models: loaded models.
             folder: songs are written below it.
-            queue: told who comes, goes and is turned away.
+            queue: records accepted, finished and rejected requests.
             capacity: requests that may wait at most.
             kept: finished songs that stay on disk; the oldest go first.
         """
@@ -132,7 +132,7 @@ class Worker:
             return job
 
     def _make(self, job: Job) -> None:
-        def told(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             if job.cancelled:
                 raise Cancelled
             job.events.publish(
@@ -142,7 +142,7 @@ class Worker:
         job.move_to("running")
         try:
             # One that is cancelled from here on ends inside: a wait that ended with a worker has a song in its trace.
-            result = generate_music(self._models, job.request, save_dir=self._folder / job.id, progress=told)
+            result = generate_music(self._models, job.request, save_dir=self._folder / job.id, progress=report)
         except Cancelled:
             self._finish(job, "cancelled")
         except Exception as error:
@@ -158,7 +158,7 @@ class Worker:
     def _finish(self, job: Job, state: str, **details: object) -> None:
         with self._changed:
             finished = [other for other in self._jobs.values() if other.state in FINAL]
-            # Room for this one as well, which is told last: whoever hears of it finds the others gone.
+            # Room for this one as well, whose subscribers are notified last, when the others are gone.
             for old in finished[: max(0, len(finished) + 1 - self._kept)]:
                 del self._jobs[old.id]
                 shutil.rmtree(self._folder / old.id, ignore_errors=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from acestep.offloading import ModelOffloader
-from acestep.planner.backends.registry import create_planner
+from acestep.planner.backends.registry import BACKENDS, create_planner
 from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.planner import Planner
@@ -26,7 +26,7 @@ HERE = ModelOffloader(CPU, Placement())
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", language="en", timesignature="4")
 
 # What is special to one engine can only be imported where that engine is installed.
-collect_ignore_glob = [f"test_{engine}*.py" for engine in ("vllm", "mlx") if engine != BACKEND]
+collect_ignore_glob = [f"test_{name}*.py" for name in BACKENDS if name != BACKEND]
 
 
 @pytest.fixture(scope="session")

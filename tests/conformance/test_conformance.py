@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from acestep.blueprints import create_sample
 from acestep.errors import BudgetExceeded
 from acestep.planner.backends.registry import create_planner
-from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
+from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata, SongwritingSettings
+from acestep_otel import semconv
 from tests.conformance import definition
 from tests.conformance.conftest import BACKEND, COMPLETE, HERE
 from tests.planner.plan_requests import asks
@@ -163,6 +165,17 @@ def test_what_does_not_fit_is_refused_before_anything_runs(planner, conditional,
         planner.plan(asks(request, [1]), seen.append)
     assert not seen
     assert len(planner.backend.generate_codes(conditional, unconditional, 3, SAMPLED, [1]).ids[0]) == 3
+
+
+def test_its_passes_and_its_grammar_are_measured(planner, traced):
+    """By what the layer wraps: a backend that it does not know has phases without these figures, and no error."""
+    traced.instrument()
+    create_sample(planner, "rain", settings=SongwritingSettings(seed=1, lyrics_token_limit=8))
+    (cot,), (lyrics,) = traced.named(semconv.LM_COT), traced.named(semconv.LM_LYRICS)
+    assert cot.attributes[semconv.LM_CONSTRAINED_DECODING_DURATION] > 0
+    for phase in (cot, lyrics):
+        assert 0 < phase.attributes[semconv.LM_PREFILL_DURATION] <= phase.attributes[semconv.LM_TIME_TO_FIRST_TOKEN]
+        assert phase.attributes[semconv.LM_DECODE_DURATION] > 0
 
 
 def test_b31_progress_is_told(backend, conditional, unconditional):

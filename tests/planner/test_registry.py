@@ -1,4 +1,6 @@
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from acestep.errors import BackendUnavailable
 from acestep.gpu_config import gpu_config
 from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
 from acestep.planner.backends import registry
-from acestep.planner.backends.registry import create_planner, resolve_backend, storage_device
+from acestep.planner.backends.registry import BACKENDS, create_planner, resolve_backend, storage_device
 from acestep.planner.budget import PlannerBudget
-from acestep.types import Placement
+from acestep.types import BackendName, Placement
+from acestep_otel.patches.engine_language_model import PATCHES
 from acestep_otel.profiler.cli import main
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
@@ -22,6 +25,17 @@ def installed(monkeypatch):
     names: set[str] = set()
     monkeypatch.setattr(registry, "find_spec", lambda name: object() if name in names else None)
     return names
+
+
+def test_every_backend_can_be_asked_for_by_its_name():
+    assert get_args(BackendName) == ("auto", *BACKENDS)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_layer_wraps_the_passes_and_the_grammar_of_every_backend(name):
+    package = f"acestep.planner.backends.{name}"
+    wrapped = {patch.path.partition(".")[2] for patch in PATCHES if f"{patch.module}.".startswith(f"{package}.")}
+    assert wrapped >= {"prefill", "decode", "constrain", "accept"}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +77,7 @@ def test_an_explicit_choice_stands(installed):
 
 
 def test_an_unknown_backend_names_those_that_there_are(installed):
-    with pytest.raises(BackendUnavailable, match="'fast': choose auto, vllm, pt, mlx"):
+    with pytest.raises(BackendUnavailable, match=f"'fast': choose {', '.join(get_args(BackendName))}$"):
         resolve_backend("fast", CPU)
 
 
@@ -99,9 +113,10 @@ def test_an_engine_that_was_asked_for_stands_where_offload_comes_by_itself(insta
 
 
 def test_an_engine_s_planner_stays_on_its_device(tiny, monkeypatch):
-    monkeypatch.setattr(
-        registry, "_start_mlx", lambda model: SimpleNamespace(name="mlx", budget=PlannerBudget.of(model))
-    )
+    def stand_in(model, _start):
+        return SimpleNamespace(name="mlx", budget=PlannerBudget.of(model))
+
+    monkeypatch.setitem(BACKENDS, "mlx", replace(BACKENDS["mlx"], start=stand_in))
     offloader = ModelOffloader(torch.device("cpu", 0), AUTOMATIC)
     planner = create_planner("mlx", tiny, 1, offloader)
     assert planner.device == offloader.device
@@ -114,7 +129,7 @@ def test_a_broken_installation_says_what_is_missing(tiny, installed, monkeypatch
     def broken(*_arguments):
         raise ImportError("no module named 'xyz'")
 
-    monkeypatch.setattr(registry, f"_start_{name}", broken)
+    monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], start=broken))
     with pytest.raises(BackendUnavailable, match=f"{name} is installed but cannot be used .*'xyz'.*pip install"):
         create_planner(name, tiny, 1, ModelOffloader(CPU, Placement()))
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_otel.errors import SetupError
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.dotenv import VARIABLES, read_defaults
 
@@ -54,11 +53,11 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(monkeypatch: py
 
 
 def test_an_empty_value_is_as_good_as_none() -> None:
-    assert read_defaults(write("ACESTEP_DEVICE=\nACESTEP_LM_MODEL_PATH\n")) == {}
+    assert read_defaults(write("ACESTEP_DEVICE=\nACESTEP_LM_MODEL_PATH\n")).values == {}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_key() -> None:
-    assert read_defaults(write("\ufeffACESTEP_DEVICE=cpu\n")) == {"device": "cpu"}
+    assert read_defaults(write("\ufeffACESTEP_DEVICE=cpu\n")).values == {"device": "cpu"}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_a_byte_order_mark_is_no_part_of_a_key() -> None:
     [
         ("# first\nACESTEP_DEVICE=tpu\n", ".env, line 2: ACESTEP_DEVICE='tpu': choose auto, cuda, cuda:N, mps or cpu"),
         ("\n\n\nACESTEP_LM_BACKEND=fast\n", ".env, line 4: ACESTEP_LM_BACKEND='fast': choose auto, vllm, pt or mlx"),
-        ("ACESTEP_DEVICE=cpu\nnot a setting\n", ".env, line 2: 'not a setting' is not KEY=VALUE"),
+        ("ACESTEP_DEVICE=cpu\nnot a setting\n", ".env, line 2: what stands there is not KEY=VALUE"),
         ("OTHER='open\nACESTEP_DEVICE=cpu\n", ".env, line 1: "),
     ],
 )
@@ -83,14 +82,44 @@ def test_a_bad_line_is_one_error_with_file_and_line(
 @given(st.lists(st.sampled_from(["", "# note", "OTHER=1", "  ", "B = 2"])))
 def test_the_line_is_that_of_the_file_whatever_lies_before(before: list[str]) -> None:
     path = write("".join(f"{line}\n" for line in [*before, "ACESTEP_DEVICE=tpu"]))
-    with pytest.raises(SetupError, match=rf"line {len(before) + 1}:"):
-        read_defaults(path)
+    assert read_defaults(path).places == {"device": f".env, line {len(before) + 1}: ACESTEP_DEVICE"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"ACESTEP_DEVICE=tpu\n", b"not a setting\n", b"ACESTEP_DEVICE=\xff\xfe\n", b"\xff\xfe\x00"]
+)
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["compare", "none.json", "none.json"]])
+def test_a_value_is_an_error_where_it_is_used(
+    content: bytes, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """N12: help and subcommands have no use for it."""
+    Path(".env").write_bytes(content)
+    main(arguments)
+    assert ".env" not in capsys.readouterr().err
+    assert main(["--tiny"]) == 2
+    assert ".env" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["ACESTEP_DEVICE", "ACESTEP_LM_BACKEND"])
+def test_and_so_it_is_in_the_environment(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "tpu")
+    main(["compare", "none.json", "none.json"])
+    assert variable not in capsys.readouterr().err
+    assert main(["--tiny"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {variable}='tpu': choose auto, ")
 
 
 def test_a_file_that_is_no_text_is_refused() -> None:
     Path(".env").write_bytes(b"ACESTEP_DEVICE=\xff\xfe\n")
-    with pytest.raises(SetupError, match=r"cannot read \.env"):
-        read_defaults(Path(".env"))
+    assert read_defaults(Path(".env")).problem == ".env is neither UTF-8 nor UTF-16 text (byte 15)"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_every_encoding_of_an_editor_is_read(encoding: str) -> None:
+    Path(".env").write_bytes("ACESTEP_DEVICE=cpu\n".encode(encoding))
+    assert read_defaults(Path(".env")).values == {"device": "cpu"}
 
 
 def test_tiny_models_do_not_mind_the_names_in_the_file(capsys: pytest.CaptureFixture[str]) -> None:

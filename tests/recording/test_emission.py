@@ -73,6 +73,7 @@ def planner(root: Stage, *, share: float | None = 0.25, unconditional: int = 30)
     lm = add(root, semconv.LM, 10 * MS, 500 * MS, device_clock=False)
     cot = add(lm, semconv.LM_COT, 10 * MS, 100 * MS, device_clock=False)
     cot.phase = PhaseRecord([(Mark(15 * MS), Mark(20 * MS))], [Mark(30 * MS), Mark(40 * MS)], constrained_ns=5 * MS)
+    cot.attributes[semconv.LM_UNCONDITIONAL_TOKENS] = 0
     codes = add(lm, semconv.LM_CODES, 100 * MS, 480 * MS, device_clock=False)
     codes.phase = PhaseRecord([(Mark(100 * MS), Mark(120 * MS))], [Mark((130 + 10 * i) * MS) for i in range(31)])
     codes.attributes |= {semconv.LM_SAMPLED_TOKENS: 31, semconv.LM_UNCONDITIONAL_TOKENS: unconditional}
@@ -152,6 +153,22 @@ def test_the_planner_s_three_rows_sum_to_its_total():
 def test_guidance_that_was_not_calibrated_is_absent_not_zero():
     lm = Bench().emit(lambda root: planner(root, share=None))[semconv.LM].attributes
     assert semconv.LM_CFG_DURATION not in lm
+
+
+def test_what_was_not_measured_is_absent_not_zero():
+    def unmeasured(root):
+        phase = add(add(root, semconv.LM, 10 * MS, 500 * MS), semconv.LM_CODES, 10 * MS, 500 * MS)
+        phase.phase = PhaseRecord(constrained_ns=None)
+
+    spans = Bench().emit(unmeasured)
+    for name in (semconv.LM, semconv.LM_CODES):
+        for figure in (
+            semconv.LM_CONSTRAINED_DECODING_DURATION,
+            semconv.LM_CFG_DURATION,
+            semconv.LM_PREFILL_DURATION,
+            semconv.LM_DECODE_DURATION,
+        ):
+            assert figure not in spans[name].attributes
 
 
 def test_guidance_that_was_off_is_zero():

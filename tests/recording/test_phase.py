@@ -21,6 +21,19 @@ def test_prefill_is_the_sum_of_all_prompt_forwards():
     assert times.constrained == pytest.approx(0.007)
 
 
+def test_songs_written_one_after_the_other_do_not_count_their_prompts_as_decoding():
+    times = resolved([10, 20, 30, 80, 90], [(0, 10), (40, 80)])
+    assert times.decode == pytest.approx((30 - 10 + 10 + 90 - 80) / 1e9)
+    assert times.decode_passes == 3
+    assert times.gaps == pytest.approx([10e-9, 10e-9, 10e-9])
+    assert times.prefill == pytest.approx(50e-9)
+
+
+def test_what_no_pass_was_seen_of_has_no_duration():
+    assert resolved([]).decode is None
+    assert resolved([]).prefill is None
+
+
 def test_seconds_per_token_leaves_out_the_first_token():
     assert resolved([100, 200, 300, 400]).seconds_per_token == pytest.approx(100e-9)
     assert resolved([100]).seconds_per_token is None
@@ -30,7 +43,7 @@ def test_seconds_per_token_leaves_out_the_first_token():
 @given(increasing_times)
 def test_gaps_sum_to_the_decode_duration(passes):
     times = resolved(passes)
-    assert sum(times.gaps) == pytest.approx(times.decode)
+    assert sum(times.gaps) == pytest.approx(times.decode or 0.0)
 
 
 @given(increasing_times)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from acestep import checkpoints
 from acestep.checkpoints import ModelSelection, load_audio_encoder
 from acestep.errors import AudioReadError, CheckpointNotFound, OutOfMemory
 from acestep.offloading import ModelOffloader
@@ -121,7 +122,7 @@ def test_r133_each_model_is_on_the_device_while_it_is_used_and_only_then(
 
 def test_r133_what_waits_on_the_host_is_loaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
     placed: list[Placement] = []
-    monkeypatch.setattr(Placement, "on", lambda asked, _device: placed.append(asked) or asked)
+    monkeypatch.setattr(checkpoints, "effective_placement", lambda asked, _device: placed.append(asked) or asked)
     encoder = load_audio_encoder(replace(SELECTION, placement=Placement(offload_to_cpu=True, compile=True)))
     assert encoder.offloader.offloads("vae")
     # Compiling is about the diffusion transformer, which is not here.

@@ -13,7 +13,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from acestep_otel.errors import SetupError
 from acestep_otel.sdk.answers import Delivery, Signal
-from acestep_otel.sdk.otlp import FLAG, OtlpTarget, answers_of, otlp_target, span_exporter
+from acestep_otel.sdk.otlp import (
+    FLAG,
+    HISTOGRAMS,
+    TEMPORALITY,
+    OtlpTarget,
+    answers_of,
+    differences_caveat,
+    histogram_caveat,
+    otlp_target,
+    span_exporter,
+)
 from tests.receivers import Received, grpc_receiver, http_receiver
 
 VARIABLES = (
@@ -236,3 +246,13 @@ def a_span() -> ReadableSpan:
     provider.add_span_processor(SimpleSpanProcessor(memory))
     provider.get_tracer("test").start_span("span").end()
     return memory.get_finished_spans()[0]
+
+
+def test_what_differences_and_exponential_histograms_need_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (TEMPORALITY, HISTOGRAMS):
+        monkeypatch.delenv(name, raising=False)
+    assert (differences_caveat(), histogram_caveat()) == (None, None)
+    monkeypatch.setenv(TEMPORALITY, "Delta")
+    monkeypatch.setenv(HISTOGRAMS, "base2_exponential_bucket_histogram")
+    assert "otlp-deltatocumulative" in str(differences_caveat())
+    assert f"{HISTOGRAMS}=base2_exponential_bucket_histogram" in str(histogram_caveat())

@@ -29,9 +29,9 @@ class Prometheus:
 
     url: str
 
-    def query(self, expression: str, later: float = 0) -> list[dict[str, Any]]:
-        """Samples of an expression, now or so many seconds from now."""
-        return list(self._get("query", query=expression, time=time.time() + later)["result"])
+    def query(self, expression: str, later: float = 0, at: float | None = None) -> list[dict[str, Any]]:
+        """Samples of an expression, now or so many seconds from now, or at a Unix time."""
+        return list(self._get("query", query=expression, time=(at or time.time()) + later)["result"])
 
     def query_range(self, expression: str, seconds: float, step: float, later: float = 0) -> list[dict[str, Any]]:
         """Series of an expression over the time that ends now or later."""

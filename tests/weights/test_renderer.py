@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -237,7 +238,69 @@ def test_a_missing_or_truncated_silence_latent_is_named(checkpoints):
     path.write_bytes(path.read_bytes()[:1000])
     assert "silence_latent.pt cannot be read as a tensor" in refusal(checkpoints)
     path.unlink()
-    assert "silence_latent.pt cannot be read as a tensor" in refusal(checkpoints)
+    assert refusal(checkpoints) == f"there is no file {path}"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("silence", "problem"),
+    [
+        (torch.zeros(1, 64, 1).expand(1, 64, 10**9), "the encoded silence has 1,000,000,000 frames"),
+        (torch.zeros(1, 1, 1).expand(1, 64, 50_000), "and stores fewer"),
+        (torch.zeros(1, 64, 0), "the encoded silence has 0 frames"),
+    ],
+)
+def test_a_silence_of_any_size_costs_no_memory(checkpoints, silence, problem):
+    """N14."""
+    torch.save(silence, checkpoints / TURBO / "silence_latent.pt")
+    assert problem in refusal(checkpoints)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_lyric_encoder_hidden_layers", 100_000),
+        ("num_hidden_layers", 10**9),
+        ("hidden_size", 10**12),
+        ("head_dim", 2**40),
+        ("fsq_input_levels", [1_000] * 6),
+        ("layer_types", ["full_attention"] * 100_000),
+        ("rms_norm_eps", 1e300),
+    ],
+)
+def test_a_size_that_no_model_has_is_refused_before_anything_is_built(checkpoints, key, value):
+    """N14."""
+    path = checkpoints / TURBO / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert f"{path}: {key} " in refusal(checkpoints)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["model.safetensors", "silence_latent.pt", "config.json"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(checkpoints, name):
+    """N14."""
+    path = checkpoints / TURBO / name
+    path.unlink()
+    os.mkfifo(path)
+    assert refusal(checkpoints) == f"{path} is not a regular file"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "silence_latent.pt"])
+def test_a_pointer_of_git_lfs_is_named_as_one(checkpoints, name):
+    """N8."""
+    path = checkpoints / TURBO / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "is a pointer of Git LFS" in refusal(checkpoints)
+
+
+@pytest.mark.parametrize("name", ["config.json", "../Qwen3-Embedding-0.6B/tokenizer.json"])
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 200_000, '{"num_hidden_layers": 1' + "0" * 6_000 + "}"])
+def test_a_document_that_is_too_deep_or_too_long_is_one_line(checkpoints, name, content):
+    """N13."""
+    (checkpoints / TURBO / name).write_text(content)
+    assert "\n" not in (said := refusal(checkpoints))
+    assert name.rpartition("/")[2] in said
 
 
 def test_silence_is_turned_to_frames_by_channels(checkpoints):

@@ -5,15 +5,17 @@ The engines are imported when they are asked for: each takes seconds, and none h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from acestep.errors import BackendUnavailable
 from acestep.memory_cap import effective_free_memory
 from acestep.offloading import LANGUAGE_MODEL, ModelOffloader
+from acestep.planner.backends.base import PlannerBackend
 from acestep.planner.backends.pt import PtBackend
 from acestep.planner.planner import Planner
 from acestep.types import Placement
@@ -28,8 +30,23 @@ _RESERVED_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class EngineKind:
-    """A backend that needs a package of its own.
+class Start:
+    """What a backend is started for.
+
+    Attributes:
+        device: that it shall run on.
+        songs: made together, which an engine that reserves its memory makes room for.
+        fused_decode: let pt decode in its own kernels where these can run.
+    """
+
+    device: torch.device
+    songs: int
+    fused_decode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequirements:
+    """What an engine needs: a package of its own, which keeps its own copy of the weights on the device.
 
     Attributes:
         module: has to be importable.
@@ -42,12 +59,45 @@ class EngineKind:
     preferred_on: str
 
 
-ENGINES: Final = {
-    "vllm": EngineKind("vllm", ("cuda", "cpu"), "cuda"),
-    "mlx": EngineKind("mlx_lm", ("mps", "cpu"), "mps"),
+@dataclass(frozen=True, slots=True)
+class BackendKind:
+    """A backend that can be asked for.
+
+    Attributes:
+        start: makes it with a loaded language model.
+        engine: what it needs; ``None`` for a backend that runs the loaded model itself, on every device.
+    """
+
+    start: Callable[[LanguageModel, Start], PlannerBackend[Any]]
+    engine: EngineRequirements | None = None
+
+
+def _start_vllm(model: LanguageModel, start: Start) -> VllmBackend:
+    from acestep.planner.backends.vllm.backend import VllmBackend
+
+    limit, free = None, effective_free_memory(start.device)
+    if free is not None:
+        weights = sum(parameter.nbytes for parameter in model.body.parameters())
+        limit = int(max(free - weights, 0) * _RESERVED_SHARE)
+    return VllmBackend(model, device=start.device, songs=start.songs, memory_limit=limit)
+
+
+def _start_pt(model: LanguageModel, start: Start) -> PtBackend:
+    return PtBackend(model, fuse=None if start.fused_decode else False)
+
+
+def _start_mlx(model: LanguageModel, _start: Start) -> MlxBackend:
+    from acestep.planner.backends.mlx.backend import MlxBackend
+
+    return MlxBackend(model)
+
+
+BACKENDS: Final[dict[str, BackendKind]] = {
+    "vllm": BackendKind(_start_vllm, EngineRequirements("vllm", ("cuda", "cpu"), "cuda")),
+    "pt": BackendKind(_start_pt),
+    "mlx": BackendKind(_start_mlx, EngineRequirements("mlx_lm", ("mps", "cpu"), "mps")),
 }
-"""Backends beside ``pt``, which runs everywhere."""
-BACKEND_NAMES: Final = ("auto", "vllm", "pt", "mlx")
+"""Every backend by its name (``acestep.types.BackendName``)."""
 
 
 def resolve_backend(name: str, device: torch.device, placement: Placement | None = None) -> str:
@@ -69,13 +119,14 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
         if placement.offload_to_cpu:
             # The only one whose weights can leave the device.
             return "pt"
-        preferred = [kind for kind, engine in ENGINES.items() if engine.preferred_on == device.type]
-        return next((kind for kind in preferred if _installed(ENGINES[kind])), "pt")
-    if name == "pt":
-        return name
-    engine = ENGINES.get(name)
+        engines = ((kind, known.engine) for kind, known in BACKENDS.items() if known.engine is not None)
+        preferred = (kind for kind, engine in engines if engine.preferred_on == device.type and _installed(engine))
+        return next(preferred, "pt")
+    if name not in BACKENDS:
+        raise BackendUnavailable(f"unknown `lm_backend` {name!r}: choose {', '.join(('auto', *BACKENDS))}")
+    engine = BACKENDS[name].engine
     if engine is None:
-        raise BackendUnavailable(f"unknown `lm_backend` {name!r}: choose {', '.join(BACKEND_NAMES)}")
+        return name
     if device.type not in engine.devices:
         raise BackendUnavailable(
             f"`lm_backend` {name} runs on {' and '.join(engine.devices)}, and the device is {device.type}: "
@@ -93,7 +144,7 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
 
 def storage_device(name: str, offloader: ModelOffloader) -> torch.device:
     """Where a backend wants the weights to be loaded: an engine makes its own copy, so the host will do."""
-    return offloader.idle_device(LANGUAGE_MODEL) if name == "pt" else torch.device("cpu")
+    return offloader.idle_device(LANGUAGE_MODEL) if BACKENDS[name].engine is None else torch.device("cpu")
 
 
 def create_planner(
@@ -102,7 +153,7 @@ def create_planner(
     """A planner on a backend.
 
     Args:
-        name: ``pt``, ``vllm`` or ``mlx`` (see ``resolve_backend``).
+        name: a key of ``BACKENDS`` (see ``resolve_backend``).
         model: the loaded language model.
         songs: made together, which an engine that reserves its memory makes room for.
         offloader: of the language model, on the device that it shall run on; an engine never leaves it.
@@ -112,12 +163,12 @@ def create_planner(
         BackendUnavailable: the backend cannot run here.
         OutOfMemory: it does not fit.
     """
-    if name == "pt":
+    kind, start = BACKENDS[name], Start(offloader.device, songs, fused_decode)
+    if kind.engine is None:
         offloader.place(LANGUAGE_MODEL, model.body)
-        fuse = None if fused_decode else False
-        return Planner.on_backend(PtBackend(model, fuse=fuse), model, offloader=offloader)
+        return Planner.on_backend(kind.start(model, start), model, offloader=offloader)
     try:
-        backend = _start_vllm(model, offloader.device, songs) if name == "vllm" else _start_mlx(model)
+        backend = kind.start(model, start)
     except ImportError as error:
         raise BackendUnavailable(
             f"`lm_backend` {name} is installed but cannot be used ({error}): pip install 'acestep-otel[{name}]' in a "
@@ -126,21 +177,5 @@ def create_planner(
     return Planner.on_backend(backend, model, offloader=ModelOffloader(offloader.device, Placement()))
 
 
-def _start_vllm(model: LanguageModel, device: torch.device, songs: int) -> VllmBackend:
-    from acestep.planner.backends.vllm.backend import VllmBackend
-
-    limit, free = None, effective_free_memory(device)
-    if free is not None:
-        weights = sum(parameter.nbytes for parameter in model.body.parameters())
-        limit = int(max(free - weights, 0) * _RESERVED_SHARE)
-    return VllmBackend(model, device=device, songs=songs, memory_limit=limit)
-
-
-def _start_mlx(model: LanguageModel) -> MlxBackend:
-    from acestep.planner.backends.mlx.backend import MlxBackend
-
-    return MlxBackend(model)
-
-
-def _installed(engine: EngineKind) -> bool:
+def _installed(engine: EngineRequirements) -> bool:
     return find_spec(engine.module) is not None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.comparison import Comparison, IncomparableResults, ResultFile
 from acestep_otel.profiler.benchmark.matrix_table import render_comparison
 from acestep_otel.profiler.errors import RunFailed
-from acestep_otel.profiler.files import require_writable
+from acestep_otel.profiler.files import require_apart, require_writable
 from acestep_otel.profiler.report.results import write_result
+from acestep_otel.profiler.terminal import echo
 
 
 def compare(
@@ -31,15 +30,16 @@ def compare(
         RunFailed: a ratio is above the threshold and more than noise, or a cell fails that did not.
         OSError: the output could not be written.
     """
+    require_apart((("--output", output),), (("A.json", baseline), ("B.json", candidate)))
     if output is not None:
         require_writable(output)
     try:
         comparison = Comparison.of(ResultFile.read(baseline), ResultFile.read(candidate), threshold, noise_floor / 1000)
     except IncomparableResults as error:
         raise SetupError(str(error)) from error
-    click.echo(render_comparison(comparison))
+    echo(render_comparison(comparison))
     if output is not None:
         write_result(output, comparison.to_json())
     if regressions := comparison.regressions:
-        click.echo("\n".join(["", *regressions]))
+        echo("\n".join(["", *regressions]))
         raise RunFailed(f"{len(regressions)} of the figures did not pass the threshold of {threshold:g}")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from acestep_otel.profiler.benchmark.matrix import COLUMNS, Cell, Figures
-from acestep_otel.profiler.report.results import NotAResultFile, read_document
+from acestep_otel.profiler.report.results import NotAResultFile, read_result
 
 COMPARISON_VERSION: Final = 1
 """Counts up when a reader of the old comparison file would misread the new one."""
 
+NO_SPREAD: Final = Figures(0.0, 0.0, 0.0, 0.0)
+"""What is known about the spread of a cell that was run once."""
 _ASKED_FOR: Final = (
     "task_type", "example", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language", "use_constrained_decoding",
     "lm_temperature", "lm_cfg_scale", "no_warmup", "detail",
@@ -34,6 +36,7 @@ class ResultFile:
         mode: that wrote it.
         environment: what it ran on, in words.
         cells: figures of every cell; ``None`` where it failed.
+        spreads: of a cell that was run several times, the largest less the smallest of each figure.
         settings: what else decides how long a cell takes, by name; none of a cell that failed.
         planned: cells that the run was to have; more than ``cells`` when it was stopped.
     """
@@ -44,6 +47,7 @@ class ResultFile:
     cells: Mapping[Cell, Figures | None]
     settings: Mapping[Cell, Mapping[str, Any]] = field(default_factory=dict)
     planned: int = 0
+    spreads: Mapping[Cell, Figures] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -53,7 +57,7 @@ class ResultFile:
             IncomparableResults: it cannot be read, or is something else.
         """
         try:
-            document = read_document(path)
+            document = read_result(path)
         except NotAResultFile as error:
             raise IncomparableResults(str(error)) from error
         if document.get("mode") == "tier-test":
@@ -63,54 +67,66 @@ class ResultFile:
             if mode not in _CELLS_OF:
                 raise IncomparableResults(f"{path} is of mode {mode}: compare takes {' and '.join(_CELLS_OF)}")
             read = list(_CELLS_OF[mode](document))
+            planned = document["benchmark"]["cells"] if mode == "benchmark" else len(document["results"])
+            if not document["results"]:
+                raise IncomparableResults(f"{path} has no cells to compare")
+            for cell, figures, *_ in read:
+                _require_times(path, cell, figures)
             return cls(
                 name=str(path),
                 mode=mode,
                 environment=_environment(document["environment"]),
-                cells={cell: figures for cell, figures, _ in read},
-                settings={cell: settings for cell, _, settings in read},
-                planned=document["benchmark"]["cells"] if mode == "benchmark" else len(read),
+                cells={cell: figures for cell, figures, *_ in read},
+                settings={cell: settings for cell, _, settings, _ in read},
+                spreads={cell: spread for cell, *_, spread in read if spread is not None},
+                planned=planned,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            if isinstance(error, IncomparableResults):
+                raise
             raise IncomparableResults(f"{path} has no cells to compare: {error!r}") from error
 
 
-_ReadCell = tuple[Cell, Figures | None, dict[str, Any]]
+_ReadCell = tuple[Cell, Figures | None, dict[str, Any], Figures | None]
+
+
+def _require_times(path: Path, cell: Cell, figures: Figures | None) -> None:
+    if figures is not None and (figures.wall_time <= 0 or min(figures) < 0):
+        raise IncomparableResults(f"{path}, {cell}: a time is not above zero, so nothing can be compared with it")
 
 
 def _benchmark_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
     for row in document["results"]:
         cell = Cell(**row["config"])
         if row["status"] != "ok":
-            yield cell, None, {}
+            yield cell, None, {}, None
             continue
         figures = Figures(**{column: row[column] for column in COLUMNS})
-        yield cell, figures, _settings(document["arguments"], row["runs"][0]["effective_settings"])
+        spread = Figures(**row["spread"]) if len(row["runs"]) > 1 and row["spread"] is not None else None
+        yield cell, figures, _settings(document["arguments"], row["runs"][0]["effective_settings"]), spread
 
 
 def _profile_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
+    arguments = document["arguments"]
     for result in document["results"]:
         effective, measurement = result["effective_settings"], result["measurement"]
-        if effective is None or measurement is None:
-            # The run failed, or was not traced: there is nothing to compare.
+        if effective is None or measurement is None or result["status"] != "ok":
+            # It failed, or was not traced: there are no figures, and not even the cell is known.
             continue
         cell = Cell(
             duration=effective["duration"],
             batch_size=effective["batch_size"],
-            thinking=document["arguments"]["thinking"],
+            thinking=arguments["thinking"],
             inference_steps=effective["steps"],
         )
         stages = measurement["stages"]
-        yield (
-            cell,
-            Figures(
-                wall_time=measurement["wall"],
-                lm_time=stages["llm_planning"]["total"],
-                dit_time=stages["dit_diffusion"]["total"],
-                vae_time=stages["vae_decode"]["total"],
-            ),
-            _settings(document["arguments"], effective),
+        figures = Figures(
+            wall_time=measurement["wall"],
+            lm_time=stages["llm_planning"]["total"],
+            dit_time=stages["dit_diffusion"]["total"],
+            vae_time=stages["vae_decode"]["total"],
         )
+        yield cell, figures, _settings(arguments, effective), None
 
 
 def _settings(arguments: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,11 +162,13 @@ class ComparedCell:
         cell: the configuration.
         baseline: figures of the first file; ``None`` where it failed.
         candidate: figures of the second.
+        spread: how far runs of one file lay apart, the larger of the two files' where they ran a cell several times.
     """
 
     cell: Cell
     baseline: Figures | None
     candidate: Figures | None
+    spread: Figures = NO_SPREAD
 
     @property
     def ratios(self) -> dict[str, float | None]:
@@ -166,15 +184,34 @@ class ComparedCell:
         return self.baseline is not None and self.candidate is None
 
     def slower(self, threshold: float, noise_floor: float = 0.0) -> list[str]:
-        """Columns whose ratio is above a threshold, and whose difference is above a number of seconds."""
+        """Columns whose ratio is above a threshold, and whose difference is above noise.
+
+        Noise is a number of seconds, and never less than the spread. A column that took no time has no ratio: any time
+        above noise is too much.
+        """
         if self.baseline is None or self.candidate is None:
             return []
-        lost = dict(zip(COLUMNS, (b - a for a, b in zip(self.baseline, self.candidate, strict=True)), strict=True))
+        noise = {column: max(noise_floor, spread) for column, spread in zip(COLUMNS, self.spread, strict=True)}
         return [
             column
-            for column, ratio in self.ratios.items()
-            if ratio is not None and ratio > threshold and lost[column] > noise_floor
+            for column, before, after in zip(COLUMNS, self.baseline, self.candidate, strict=True)
+            if (after > before * threshold if before else after > 0) and after - before > noise[column]
         ]
+
+    def change(self, column: str, threshold: float) -> str:
+        """How much a column changed, with as many digits as show on which side of the threshold it is."""
+        ratio = self.ratios[column]
+        if ratio is None:
+            return f"from 0 to {getattr(self.candidate, column, 0.0):.3f} s"
+        digits = next(
+            (digits for digits in range(2, 8) if (round(ratio, digits) > threshold) == (ratio > threshold)), 8
+        )
+        return f"x {ratio:.{digits}f}"
+
+
+def _larger(cell: Cell, *files: ResultFile) -> Figures:
+    spreads = [file.spreads[cell] for file in files if cell in file.spreads]
+    return Figures(*map(max, zip(NO_SPREAD, *spreads, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +247,11 @@ class Comparison:
             raise IncomparableResults(
                 f"{baseline.name} is of mode {baseline.mode} and {candidate.name} of mode {candidate.mode}"
             )
-        common = [cell for cell in baseline.cells if cell in candidate.cells]
+        after = candidate.cells
+        if not after and candidate.mode == "profile":
+            # Its run failed, so it fails whatever the first file measured.
+            after = dict.fromkeys(baseline.cells)
+        common = [cell for cell in baseline.cells if cell in after]
         if not common:
             raise IncomparableResults(f"{baseline.name} and {candidate.name} have no configuration in common")
         return cls(
@@ -218,9 +259,12 @@ class Comparison:
             candidate,
             threshold,
             noise_floor,
-            cells=tuple(ComparedCell(cell, baseline.cells[cell], candidate.cells[cell]) for cell in common),
-            only_in_baseline=tuple(cell for cell in baseline.cells if cell not in candidate.cells),
-            only_in_candidate=tuple(cell for cell in candidate.cells if cell not in baseline.cells),
+            cells=tuple(
+                ComparedCell(cell, baseline.cells[cell], after[cell], _larger(cell, baseline, candidate))
+                for cell in common
+            ),
+            only_in_baseline=tuple(cell for cell in baseline.cells if cell not in after),
+            only_in_candidate=tuple(cell for cell in after if cell not in baseline.cells),
         )
 
     def slower(self, compared: ComparedCell) -> list[str]:
@@ -247,7 +291,10 @@ class Comparison:
         for compared in self.cells:
             if compared.broke:
                 lines.append(f"{compared.cell}: failed")
-            lines += [f"{compared.cell}: {column} x {compared.ratios[column]:.2f}" for column in self.slower(compared)]
+            lines += [
+                f"{compared.cell}: {column} {compared.change(column, self.threshold)}"
+                for column in self.slower(compared)
+            ]
         if self.candidate.planned > (ran := len(self.candidate.cells)):
             lines.append(f"{self.candidate.name}: stopped after {ran} of {self.candidate.planned} cells")
         return lines

@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import click
-
 from acestep.checkpoints import Models, ModelSelection, load_models, load_planner, require_language_model
 from acestep.devices import resolve_device
 from acestep.errors import AceStepError
@@ -25,11 +23,10 @@ from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectiveSettings, GenerationRequest
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
-from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Figures, Matrix, cell_options
 from acestep_otel.profiler.benchmark.matrix_table import render_matrix, render_spread
 from acestep_otel.profiler.errors import RunFailed
-from acestep_otel.profiler.files import require_writable
+from acestep_otel.profiler.files import can_be_replaced
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.environment import Environment
@@ -39,12 +36,13 @@ from acestep_otel.profiler.report.spans import measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
+from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.placement import describe_models, describe_placement, engine_settings, gpu_memory
-from acestep_otel.profiler.run.progress import CellBar
-from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
+from acestep_otel.profiler.run.progress import CellBar, loading
+from acestep_otel.profiler.telemetry.providers import Telemetry, flush_telemetry, instrumented, require_tracing
+from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording import GuidanceShare, annotated, guidance_share, measure_guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.settings import Detail
 
 
 def benchmark(options: Options, telemetry: Telemetry) -> None:
@@ -56,15 +54,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
         RunFailed: a cell failed; every cell is in the table.
         OSError: the result or the trace could not be written.
     """
-    detail = detail_level(options.detail)
-    if detail is Detail.OFF or telemetry.disabled:
-        raise SetupError("a benchmark takes its figures from the trace: switch tracing on again (--detail stage)")
-    for path in (options.benchmark_output, options.report, options.trace_output):
-        if path is not None:
-            require_writable(path)
+    detail = require_tracing("a benchmark", options, telemetry)
+    require_outputs(options)
     example = load_example(options.example)
-    if options.repeat < 1:
-        raise SetupError(f"--repeat {options.repeat}: a cell is run once or more")
     limit_threads(options)
     with setup_errors():
         device = resolve_device(options.device)
@@ -79,7 +71,7 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     cells = "cell" if len(matrix.cells) == 1 else "cells"
     found = f"{memory:.1f} GiB of GPU memory" if memory else "no GPU"
     for line in (f"{len(matrix.cells)} {cells}, limits of {config.tier} ({found})", *matrix.clamp_lines()):
-        click.echo(line)
+        echo(line)
 
     with instrumented(telemetry, detail):
         run = _Benchmark(options, telemetry, matrix, config, memory, requests)
@@ -113,14 +105,16 @@ class _Benchmark:
         with setup_errors():
             if any(request.needs_language_model for request in self.requests.values()):
                 require_language_model(self.select_planner())
-            models = load_models(select_models(self.options, with_language_model=False))
+            with loading("models", enabled=not self.options.no_progress):
+                models = load_models(select_models(self.options, with_language_model=False))
         for line in describe_placement(models.placement, self.options):
-            click.echo(line)
+            echo(line)
         with CellBar(self.matrix.cells, enabled=not self.options.no_progress) as bar:
             for cell in sorted(self.matrix.cells, key=lambda cell: self.requests[cell].needs_language_model):
                 bar.start(cell)
                 models = self.run_cell(cell, models)
-                self.write()
+                if self.options.benchmark_output is None or can_be_replaced(self.options.benchmark_output):
+                    self.write()
                 bar.finish(cell)
 
     def select_planner(self) -> ModelSelection:
@@ -151,7 +145,7 @@ class _Benchmark:
             failure = Failure.of(error)
             if not isinstance(error, AceStepError):
                 # A defect: its traceback is what helps, and the result file has no place for it.
-                click.echo("".join(traceback.format_exception(error)), err=True)
+                echo("".join(traceback.format_exception(error)), err=True)
         if failure is not None:
             release_memory()
         result = CellResult(cell, tuple(figures), failure, tuple(entries))
@@ -231,18 +225,12 @@ class _Benchmark:
         write_result(self.options.benchmark_output, document)
 
     def report(self) -> None:
-        """Print the table, and write the page and the trace file."""
-        if self.models_line is not None:
-            click.echo(self.models_line)
-        if rows := self.rows:
-            click.echo(f"\n{render_matrix(rows)}\n")
-            if self.options.repeat > 1:
-                click.echo(f"{render_spread(rows)}\n")
-        for result in rows:
-            if result.failure is not None:
-                click.echo(f"{result.cell}: {result.failure.type}: {result.failure.message}")
-        if len(rows) < len(self.matrix.cells):
-            click.echo(f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells.")
+        """Write the page and the trace file, and print the table."""
+        rows = self.rows
+        output = self.options.benchmark_output
+        if output is not None and not can_be_replaced(output):
+            # A pipe takes the document once.
+            self.write()
         if self.options.report is not None:
             write_report(
                 self.options.report,
@@ -255,6 +243,17 @@ class _Benchmark:
                 ),
             )
         self.telemetry.write_trace_file()
+        if self.models_line is not None:
+            echo(self.models_line)
+        if rows:
+            echo(f"\n{render_matrix(rows)}\n")
+            if self.options.repeat > 1:
+                echo(f"{render_spread(rows)}\n")
+        for result in rows:
+            if result.failure is not None:
+                echo(f"{result.cell}: {result.failure.type}: {result.failure.message}")
+        if len(rows) < len(self.matrix.cells):
+            echo(f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells.")
         files = (
             ("Result", self.options.benchmark_output),
             ("Report", self.options.report),
@@ -262,7 +261,7 @@ class _Benchmark:
         )
         for label, path in files:
             if path is not None and path.exists():
-                click.echo(f"{label + ':':<8} {path}")
+                echo(f"{label + ':':<8} {path}")
 
 
 def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:

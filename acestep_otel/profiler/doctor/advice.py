@@ -7,7 +7,7 @@ import ssl
 from typing import Final
 
 from acestep_otel.sdk.answers import Answer
-from acestep_otel.sdk.otlp import DEFAULT_ENDPOINTS, FLAG, OtlpTarget
+from acestep_otel.sdk.otlp import DEFAULT_ENDPOINTS, FLAG, OtlpTarget, credentials_variable
 
 _TLS_SECONDS: Final = 3.0
 _HEADERS_WANTED: Final = frozenset({"401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED"})
@@ -75,7 +75,10 @@ def advice(answer: Answer, target: OtlpTarget) -> str:
 def _about_status(answer: Answer, target: OtlpTarget) -> str:
     code = answer.status.partition(" ")[0]
     if code in _HEADERS_WANTED:
-        return "set OTEL_EXPORTER_OTLP_HEADERS to what the receiver asks for"
+        name, given = credentials_variable(target.signal)
+        if given:
+            return f"the receiver refuses the token in {name}: correct it there"
+        return f"set {name} to what the receiver asks for (authorization=Bearer%20TOKEN)"
     if code in _NOT_TAKEN:
         path = f"/v1/{target.signal}"
         if target.protocol != "grpc" and target.source != FLAG and not target.address.path.endswith(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import click
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 
 from acestep_otel.profiler.doctor.backends import (
@@ -18,8 +17,16 @@ from acestep_otel.profiler.doctor.backends import (
 )
 from acestep_otel.profiler.doctor.send import Delivery, Sender
 from acestep_otel.profiler.errors import RunFailed
+from acestep_otel.profiler.terminal import echo
 from acestep_otel.sdk.answers import Signal
-from acestep_otel.sdk.otlp import OtlpTarget, default_target, disabled, otlp_target
+from acestep_otel.sdk.otlp import (
+    OtlpTarget,
+    default_target,
+    differences_caveat,
+    disabled,
+    histogram_caveat,
+    otlp_target,
+)
 from acestep_otel.sdk.variables import variable
 
 _SIGNALS: tuple[Signal, ...] = ("traces", "metrics")
@@ -54,6 +61,9 @@ def doctor(
         report.problem(f"{OTEL_SDK_DISABLED}=true: a run sends nothing", f"unset {OTEL_SDK_DISABLED}")
         report.finish()
     targets = _targets(report, endpoint, protocol)
+    if "metrics" in targets:
+        for caveat in filter(None, (differences_caveat(), histogram_caveat())):
+            report.note(caveat)
     sender = Sender()
     send = {"traces": sender.send_span, "metrics": sender.send_metric}
     delivered = {signal: send[signal](target) for signal, target in targets.items()}
@@ -76,7 +86,7 @@ def doctor(
             DOCTOR_SERIES,
             lambda: prometheus.has(sender.probe.time),
             wait,
-            "look at Status > Targets there: the collector's exporter must be a target that is up",
+            "look at Status > Targets there if it scrapes, else at the collector's exporter of metrics and its log",
             None if prometheus_url else "--prometheus-url",
         )
     report.finish()
@@ -118,7 +128,7 @@ class _Report:
 
     def note(self, text: str) -> None:
         """Print a line that is neither good nor bad."""
-        click.echo(f"  ·  {text}")
+        echo(f"  ·  {text}")
 
     def advise(self, fix: str) -> None:
         """Note what to do, once."""
@@ -128,13 +138,13 @@ class _Report:
     def problem(self, text: str, fix: str) -> None:
         """Print what did not arrive."""
         self._problems += 1
-        click.echo(f"  ✗  {text}")
+        echo(f"  ✗  {text}")
         self.advise(fix)
 
     def delivery(self, delivery: Delivery) -> None:
         """Print what became of a signal."""
         if delivery.problem is None:
-            click.echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
+            echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
         else:
             self.problem(f"{delivery.signal}: not accepted by {delivery.address}: {delivery.problem}", delivery.fix)
 
@@ -154,7 +164,7 @@ class _Report:
         """
         match wait_for(found, seconds):
             case "found":
-                click.echo(f"  ✓  {place}: {what} found")
+                echo(f"  ✓  {place}: {what} found")
             case "unreachable" if unasked is not None:
                 self.note(f"{place}: unreachable, or not the expected API; skipped ({unasked} sets another address)")
             case "unreachable":
@@ -174,6 +184,6 @@ class _Report:
             RunFailed: something did not arrive.
         """
         for fix in self._fixes:
-            click.echo(f"  →  {fix}")
+            echo(f"  →  {fix}")
         if self._problems:
             raise RunFailed("telemetry did not arrive; see above")

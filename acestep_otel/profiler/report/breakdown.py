@@ -2,7 +2,8 @@
 
 The planner's total is the duration of ``acestep.lm``. Constrained decoding and guidance are attributes of that span;
 token generation is what remains of it, so that the three sum to the total exactly. What has no row of its own
-(conditioning, model loads inside the run, glue) is ``other``, so that the rows sum to the wall time exactly.
+(conditioning without the encoding of recordings, model loads inside the run, glue) is ``other``, so that the rows sum
+to the wall time exactly.
 
 The cost of guidance is ``None`` when guidance ran but was not calibrated: it is then part of token generation.
 
@@ -33,7 +34,7 @@ class Breakdown:
         steps: steps executed.
         vae_decode: latents to audio.
         audio_save: encoding and writing the files.
-        vae_encode: a recording to latents, where that is a stage of its own; inside conditioning it is ``other``.
+        vae_encode: recordings to latents, wherever in the run that happens.
         audio_tokenization: those latents to audio codes.
     """
 
@@ -86,7 +87,7 @@ class Breakdown:
             steps=executed or len(run.named(semconv.DIT_STEP)),
             vae_decode=_total(run.named(semconv.VAE_DECODE)),
             audio_save=_total(run.named(semconv.AUDIO_SAVE)),
-            vae_encode=_total([span for span in run.named(semconv.VAE_ENCODE) if span.parent_id == run.root.span_id]),
+            vae_encode=_total(run.named(semconv.VAE_ENCODE)),
             audio_tokenization=_total(run.named(semconv.AUDIO_TOKENIZE)),
         )
 
@@ -123,7 +124,7 @@ _LABELS: Final[dict[Component, str]] = {
 }
 _CHILDREN: Final = frozenset({"token_generation", "constrained_decoding", "guidance", "step_average", "steps"})
 _OPTIONAL: Final = frozenset({"vae_encode", "audio_tokenization"})
-"""Rows that the guide's table lacks: they are there when a recording was heard."""
+"""Rows that the guide's table lacks: they are there when a recording was encoded."""
 _WITHOUT_SHARE: Final = frozenset({"step_average", "steps"})
 
 

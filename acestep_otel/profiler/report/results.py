@@ -10,14 +10,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from jsonschema import Draft202012Validator, validators
+from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
+
+from acestep.documents import DocumentError, read_document
 from acestep_otel.profiler.files import replacing
 from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.spans import Run
 from acestep_otel.profiler.report.statistics import memory_peaks, step_times, tile_times, token_statistics
+from acestep_otel.sdk.answers import one_line
 
 if TYPE_CHECKING:
     # Only for its type: reading a result file must not import PyTorch.
@@ -32,21 +40,31 @@ class NotAResultFile(ValueError):
     """A file that is no result file of this version; the message is one line."""
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
     """What ``--benchmark-output`` wrote.
 
     Raises:
         NotAResultFile: it cannot be read, or is something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotAResultFile(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise NotAResultFile(f"{path} is not JSON: give a result file that --benchmark-output wrote") from error
+        document = read_document(path)
+    except DocumentError as error:
+        raise NotAResultFile(f"{error}: give a result file that --benchmark-output wrote") from error
     if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
         raise NotAResultFile(f"{path} is not a result file of version {SCHEMA_VERSION}")
+    if (problem := best_match(_validator().iter_errors(document))) is not None:
+        what = one_line(problem.message)
+        raise NotAResultFile(f"{path} is not a result file of version {SCHEMA_VERSION}: {problem.json_path}: {what}")
     return document
+
+
+@cache
+def _validator() -> Validator:
+    """Checks documents against the schema that is shipped; what a later version added to it is passed over."""
+    schema = json.loads((files("acestep_otel.profiler.report") / "result.schema.json").read_text("utf-8"))
+    extend: Any = validators.extend
+    checker: Validator = extend(Draft202012Validator, {"additionalProperties": lambda *_: None})(schema)
+    return checker
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from acestep.documents import DocumentError, read_document, shown
 from acestep_otel.errors import SetupError
+from acestep_otel.profiler.terminal import warn
 
 _PACKAGE: Final = Path(__file__).resolve().parents[2]
 FOLDERS: Final = (_PACKAGE / "examples" / "text2music", _PACKAGE.parent / "examples" / "text2music")
@@ -26,6 +28,32 @@ _KEY_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "inference_steps": (int,),
     "seed": (int,),
 }
+_ALIASES: Final = {
+    "prompt": "caption",
+    "audio_duration": "duration",
+    "key_scale": "keyscale",
+    "time_signature": "timesignature",
+    "vocal_language": "language",
+    "infer_steps": "inference_steps",
+}
+"""Keys of the released API, by what they are called here."""
+_HOW_TO_RUN: Final = frozenset(
+    {"think", "thinking", "instrumental", "guidance_scale", "use_random_seed", "audio_format", "task_type", "model"}
+    | {"use_cot_metas", "use_cot_caption", "use_cot_language", "use_format", "sample_mode"}
+    | {"lm_temperature", "lm_cfg_scale", "lm_top_k", "lm_top_p", "lm_model_path", "constrained_decoding"}
+)
+"""Known keys that options decide, and not an example."""
+_WISHES: Final = ("description", "sample_query", "query")
+"""What files of the simple mode say in place of a caption."""
+_JSON_NAMES: Final[dict[type, str]] = {
+    str: "string",
+    int: "whole number",
+    float: "number",
+    list: "list",
+    bool: "true or false",
+}
+_LARGEST: Final = 2**20
+"""Bytes of an example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +88,21 @@ class Example:
 def load_example(name: str) -> Example:
     """Read an example by its file name in the examples folder, or by its path.
 
-    Keys that the profiler does not use, such as ``think``, are passed over.
+    Keys of the released API are accepted beside the names here. Keys that say how to run a song, and not what it is,
+    are passed over; any other key is named in a warning.
 
     Raises:
         SetupError: there is no such file, or it is not an example; the message says where.
     """
-    path = _find(name)
+    path = find_example(name)
+    if path is None:
+        raise SetupError(f"no example {shown(name)!r}; there are: {', '.join(available_examples()) or 'none'}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise SetupError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise SetupError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror or error}") from error
+        content = read_document(path, largest=_LARGEST)
+    except DocumentError as error:
+        raise SetupError(str(error)) from error
     if not isinstance(content, dict):
-        raise SetupError(f"{path} holds a JSON {type(content).__name__}: an example is an object")
+        raise SetupError(f"{path} holds a JSON {_JSON_NAMES.get(type(content), 'null')}: an example is an object")
     return _example(content, path)
 
 
@@ -84,23 +111,37 @@ def available_examples() -> list[str]:
     return sorted({path.name for folder in FOLDERS for path in folder.glob("*.json")})
 
 
-def _find(name: str) -> Path:
-    candidates = [*(folder / name for folder in FOLDERS), Path(name)]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise SetupError(f"no example {name!r}; there are: {', '.join(available_examples()) or 'none'}")
+def find_example(name: str) -> Path | None:
+    """The file that an example's name or path leads to; ``None`` when there is none."""
+    # Not Path.is_file, which raises for a name that is too long.
+    candidates = (*(folder / name for folder in FOLDERS), Path(name))
+    return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def _example(content: dict[str, Any], path: Path) -> Example:
     found: dict[str, Any] = {}
-    for field in fields(Example):
-        value = content.get(field.name)
-        if value is None:
+    for key, value in content.items():
+        field = _ALIASES.get(key, key)
+        if value is None or field not in _KEY_TYPES:
             continue
+        if field in found:
+            raise SetupError(f"{path}: {key!r} and another key both give the {field}: leave one out")
         # JSON's true is an int to Python, but no tempo.
-        if isinstance(value, bool) or not isinstance(value, _KEY_TYPES[field.name]):
-            expected = " or ".join(kind.__name__ for kind in _KEY_TYPES[field.name])
-            raise SetupError(f"{path}: {field.name!r} is {value!r}, expected {expected}")
-        found[field.name] = str(value) if field.name == "timesignature" else value
+        if isinstance(value, bool) or not isinstance(value, _KEY_TYPES[field]):
+            expected = " or ".join(_JSON_NAMES[kind] for kind in _KEY_TYPES[field])
+            raise SetupError(f"{path}: {key!r} is {_shortened(value)}, expected a {expected}")
+        found[field] = str(value) if field == "timesignature" else value
+    unknown = sorted(key for key in content if _ALIASES.get(key, key) not in _KEY_TYPES and key not in _HOW_TO_RUN)
+    if not found:
+        raise SetupError(f"{path} is no example: it has none of the keys {', '.join(_KEY_TYPES)}")
+    wish = next((key for key in _WISHES if isinstance(content.get(key), str)), None)
+    if wish is not None and not {"caption", "lyrics"} & found.keys():
+        raise SetupError(f"{path} has a {wish} in place of a caption: use --mode create_sample --sample-query")
+    if unknown:
+        warn(f"{shown(path)}: keys that are not known are passed over: {', '.join(map(_shortened, unknown[:10]))}")
     return Example(**found)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

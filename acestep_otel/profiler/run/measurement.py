@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import click
 import torch
 
 from acestep.devices import resolve_device
@@ -31,7 +30,6 @@ from acestep.memory_cap import enforce_memory_cap
 from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressCallback, SongBlueprint
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.files import require_writable
 from acestep_otel.profiler.flags import in_flags, message_of
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
@@ -41,10 +39,12 @@ from acestep_otel.profiler.report.results import RunResult, result_document, wri
 from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
-from acestep_otel.profiler.run.progress import ProgressBars
+from acestep_otel.profiler.run.progress import ProgressBars, loading
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
+from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording import GuidanceShare, guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 
@@ -128,15 +128,14 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
         OSError: the result or the trace could not be written.
     """
     detail = detail_level(options.detail)
-    for path in (options.benchmark_output, options.report, options.trace_output, *profiler_files(options)):
-        if path is not None:
-            require_writable(path)
+    require_outputs(options, *profiler_files(options))
 
     limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
             enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
-            models = call.load()
+            with loading("models", enabled=not options.no_progress):
+                models = call.load()
         outcome: Outcome | None = None
         error: BaseException | None = None
         share: GuidanceShare | None = None
@@ -173,6 +172,9 @@ def setup_errors() -> Iterator[None]:
         BackendUnavailable,
     ) as error:
         raise SetupError(in_flags(error)) from error
+    except OSError as error:
+        # A name that is too long, a folder that may not be read.
+        raise SetupError(str(error)) from error
 
 
 def limit_threads(options: Options) -> None:
@@ -196,8 +198,6 @@ def _report(
     run = measured[-1] if measured else None
     if run is not None and error is None:
         record_figures(run, telemetry)
-    for line in _lines(options, outcome, run):
-        click.echo(line)
     songs = outcome.songs if outcome is not None else ()
     environment = Environment.current()
     if options.benchmark_output is not None:
@@ -224,10 +224,12 @@ def _report(
             ),
         )
     telemetry.write_trace_file()
+    for line in _lines(options, outcome, run):
+        echo(line)
     files = (("Result", options.benchmark_output), ("Report", options.report), ("Trace", options.trace_output))
     for label, path in (*(("Song", song) for song in songs), *files):
         if path is not None:
-            click.echo(f"{label + ':':<8} {path}")
+            echo(f"{label + ':':<8} {path}")
 
 
 def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterator[str]:

@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from acestep_otel import semconv
 from acestep_otel.patches.engine import PATCHES
 from acestep_otel.patches.patcher import Patcher
-from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.files import can_be_replaced, replacing
 from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition
 
 _SHOWN_FUNCTIONS: Final = 20
@@ -58,8 +58,9 @@ def profiler_files(options: Options) -> Iterator[Path]:
 
 def _beside(options: Options, suffix: str) -> Path:
     """A file beside the result file, else in the output folder under the mode's name."""
-    if options.benchmark_output is not None:
-        return options.benchmark_output.with_suffix(suffix)
+    result = options.benchmark_output
+    if result is not None and can_be_replaced(result):
+        return result.with_suffix(suffix)
     return options.output_dir / f"{options.mode}{suffix}"
 
 
@@ -71,12 +72,10 @@ def _profile_functions(statistics: Path, text: Path, call: Callable[[], object])
         pstats.Stats(profiler, stream=stream).sort_stats("cumulative").print_stats(_WRITTEN_FUNCTIONS)
     shown = io.StringIO()
     pstats.Stats(profiler, stream=shown).strip_dirs().sort_stats("cumulative").print_stats(_SHOWN_FUNCTIONS)
-    click.echo(f"\nTOP {_SHOWN_FUNCTIONS} FUNCTIONS BY CUMULATIVE TIME")
-    click.echo(
-        "A separate run under cProfile: it adds time to every call, so compare these figures with each other only."
-    )
-    click.echo(shown.getvalue().strip("\n"))
-    click.echo(f"\nProfile: {statistics}\nText:    {text}")
+    echo(f"\nTOP {_SHOWN_FUNCTIONS} FUNCTIONS BY CUMULATIVE TIME")
+    echo("A separate run under cProfile: it adds time to every call, so compare these figures with each other only.")
+    echo(shown.getvalue().strip("\n"))
+    echo(f"\nProfile: {statistics}\nText:    {text}")
 
 
 def _profile_operators(trace: Path, call: Callable[[], object]) -> None:
@@ -86,8 +85,8 @@ def _profile_operators(trace: Path, call: Callable[[], object]) -> None:
     with _ranges(), torch.profiler.profile(activities=activities) as profiler:
         call()
     profiler.export_chrome_trace(str(trace))
-    click.echo("\nA separate run under torch.profiler, which slows down every operator.")
-    click.echo(f"Chrome trace (open it in ui.perfetto.dev): {trace}")
+    echo("\nA separate run under torch.profiler, which slows down every operator.")
+    echo(f"Chrome trace (open it in ui.perfetto.dev): {trace}")
 
 
 @contextmanager

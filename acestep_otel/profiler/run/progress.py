@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
@@ -12,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     ProgressColumn,
+    SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -99,6 +101,28 @@ class ProgressBars(_TerminalBars):
             self._tasks[progress.stage] = self._bars.add_task(f"{self._label} {progress.stage}", total=progress.total)
         self._last_update = now
         self._bars.update(self._tasks[progress.stage], completed=progress.done, total=progress.total)
+
+
+@contextmanager
+def loading(what: str, *, enabled: bool, console: Console | None = None) -> Iterator[None]:
+    """Show on a terminal that models are being loaded, and for how long.
+
+    Args:
+        what: is loaded.
+        enabled: whether the user wants progress shown.
+        console: where it is drawn; standard error when not given.
+    """
+    bars = Bars(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console or Console(stderr=True),
+        transient=True,
+        disable=not (enabled and (console or Console(stderr=True)).is_terminal),
+    )
+    with bars:
+        bars.add_task(f"loading {what}", total=None)
+        yield
 
 
 class CellBar(_TerminalBars):

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import click
-
 from acestep.checkpoints import ModelSelection, require_weights
 from acestep.weights.adapters import Adapter
 from acestep.weights.conversion import convert
@@ -15,6 +13,7 @@ from acestep.weights.hub import fetch, plan_download
 from acestep.weights.layout import DiffusersRenderer, find_renderer
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.run.measurement import setup_errors
+from acestep_otel.profiler.terminal import echo
 
 
 def download_models(names: Iterable[str], root: Path) -> None:
@@ -37,7 +36,7 @@ def fetch_model(name: str, root: Path) -> None:
     downloads = plan_download(name, root)
     for download in downloads:
         source = download.source
-        click.echo(
+        echo(
             f"{name}: {download.bytes / 1e9:.2f} GB to fetch from {source.repository} at {source.revision[:8]}, "
             f"into {download.target}",
             err=True,
@@ -64,7 +63,7 @@ def convert_model(name: str, root: Path, target: Path) -> None:
             convert(found, target)
         except FileExistsError as error:
             raise SetupError(str(error)) from error
-    click.echo(f"Repository: {target}")
+    echo(f"Repository: {target}")
 
 
 def parse_adapter(text: str) -> Adapter:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Mapping
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from acestep_otel.profiler.terminal import warn
 from acestep_otel.sdk.answers import Answer, Delivery, Signal
 from acestep_otel.sdk.otlp import OtlpTarget
 from acestep_otel.sdk.pipeline import Limits
@@ -89,6 +89,36 @@ class DeliveryLedger:
         return f"{what} for {self._targets[signal]} ({why})"
 
 
+class EngineLog(logging.Handler):
+    """What the engine and the layer log as warnings, as lines of the command line; each once in a run."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._loggers = [logging.getLogger(name) for name in ("acestep", "acestep_otel")]
+        self._propagated = [logger.propagate for logger in self._loggers]
+        self._said: set[str] = set()
+
+    def attach(self) -> None:
+        """Take over the logs."""
+        self._propagated = [logger.propagate for logger in self._loggers]
+        for logger in self._loggers:
+            logger.propagate = False
+            logger.addHandler(self)
+
+    def detach(self) -> None:
+        """Give the logs back."""
+        for logger, propagated in zip(self._loggers, self._propagated, strict=True):
+            logger.removeHandler(self)
+            logger.propagate = propagated
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message that was not there before: a warm-up says what the run says."""
+        message = record.getMessage()
+        if message not in self._said:
+            self._said.add(message)
+            warn(message)
+
+
 class SdkLog(logging.Handler):
     """What the SDK logs, brought down to the first warning, as one line on standard error.
 
@@ -124,8 +154,3 @@ _ABOUT_DELIVERIES = (
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
-
-
-def warn(message: str) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"warning: {' '.join(message.split())}\n")

@@ -28,14 +28,24 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.instrumentor import AceStepInstrumentor
+from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.spans import FinishedSpan
-from acestep_otel.profiler.telemetry.delivery import DeliveryLedger, ExportedSpans, SdkLog, warn
+from acestep_otel.profiler.telemetry.delivery import DeliveryLedger, EngineLog, ExportedSpans, SdkLog
 from acestep_otel.profiler.telemetry.trace_file import TraceFile
+from acestep_otel.profiler.terminal import warn
 from acestep_otel.sdk.answers import Signal
-from acestep_otel.sdk.otlp import OtlpTarget, answers_of, disabled, metric_exporter, otlp_target, span_exporter
+from acestep_otel.sdk.otlp import (
+    OtlpTarget,
+    answers_of,
+    disabled,
+    histogram_caveat,
+    metric_exporter,
+    otlp_target,
+    span_exporter,
+)
 from acestep_otel.sdk.pipeline import UNLIMITED, batch_span_processor, exemplar_filter, periodic_metric_reader
 from acestep_otel.sdk.resource import resource
-from acestep_otel.settings import Detail, Settings
+from acestep_otel.settings import DETAIL_VARIABLE, Detail, Settings
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within
 
 if TYPE_CHECKING:
@@ -120,7 +130,7 @@ class Telemetry:
         """
         self._trace_file = None if trace_output is None else TraceFile(trace_output)
         self._shut_down = False
-        self._log = SdkLog()
+        self._logs = (SdkLog(), EngineLog())
 
         self.disabled = disabled()
         self.collector = SpanCollector()
@@ -137,6 +147,8 @@ class Telemetry:
         note = self._ledger.note
         self._span_exporter = None if traces is None else span_exporter(traces, answers_of(traces, note))
         self._metric_exporter = None if metrics is None else metric_exporter(metrics, answers_of(metrics, note))
+        if metrics is not None and (caveat := histogram_caveat()) is not None:
+            warn(caveat)
         self._prometheus = None if prometheus_port is None or self.disabled else _prometheus_endpoint(prometheus_port)
         self._processors: list[SpanProcessor] = [self.collector]
         if self._trace_file is not None:
@@ -155,7 +167,8 @@ class Telemetry:
         )
 
     def __enter__(self) -> Self:
-        self._log.attach()
+        for log in self._logs:
+            log.attach()
         return self
 
     def __exit__(
@@ -167,7 +180,8 @@ class Telemetry:
             if error is not None and self.collector.readable_spans:
                 self.write_trace_file()
         finally:
-            self._log.detach()
+            for log in self._logs:
+                log.detach()
 
     def adopt(self, spans: Iterable[FinishedSpan]) -> None:
         """Take in spans that another process of this run made: they are collected and sent like this process's own."""
@@ -261,6 +275,26 @@ def detail_level(word: str | None) -> Detail:
         return settings.detail if word is None else Detail.parse(word)
     except ValueError as error:
         raise SetupError(str(error)) from error
+
+
+def require_tracing(what: str, options: Options, telemetry: Telemetry) -> Detail:
+    """The level of detail of a mode whose figures come from the trace.
+
+    Args:
+        what: the mode, in words.
+        options: of the command line.
+        telemetry: of the run.
+
+    Raises:
+        SetupError: nothing would be traced; the message names what switched it off.
+    """
+    detail = detail_level(options.detail)
+    if telemetry.disabled:
+        raise SetupError(f"{what} takes its figures from the trace: unset OTEL_SDK_DISABLED, which switches it off")
+    if detail is Detail.OFF:
+        source = "leave out --detail off" if options.detail is not None else f"unset {DETAIL_VARIABLE}=off"
+        raise SetupError(f"{what} takes its figures from the trace: {source}, or give --detail stage")
+    return detail
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from opentelemetry.exporter.otlp.json.file import FileSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.files import can_be_replaced, replacing
 
 
 class TraceFile(SpanProcessor):
@@ -26,6 +26,8 @@ class TraceFile(SpanProcessor):
         self._lock = threading.Lock()
         self._pending: list[ReadableSpan] = []
         self._is_ours = False
+        # Into a pipe or a device everything is written once, at the end.
+        self._grows = can_be_replaced(path)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Take a finished span; with a root, or one whose parent is in another process, write what is there."""
@@ -36,6 +38,8 @@ class TraceFile(SpanProcessor):
 
     def write_ended(self) -> None:
         """Write the spans that ended so far."""
+        if not self._grows:
+            return
         with self._lock, suppress(OSError):
             # A full disk is no reason to stop a song: finish() tries again, and tells.
             if self._pending:

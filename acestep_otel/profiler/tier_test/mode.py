@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import click
 from opentelemetry.trace import Span, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -20,14 +19,15 @@ from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.errors import RunFailed
-from acestep_otel.profiler.files import require_writable
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.measurement import setup_errors
+from acestep_otel.profiler.run.outputs import require_outputs
 from acestep_otel.profiler.run.progress import TrialBar
-from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level
+from acestep_otel.profiler.telemetry.providers import Telemetry, require_tracing
+from acestep_otel.profiler.terminal import echo
 from acestep_otel.profiler.tier_test.forwarding import OpenStages
 from acestep_otel.profiler.tier_test.launcher import Ending, child_environment, run_child
 from acestep_otel.profiler.tier_test.outputs import Outputs, decisive_failure, record_row
@@ -36,7 +36,6 @@ from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, S
 from acestep_otel.profiler.tier_test.trials import TierResult, Trial
 from acestep_otel.profiler.tier_test.verdict import ended, judge, skipped
 from acestep_otel.recording.instruments import Instruments
-from acestep_otel.settings import Detail
 
 
 def tier_test(options: Options, telemetry: Telemetry) -> None:
@@ -47,17 +46,14 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
         RunFailed: a tier does not run by its own settings; every row is in the table.
         OSError: the result, the page or the trace could not be written.
     """
-    if detail_level(options.detail) is Detail.OFF or telemetry.disabled:
-        raise SetupError("a tier test takes its figures from the trace: switch tracing on again (--detail stage)")
-    for path in (options.benchmark_output, options.report, options.trace_output):
-        if path is not None:
-            require_writable(path)
+    require_tracing("a tier test", options, telemetry)
+    require_outputs(options)
     example = load_example(options.example)
     plan = Plan.of(options, example.inference_steps)
     with setup_errors():
         for row in plan.rows:
             validate(trial_request(example, options, row.trial))
-    click.echo(f"{len(plan.rows)} rows, {len(plan.jobs)} processes, one after the other")
+    echo(f"{len(plan.rows)} rows, {len(plan.jobs)} processes, one after the other")
     test = _TierTest(options, telemetry, plan)
     try:
         test.run()
@@ -122,7 +118,7 @@ class _TierTest:
         self.telemetry.write_ended_spans()
         if "Traceback (most recent call last):\n" in ending.errors:
             # A defect: its traceback is what helps, and the rows have no place for it.
-            click.echo("".join(ending.errors), err=True)
+            echo("".join(ending.errors), err=True)
         self.record_ending(job, child, ending)
 
     def record_ending(self, job: Trials, child: _Child, ending: Ending) -> None:
@@ -178,24 +174,25 @@ class _TierTest:
         self.outputs.write_result(self.rows, self.environment)
 
     def report(self) -> None:
-        """Print the tables, and write the files."""
+        """Write the files, and print the tables."""
         self.outputs.record_boundaries(self.instruments, self.rows)
-        for line in self.outputs.lines(self.rows):
-            click.echo(line)
         files = (
             ("Result", self.options.benchmark_output, self.write),
             ("Report", self.options.report, lambda: self.outputs.write_page(self.rows, self.environment)),
             ("Trace", self.options.trace_output, self.telemetry.write_trace_file),
         )
         failures = []
+        written = []
         for label, path, write in files:
             if path is None:
                 continue
             try:
                 write()
-                click.echo(f"{label + ':':<8} {path}")
+                written.append(f"{label + ':':<8} {path}")
             except OSError as error:
                 failures.append(error)
+        for line in (*self.outputs.lines(self.rows), *written):
+            echo(line)
         if failures:
             raise failures[0]
 

@@ -18,6 +18,21 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def run(model: str) -> dict[str, Any]:
+    placement = {
+        "offload_to_cpu": False, "offload_dit_to_cpu": False, "quantization": None, "compile": False,
+        "automatic_offload": False,
+    }  # fmt: skip
+    effective = {
+        "device": "cpu", "dtype": "float32", "dit_model": model, "lm_model": None, "lm_backend": None, "seeds": [7],
+        "weights": "synthetic", "placement": placement,
+    }  # fmt: skip
+    return {
+        "status": "ok", "error": None, "effective_settings": effective, "songs": [], "blueprint": None,
+        "measurement": None,
+    }  # fmt: skip
+
+
 def write(
     name: str,
     *,
@@ -28,21 +43,32 @@ def write(
     model: str = "acestep-v15-turbo",
     example: str = "example_05.json",
     planned: int = 1,
+    spread: dict[str, float] | None = None,
 ) -> str:
     figures: dict[str, Any] = {"wall_time": wall, "lm_time": 0.0, "dit_time": 0.5, "vae_time": vae}
     row = {
         "config": {"duration": 30.0, "batch_size": 1, "thinking": False, "inference_steps": 8},
         "status": "error" if failed else "ok",
+        "error": {"type": "OutOfMemory", "message": "no room", "stage": "dit"} if failed else None,
         **(dict.fromkeys(figures) if failed else figures),
-        "runs": [{"effective_settings": {"dit_model": model, "placement": {"quantization": None}}}],
+        "minimum": None if failed else figures,
+        "spread": None if failed else spread or dict.fromkeys(figures, 0.0),
+        "runs": [run(model)] * (1 if spread is None else 2),
     }
-    environment = {"cpu": "a CPU", "accelerators": [], "packages": {"torch": "2.13"}, "git_revision": None}
+    environment = {
+        "cpu": "a CPU", "cpu_cores": 2, "memory_bytes": None, "accelerators": [], "operating_system": "Linux",
+        "python": "3.11", "packages": {"torch": "2.13"}, "git_revision": None,
+    }  # fmt: skip
     content = {
         "schema_version": 1,
+        "created": "2026-01-01T00:00:00+00:00",
         "mode": mode,
         "environment": environment,
         "arguments": {"example": example},
-        "benchmark": {"cells": planned} if mode == "benchmark" else None,
+        "benchmark": {"tier": "unlimited", "gpu_memory": 0, "cells": planned, "clamped": []}
+        if mode == "benchmark"
+        else None,
+        "tier_test": None,
         "results": [row],
     }
     Path(name).write_text(json.dumps(content), encoding="utf-8")
@@ -136,10 +162,10 @@ def test_two_profiles_can_be_compared(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ("none.json", "cannot read none.json"),
-        ("empty.json", "a.json is of mode benchmark and empty.json of mode profile"),
+        ("none.json", "there is no file none.json"),
+        ("empty.json", "empty.json has no cells to compare"),
         ("profile.json", "profile.json has no cells to compare"),
-        ("text.json", "text.json is not JSON: give a result file that --benchmark-output wrote"),
+        ("text.json", "text.json, line 1, column 1: Expecting value: give a result file that --benchmark-output wrote"),
     ],
 )
 def test_files_that_cannot_be_compared_are_refused(
@@ -179,3 +205,80 @@ def test_its_help_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "A.json B.json" in shown
     assert "--mode" not in shown
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400", "9" * 50])
+@pytest.mark.parametrize("flag", ["--threshold", "--noise-floor"])
+def test_a_number_that_switches_the_gate_off_is_refused(
+    flag: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """N7."""
+    assert main(["compare", write("a.json"), write("b.json", wall=5), flag, number]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.5])
+def test_what_repeated_runs_lie_apart_is_noise(spread: float) -> None:
+    """N18: the spread that --repeat measured, of either file."""
+    apart = {"wall_time": spread, "lm_time": 0.0, "dit_time": 0.0, "vae_time": 0.0}
+    for first, second in ((apart, None), (None, apart)):
+        files = write("a.json", spread=first), write("b.json", wall=1.2, spread=second)
+        assert main(["compare", *files]) == (1 if spread < 0.2 else 0)
+
+
+def test_a_ratio_that_does_not_pass_is_shown_above_the_threshold(capsys: pytest.CaptureFixture[str]) -> None:
+    """N18: not "x 1.10" for a threshold of 1.10."""
+    assert main(["compare", write("a.json"), write("b.json", wall=1.1004), "--noise-floor", "0"]) == 1
+    assert "wall_time x 1.1004" in capsys.readouterr().out
+
+
+def test_a_stage_that_took_no_time_and_now_takes_some_does_not_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    """N13."""
+    assert main(["compare", write("a.json", vae=0), write("b.json", vae=5)]) == 1
+    assert "vae_time from 0 to 5.000 s" in capsys.readouterr().out
+
+
+def test_a_profile_that_failed_does_not_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    """N18."""
+    assert main([*PROFILE, "--benchmark-output", "a.json"]) == 0
+    document = json.loads(Path("a.json").read_text("utf-8"))
+    failure = {"type": "OutOfMemory", "message": "no room", "stage": "dit"}
+    document["results"][0] |= {"status": "error", "error": failure, "effective_settings": None, "measurement": None}
+    Path("b.json").write_text(json.dumps(document), "utf-8")
+    assert main(["compare", "a.json", "b.json"]) == 1
+    assert "failed" in capsys.readouterr().out
+    assert main(["compare", "b.json", "a.json"]) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"results": []}, {"results": "none"}, {"results": [None]}, {"runs": []}, {"wall_time": "1"}, {"wall_time": [1]},
+        {"wall_time": None}, {"wall_time": 0}, {"wall_time": -1}, {"vae_time": -1}, {"wall_time": 10**400},
+        {"wall_time": float("nan")}, {"wall_time": float("inf")}, {"config": "30 s"}, {"config": {}},
+        {"spread": "much"}, {"status": "fine"}, {"environment": None}, {"arguments": []}, {"benchmark": None},
+        {"benchmark": {"cells": "many"}}, {"mode": ["benchmark"]}, {"mode": "tier-test"}, {"schema_version": "1"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("side", ["baseline", "candidate"])
+def test_a_damaged_file_is_one_line(damage: dict[str, Any], side: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """N13: no traceback, and no pass."""
+    document = json.loads(Path(write("a.json")).read_text("utf-8"))
+    within = document if damage.keys() <= document.keys() else document["results"][0]
+    within.update(damage)
+    Path("damaged.json").write_text(json.dumps(document)[:10_000], "utf-8")
+    files = [write("b.json"), "damaged.json"]
+    assert main(["compare", *(files if side == "candidate" else reversed(files))]) == 2
+    said = capsys.readouterr().err
+    assert "damaged.json" in said
+    assert said.count("\n") == 1
+    assert len(said) < 500
+
+
+def test_an_output_at_the_place_of_an_input_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """N1."""
+    before = Path(write("a.json")).read_text("utf-8")
+    assert main(["compare", "a.json", write("b.json"), "--output", "./a.json"]) == 2
+    assert "--output would overwrite A.json" in capsys.readouterr().err
+    assert Path("a.json").read_text("utf-8") == before

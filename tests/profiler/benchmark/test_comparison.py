@@ -74,12 +74,11 @@ def test_files_without_a_common_cell_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "line 1, column 2"),
         ("[]", "not a result file of version 1"),
         ('{"schema_version": 2}', "not a result file of version 1"),
-        ('{"schema_version": 1, "mode": "understand"}', "of mode understand: compare takes benchmark and profile"),
-        ('{"schema_version": 1, "mode": "benchmark"}', "no cells to compare: KeyError"),
-        ('{"schema_version": 1, "mode": "benchmark", "environment": {}, "results": []}', "no cells to compare"),
+        ('{"schema_version": 1, "mode": "understand"}', "is a required property"),
+        ('{"schema_version": 1, "mode": "benchmark"}', "is a required property"),
     ],
 )
 def test_what_is_no_result_file_is_refused_by_name(content: str, message: str, tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_what_is_no_result_file_is_refused_by_name(content: str, message: str, t
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(IncomparableResults, match="cannot read"):
+    with pytest.raises(IncomparableResults, match="there is no file"):
         ResultFile.read(tmp_path / "none.json")
 
 

@@ -106,7 +106,7 @@ def test_a_key_that_is_asked_for_is_given_and_never_shown(doctor: Doctor, monkey
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=WRONG")
         assert doctor("--otlp-endpoint", endpoint, *GRPC) == 1
         assert "UNAUTHENTICATED: wrong key: ***" in doctor.said
-        assert doctor.advice == ["set OTEL_EXPORTER_OTLP_HEADERS to what the receiver asks for"]
+        assert doctor.advice == ["the receiver refuses the token in OTEL_EXPORTER_OTLP_HEADERS: correct it there"]
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=RIGHT")
         assert doctor("--otlp-endpoint", endpoint, *GRPC) == 0
 

@@ -50,8 +50,8 @@ def test_a_byte_order_mark_and_a_numeric_time_signature_are_accepted(tmp_path: P
         (b'{\n"caption": "a"\n"bpm": 1}', "line 3"),
         (b"", "line 1"),
         (b"[1]", "holds a JSON list"),
-        (b'{"bpm": "fast"}', "'bpm' is 'fast', expected int"),
-        (b'{"bpm": true}', "'bpm' is True, expected int"),
+        (b'{"bpm": "fast"}', "'bpm' is 'fast', expected a whole number"),
+        (b'{"bpm": true}', "'bpm' is True, expected a whole number"),
         (b'{"lyrics": ["la"]}', "'lyrics' is"),
         (b'{"caption": "\xff"}', "is not UTF-8 text"),
     ],
@@ -73,3 +73,54 @@ def test_an_unknown_example_lists_those_there_are() -> None:
 def test_a_folder_is_no_example(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="no example"):
         load_example(str(tmp_path))
+
+
+def written(tmp_path: Path, content: object) -> str:
+    path = tmp_path / "song.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+def test_the_keys_of_the_released_api_are_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """N11."""
+    keys = {
+        "prompt": "a song", "audio_duration": 60, "key_scale": "C major", "time_signature": 3, "vocal_language": "de",
+        "thinking": True, "inference_steps": 4,
+    }  # fmt: skip
+    example = load_example(written(tmp_path, keys))
+    assert (example.caption, example.duration, example.keyscale) == ("a song", 60, "C major")
+    assert (example.timesignature, example.language, example.inference_steps) == ("3", "de", 4)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_key_that_is_not_known_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, {"caption": "a song", "captoin": "typed", "tempo": 3})
+    load_example(path)
+    assert capsys.readouterr().err == f"warning: {path}: keys that are not known are passed over: 'captoin', 'tempo'\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({}, "is no example: it has none of the keys caption, lyrics"),
+        ({"tempo": 3}, "is no example"),
+        ({"description": "a slow song", "vocal_language": "en"}, "use --mode create_sample --sample-query"),
+        ({"caption": "one", "prompt": "two"}, "'prompt' and another key both give the caption"),
+        ("[" * 200_000, "is nested deeper than"),
+        ('{"seed": ' + "9" * 6_000 + "}", "a number of 6,000 digits"),
+        ({"caption": "\ud800"}, "half a character"),
+        ({"bpm": [1] * 10_000}, "'bpm' is [1, 1, 1"),
+    ],
+)
+def test_what_is_no_example_is_one_line(tmp_path: Path, content: object, problem: str) -> None:
+    """N11, N13."""
+    with pytest.raises(SetupError) as refusal:
+        load_example(written(tmp_path, content))
+    assert problem in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x\0y", "", "."])
+def test_a_name_that_no_file_can_have_is_one_line(name: str) -> None:
+    with pytest.raises(SetupError, match="no example"):
+        load_example(name)

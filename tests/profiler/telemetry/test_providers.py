@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -291,4 +292,21 @@ def test_an_identity_that_is_empty_takes_its_default(
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", attributes)
     found = Telemetry().tracer_provider.resource.attributes
     assert found["service.name"] == name
-    assert found["service.instance.id"] == (instance or platform.node() or "localhost")
+    assert found["host.name"] == (platform.node() or "localhost")
+    if instance is None:
+        # Unique for what runs at the same time.
+        assert len(str(uuid.UUID(str(found["service.instance.id"])))) == 36
+    else:
+        assert found["service.instance.id"] == instance
+
+
+def test_histograms_that_the_boards_cannot_show_are_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+    monkeypatch.setenv(variable, "base2_exponential_bucket_histogram")
+    Telemetry()
+    assert capsys.readouterr().err == ""
+    with grpc_receiver() as received, Telemetry(endpoint=received.endpoint):
+        pass
+    assert f"warning: {variable}=base2_exponential_bucket_histogram" in capsys.readouterr().err

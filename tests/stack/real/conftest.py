@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import REASON, SERVERS
 from tests.stack.real.network import Network, network
 from tests.stack.real.programs import COLLECTOR, FOLDER, JAEGER, PROMETHEUS, Missing, program
 
@@ -41,7 +42,7 @@ class skipped_without:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Missing) and FOLDER not in os.environ:
-            pytest.skip(str(error))
+            pytest.skip(f"{REASON}{SERVERS} ({error})")
 
 
 def certificate(folder: Path, *names: str) -> tuple[Path, Path, Path]:

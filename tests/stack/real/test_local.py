@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +22,23 @@ import pytest
 
 from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from benchmarks.collectors import free_port
 from grafana.series import label, names, series
-from tests.stack.boards import ROOT, Expression, filled_in, link_expressions, panel_expressions, rule_expressions, rules
+from tests.stack.boards import (
+    BOARDS,
+    ROOT,
+    Expression,
+    filled_in,
+    link_expressions,
+    load,
+    panel_expressions,
+    panels,
+    rule_expressions,
+    rules,
+)
 from tests.stack.exposition import own_figures
+from tests.stack.grafana_library import Shown, shown
 from tests.stack.prometheus import Prometheus
 from tests.stack.real.conftest import skipped_without
 from tests.stack.real.network import network, wait_until
@@ -105,9 +119,16 @@ def run(endpoint: str, folder: Path, name: str, arguments: tuple[str, ...]) -> N
     folder.mkdir()
     variables = {"OTEL_SERVICE_NAME": name, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "acestep_otel", *arguments, "--otlp-endpoint", endpoint, "--output-dir", str(folder)],
-        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=CLOSE * 2,
-    )  # fmt: skip
+        [
+            *(sys.executable, "-m", "acestep_otel.profiler", *arguments),
+            *("--otlp-endpoint", endpoint, "--output-dir", str(folder)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=CLOSE * 2,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -128,13 +149,14 @@ def serve(endpoint: str, folder: Path) -> None:
         )  # fmt: skip
         try:
             wait_until(lambda: _answers(f"http://127.0.0.1:{port}/healthz"), CLOSE, "the service answers")
-            subprocess.run(
-                [
-                    *(sys.executable, "-m", "examples.serving.load", "--url", f"http://127.0.0.1:{port}"),
-                    *("--clients", "4", "--seconds", "8"),
-                ],
-                cwd=ROOT, check=True, timeout=CLOSE * 2, capture_output=True,
-            )  # fmt: skip
+            for seed in ("1", "2"):
+                subprocess.run(
+                    [
+                        *(sys.executable, "-m", "examples.serving.load", "--url", f"http://127.0.0.1:{port}"),
+                        *("--clients", "3", "--seconds", "5", "--seed", seed),
+                    ],
+                    cwd=ROOT, check=True, timeout=CLOSE * 2, capture_output=True,
+                )  # fmt: skip
         finally:
             service.terminate()
             service.wait(60)
@@ -155,7 +177,7 @@ def test_the_doctor_finds_span_and_metric(protocol: str, local: Local, capsys: p
     assert main(["doctor", "--otlp-endpoint", endpoint, "--otlp-protocol", protocol, *stores, "--wait", "60"]) == 0
     said = capsys.readouterr().out
     assert f"Jaeger {local.jaeger.url}: trace" in said
-    assert f"Prometheus {local.prometheus.url}: acestep_doctor_time_seconds is there" in said
+    assert f"Prometheus {local.prometheus.url}: acestep_doctor_time_seconds found" in said
     assert "✗" not in said
 
 
@@ -244,6 +266,12 @@ def test_runs_that_send_differences_add_up(sent: Local, monkeypatch: pytest.Monk
     sent.prometheus.wait_for(f'{series(semconv.REQUESTS)}{{job="delta"}} == 10', CLOSE)
 
 
+def test_no_two_callers_share_a_trace(sent: Local) -> None:
+    """Of two loads with seeds of their own."""
+    for spans in sent.traces(SERVICE, "POST /songs"):
+        assert len([span for span in spans if span["operationName"] == "POST /songs"]) == 1
+
+
 def test_callers_that_go_away_are_no_errors(sent: Local) -> None:
     outcome = label(semconv.OUTCOME)
     samples = sent.prometheus.query(f'last_over_time({series(semconv.REQUESTS)}{{job="{SERVICE}"}}[1h])')
@@ -275,6 +303,64 @@ def test_the_rules_are_healthy(sent: Local) -> None:
     found = wait_until(loaded, CLOSE, "the rules were evaluated")
     assert {rule["health"] for rule in found} == {"ok"}
     assert len(found) == len(rules("recording.yml")) + len(rules("alerts.yml"))
+
+
+@pytest.fixture(scope="module")
+def boards(sent: Local) -> dict[str, Shown]:
+    """What the panels of the boards show, by title; ``ACESTEP_STACK_TABLES`` names a file for them."""
+    jobs = {"profile": PROFILES, "benchmark": (BENCHMARK,), "tiers": (TIERS,), "production": (SERVICE,)}
+    asked_panels, now = [], time.time()
+    for path in BOARDS:
+        for panel in panels(load(path)):
+            if panel["type"] not in ("table", "stat", "bargauge", "barchart") or "expr" not in panel["targets"][0]:
+                continue
+            queries = {target["refId"]: filled_in(target["expr"], jobs[path.stem]) for target in panel["targets"]}
+            # One time for all of a panel, as Grafana asks: rows of several queries are joined by it.
+            answers = {letter: sent.prometheus.query(query, at=now) for letter, query in queries.items()}
+            asked_panels.append((panel, answers))
+    found = shown(asked_panels)
+    if file := os.environ.get("ACESTEP_STACK_TABLES"):
+        Path(file).write_text("\n\n".join(map(str, found.values())) + "\n", "utf-8")
+    return found
+
+
+def test_the_breakdown_is_the_last_runs_in_the_terminals_order(boards: dict[str, Shown]) -> None:
+    """Two runs of one name on one machine: one table."""
+    table = boards["Time costs breakdown"]
+    labels = [f"├─ {row.label}" if row.is_child else row.label for row in breakdown_rows(Breakdown(wall=1.0))]
+    found = table.column("Component")
+    assert found == [label for label in labels if label in found]
+    assert {"LLM Planning (total)", "DiT Diffusion (total)", "├─ Steps", "VAE Decode", "Wall Time (total)"} <= set(
+        found
+    )
+    assert table.column("% of Total")[-1] == "100.0%"
+
+
+def test_each_phase_of_the_language_model_is_one_row_with_every_figure(boards: dict[str, Shown]) -> None:
+    table = boards["Phases of the language model"]
+    assert table.column("Phase") == ["lm.codes", "lm.cot"]
+    assert all(cell for row in table.rows for cell in row)
+
+
+def test_the_benchmark_is_a_table_and_two_matrices(boards: dict[str, Shown]) -> None:
+    assert boards["Benchmark"].column("Think") == ["false", "true"]
+    assert set(boards["Benchmark"].column("Status")) == {"OK"}
+    assert boards["Wall time"].columns[1:] == ["false, steps 1", "true, steps 1"]
+    assert set(boards["Split of the time"].columns[1:]) == {"LM", "DiT", "VAE"}
+    assert len(boards["Split of the time"].rows) == 2
+
+
+def test_the_tier_test_names_its_tiers(boards: dict[str, Shown]) -> None:
+    assert set(boards["Tier test results"].column("Status")) == {"✅ OK"}
+    assert boards["Tier test results"].column("VRAM (GB)") == ["8"]
+
+
+def test_the_service_is_on_the_board(boards: dict[str, Shown]) -> None:
+    figures = dict(zip(boards["Now"].column("name"), boards["Now"].column("value"), strict=True))
+    assert set(figures) == {"requests/s", "failing", "cancelled", "in progress"}
+    assert figures["failing"] == "0.00%"
+    stages = boards["Stages in the time range"]
+    assert {"dit", "vae.decode"} <= set(stages.column("Stage"))
 
 
 def own_services(local: Local) -> dict[str, Running]:

@@ -89,7 +89,7 @@ class DecodeState:
         self._places = self._places + tokens
 
     def _run(self, ids: torch.Tensor, places: torch.Tensor, stride: int, length: int) -> torch.Tensor:
-        """Hidden states of tokens of every ``stride``-th row; a token sees what lies up to its own place."""
+        """Hidden states of tokens of every ``stride``-th row; a token attends to the positions up to its own."""
         self.forwards += 1
         if self._fused is not None and stride == 1 and self._fused.fits(*ids.shape):
             hidden = self._fused(ids, places)

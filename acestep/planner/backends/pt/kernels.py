@@ -2,10 +2,10 @@
 
 A *lane* is one token of a pass: one per row while codes are written, several of one row when a chunk of forced text
 goes in. All lanes share every pass over the weights. Five launches make a layer: projection to queries, keys and
-values; attention; output projection; gate and up projection; down projection. Rotary embedding, the write to the cache,
-activation and residual ride along. So do the norms: whoever writes the hidden states multiplies them by the next norm's
-weights, and that norm's scale, one number per lane, waits until after the next product. Lengths are read on the device,
-so one recorded launch serves all of them, and no result of a lane depends on how many others there are.
+values; attention; output projection; gate and up projection; down projection. They include rotary embedding, the
+write to the cache, activation and residual, and the norms: the kernel that writes hidden states multiplies them by the
+weights of the next norm, whose scale, one number per lane, is applied after the next product. Lengths are read on the
+device, so one recorded launch serves all of them, and no result of a lane depends on the number of lanes.
 
 Needs Triton, which comes with PyTorch's CUDA builds for Linux.
 """

@@ -135,7 +135,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
 def close_engine(engine: Any) -> None:
     """Stop an engine and give its memory back."""
     engine.engine_core.shutdown()
-    # The collector was told to leave the engine's objects alone; shutdown has lifted that.
+    # The engine's objects were frozen for the garbage collector; shutdown has undone that.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -29,7 +29,7 @@ def processor_class(selector: TokenSelector, *, v2: bool) -> type[Any]:
 
 
 class _ProcessorV1(LogitsProcessor):
-    """Interface of Model Runner V1: told about changes of the batch, then given its logits."""
+    """Interface of Model Runner V1: receives changes of the batch, then its logits."""
 
     _selector: TokenSelector
 

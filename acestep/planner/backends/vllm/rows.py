@@ -47,7 +47,7 @@ class EngineRows:
 
     Attributes:
         written: tokens of each row.
-        unread: whether a pass was run that nobody has read.
+        unread: whether a pass was run and not read yet.
         passes: run so far.
         times: the engine's own timings of the requests that finished; ``None`` before the first.
     """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from acestep_otel import semconv
+from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.html.quantities import duration, number, size
 from acestep_otel.profiler.report.spans import Run
 from acestep_otel.profiler.report.statistics import memory_peaks, token_statistics
@@ -75,9 +76,9 @@ def _tiles(run: Run) -> Iterator[Tile]:
         yield Tile("Audio", f"{songs * length:g} s", f"{songs} × {length:g} s")
         per_second = run.root.seconds / (songs * length)
         yield Tile("Compute per second of audio", duration(per_second), _speed(per_second))
-    if steps := root.get(semconv.DIT_STEPS):
-        diffusion = sum(span.seconds for span in run.named(semconv.DIT))
-        yield Tile("Denoising steps", number(steps), f"{duration(diffusion / steps)} each")
+    breakdown = Breakdown.of(run)
+    if breakdown.step_average is not None:
+        yield Tile("Denoising steps", number(breakdown.steps), f"{duration(breakdown.step_average)} each")
     if phases := token_statistics(run):
         last = phases[-1]
         yield Tile("Tokens per second", number(last.tokens_per_second), last.phase)

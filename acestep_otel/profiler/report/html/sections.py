@@ -61,7 +61,8 @@ def step_section(run: Run) -> Figure | None:
     if not steps:
         return None
     has_device_clock = any(step.attributes.get(semconv.CLOCK) != "host" for step in steps)
-    average = sum(step.seconds for step in steps) / len(steps)
+    # The figure of the table: the whole loop over its steps, what happens between two of them included.
+    average = Breakdown.of(run).step_average or 0.0
     return Figure(
         chart=column_chart(
             f"{len(steps)} denoising steps, {duration(average)} on average",

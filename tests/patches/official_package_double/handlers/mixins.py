@@ -2,16 +2,38 @@
 
 import threading
 
-from acestep.parts import Model, Tensor, Vae
+from acestep.parts import Parts
 
 
 class GenerateMusicMixin:
-    def generate_music(self, captions, lyrics, inference_steps=8):
+    def generate_music(
+        self, captions, lyrics, inference_steps=8, batch_size=None, src_audio=None, task_type="text2music"
+    ):
+        songs = batch_size or 1
+        inputs = {"captions_batch": [captions] * songs, "lyrics_batch": [lyrics] * songs}
+        try:
+            outputs = self._run_generate_music_service_with_progress(
+                inference_steps=inference_steps, service_inputs=inputs, task_type=task_type
+            )
+            self._decode_generate_music_pred_latents(outputs)
+        except Exception as error:
+            return {"audios": [], "success": False, "error": str(error)}
+        return {"audios": self._songs(songs), "success": True, "error": None}
+
+
+class GenerateMusicExecuteMixin:
+    def _run_generate_music_service_with_progress(self, inference_steps, service_inputs, task_type=""):
         outputs = {}
 
         def target():
             try:
-                outputs["latents"] = self.service_generate(captions, lyrics, infer_steps=inference_steps)
+                outputs["latents"] = self.service_generate(
+                    captions=service_inputs["captions_batch"],
+                    lyrics=service_inputs["lyrics_batch"],
+                    infer_steps=inference_steps,
+                    sampler_mode=self.sampler_mode,
+                    task_type=task_type,
+                )
             except Exception as error:
                 outputs["error"] = error
 
@@ -20,28 +42,13 @@ class GenerateMusicMixin:
         thread.join()
         if "error" in outputs:
             raise outputs["error"]
-        self._decode_generate_music_pred_latents(outputs["latents"])
-        return [{"tensor": Tensor(), "sample_rate": 48_000}]
-
-
-class ServiceGenerateMixin:
-    def service_generate(self, captions, lyrics, infer_steps=60):
-        return self._execute_service_generate_diffusion(infer_steps)
-
-    def _execute_service_generate_diffusion(self, infer_steps):
-        return self.model.generate_audio(infer_steps)
+        return outputs["latents"]
 
 
 class VaeDecodeMixin:
-    def _decode_generate_music_pred_latents(self, latents):
-        return self.tiled_decode(latents)
-
-    def tiled_decode(self, latents, chunk_size=None):
-        return [self.vae.decode(latents) for _ in range(3)]
+    def _decode_generate_music_pred_latents(self, pred_latents):
+        return self.tiled_decode(pred_latents)
 
 
-class AceStepHandler(GenerateMusicMixin, ServiceGenerateMixin, VaeDecodeMixin):
-    def __init__(self):
-        self.device, self.dtype = "cpu", "torch.bfloat16"
-        self.last_init_params = {"config_path": "acestep-v15-turbo"}
-        self.model, self.vae = Model(), Vae()
+class AceStepHandler(GenerateMusicMixin, GenerateMusicExecuteMixin, VaeDecodeMixin, Parts):
+    pass

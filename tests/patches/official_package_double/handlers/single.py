@@ -1,21 +1,22 @@
 """The layout of the first releases: one class with everything, one thread."""
 
-from acestep.parts import Model, Tensor, Vae
+from acestep.parts import Parts
 
 
-class AceStepHandler:
-    def __init__(self):
-        self.device, self.dtype = "cpu", "torch.bfloat16"
-        self.last_init_params = {"config_path": "acestep-v15-turbo"}
-        self.model, self.vae = Model(), Vae()
-
-    def generate_music(self, captions, lyrics, inference_steps=8):
-        latents = self.service_generate(captions, lyrics, infer_steps=inference_steps)
-        self.tiled_decode(latents)
-        return [{"tensor": Tensor(), "sample_rate": 48_000}]
-
-    def service_generate(self, captions, lyrics, infer_steps=60):
-        return self.model.generate_audio(infer_steps)
-
-    def tiled_decode(self, latents, chunk_size=None):
-        return [self.vae.decode(latents) for _ in range(3)]
+class AceStepHandler(Parts):
+    def generate_music(
+        self, captions, lyrics, inference_steps=8, batch_size=None, src_audio=None, task_type="text2music"
+    ):
+        songs = batch_size or 1
+        try:
+            latents = self.service_generate(
+                [captions] * songs,
+                [lyrics] * songs,
+                infer_steps=inference_steps,
+                sampler_mode=self.sampler_mode,
+                task_type=task_type,
+            )
+            self.tiled_decode(latents)
+        except Exception as error:
+            return {"audios": [], "success": False, "error": str(error)}
+        return {"audios": self._songs(songs), "success": True, "error": None}
