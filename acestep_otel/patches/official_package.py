@@ -311,5 +311,5 @@ def _text_request(span: str) -> RequestDefinition:
     return RequestDefinition(span, _text_start, failure=reported_failure)
 
 
-_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _song_start, _made, reported_failure)
-_HANDLER_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _handler_song_start, _made, reported_failure)
+_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _song_start, _made, failure=reported_failure)
+_HANDLER_SONG: Final = RequestDefinition(semconv.GENERATE_MUSIC, _handler_song_start, _made, failure=reported_failure)
