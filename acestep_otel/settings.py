@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Final, Self
 
 logger = logging.getLogger("acestep_otel")
@@ -89,5 +90,10 @@ class Settings:
         try:
             return cls.from_environment()
         except ValueError as error:
-            logger.warning("%s; using the defaults", error)
+            _warn_once(f"{error}; using the defaults")
             return cls()
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)

@@ -19,6 +19,7 @@ from opentelemetry.trace import get_tracer_provider
 
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.privacy import protect_callers
+from acestep_otel.sdk.variables import wrong_variables
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within, exit_on_terminate_from_now_on
 
 logger = logging.getLogger("acestep_otel")
@@ -33,11 +34,21 @@ def bound_exit() -> None:
     if not AceStepInstrumentor().is_instrumented_by_opentelemetry:
         return
     protect_callers()
+    # The SDK has read them by now; it drops some without their names.
+    for wrong in wrong_variables():
+        logger.warning("%s", wrong)
+    _warn_of_empty_attributes(get_tracer_provider())
     ending = _Ending([get_tracer_provider(), get_meter_provider(), get_logger_provider()])
     atexit.register(ending.deliver)
     # Kept by weak reference only, and a child of Python 3.13 has forgotten its exit handlers by then: not ``ending``.
     process_util.register_after_fork(bound_exit, partial(_deliver_at_the_end_of_a_child, ending))
     exit_on_terminate_from_now_on()
+
+
+def _warn_of_empty_attributes(provider: Any) -> None:
+    attributes = getattr(getattr(provider, "resource", None), "attributes", {})
+    if empty := sorted(name for name, value in attributes.items() if isinstance(value, str) and not value.strip()):
+        logger.warning("OTEL_RESOURCE_ATTRIBUTES: %s is empty: leave it out for its default", " and ".join(empty))
 
 
 class _Ending:

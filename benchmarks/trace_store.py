@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +32,10 @@ class StoredSpan:
 class TraceStore:
     """Spans by trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, watched: Collection[str] = ()) -> None:
         self.endpoint = ""
+        self._watched = watched
+        self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._traces: dict[str, list[StoredSpan]] = defaultdict(list)
 
@@ -51,6 +53,14 @@ class TraceStore:
                         stored = StoredSpan(span.name, span.span_id, span.parent_span_id, kept)
                         self._traces[span.trace_id.hex()].append(stored)
 
+    def look(self, message: bytes) -> None:
+        """Look for the words to watch in what an exporter sent."""
+        self._seen |= {word for word in self._watched if word.encode() in message}
+
+    def holds(self, word: str) -> bool:
+        """Whether a watched word was anywhere in what arrived, spans or metrics."""
+        return word in self._seen
+
     def trace(self, trace_id: str) -> list[StoredSpan]:
         """Every span of a trace; none for one that never arrived."""
         with self._lock:
@@ -62,17 +72,23 @@ class TraceStore:
 
 
 @contextmanager
-def trace_store() -> Iterator[TraceStore]:
-    """A store behind a gRPC endpoint, which takes metrics as well and drops them."""
-    store = TraceStore()
+def trace_store(watched: Collection[str] = ()) -> Iterator[TraceStore]:
+    """A store behind a gRPC endpoint, which takes metrics as well and drops them.
+
+    Args:
+        watched: words that ``TraceStore.holds`` can be asked for.
+    """
+    store = TraceStore(watched)
 
     class Traces(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002 - gRPC's names
+            store.look(request.SerializeToString())
             store.add(request)
             return trace_service_pb2.ExportTraceServiceResponse()
 
     class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
         def Export(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002 - gRPC's names
+            store.look(request.SerializeToString())
             return metrics_service_pb2.ExportMetricsServiceResponse()
 
     server = grpc.server(ThreadPoolExecutor(2))

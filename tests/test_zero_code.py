@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.receivers import grpc_receiver, http_receiver
 from tests.services import INSTRUMENT, ROOT, service, variables
 
@@ -82,3 +84,30 @@ def test_it_can_be_switched_off_by_name(tmp_path):
         code, _ = running.end()
         assert code == 0, running.errors()
         assert received.span_names() == []
+
+
+@pytest.mark.parametrize(
+    ("variables_", "said"),
+    [
+        (
+            {"OTEL_TRACES_SAMPLER": "acestep_forcible_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "abc"},
+            "OTEL_TRACES_SAMPLER_ARG='abc' is not supported: give a share from 0 to 1",
+        ),
+        (
+            {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id="},
+            "OTEL_RESOURCE_ATTRIBUTES: service.instance.id is empty",
+        ),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "api-key: PLANTED"}, "OTEL_EXPORTER_OTLP_HEADERS: entry 1"),
+        ({"ACESTEP_OTEL_DETAIL": "deep"}, "ACESTEP_OTEL_DETAIL: 'deep' is not a detail level"),
+        ({"OTEL_SERVICE_NAME": ""}, None),
+    ],
+)
+def test_a_wrong_variable_is_one_warning_that_names_it_and_the_service_starts(variables_, said):
+    environment = {**variables(None), **variables_}
+    done = subprocess.run(
+        [INSTRUMENT, sys.executable, "-c", "print('started')"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "started\n")
+    ours = [line for line in done.stderr.splitlines() if said is not None and line.startswith(said)]
+    assert len(ours) == (said is not None), done.stderr
+    assert "PLANTED" not in done.stderr

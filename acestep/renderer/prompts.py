@@ -21,6 +21,8 @@ TEXT_INSTRUCTION: Final = "Fill the audio semantic mask based on the given condi
 """Task line for music from text alone."""
 CODES_INSTRUCTION: Final = "Generate audio semantic tokens based on the given conditions:"
 """Task line for music that follows audio codes, written by the language model or encoded from a recording."""
+_LONGEST_TOKEN: Final = 128
+"""Characters of the longest token in the vocabulary of Qwen3, a run of blanks."""
 _INSTRUCTIONS: Final[Mapping[TaskType, str]] = {
     "text2music": TEXT_INSTRUCTION,
     "cover": CODES_INSTRUCTION,
@@ -72,8 +74,12 @@ def lyrics_prompt(lyrics: str, language: str | None) -> str:
 
 
 def token_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
-    """Tokens of a prompt, cut at the end to ``limit`` with the tokenizer's own closing tokens kept."""
-    encoding = tokenizer.encode(text, add_special_tokens=False)
+    """Tokens of a prompt, cut at the end to ``limit`` with the tokenizer's own closing tokens kept.
+
+    What lies beyond the longest text that so many tokens can spell is cut before it is tokenised: a text of 50 MB takes
+    12 GB and a minute there.
+    """
+    encoding = tokenizer.encode(text[: limit * _LONGEST_TOKEN], add_special_tokens=False)
     room = limit - tokenizer.num_special_tokens_to_add(False)
     if len(encoding) > room:
         logger.warning("prompt of %d tokens cut to the %d that the model reads", len(encoding), room)

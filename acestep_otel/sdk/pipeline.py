@@ -31,6 +31,8 @@ _EXEMPLAR_FILTERS: Final[Mapping[str, Callable[[], ExemplarFilter]]] = {
     "trace_based": TraceBasedExemplarFilter,
 }
 _NO_LIMIT: Final = 2**31 - 1
+_SHORTEST_INTERVAL: Final = 100
+"""Milliseconds. The SDK starts to collect before its provider exists, and logs that it cannot."""
 _Item = TypeVar("_Item")
 
 UNLIMITED: Final = SpanLimits(
@@ -78,7 +80,7 @@ def periodic_metric_reader(exporter: MetricExporter) -> PeriodicExportingMetricR
     """
     return PeriodicExportingMetricReader(
         exporter,
-        export_interval_millis=max(1, milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60_000)),
+        export_interval_millis=max(_SHORTEST_INTERVAL, milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60_000)),
         export_timeout_millis=milliseconds("OTEL_METRIC_EXPORT_TIMEOUT", 30_000) or _NO_LIMIT,
     )
 

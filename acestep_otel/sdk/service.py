@@ -72,7 +72,8 @@ def configure(*, service_name: str | None = None, metric_readers: Sequence[Metri
 
     Args:
         service_name: where neither ``OTEL_SERVICE_NAME`` nor ``OTEL_RESOURCE_ATTRIBUTES`` names the service.
-        metric_readers: of the service's own, such as ``PrometheusMetricReader``; metrics go there as well.
+        metric_readers: of the service's own, such as ``PrometheusMetricReader``; metrics go there as well. They are
+            shut down where providers are there already, which have readers of their own.
 
     Empty ``OTEL_*`` variables are unset, as the specification has it.
 
@@ -87,6 +88,8 @@ def configure(*, service_name: str | None = None, metric_readers: Sequence[Metri
     from acestep_otel.instrumentor import AceStepInstrumentor
 
     if is_there:
+        for reader in metric_readers:
+            reader.shutdown()
         if not AceStepInstrumentor().is_instrumented_by_opentelemetry:
             AceStepInstrumentor().instrument()
         return ServiceTelemetry(provider, metrics.get_meter_provider())

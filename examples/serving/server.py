@@ -1,7 +1,8 @@
 """The HTTP server: uvicorn with bounds that a public service needs.
 
 Connections that send no request are closed in time, and there are never more of them than the process has files for:
-when all places are taken, the one that has waited longest without a request makes room. Uvicorn itself has neither.
+when all places are taken, one that never sent a request makes room, the one that has waited longest first. Uvicorn
+itself has neither.
 """
 
 from __future__ import annotations
@@ -59,18 +60,25 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, and make room where there is none."""
-        self._opened = self.loop.time()
+        self._has_served = False
+        self._waiting_since = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
         super().connection_made(transport)
         if len(self.connections) > self.limit:
             idle = [other for other in self.connections if isinstance(other, BoundedProtocol) and other.is_idle]
-            min(idle, key=lambda other: other._opened, default=self)._close()
+            min(idle, key=lambda other: (other._has_served, other._waiting_since), default=self)._close()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Read, and watch how long a request takes to arrive."""
         super().data_received(data)
         self._watch()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._has_served = True
+        self._waiting_since = self.loop.time()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -127,6 +135,8 @@ class Server(uvicorn.Server):
                 # Its warnings are about single requests, as many as a caller likes.
                 log_level="error",
                 server_header=False,
+                # A caller's word about who it is would stand on its span.
+                proxy_headers=False,
             )
         )
         self._stop = stop

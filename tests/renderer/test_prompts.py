@@ -79,3 +79,20 @@ def test_a_prompt_over_the_limit_is_cut_with_a_warning_and_keeps_its_closing_tok
     with caplog.at_level(logging.WARNING):
         assert token_ids(closing_tokenizer, "123456789", 5) == [1, 2, 3, 4, 10]
     assert "prompt of 9 tokens cut to the 4 that the model reads" in caplog.text
+
+
+def test_what_no_token_of_the_limit_can_reach_is_not_tokenised():
+    seen = []
+
+    class Counting:
+        def encode(self, text, **options):
+            seen.append(len(text))
+            return tokenizer.encode(text, **options)
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+    tokenizer = Tokenizer(models.WordLevel({"la": 0, "?": 1}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert token_ids(Counting(), "la " * 10_000_000, 8) == [0] * 8
+    assert seen == [8 * 128]

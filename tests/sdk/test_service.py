@@ -182,3 +182,16 @@ def test_providers_that_are_there_already_are_used_and_left_to_whoever_made_them
     assert (done.returncode, done.stderr) == (0, "")
     assert received.span_names() == ["acestep.queue.wait"]
     assert received.resource()["service.name"] == "studio"
+
+
+def test_a_reader_that_is_not_used_says_nothing_when_it_is_asked() -> None:
+    program = (
+        "from opentelemetry.exporter.prometheus import PrometheusMetricReader\n"
+        "from prometheus_client import generate_latest\n"
+        "import acestep_otel\n"
+        "acestep_otel.configure(metric_readers=[PrometheusMetricReader()])\n"
+        "generate_latest()"
+    )
+    nowhere = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+    done = run(program, str(INSTRUMENT), **nowhere)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -68,6 +68,20 @@ def test_half_open_connections_make_room_for_requests_and_are_one_log_line(monke
     )
 
 
+def test_a_connection_that_had_a_request_makes_room_last(monkeypatch):
+    with (
+        running(monkeypatch) as port,
+        ExitStack() as opened,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        client.get("/")
+        kept = client._transport._pool.connections[0]
+        for _ in range(100):
+            opened.enter_context(connect(port))
+        assert client.get("/").text == "ok"
+        assert client._transport._pool.connections == [kept]
+
+
 def test_a_request_that_is_being_answered_is_not_closed_for_others(monkeypatch):
     with running(monkeypatch) as port, ExitStack() as opened:
         slow = opened.enter_context(connect(port, b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"))

@@ -1,0 +1,364 @@
+"""Does the serving example stay up, flat in memory and silent about its callers while it is abused?
+
+    python -m benchmarks.abuse --minutes 10
+
+A normal load runs all the time, at first alone and then beside an abuse of every kind that its tests know: bodies of
+50 MB, without an end, that are not JSON or not the schema; made-up hosts, methods, paths and queries; broken trace
+headers and baggage of 60 kB; connections that send nothing, half a request or a byte at a time; followers that go away.
+Each carries a planted word, captions and lyrics that are accepted too. At the end the word must be in nothing that was
+written: log, spans, metrics, refusals. Memory must be flat, the number of series the same, and the normal callers'
+95th percentile near that before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+
+from benchmarks.arguments import minutes, output_file, whole_number
+from benchmarks.collectors import free_port
+from benchmarks.environment import environment, write_result
+from benchmarks.soak import EXIT_SECONDS, Memory, growth, wait_until_healthy
+from benchmarks.trace_store import TraceStore, trace_store
+from examples.serving.load import Report, run_load
+
+PLANTED: Final = "PLANTED"
+QUIET_SHARE: Final = 0.3
+"""Of the time of the abuse: how long the normal load runs alone before it, and then until the first count of series."""
+IDLE_CONNECTIONS: Final = 1_100
+"""More than the service may have files open."""
+USUAL_FILES: Final = 1_024
+RECONNECT_SECONDS: Final = 10
+"""Until a connection that was closed is opened again."""
+LARGE_BODY: Final = 50_000_000
+ALLOWED_GROWTH: Final = 0.05
+ALLOWED_SERIES: Final = 60
+"""Of rare answers, for example the first song that fails; a label that callers choose makes thousands."""
+ALLOWED_SLOWDOWN: Final = 1.5
+"""Of the 95th percentile: the abuse takes processor time, also of the machine that it runs on itself."""
+PAUSE_SECONDS: Final = 0.1
+"""Between two requests of one abuser."""
+
+Abuse = Callable[[httpx.AsyncClient, random.Random], Awaitable[httpx.Response | None]]
+
+
+def word(draw: random.Random) -> str:
+    """The planted word, in ever new spellings, so that each would be a series of its own."""
+    return f"{PLANTED}{draw.getrandbits(40):x}"
+
+
+async def bad_body(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
+    """Not the schema, or not JSON."""
+    planted = word(draw)
+    bodies = (
+        f'{{"duration": NaN, "caption": "{planted}"}}',
+        f'{{"caption": "{planted} \\ud83d"}}',
+        f'{{"{planted}": 1}}',
+        f'{{"caption": "{planted}',
+        f'{{"duration": "{planted}"}}',
+        f'"{planted}"',
+        "[" * 100_000,
+        f'{{"seed": {"9" * 6_000}}}',
+        json.dumps({"lyrics": planted * 2_000}),
+    )
+    return await http.post("/songs", content=draw.choice(bodies).encode(), headers={"content-type": "application/json"})
+
+
+async def large_body(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
+    """Fifty megabytes, announced or not."""
+    piece = word(draw).encode() * 1_000
+
+    async def pieces() -> Any:
+        for _ in range(LARGE_BODY // len(piece)):
+            yield piece
+
+    headers = {"content-type": "application/json"}
+    if draw.random() < 0.5:
+        headers["content-length"] = str(LARGE_BODY)
+    return await http.post("/songs", content=pieces(), headers=headers)
+
+
+async def made_up_request(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
+    """A host, method, path, query and user agent that nobody has."""
+    method, path = draw.choice(
+        [("GET", "/healthz"), ("GET", f"/{word(draw)}"), (word(draw), "/songs"), ("GET", "/songs")]
+    )
+    headers = {"host": word(draw), "user-agent": word(draw), "cookie": word(draw), "x-forwarded-for": word(draw)}
+    return await http.request(method, path, params={word(draw): word(draw)}, headers=headers)
+
+
+async def bad_trace_headers(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
+    """Headers that propagators cannot read."""
+    header, value = draw.choice(
+        [
+            ("baggage", f"card={word(draw)} 1"),
+            ("baggage", f"name={word(draw) * 4_000}"[:60_000]),
+            ("traceparent", word(draw)),
+            ("tracestate", f"{word(draw)}=,{word(draw)}"),
+            ("x-force-trace", word(draw)),
+        ]
+    )
+    return await http.post("/songs", json={"duration": 1}, headers={header: value})
+
+
+async def abandoned_song(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
+    """One request in a hundred is a song with planted words that is accepted, followed for a moment and cancelled."""
+    if draw.random() < 0.99:
+        return await http.get("/metrics")
+    song = {"caption": word(draw), "lyrics": f"[Verse]\n{word(draw)}", "duration": 10, "inference_steps": 1}
+    answer = await http.post("/songs", json=song)
+    if answer.status_code == httpx.codes.ACCEPTED:
+        location = answer.headers["Location"]
+        with suppress(httpx.TimeoutException):
+            await http.get(f"{location}/events", timeout=0.2)
+        await http.delete(location)
+    return answer
+
+
+ABUSES: Final[tuple[Abuse, ...]] = (bad_body, large_body, made_up_request, bad_trace_headers, abandoned_song)
+
+
+async def abuse_with(kind: Abuse, url: str, deadline: float, answers: Counter[str], quoted: list[str]) -> None:
+    """One abuser: one kind of request after the other."""
+    draw = random.Random(kind.__name__)
+    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+        while time.monotonic() < deadline:
+            try:
+                answer = await kind(http, draw)
+            except httpx.TransportError as error:
+                # The service has hung up, for example in the middle of a body that is too large.
+                answers[f"{kind.__name__}: {type(error).__name__}"] += 1
+            else:
+                if answer is not None:
+                    answers[f"{kind.__name__}: {answer.status_code}"] += 1
+                    if PLANTED in answer.text:
+                        quoted.append(f"{kind.__name__}: {answer.status_code}")
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def hold_connections(url: str, deadline: float, number: int) -> None:
+    """Keep connections open that send nothing, half a request or a byte at a time, and open new ones for those lost."""
+    address = urlsplit(url)
+
+    async def hold(index: int) -> None:
+        while time.monotonic() < deadline:
+            try:
+                reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            except OSError:
+                await asyncio.sleep(1)
+                continue
+            with suppress(OSError):
+                if index % 3:
+                    writer.write(f"POST /songs HTTP/1.1\r\n{PLANTED}: ".encode())
+                while time.monotonic() < deadline and not reader.at_eof():
+                    if index % 3 == 2:
+                        writer.write(b"x")
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(2):
+                            await reader.read(1)
+            writer.close()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    await asyncio.gather(*(hold(index) for index in range(number)))
+
+
+async def all_abuse(url: str, seconds: float, connections: int, answers: Counter[str], quoted: list[str]) -> None:
+    """Every kind at once."""
+    deadline = time.monotonic() + seconds
+    await asyncio.gather(
+        *(abuse_with(kind, url, deadline, answers, quoted) for kind in ABUSES),
+        hold_connections(url, deadline, connections),
+    )
+
+
+@contextmanager
+def abusers(url: str, seconds: float, connections: int) -> Iterator[dict[str, Any]]:
+    """The abuse, in a process of its own; what it saw is in what was yielded when the block has ended."""
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        seen = Path(folder) / "seen.json"
+        program = (
+            "import asyncio, collections, json, pathlib, sys\n"
+            "from benchmarks import abuse\n"
+            "answers, quoted = collections.Counter(), []\n"
+            "asyncio.run(abuse.all_abuse(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), answers, quoted))\n"
+            "pathlib.Path(sys.argv[4]).write_text(json.dumps({'answers': answers, 'quoted': quoted}))\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", program, url, str(seconds), str(connections), str(seen)])
+        try:
+            yield result
+            process.wait(120)
+            result |= json.loads(seen.read_text())
+        finally:
+            process.kill()
+            process.wait()
+
+
+def series(url: str) -> tuple[int, str]:
+    """Number of series that the service has, and the page."""
+    page = httpx.get(f"{url}/metrics", timeout=60).text
+    return sum(1 for line in page.splitlines() if line and not line.startswith("#")), page
+
+
+async def normal_load(url: str, seconds: float, clients: int, seed: int = 0) -> tuple[Report, list[float]]:
+    """The normal load, and how long ``/healthz`` took meanwhile."""
+    latencies: list[float] = []
+
+    async def watch() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            while True:
+                start = time.monotonic()
+                (await http.get("/healthz")).raise_for_status()
+                latencies.append(time.monotonic() - start)
+                await asyncio.sleep(0.5)
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        report = await run_load(url, clients=clients, seconds=seconds, seed=seed)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+    return report, latencies
+
+
+def run(store: TraceStore, *, seconds: float, clients: int, connections: int) -> dict[str, Any]:
+    """Load a service of its own, abuse it, end it, and look at what it left."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    export = {"OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    # The limit that a process usually has, also where this one has another.
+    limited = ["bash", "-c", f'ulimit -S -n {USUAL_FILES}; exec "$@"', "bash"]
+    command = [*limited, sys.executable, "-m", "examples.serving", "--tiny", "--port", str(port)]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, env={**os.environ, **export}, stdout=log, stderr=log)
+        try:
+            wait_until_healthy(url, process)
+            before, healthy_before = asyncio.run(normal_load(url, seconds * QUIET_SHARE, clients))
+            memory = Memory(process.pid)
+            with abusers(url, seconds, connections) as abuse:
+                # By then each kind of answer has its series.
+                early = asyncio.run(normal_load(url, seconds * QUIET_SHARE, clients))
+                series_early, _ = series(url)
+                late = asyncio.run(normal_load(url, seconds * (1 - QUIET_SHARE), clients, seed=1))
+            memory.stop()
+            series_late, page = series(url)
+            process.send_signal(signal.SIGTERM)
+            start = time.monotonic()
+            code = process.wait(60)
+            exit_seconds = time.monotonic() - start
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        written = log.read()
+    planted = {
+        "log": PLANTED in written,
+        "metrics": PLANTED in page,
+        "telemetry": store.holds(PLANTED),
+        "answers": bool(abuse["quoted"]),
+    }
+    return {
+        "before": figures(before, healthy_before),
+        "during": figures(together(early[0], late[0]), early[1] + late[1]),
+        "abuse": abuse["answers"],
+        "connections_held": connections,
+        "planted_words_in": [place for place, is_there in planted.items() if is_there],
+        "log_bytes": len(written),
+        "log": [line for line in written.splitlines() if "torch" not in line][:20],
+        "series": {"early": series_early, "late": series_late},
+        "memory_bytes": {"first": memory.samples[0], "last": memory.samples[-1], "highest": max(memory.samples)},
+        "memory_growth": growth(memory.samples),
+        "exit_code": code,
+        "exit_seconds": exit_seconds,
+    }
+
+
+def together(first: Report, second: Report) -> Report:
+    """What the callers of both saw."""
+    return Report(
+        first.ended + second.ended,
+        first.turned_away + second.turned_away,
+        first.latencies + second.latencies,
+        first.traces + second.traces,
+    )
+
+
+def figures(report: Report, healthy: list[float]) -> dict[str, Any]:
+    """What normal callers saw."""
+    return {
+        "accepted": report.accepted,
+        "turned_away": report.turned_away,
+        "ended": dict(report.ended),
+        "latency_seconds": {"p50": report.latency(0.5), "p95": report.latency(0.95)},
+        "healthz_seconds": {"p50": sorted(healthy)[len(healthy) // 2], "highest": max(healthy)},
+    }
+
+
+def verdict(result: dict[str, Any]) -> list[str]:
+    """What went wrong, one line each; nothing when all is well."""
+    failures = []
+    if result["planted_words_in"]:
+        failures.append(f"planted words in: {', '.join(result['planted_words_in'])}")
+    if result["memory_growth"] > ALLOWED_GROWTH:
+        failures.append(f"memory grew by {result['memory_growth']:.1%}")
+    if result["series"]["late"] > result["series"]["early"] + ALLOWED_SERIES:
+        failures.append(f"series grew from {result['series']['early']} to {result['series']['late']}")
+    if set(result["during"]["ended"]) - {"done", "cancelled"}:
+        failures.append(f"songs of normal callers ended {result['during']['ended']}")
+    slowdown = result["during"]["latency_seconds"]["p95"] / max(1e-9, result["before"]["latency_seconds"]["p95"])
+    if slowdown > ALLOWED_SLOWDOWN:
+        failures.append(f"the 95th percentile of normal callers grew by {slowdown:.2f}")
+    if result["exit_seconds"] > EXIT_SECONDS:
+        failures.append(f"the exit took {result['exit_seconds']:.1f} s")
+    return failures
+
+
+def main() -> None:
+    """Abuse, print the figures, and end with 1 when something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=minutes, default=10)
+    parser.add_argument("--clients", type=whole_number, default=2)
+    parser.add_argument("--connections", type=whole_number, default=IDLE_CONNECTIONS)
+    parser.add_argument("--output", type=output_file, help="write the result as JSON")
+    options = parser.parse_args()
+    with trace_store([PLANTED]) as store:
+        result = run(store, seconds=options.minutes * 60, clients=options.clients, connections=options.connections)
+    for phase in ("before", "during"):
+        seen = result[phase]
+        print(
+            f"{phase}: accepted {seen['accepted']}, ended {seen['ended']}, "
+            f"p50 {seen['latency_seconds']['p50']:.2f} s, p95 {seen['latency_seconds']['p95']:.2f} s, "
+            f"/healthz p50 {seen['healthz_seconds']['p50'] * 1e3:.0f} ms, "
+            f"at most {seen['healthz_seconds']['highest'] * 1e3:.0f} ms"
+        )
+    print("abuse: " + ", ".join(f"{kind} {count}" for kind, count in sorted(result["abuse"].items())))
+    mebibytes = {moment: size / 2**20 for moment, size in result["memory_bytes"].items()}
+    print("memory {first:.0f} MiB at first, {last:.0f} at last, {highest:.0f} at most".format(**mebibytes), end="")
+    print(f"; growth after warm-up {result['memory_growth']:+.2%}")
+    print(f"series {result['series']['early']} at first, {result['series']['late']} at last")
+    print(f"log {result['log_bytes']} bytes; planted words in: {', '.join(result['planted_words_in']) or 'nothing'}")
+    print(f"exit code {result['exit_code']} after {result['exit_seconds']:.1f} s")
+    write_result(options.output, {"environment": environment(), "minutes": options.minutes, **result})
+    if failures := verdict(result):
+        raise SystemExit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
