@@ -46,7 +46,7 @@ def require_apart(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[t
     """
     seen = [(name, _identity(path)) for name, path in inputs if path is not None]
     for name, path in outputs:
-        if path is None or not _is_replaced(_target(path)):
+        if path is None or not can_be_replaced(path):
             # Two may well go to one terminal.
             continue
         identity = _identity(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ from acestep_otel.profiler.report.spans import measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
-from acestep_otel.profiler.run.outputs import require_outputs
+from acestep_otel.profiler.run.outputs import require_outputs, write_files
 from acestep_otel.profiler.run.placement import describe_models, describe_placement, engine_settings, gpu_memory
 from acestep_otel.profiler.run.progress import CellBar, loading
 from acestep_otel.profiler.telemetry.providers import Telemetry, flush_telemetry, instrumented, require_tracing
@@ -227,41 +227,36 @@ class _Benchmark:
     def report(self) -> None:
         """Write the page and the trace file, and print the table."""
         rows = self.rows
-        output = self.options.benchmark_output
-        if output is not None and not can_be_replaced(output):
-            # A pipe takes the document once.
-            self.write()
-        if self.options.report is not None:
-            write_report(
-                self.options.report,
-                Report(
-                    mode=self.options.mode,
-                    environment=self.environment,
-                    arguments=asdict(self.options),
-                    matrix=rows,
-                    failure=self.failure,
-                ),
-            )
-        self.telemetry.write_trace_file()
+        page = Report(
+            mode=self.options.mode,
+            environment=self.environment,
+            arguments=asdict(self.options),
+            matrix=rows,
+            failure=self.failure,
+        )
+        written, failures = write_files(
+            ("Result", self.options.benchmark_output if rows else None, lambda _: self.write()),
+            ("Report", self.options.report, lambda path: write_report(path, page)),
+            ("Trace", self.options.trace_output, lambda _: self.telemetry.write_trace_file()),
+        )
+        for line in (*self.lines(rows), *written):
+            echo(line)
+        if failures:
+            raise failures[0]
+
+    def lines(self, rows: Sequence[CellResult]) -> Iterator[str]:
+        """What is printed at the end."""
         if self.models_line is not None:
-            echo(self.models_line)
+            yield self.models_line
         if rows:
-            echo(f"\n{render_matrix(rows)}\n")
+            yield f"\n{render_matrix(rows)}\n"
             if self.options.repeat > 1:
-                echo(f"{render_spread(rows)}\n")
+                yield f"{render_spread(rows)}\n"
         for result in rows:
             if result.failure is not None:
-                echo(f"{result.cell}: {result.failure.type}: {result.failure.message}")
+                yield f"{result.cell}: {result.failure.type}: {result.failure.message}"
         if len(rows) < len(self.matrix.cells):
-            echo(f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells.")
-        files = (
-            ("Result", self.options.benchmark_output),
-            ("Report", self.options.report),
-            ("Trace", self.options.trace_output),
-        )
-        for label, path in files:
-            if path is not None and path.exists():
-                echo(f"{label + ':':<8} {path}")
+            yield f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells."
 
 
 def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:

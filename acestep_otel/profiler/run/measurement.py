@@ -39,7 +39,7 @@ from acestep_otel.profiler.report.results import RunResult, result_document, wri
 from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
-from acestep_otel.profiler.run.outputs import require_outputs
+from acestep_otel.profiler.run.outputs import file_line, require_outputs, write_files
 from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
 from acestep_otel.profiler.run.progress import ProgressBars, loading
@@ -200,36 +200,31 @@ def _report(
         record_figures(run, telemetry)
     songs = outcome.songs if outcome is not None else ()
     environment = Environment.current()
-    if options.benchmark_output is not None:
-        entry = RunResult(
-            run=run,
-            effective=None if outcome is None else outcome.effective,
-            error=error,
-            songs=songs,
-            blueprint=None if outcome is None else outcome.blueprint,
-        )
-        write_result(
-            options.benchmark_output,
-            result_document(mode=options.mode, environment=environment, arguments=asdict(options), results=[entry]),
-        )
-    if options.report is not None:
-        write_report(
-            options.report,
-            Report(
-                mode=options.mode,
-                environment=environment,
-                arguments=asdict(options),
-                runs=measured[-1:],
-                failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
-            ),
-        )
-    telemetry.write_trace_file()
-    for line in _lines(options, outcome, run):
+    entry = RunResult(
+        run=run,
+        effective=None if outcome is None else outcome.effective,
+        error=error,
+        songs=songs,
+        blueprint=None if outcome is None else outcome.blueprint,
+    )
+    document = result_document(mode=options.mode, environment=environment, arguments=asdict(options), results=[entry])
+    page = Report(
+        mode=options.mode,
+        environment=environment,
+        arguments=asdict(options),
+        runs=measured[-1:],
+        failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
+    )
+    # Files first: what is printed must not cost one. One that cannot be written costs neither the others nor the table.
+    written, failures = write_files(
+        ("Result", options.benchmark_output, lambda path: write_result(path, document)),
+        ("Report", options.report, lambda path: write_report(path, page)),
+        ("Trace", options.trace_output, lambda _: telemetry.write_trace_file()),
+    )
+    for line in (*_lines(options, outcome, run), *(file_line("Song", song) for song in songs), *written):
         echo(line)
-    files = (("Result", options.benchmark_output), ("Report", options.report), ("Trace", options.trace_output))
-    for label, path in (*(("Song", song) for song in songs), *files):
-        if path is not None:
-            echo(f"{label + ':':<8} {path}")
+    if failures:
+        raise failures[0]
 
 
 def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterator[str]:

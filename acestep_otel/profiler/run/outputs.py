@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from acestep_otel.profiler.files import require_apart, require_writable
@@ -34,3 +35,29 @@ def require_outputs(options: Options, *further: Path) -> None:
     for _, path in outputs:
         if path is not None:
             require_writable(path)
+
+
+def write_files(*files: tuple[str, Path | None, Callable[[Path], object]]) -> tuple[list[str], list[OSError]]:
+    """Write every file that was asked for, whatever becomes of the others.
+
+    Args:
+        files: what each is, where it goes (``None``: nowhere), and what writes it.
+
+    Returns:
+        A line for each that was written, and the errors of the others.
+    """
+    lines, failures = [], []
+    for label, path, write in files:
+        if path is None:
+            continue
+        try:
+            write(path)
+            lines.append(file_line(label, path))
+        except OSError as error:
+            failures.append(error)
+    return lines, failures
+
+
+def file_line(label: str, path: Path) -> str:
+    """What is printed about a file."""
+    return f"{label + ':':<8} {path}"
