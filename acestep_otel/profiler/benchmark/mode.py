@@ -228,7 +228,7 @@ class _Benchmark:
         """Write the files, and print the table."""
         write_outputs(
             (
-                ("Result", self.options.benchmark_output, self.write),
+                ("Result", self.options.benchmark_output if self.rows else None, self.write),
                 ("Report", self.options.report, self.write_page),
                 ("Trace", self.options.trace_output, self.telemetry.write_trace_file),
             ),
