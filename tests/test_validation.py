@@ -1,5 +1,6 @@
 """Requests are checked before any model runs; the error names the value and the range."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import soundfile
 
 from acestep.checkpoints import TINY_BASE_DIT, ModelSelection, load_renderer_models
 from acestep.errors import AudioReadError, AudioWriteError, InvalidRequest
-from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata
+from acestep.types import BASE_TASKS, GenerationRequest, SamplerSettings, SamplingSettings, SongMetadata
 from acestep.validation import require_task_support, validate
 
 
@@ -17,6 +18,26 @@ from acestep.validation import require_task_support, validate
 def test_a_duration_outside_10_to_600_seconds_is_refused(duration):
     with pytest.raises(InvalidRequest, match=r"`duration` .* s is out of range: 10 \.\.\. 600 s"):
         validate(GenerationRequest(duration=duration))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"timesteps": (0.5, 0.7)}, "`timesteps` 0.5, 0.7 must fall"),
+        ({"timesteps": (0.0,)}, "`timesteps` 0 must fall, from above 0"),
+        ({"timesteps": (1.5, 0.5)}, "`timesteps` 1.5 is out of range"),
+        ({"sampler": SamplerSettings(infer_method="odd")}, "no `sampler.infer_method` 'odd': choose one of ode, sde"),
+        ({"sampler": SamplerSettings(sampler_mode="rk4")}, "no `sampler.sampler_mode` 'rk4'"),
+        ({"sampler": SamplerSettings(dcw_mode="all")}, "no `sampler.dcw_mode` 'all'"),
+        ({"sampler": SamplerSettings(dcw_scaler=2.0)}, "`sampler.dcw_scaler` 2 is out of range: 0 ... 1"),
+        ({"sampler": SamplerSettings(velocity_ema_factor=-0.1)}, "`sampler.velocity_ema_factor` -0.1"),
+        ({"repaint_mode": "wild"}, "no `repaint_mode` 'wild'"),
+        ({"cover_noise_strength": 0.5}, "`cover_noise_strength` starts from a recording"),
+    ],
+)
+def test_a_sampler_that_does_not_exist_or_cannot_start_is_refused(changes, named):
+    with pytest.raises(InvalidRequest, match=re.escape(named)):
+        validate(GenerationRequest(**changes))
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 9])

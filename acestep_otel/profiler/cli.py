@@ -288,6 +288,13 @@ Examples:
         help="Also run each tier without quantization, and without quantization and offload.",
     ),
     option("--tier-batch-boundary", is_flag=True, help="Run each tier with 1, 2, 4 and 8 songs until memory runs out."),
+    option(
+        "--tier-duration",
+        type=Number(),
+        default=DEFAULTS.tier_duration,
+        metavar="SECONDS",
+        help="Length of the song that each tier makes, 10 to 600; ACE-Step's own profiler makes 240 s.",
+    ),
 )
 @option_group(
     "Input Options",

@@ -70,6 +70,7 @@ class Options:
     tier_skip_compile: bool = False
     tier_boundary: bool = False
     tier_batch_boundary: bool = False
+    tier_duration: float = 30.0
     tier_timeout: float = 600.0
 
     example: str = "example_05.json"
@@ -162,6 +163,7 @@ _MODES_OF: Final = {
     "tier_skip_compile": ("tier-test",),
     "tier_boundary": ("tier-test",),
     "tier_batch_boundary": ("tier-test",),
+    "tier_duration": ("tier-test",),
     "tier_timeout": ("tier-test",),
 }
 """Options that some modes alone read."""

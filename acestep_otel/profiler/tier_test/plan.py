@@ -16,8 +16,6 @@ from acestep_otel.profiler.run.example import Example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.tier_test.trials import Trial
 
-DURATION: Final = 30.0
-"""Seconds of the song that every card is tried with."""
 BATCH_SIZES: Final = (1, 2, 4, 8)
 """Songs at once, in the order that they are tried."""
 
@@ -128,7 +126,7 @@ class _Card:
             lm_model=self.lm_model if self.options.tier_with_lm else None,
             placement=self.placement,
             batch_size=1,
-            duration=DURATION if self.options.duration is None else self.options.duration,
+            duration=self.options.tier_duration if self.options.duration is None else self.options.duration,
             inference_steps=self.steps,
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from acestep.types import GenerationRequest
+from acestep.types import GenerationRequest, SamplerSettings
+from acestep_otel.errors import SetupError
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.run.example import Example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
@@ -34,6 +35,22 @@ def test_options_win() -> None:
     built = request(duration=30.5, batch_size=1, inference_steps=16, seed=0, lm_temperature=0.5, lm_cfg_scale=1.5)
     assert (built.duration, built.batch_size, built.inference_steps, built.seeds) == (30.5, 1, 16, (0,))
     assert (built.sampling.temperature, built.sampling.guidance_scale) == (0.5, 1.5)
+
+
+def test_the_sampler_is_the_one_that_the_options_name() -> None:
+    built = request(
+        shift=2.0, cfg_interval_start=0.1, cfg_interval_end=0.9, use_adg=True, timesteps="0.9, 0.5,0",
+        infer_method="sde", sampler_mode="heun", dcw=False, dcw_mode="low", dcw_scaler=0.2, dcw_high_scaler=0.1, lm_top_k=5, lm_top_p=0.5,
+        lm_negative_prompt="noise", cover_noise_strength=0.3, repaint_mode="conservative", repaint_strength=0.1,
+    )  # fmt: skip
+    assert (built.shift, built.guidance_interval, built.use_adg) == (2.0, (0.1, 0.9), True)
+    assert built.timesteps == (0.9, 0.5, 0.0)
+    assert built.sampler == SamplerSettings("sde", "heun", False, "low", 0.2, 0.1)
+    assert (built.sampling.top_k, built.sampling.top_p, built.sampling.negative_prompt) == (5, 0.5, "noise")
+    assert (built.cover_noise_strength, built.repaint_mode, built.repaint_strength) == (0.3, "conservative", 0.1)
+    assert request().sampler == SamplerSettings()
+    with pytest.raises(SetupError, match=r"--timesteps '0\.9;0\.5' is not a list of numbers"):
+        request(timesteps="0.9;0.5")
 
 
 def test_a_negative_seed_asks_for_a_random_one() -> None:
