@@ -104,6 +104,12 @@ class MusicPipeline:
                 reference=resolved.reference,
                 track_names=request.track_names,
                 cover_strength=request.audio_cover_strength,
+                cover_noise_strength=request.cover_noise_strength,
+                timesteps=request.timesteps,
+                use_adg=request.use_adg,
+                sampler=request.sampler,
+                repaint_mode=request.repaint_mode,
+                repaint_strength=request.repaint_strength,
             ),
             progress,
         )

@@ -111,6 +111,43 @@ TEXT_SAMPLING: Final = SamplingSettings(top_p=1.0, guidance_scale=1.0)
 """How the reference samples when the language model writes a blueprint: no nucleus, no guidance."""
 
 
+InferMethod = Literal["ode", "sde"]
+SamplerMode = Literal["euler", "heun"]
+CorrectionMode = Literal["low", "high", "double", "pix"]
+RepaintMode = Literal["conservative", "balanced", "aggressive"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSettings:
+    """How the diffusion steps from noise to a song, by the names and defaults of the released package.
+
+    Attributes:
+        infer_method: ``ode`` follows the velocity; ``sde`` predicts the song and adds new noise at every step.
+        sampler_mode: ``euler`` evaluates the transformer once per step, ``heun`` twice; with ``sde`` always once.
+        dcw_enabled: correct the latents in the wavelet domain after every step (arXiv 2604.16044); ``None`` does on
+            turbo models alone.
+        dcw_mode: which bands are corrected: the low or the high one, both, or no wavelet at all (``pix``).
+        dcw_scaler: strength, 0 ... 1; of the low band in mode ``double``.
+        dcw_high_scaler: strength of the high band in mode ``double``.
+        velocity_norm_threshold: longest velocity, in lengths of the latents; 0 is off.
+        velocity_ema_factor: share of the step before in each velocity, 0 ... 1; 0 is off.
+    """
+
+    infer_method: InferMethod = "ode"
+    sampler_mode: SamplerMode = "euler"
+    dcw_enabled: bool | None = None
+    dcw_mode: CorrectionMode = "double"
+    dcw_scaler: float = 0.05
+    dcw_high_scaler: float = 0.02
+    velocity_norm_threshold: float = 0.0
+    velocity_ema_factor: float = 0.0
+
+    @property
+    def corrects_steps(self) -> bool:
+        """Whether a step evaluates the transformer a second time."""
+        return self.sampler_mode == "heun" and self.infer_method == "ode"
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One call of ``generate_music``.
@@ -138,7 +175,14 @@ class GenerationRequest:
         inference_steps: diffusion steps, 1 or more, executed as asked on every model.
         guidance_scale: classifier-free guidance of the diffusion (base and sft models; turbo models ignore it).
         guidance_interval: the range of t in which guidance is applied.
+        use_adg: guide by angles (ADG) instead of projections (APG).
         shift: timestep shift; ``None`` takes the model's own (3 for turbo, 1 otherwise).
+        timesteps: flow times to evaluate, falling from at most 1, instead of ``inference_steps`` and ``shift``; empty
+            for none. A turbo model takes the nearest times that it was distilled on.
+        sampler: how the diffusion steps.
+        cover_noise_strength: 0 ... 1: 0 starts from noise; towards 1 the start is nearer to ``src_audio``.
+        repaint_mode: how firmly the latents outside a repainted window are held to the source.
+        repaint_strength: of mode ``balanced``: 0 holds them as ``conservative`` does, 1 as ``aggressive``.
         thinking: let the language model write audio codes; without effect where there is a source to follow.
         use_cot_metas: let the language model fill the metadata that the user left open.
         use_cot_caption: let the language model rewrite the caption.
@@ -166,7 +210,13 @@ class GenerationRequest:
     inference_steps: int = 8
     guidance_scale: float = 7.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    use_adg: bool = False
     shift: float | None = None
+    timesteps: tuple[float, ...] = ()
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    cover_noise_strength: float = 0.0
+    repaint_mode: RepaintMode = "balanced"
+    repaint_strength: float = 0.5
     thinking: bool = False
     use_cot_metas: bool = False
     use_cot_caption: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import get_args
@@ -19,7 +20,11 @@ from acestep.types import (
     SAMPLE_RATE,
     TRACK_NAMES,
     WINDOW_TASKS,
+    CorrectionMode,
     GenerationRequest,
+    InferMethod,
+    RepaintMode,
+    SamplerMode,
     SamplingSettings,
     SongMetadata,
     SongwritingSettings,
@@ -82,6 +87,7 @@ def checked_metadata(request: GenerationRequest) -> SongMetadata:
         _require_between("`seeds`", seed, 0, MAX_SEED)
     if len(request.seeds) not in (0, 1, request.batch_size):
         raise InvalidRequest(f"{len(request.seeds)} `seeds` for {request.batch_size} songs: give one, or one per song")
+    _validate_sampler(request)
     _validate_sampling(request.sampling)
     validate_audio_codes(request.audio_codes)
     require_format(request.audio_format)
@@ -110,6 +116,32 @@ def validate_songwriting(settings: SongwritingSettings) -> None:
     _require_between("`lyrics_token_limit`", settings.lyrics_token_limit, 1, MAX_LYRICS_TOKENS)
     if settings.seed is not None:
         _require_between("`seed`", settings.seed, 0, MAX_SEED)
+
+
+def _validate_sampler(request: GenerationRequest) -> None:
+    sampler, times = request.sampler, request.timesteps
+    choices = {
+        "`sampler.infer_method`": (sampler.infer_method, get_args(InferMethod)),
+        "`sampler.sampler_mode`": (sampler.sampler_mode, get_args(SamplerMode)),
+        "`sampler.dcw_mode`": (sampler.dcw_mode, get_args(CorrectionMode)),
+        "`repaint_mode`": (request.repaint_mode, get_args(RepaintMode)),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise InvalidRequest(f"no {name} {value!r}: choose one of {', '.join(known)}")
+    _require_between("`sampler.dcw_scaler`", sampler.dcw_scaler, 0, 1)
+    _require_between("`sampler.dcw_high_scaler`", sampler.dcw_high_scaler, 0, 1)
+    _require_between("`sampler.velocity_norm_threshold`", sampler.velocity_norm_threshold, 0, 100)
+    _require_between("`sampler.velocity_ema_factor`", sampler.velocity_ema_factor, 0, 1)
+    _require_between("`cover_noise_strength`", request.cover_noise_strength, 0, 1)
+    _require_between("`repaint_strength`", request.repaint_strength, 0, 1)
+    if request.cover_noise_strength and request.src_audio is None:
+        raise InvalidRequest("`cover_noise_strength` starts from a recording: give `src_audio`")
+    for time in times:
+        _require_between("`timesteps`", time, 0, 1)
+    falling = all(later < earlier for earlier, later in itertools.pairwise(times))
+    if times and not (falling and times[0] > 0):
+        raise InvalidRequest(f"`timesteps` {', '.join(f'{time:g}' for time in times)} must fall, from above 0")
 
 
 def _validate_sampling(sampling: SamplingSettings) -> None:

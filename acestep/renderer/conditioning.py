@@ -33,11 +33,13 @@ class Conditions:
         context_latents: source latents beside the mask of the frames to generate, model dtype,
             shape ``[batch, frames, 2 * channels]``.
         switch: what takes over during the diffusion, or ``None``.
+        source_latents: of the source as it is, shape ``[1, frames, channels]``, or ``None`` without a source.
     """
 
     encoder_hidden_states: torch.Tensor
     context_latents: torch.Tensor
     switch: ConditionSwitch | None = None
+    source_latents: torch.Tensor | None = None
 
     def expanded(self, batch_size: int) -> Conditions:
         """The same conditions until the switch for every song of a batch, without copying them."""
@@ -52,15 +54,6 @@ class Conditions:
             torch.cat([self.encoder_hidden_states, unconditional]),
             torch.cat([self.context_latents, self.context_latents]),
         )
-
-    def with_source_kept(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents with those of the source wherever nothing was to be generated.
-
-        Args:
-            latents: float32, shape ``[songs, frames, channels]``.
-        """
-        source, mask = self.context_latents.chunk(2, dim=-1)
-        return torch.where(mask > 0, latents, source.to(latents.dtype))
 
 
 @dataclass(frozen=True, slots=True)

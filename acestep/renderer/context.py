@@ -68,6 +68,13 @@ def context_latents(
     return torch.cat([padded, mask], dim=-1)
 
 
+def padded_source(models: RendererModels, source: torch.Tensor | None, frames: int) -> torch.Tensor | None:
+    """Source latents, padded with silence to the length of the context; ``None`` without a source."""
+    if source is None or source.shape[1] >= frames:
+        return source
+    return torch.cat([source, silence_latents(models, frames - source.shape[1])], dim=1)
+
+
 def cover_latents(models: RendererModels, source: torch.Tensor) -> torch.Tensor:
     """What is left of source latents when they are encoded as audio codes: the structure, not the sound.
 

@@ -1,12 +1,13 @@
 """The diffusion beside the transformer: at which times it is evaluated, and how its conditions are emphasised.
 
-Models that were not distilled are guided by Adaptive Projected Guidance.
+Models that were not distilled are guided: by Adaptive Projected Guidance, or by angles (ADG).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -44,6 +45,14 @@ class Schedule:
         times = zip(self.timesteps, (*self.timesteps[1:], 0.0), strict=True)
         return tuple(DenoisingStep(index, start, end) for index, (start, end) in enumerate(times))
 
+    def from_level(self, level: float) -> Schedule:
+        """The same from the time on that is nearest to a noise level."""
+        return Schedule(self.timesteps[self.timesteps.index(_nearest(self.timesteps, level)) :], self.shift)
+
+
+def _nearest(times: Sequence[float], time: float) -> float:
+    return min(times, key=lambda known: abs(known - time))
+
 
 def make_schedule(steps: int, shift: float) -> Schedule:
     """Uniform times, bent towards the noisy end by the flow-matching shift.
@@ -57,6 +66,26 @@ def make_schedule(steps: int, shift: float) -> Schedule:
     """
     uniform = ((steps - i) / steps for i in range(steps))
     return Schedule(tuple(shift * u / (1 + (shift - 1) * u) for u in uniform), shift)
+
+
+TURBO_TIMESTEPS: Final = tuple(
+    sorted({time for shift in (1.0, 2.0, 3.0) for time in make_schedule(8, shift).timesteps}, reverse=True)
+)
+"""Times that the turbo models were distilled on: eight steps at the shifts 1, 2 and 3."""
+
+
+def custom_schedule(timesteps: Sequence[float], shift: float, *, is_turbo: bool) -> Schedule:
+    """A schedule of the user's own times.
+
+    Args:
+        timesteps: falling, within 0 ... 1; a last 0 is the end of the last step.
+        shift: of the request; recorded, and not applied.
+        is_turbo: whether the model is distilled: each time is then moved to the nearest of ``TURBO_TIMESTEPS``.
+    """
+    times = [time for time in timesteps if time > 0]
+    if is_turbo:
+        times = [_nearest(TURBO_TIMESTEPS, time) for time in times]
+    return Schedule(tuple(times), shift)
 
 
 MOMENTUM: Final = -0.75
@@ -73,15 +102,40 @@ class Guidance:
     Attributes:
         scale: how far past the conditional prediction to go; 1 is off.
         interval: the range of t, both ends included, in which guidance is applied (Kynkäänniemi et al. 2024).
+        by_angle: guide by angles (ADG) instead of projections (APG).
     """
 
     scale: float
     interval: tuple[float, float] = (0.0, 1.0)
+    by_angle: bool = False
 
     def applies_at(self, timestep: float) -> bool:
         """Whether guidance is on at time t."""
         start, end = self.interval
         return start <= timestep <= end
+
+    def begin(self) -> Projection:
+        """The guidance of one request."""
+        return AngleGuidance(self.scale) if self.by_angle else AdaptiveProjectedGuidance(self.scale)
+
+
+class Projection(Protocol):
+    """Combines the conditional and the unconditional velocity of a step."""
+
+    def combine(
+        self, conditional: torch.Tensor, unconditional: torch.Tensor, latents: torch.Tensor, timestep: float
+    ) -> torch.Tensor:
+        """The guided velocity; every tensor is float32, shape ``[songs, frames, channels]``."""
+
+    def combine_again(
+        self, conditional: torch.Tensor, unconditional: torch.Tensor, latents: torch.Tensor, timestep: float
+    ) -> torch.Tensor:
+        """The same for a second evaluation within the step, which no later step builds on."""
+
+
+def classifier_free(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Plain classifier-free guidance (Ho and Salimans 2022)."""
+    return unconditional + scale * (conditional - unconditional)
 
 
 class AdaptiveProjectedGuidance:
@@ -99,12 +153,30 @@ class AdaptiveProjectedGuidance:
         self._scale = scale
         self._running_difference: torch.Tensor | None = None
 
-    def combine(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+    def combine_again(
+        self,
+        conditional: torch.Tensor,
+        unconditional: torch.Tensor,
+        latents: torch.Tensor,  # noqa: ARG002 - of the protocol
+        timestep: float,  # noqa: ARG002 - of the protocol
+    ) -> torch.Tensor:
+        """Plain guidance, so that the running difference moves on once per step."""
+        return classifier_free(conditional, unconditional, self._scale)
+
+    def combine(
+        self,
+        conditional: torch.Tensor,
+        unconditional: torch.Tensor,
+        latents: torch.Tensor | None = None,  # noqa: ARG002 - of the protocol
+        timestep: float | None = None,  # noqa: ARG002 - of the protocol
+    ) -> torch.Tensor:
         """The guided velocity.
 
         Args:
             conditional: float32, shape ``[batch, frames, channels]``.
             unconditional: the same without the conditions.
+            latents: not used.
+            timestep: not used.
 
         Returns:
             float32, the same shape.
@@ -119,3 +191,46 @@ class AdaptiveProjectedGuidance:
         parallel = (difference * direction).sum(dim=TIME_DIMENSION, keepdim=True) * direction
         guided: torch.Tensor = conditional + (self._scale - 1.0) * (difference - parallel)
         return guided
+
+
+class AngleGuidance:
+    """Guidance by the angle between the two predicted songs, frame by frame (ADG).
+
+    The conditional song is turned away from the unconditional one by a bounded angle, so its length stays. As the
+    reference has it: the bound is 3.14 / 6, and the unconditional prediction spans the plane.
+
+    Args:
+        scale: guidance scale, more than 1.
+    """
+
+    ANGLE_LIMIT: Final = 3.14 / 6
+    _SMALLEST_SINE: Final = 1e-3
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+
+    def combine_again(
+        self, conditional: torch.Tensor, unconditional: torch.Tensor, latents: torch.Tensor, timestep: float
+    ) -> torch.Tensor:
+        """The same, and plain guidance at t = 0, where there is no angle."""
+        if timestep <= 0:
+            return classifier_free(conditional, unconditional, self._scale)
+        return self.combine(conditional, unconditional, latents, timestep)
+
+    def combine(
+        self, conditional: torch.Tensor, unconditional: torch.Tensor, latents: torch.Tensor, timestep: float
+    ) -> torch.Tensor:
+        """The guided velocity, float32, shape ``[songs, frames, channels]``."""
+        weight = max(self._scale - 1.0, 0.0) + 1e-3
+        song, other = latents - timestep * conditional, latents - timestep * unconditional
+        cosine = torch.nn.functional.cosine_similarity(song.double(), other.double(), dim=-1)
+        angle = cosine.clamp(-1.0 + 1e-6, 1.0 - 1e-6).acos().unsqueeze(-1)
+        turned = (weight * angle).clamp(-self.ANGLE_LIMIT, self.ANGLE_LIMIT)
+        difference = song - other
+        along = (difference * other).sum(-1, keepdim=True) / ((other * other).sum(-1, keepdim=True) + 1e-8)
+        across = difference - along * other
+        sine = angle.sin()
+        turn = torch.where(sine > self._SMALLEST_SINE, turned.sin() / sine, weight)
+        guided = turned.cos() * song + turn * across
+        velocity: torch.Tensor = ((latents - guided) / timestep).float()
+        return velocity

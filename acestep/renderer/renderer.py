@@ -22,15 +22,23 @@ from acestep.renderer.conditioning import (
     encode_prompt,
     timbre_excerpt,
 )
-from acestep.renderer.context import context_latents, silence_latents, task_context
+from acestep.renderer.context import context_latents, padded_source, silence_latents, task_context
 from acestep.renderer.decode_fallbacks import DecodeSettings
 from acestep.renderer.decoder import VaeDecoder
-from acestep.renderer.diffusion import AdaptiveProjectedGuidance, DenoisingStep, Guidance, Schedule, make_schedule
+from acestep.renderer.diffusion import (
+    DenoisingStep,
+    Guidance,
+    Projection,
+    Schedule,
+    custom_schedule,
+    make_schedule,
+)
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.render_request import Rendering, RenderRequest
+from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, step_noise
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
-from acestep.types import Placement, Progress, ProgressCallback
+from acestep.types import Placement, Progress, ProgressCallback, SamplerSettings
 
 __all__ = ["RenderRequest", "Renderer", "Rendering"]
 
@@ -63,15 +71,16 @@ class Renderer:
             OutOfMemory: with the stage that ran out.
             InvalidOutput: NaN or infinity came out, with the stage that made it.
         """
-        schedule = make_schedule(request.steps, request.shift)
+        schedule = self.schedule(request)
+        request = replace(request, steps=len(schedule.timesteps))
         guidance = self.guidance(request)
         try:
             conditions = self.condition(request)
             noise = self.noise(request.seeds, conditions.context_latents.shape[1])
+            start = self._start(request, conditions, schedule, noise)
+            sampler = self._sampler(request, conditions, noise)
             with self.offloader.on_device(transformer=self.models.transformer):
-                latents = self.denoise(conditions, schedule, guidance, noise, progress)
-            if request.task == "repaint":
-                latents = conditions.with_source_kept(latents)
+                latents = self.denoise(conditions, schedule, guidance, start, progress, sampler)
             latents = latents[:, : request.frames]
             with self.decoder.on_device():
                 audio, decoding = self.decoder.decode(latents, self.decoder.fallbacks(request.frames), progress)
@@ -85,9 +94,46 @@ class Renderer:
             vae_decode=decoding,
         )
 
+    def schedule(self, request: RenderRequest) -> Schedule:
+        """The times to evaluate: the user's own, or even ones; from the source's noise level on where one is given."""
+        if request.timesteps:
+            schedule = custom_schedule(request.timesteps, request.shift, is_turbo=self.models.is_turbo)
+        else:
+            schedule = make_schedule(request.steps, request.shift)
+        strength = request.cover_noise_strength
+        return schedule.from_level(1.0 - strength) if strength > 0 else schedule
+
+    def _start(
+        self, request: RenderRequest, conditions: Conditions, schedule: Schedule, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Where the diffusion starts: noise, or the source at the noise of the first time."""
+        if not request.cover_noise_strength or conditions.source_latents is None:
+            return noise
+        level = schedule.timesteps[0]
+        return level * noise.to(self.models.device) + (1.0 - level) * conditions.source_latents.float()
+
+    def _sampler(self, request: RenderRequest, conditions: Conditions, noise: torch.Tensor) -> Sampler:
+        repaint = None
+        if request.task == "repaint" and request.source is not None and conditions.source_latents is not None:
+            repaint = Repaint(
+                conditions.source_latents.float(),
+                request.source.frame_window,
+                noise.to(self.models.device),
+                RepaintSettings.of(request.repaint_mode, request.repaint_strength),
+            )
+        settings, is_turbo = request.sampler, self.models.is_turbo
+        correct = is_turbo if settings.dcw_enabled is None else settings.dcw_enabled
+        return Sampler(
+            replace(settings, dcw_enabled=correct),
+            request.steps,
+            is_turbo=is_turbo,
+            noise=step_noise(request.seeds, noise.shape[1:]) if request.sampler.infer_method == "sde" else None,
+            repaint=repaint,
+        )
+
     def guidance(self, request: RenderRequest) -> Guidance | None:
         """The guidance to apply: ``None`` on turbo models, whose weights contain it, and for a scale of 1 or less."""
-        guidance = Guidance(request.guidance_scale, request.guidance_interval)
+        guidance = Guidance(request.guidance_scale, request.guidance_interval, request.use_adg)
         return guidance if guidance.scale > 1.0 and not self.models.is_turbo else None
 
     @stage_errors("condition")
@@ -108,7 +154,9 @@ class Renderer:
             prompts = [encode_prompt(models, request, instruction) for instruction in instructions]
         with self.offloader.on_device(condition_encoder=models.condition_encoder, **self._code_models(request)):
             encoded = [encode_conditions(models, text, lyrics, timbre) for text, lyrics in prompts]
-            conditions = Conditions(encoded[0], task_context(models, request, source))
+            context = task_context(models, request, source)
+            clean = padded_source(models, source, context.shape[1])
+            conditions = Conditions(encoded[0], context, source_latents=clean)
             if not follows_text_later:
                 return conditions
             text_alone = Conditions(encoded[1], context_latents(models, silence_latents(models, request.frames)))
@@ -160,8 +208,9 @@ class Renderer:
         guidance: Guidance | None,
         noise: torch.Tensor,
         progress: ProgressCallback | None = None,
+        sampler: Sampler | None = None,
     ) -> torch.Tensor:
-        """Follow the velocity from noise to latents with Euler's method.
+        """Follow the velocity from noise to latents.
 
         The latents stay in float32 between the steps; only the transformer works in its own dtype. In bfloat16 the
         small late updates would otherwise be rounded away.
@@ -172,27 +221,32 @@ class Renderer:
             guidance: ``None`` for one conditional prediction per step.
             noise: shape ``[songs, frames, channels]``.
             progress: called after every step has been handed to the device.
+            sampler: how to step; Euler's method when not given.
 
         Returns:
             Latents, float32 on the device, the shape of ``noise``.
         """
+        sampler = sampler or Sampler(SamplerSettings(), len(schedule.timesteps), is_turbo=self.models.is_turbo)
         latents = noise.to(self.models.device, torch.float32)
         switch = conditions.switch
-        projection = None if guidance is None else AdaptiveProjectedGuidance(guidance.scale)
+        projection = None if guidance is None else guidance.begin()
         plain, guided_too = self._for_batch(conditions, latents.shape[0], guidance)
         for step in schedule.steps:
             if switch is not None and step.index == switch.step:
                 plain, guided_too = self._for_batch(switch.conditions, latents.shape[0], guidance)
             guided = guidance is not None and guidance.applies_at(step.timestep)
+            guided_at_end = guidance is not None and guidance.applies_at(step.next_timestep)
             latents = self.denoise_step(
                 latents,
                 guided_too if guided else plain,
                 step=step,
                 projection=projection if guided else None,
+                sampler=sampler,
+                end=(guided_too, projection) if guided_at_end else (plain, None),
             )
             if progress is not None:
                 progress(Progress("dit", step.index + 1, len(schedule.timesteps)))
-        return latents
+        return sampler.finish(latents)
 
     def _for_batch(
         self, conditions: Conditions, songs: int, guidance: Guidance | None
@@ -210,25 +264,39 @@ class Renderer:
         conditions: Conditions,
         *,
         step: DenoisingStep,
-        projection: AdaptiveProjectedGuidance | None = None,
+        projection: Projection | None = None,
+        sampler: Sampler,
+        end: tuple[Conditions, Projection | None],
     ) -> torch.Tensor:
-        """One forward of the transformer, guidance and one Euler update. Never waits for the device.
+        """One forward of the transformer, or two, guidance and the sampler's update. Never waits for the device.
 
         Args:
             latents: float32, shape ``[songs, frames, channels]``.
             conditions: for the songs; with ``projection``, for the songs followed by their unconditional twins.
             step: where it starts and where it ends.
             projection: state of the guidance, or ``None`` to take the conditional velocity as it is.
+            sampler: makes the step.
+            end: conditions and guidance at the end of the step, for a sampler that evaluates there too.
 
         Returns:
             The latents at ``step.next_timestep``, float32.
         """
+
+        def evaluate(predicted: torch.Tensor) -> torch.Tensor:
+            told, guided = end
+            if guided is None:
+                return self.predict_velocity(predicted, told, step.next_timestep)
+            both = self.predict_velocity(predicted.repeat(2, 1, 1), told, step.next_timestep)
+            conditional, unconditional = both.chunk(2)
+            return guided.combine_again(conditional, unconditional, predicted, step.next_timestep)
+
         if projection is None:
             velocity = self.predict_velocity(latents, conditions, step.timestep)
         else:
             both = self.predict_velocity(latents.repeat(2, 1, 1), conditions, step.timestep)
-            velocity = projection.combine(*both.chunk(2))
-        return latents + (step.next_timestep - step.timestep) * velocity
+            conditional, unconditional = both.chunk(2)
+            velocity = projection.combine(conditional, unconditional, latents, step.timestep)
+        return sampler.advance(latents, velocity, step, evaluate)
 
     def predict_velocity(self, latents: torch.Tensor, conditions: Conditions, timestep: float) -> torch.Tensor:
         """The transformer's velocity at time t, float32, the shape of ``latents``."""

@@ -173,6 +173,60 @@ Examples:
     ),
 )
 @option_group(
+    "Sampler Options",
+    option("--shift", type=Number(), show_default="3 for turbo, else 1", help="Timestep shift of the schedule."),
+    option(
+        "--timesteps",
+        show_default="none",
+        metavar="T,T,...",
+        help="Flow times to evaluate, falling, instead of steps and shift: 0.97,0.76,0.5,0.3,0.",
+    ),
+    option(
+        "--cfg-interval-start",
+        type=Number(),
+        default=DEFAULTS.cfg_interval_start,
+        help="Lowest flow time with guidance.",
+    ),
+    option(
+        "--cfg-interval-end",
+        type=Number(),
+        default=DEFAULTS.cfg_interval_end,
+        help="Highest flow time with guidance.",
+    ),
+    option("--use-adg", is_flag=True, help="Guide by angles (ADG) instead of projections (base and sft models)."),
+    option(
+        "--infer-method",
+        type=click.Choice(["ode", "sde"]),
+        default=DEFAULTS.infer_method,
+        help="Follow the velocity, or predict the song and add new noise at every step.",
+    ),
+    option(
+        "--sampler-mode",
+        type=click.Choice(["euler", "heun"]),
+        default=DEFAULTS.sampler_mode,
+        help="Evaluations of the transformer per step: one, or two.",
+    ),
+    option(
+        "--dcw/--no-dcw",
+        default=None,
+        show_default="on for turbo",
+        help="Correct the latents in the wavelet domain after every step.",
+    ),
+    option(
+        "--dcw-mode",
+        type=click.Choice(["low", "high", "double", "pix"]),
+        default=DEFAULTS.dcw_mode,
+        help="Bands that are corrected.",
+    ),
+    option("--dcw-scaler", type=Number(), default=DEFAULTS.dcw_scaler, help="Strength of the correction."),
+    option(
+        "--dcw-high-scaler",
+        type=Number(),
+        default=DEFAULTS.dcw_high_scaler,
+        help="Strength of the high band in mode double.",
+    ),
+)
+@option_group(
     "LLM / CoT Parameters",
     option(
         "--thinking",
@@ -198,6 +252,13 @@ Examples:
         type=Number(),
         default=DEFAULTS.lm_cfg_scale,
         help="Guidance scale of the audio codes; 1 is off.",
+    ),
+    option("--lm-top-k", type=int, default=DEFAULTS.lm_top_k, help="Keep the k most probable tokens; 0 is off."),
+    option("--lm-top-p", type=Number(), default=DEFAULTS.lm_top_p, help="Nucleus sampling; 1 is off."),
+    option(
+        "--lm-negative-prompt",
+        default=DEFAULTS.lm_negative_prompt,
+        help="Text of the unconditional prompt in place of caption and lyrics.",
     ),
 )
 @option_group(
@@ -275,6 +336,24 @@ Examples:
         type=Number(),
         default=DEFAULTS.audio_cover_strength,
         help="Share of the steps, 0 to 1, that follow the source (cover) or the audio codes; the rest follow the text.",
+    ),
+    option(
+        "--cover-noise-strength",
+        type=Number(),
+        default=DEFAULTS.cover_noise_strength,
+        help="0 starts from noise; towards 1 the start is nearer to the source.",
+    ),
+    option(
+        "--repaint-mode",
+        type=click.Choice(["conservative", "balanced", "aggressive"]),
+        default=DEFAULTS.repaint_mode,
+        help="How firmly a repaint is held to its source.",
+    ),
+    option(
+        "--repaint-strength",
+        type=Number(),
+        default=DEFAULTS.repaint_strength,
+        help="Of mode balanced, 0 to 1: 0 holds it as conservative does.",
     ),
     option(
         "--track",

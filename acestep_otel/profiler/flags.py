@@ -17,6 +17,13 @@ _NAMED_OTHERWISE: Final = {
     "lm": "--lm-model",
     "sampling.guidance_scale": "--lm-cfg-scale",
     "sampling.temperature": "--lm-temperature",
+    "sampling.top_k": "--lm-top-k",
+    "sampling.top_p": "--lm-top-p",
+    "sampler.infer_method": "--infer-method",
+    "sampler.sampler_mode": "--sampler-mode",
+    "sampler.dcw_mode": "--dcw-mode",
+    "sampler.dcw_scaler": "--dcw-scaler",
+    "sampler.dcw_high_scaler": "--dcw-high-scaler",
     "seeds": "--seed",
     "track_names": "--track",
 }

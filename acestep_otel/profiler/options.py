@@ -34,6 +34,18 @@ class Options:
     seed: int | None = None
     guidance_scale: float = 7.0
 
+    shift: float | None = None
+    timesteps: str | None = None
+    cfg_interval_start: float = 0.0
+    cfg_interval_end: float = 1.0
+    use_adg: bool = False
+    infer_method: str = "ode"
+    sampler_mode: str = "euler"
+    dcw: bool | None = None
+    dcw_mode: str = "double"
+    dcw_scaler: float = 0.05
+    dcw_high_scaler: float = 0.02
+
     thinking: bool = False
     use_cot_metas: bool = False
     use_cot_caption: bool = False
@@ -41,6 +53,9 @@ class Options:
     use_constrained_decoding: bool = True
     lm_temperature: float = 0.85
     lm_cfg_scale: float = 2.0
+    lm_top_k: int = 0
+    lm_top_p: float = 0.9
+    lm_negative_prompt: str = "NO USER INPUT"
 
     mode: Mode = "profile"
     no_warmup: bool = False
@@ -68,6 +83,9 @@ class Options:
     repainting_start: float = 0.0
     repainting_end: float | None = None
     audio_cover_strength: float = 1.0
+    cover_noise_strength: float = 0.0
+    repaint_mode: str = "balanced"
+    repaint_strength: float = 0.5
     track: tuple[str, ...] = ()
 
     tiny: bool = False
@@ -97,6 +115,20 @@ _MODES_OF: Final = {
     "batch_size": _MUSIC_MODES,
     "inference_steps": _MUSIC_MODES,
     "guidance_scale": _MUSIC_MODES,
+    "shift": _MUSIC_MODES,
+    "timesteps": ("profile",),
+    "cfg_interval_start": _MUSIC_MODES,
+    "cfg_interval_end": _MUSIC_MODES,
+    "use_adg": _MUSIC_MODES,
+    "infer_method": _MUSIC_MODES,
+    "sampler_mode": _MUSIC_MODES,
+    "dcw": _MUSIC_MODES,
+    "dcw_mode": _MUSIC_MODES,
+    "dcw_scaler": _MUSIC_MODES,
+    "dcw_high_scaler": _MUSIC_MODES,
+    "lm_top_k": _MUSIC_MODES,
+    "lm_top_p": _MUSIC_MODES,
+    "lm_negative_prompt": _MUSIC_MODES,
     "thinking": _MUSIC_MODES,
     "use_cot_metas": _MUSIC_MODES,
     "use_cot_caption": _MUSIC_MODES,
@@ -110,6 +142,9 @@ _MODES_OF: Final = {
     "repainting_start": ("profile",),
     "repainting_end": ("profile",),
     "audio_cover_strength": ("profile",),
+    "cover_noise_strength": ("profile",),
+    "repaint_mode": ("profile",),
+    "repaint_strength": ("profile",),
     "track": ("profile",),
     "reference_audio": ("profile", "benchmark"),
     "offload_dit_to_cpu": ("profile", "benchmark"),

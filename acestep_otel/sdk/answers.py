@@ -50,7 +50,7 @@ class Answer:
 
     def __str__(self) -> str:
         """What is said about it."""
-        return ": ".join(part for part in (_SAYS.get(self.cause, ""), self.status, self.words) if part)
+        return ": ".join(part for part in (_SAYS.get(self.cause, ""), self.status, one_line(self.words)) if part)
 
 
 _SAYS: Final[dict[Cause, str]] = {

@@ -207,11 +207,12 @@ class TestSongs:
     def test_the_decoder_finds_the_sources_latents_outside_the_window(self, base, monkeypatch):
         source = Source.with_window(recording(), 2.0, 4.0)
         decode = spy_on(monkeypatch, base.decoder, "decode")
-        base.render(ask("repaint", source))
+        base.render(ask("repaint", source, repaint_mode="balanced", repaint_strength=0.5))
         ((latents, _, _), _) = decode.calls[0]
         heard = encoded(base, source.audio)
-        assert torch.equal(latents[:, :50], heard[:, :50])
-        assert torch.equal(latents[:, 100:], heard[:, 100:])
+        # A strength of 0.5 fades into the source over 12 frames outside the window.
+        assert torch.equal(latents[:, :38], heard[:, :38])
+        assert torch.equal(latents[:, 112:], heard[:, 112:])
         assert not torch.allclose(latents[:, 50:100], heard[:, 50:100], atol=0.1)
 
 
@@ -321,7 +322,7 @@ class TestDiffusersAgrees:
     @pytest.mark.parametrize("task", ["repaint", "lego"])
     def test_same_latents_inside_a_window(self, base, task, monkeypatch):
         source = Source.with_window(recording(FRAMES * SAMPLES_PER_FRAME), 2.0, 4.0)
-        request = ask(task, source, guidance_scale=7.0)
+        request = ask(task, source, guidance_scale=7.0, repaint_mode="aggressive")
         window = {"repainting_start": 2.0, "repainting_end": 4.0}
         theirs = self.render(base, request, source, output_type="latent", **window)
         decode = spy_on(monkeypatch, base.decoder, "decode")

@@ -70,8 +70,9 @@ def _both(kind: str, near: str) -> Any:
     """An exporter to two places: the target, and a receiver that stands before any collector."""
     make = getattr(otlp, f"{kind}_exporter")
 
-    def factory(target: otlp.OtlpTarget) -> Any:
-        exporter, copy = make(target), make(otlp.OtlpTarget("grpc", near))
+    def factory(target: otlp.OtlpTarget, answers: Any = None) -> Any:
+        exporter = make(target, answers)
+        copy = make(otlp.otlp_target(target.signal, endpoint=near, protocol="grpc"))
         export = exporter.export
 
         def twice(batch: Any, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ from acestep_otel.profiler.report.spans import measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
-from acestep_otel.profiler.run.outputs import require_outputs
+from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.placement import describe_models, describe_placement, engine_settings, gpu_memory
 from acestep_otel.profiler.run.progress import CellBar, loading
 from acestep_otel.profiler.telemetry.providers import Telemetry, flush_telemetry, instrumented, require_tracing
@@ -225,12 +225,18 @@ class _Benchmark:
         write_result(self.options.benchmark_output, document)
 
     def report(self) -> None:
-        """Write the page and the trace file, and print the table."""
-        rows = self.rows
-        output = self.options.benchmark_output
-        if output is not None and not can_be_replaced(output):
-            # A pipe takes the document once.
-            self.write()
+        """Write the files, and print the table."""
+        write_outputs(
+            (
+                ("Result", self.options.benchmark_output if self.rows else None, self.write),
+                ("Report", self.options.report, self.write_page),
+                ("Trace", self.options.trace_output, self.telemetry.write_trace_file),
+            ),
+            self.lines,
+        )
+
+    def write_page(self) -> None:
+        """Write the HTML page, if one was asked for."""
         if self.options.report is not None:
             write_report(
                 self.options.report,
@@ -238,30 +244,25 @@ class _Benchmark:
                     mode=self.options.mode,
                     environment=self.environment,
                     arguments=asdict(self.options),
-                    matrix=rows,
+                    matrix=self.rows,
                     failure=self.failure,
                 ),
             )
-        self.telemetry.write_trace_file()
+
+    def lines(self) -> Iterator[str]:
+        """The table, and below it every failure in full."""
+        rows = self.rows
         if self.models_line is not None:
-            echo(self.models_line)
+            yield self.models_line
         if rows:
-            echo(f"\n{render_matrix(rows)}\n")
+            yield f"\n{render_matrix(rows)}\n"
             if self.options.repeat > 1:
-                echo(f"{render_spread(rows)}\n")
+                yield f"{render_spread(rows)}\n"
         for result in rows:
             if result.failure is not None:
-                echo(f"{result.cell}: {result.failure.type}: {result.failure.message}")
+                yield f"{result.cell}: {result.failure.type}: {result.failure.message}"
         if len(rows) < len(self.matrix.cells):
-            echo(f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells.")
-        files = (
-            ("Result", self.options.benchmark_output),
-            ("Report", self.options.report),
-            ("Trace", self.options.trace_output),
-        )
-        for label, path in files:
-            if path is not None and path.exists():
-                echo(f"{label + ':':<8} {path}")
+            yield f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells."
 
 
 def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:

@@ -6,7 +6,19 @@ from typing import cast
 
 from acestep.checkpoints import TINY_BASE_DIT, TINY_DIT, TINY_LM, ModelSelection
 from acestep.devices import resolve_device
-from acestep.types import BASE_TASKS, GenerationRequest, SamplingSettings, SongMetadata, TaskType
+from acestep.types import (
+    BASE_TASKS,
+    CorrectionMode,
+    GenerationRequest,
+    InferMethod,
+    RepaintMode,
+    SamplerMode,
+    SamplerSettings,
+    SamplingSettings,
+    SongMetadata,
+    TaskType,
+)
+from acestep_otel.errors import SetupError
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.run.example import Example
 from acestep_otel.profiler.run.placement import choose_placement, engine_settings
@@ -44,14 +56,44 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
         seeds=() if seed < 0 else (seed,),
         inference_steps=example.inference_steps if options.inference_steps is None else options.inference_steps,
         guidance_scale=options.guidance_scale,
+        guidance_interval=(options.cfg_interval_start, options.cfg_interval_end),
+        use_adg=options.use_adg,
+        shift=options.shift,
+        timesteps=_times(options.timesteps),
+        sampler=SamplerSettings(
+            infer_method=cast(InferMethod, options.infer_method),
+            sampler_mode=cast(SamplerMode, options.sampler_mode),
+            dcw_enabled=options.dcw,
+            dcw_mode=cast(CorrectionMode, options.dcw_mode),
+            dcw_scaler=options.dcw_scaler,
+            dcw_high_scaler=options.dcw_high_scaler,
+        ),
+        cover_noise_strength=options.cover_noise_strength,
+        repaint_mode=cast(RepaintMode, options.repaint_mode),
+        repaint_strength=options.repaint_strength,
         thinking=options.thinking,
         use_cot_metas=options.use_cot_metas,
         use_cot_caption=options.use_cot_caption,
         use_cot_language=options.use_cot_language,
         use_constrained_decoding=options.use_constrained_decoding,
-        sampling=SamplingSettings(temperature=options.lm_temperature, guidance_scale=options.lm_cfg_scale),
+        sampling=SamplingSettings(
+            temperature=options.lm_temperature,
+            guidance_scale=options.lm_cfg_scale,
+            top_k=options.lm_top_k,
+            top_p=options.lm_top_p,
+            negative_prompt=options.lm_negative_prompt,
+        ),
         audio_format=options.audio_format,
     )
+
+
+def _times(given: str | None) -> tuple[float, ...]:
+    if given is None:
+        return ()
+    try:
+        return tuple(float(time) for time in given.split(","))
+    except ValueError:
+        raise SetupError(f"--timesteps {given!r} is not a list of numbers: 0.97,0.76,0.5,0.3,0") from None
 
 
 def select_models(options: Options, *, with_language_model: bool, songs: int = 1) -> ModelSelection:

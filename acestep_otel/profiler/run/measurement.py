@@ -39,12 +39,11 @@ from acestep_otel.profiler.report.results import RunResult, result_document, wri
 from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
-from acestep_otel.profiler.run.outputs import require_outputs
+from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
 from acestep_otel.profiler.run.progress import ProgressBars, loading
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
-from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording import GuidanceShare, guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 
@@ -71,7 +70,7 @@ def record_figures(run: Run, telemetry: Telemetry) -> None:
         if rate := phase.output_tokens_per_second:
             # The language model's name, as the histograms of the phase have it.
             attributes = {
-                semconv.REQUEST_MODEL: str(span.attributes[semconv.REQUEST_MODEL]),
+                semconv.REQUEST_MODEL: str(span.attributes.get(semconv.REQUEST_MODEL, "")),
                 semconv.STAGE: phase.phase,
             }
             instruments.record(semconv.PROFILE_TOKEN_DURATION, 1 / rate, attributes)
@@ -200,7 +199,9 @@ def _report(
         record_figures(run, telemetry)
     songs = outcome.songs if outcome is not None else ()
     environment = Environment.current()
-    if options.benchmark_output is not None:
+
+    def write_entry() -> None:
+        assert options.benchmark_output is not None
         entry = RunResult(
             run=run,
             effective=None if outcome is None else outcome.effective,
@@ -212,24 +213,26 @@ def _report(
             options.benchmark_output,
             result_document(mode=options.mode, environment=environment, arguments=asdict(options), results=[entry]),
         )
-    if options.report is not None:
-        write_report(
-            options.report,
-            Report(
-                mode=options.mode,
-                environment=environment,
-                arguments=asdict(options),
-                runs=measured[-1:],
-                failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
-            ),
+
+    def write_page() -> None:
+        assert options.report is not None
+        report = Report(
+            mode=options.mode,
+            environment=environment,
+            arguments=asdict(options),
+            runs=measured[-1:],
+            failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
         )
-    telemetry.write_trace_file()
-    for line in _lines(options, outcome, run):
-        echo(line)
-    files = (("Result", options.benchmark_output), ("Report", options.report), ("Trace", options.trace_output))
-    for label, path in (*(("Song", song) for song in songs), *files):
-        if path is not None:
-            echo(f"{label + ':':<8} {path}")
+        write_report(options.report, report)
+
+    write_outputs(
+        (
+            ("Result", options.benchmark_output, write_entry),
+            ("Report", options.report, write_page),
+            ("Trace", options.trace_output, telemetry.write_trace_file),
+        ),
+        lambda: (*_lines(options, outcome, run), *(f"{'Song:':<8} {song}" for song in songs)),
+    )
 
 
 def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterator[str]:

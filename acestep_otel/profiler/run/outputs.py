@@ -1,12 +1,14 @@
-"""Files that a run will write: possible, and none of them another one or an input of the run."""
+"""Files that a run writes: checked before it runs, and written before anything is printed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from acestep_otel.profiler.files import require_apart, require_writable
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.run.example import find_example
+from acestep_otel.profiler.terminal import echo
 
 
 def require_outputs(options: Options, *further: Path) -> None:
@@ -34,3 +36,30 @@ def require_outputs(options: Options, *further: Path) -> None:
     for _, path in outputs:
         if path is not None:
             require_writable(path)
+
+
+def write_outputs(
+    files: Iterable[tuple[str, Path | None, Callable[[], None]]], lines: Callable[[], Iterable[str]]
+) -> None:
+    """Write every file, then print: a terminal that goes away costs no file, and a full disk no table.
+
+    Args:
+        files: label, path and what writes it; without a path nothing is written.
+        lines: what is printed above the paths.
+
+    Raises:
+        OSError: the first file that could not be written.
+    """
+    written, failures = [], []
+    for label, path, write in files:
+        if path is None:
+            continue
+        try:
+            write()
+            written.append(f"{label + ':':<8} {path}")
+        except OSError as error:
+            failures.append(error)
+    for line in (*lines(), *written):
+        echo(line)
+    if failures:
+        raise failures[0]

@@ -24,7 +24,7 @@ from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.spans import FinishedSpan
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.measurement import setup_errors
-from acestep_otel.profiler.run.outputs import require_outputs
+from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.progress import TrialBar
 from acestep_otel.profiler.telemetry.providers import Telemetry, require_tracing
 from acestep_otel.profiler.terminal import echo
@@ -176,25 +176,14 @@ class _TierTest:
     def report(self) -> None:
         """Write the files, and print the tables."""
         self.outputs.record_boundaries(self.instruments, self.rows)
-        files = (
-            ("Result", self.options.benchmark_output, self.write),
-            ("Report", self.options.report, lambda: self.outputs.write_page(self.rows, self.environment)),
-            ("Trace", self.options.trace_output, self.telemetry.write_trace_file),
+        write_outputs(
+            (
+                ("Result", self.options.benchmark_output, self.write),
+                ("Report", self.options.report, lambda: self.outputs.write_page(self.rows, self.environment)),
+                ("Trace", self.options.trace_output, self.telemetry.write_trace_file),
+            ),
+            lambda: self.outputs.lines(self.rows),
         )
-        failures = []
-        written = []
-        for label, path, write in files:
-            if path is None:
-                continue
-            try:
-                write()
-                written.append(f"{label + ':':<8} {path}")
-            except OSError as error:
-                failures.append(error)
-        for line in (*self.outputs.lines(self.rows), *written):
-            echo(line)
-        if failures:
-            raise failures[0]
 
 
 class _Child:

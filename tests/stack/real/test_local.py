@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
@@ -68,8 +69,8 @@ class Local:
 
     def traces(self, job: str, operation: str = semconv.GENERATE_MUSIC) -> list[list[dict[str, Any]]]:
         """Spans of each trace of a run."""
-        url = f"{self.jaeger.url}/api/traces?service={job}&operation={operation}&limit=100&lookback=1h"
-        with urlopen(url, timeout=20) as response:
+        asked_for = urlencode({"service": job, "operation": operation, "limit": 100, "lookback": "1h"})
+        with urlopen(f"{self.jaeger.url}/api/traces?{asked_for}", timeout=20) as response:
             return [trace["spans"] for trace in json.load(response)["data"]]
 
 
@@ -219,7 +220,7 @@ def test_series_have_their_declared_names_and_labels(sent: Local) -> None:
         for name in names(metric)
         for part in ("", "_bucket", "_sum", "_count")
     }
-    found = sent.prometheus.query(f'{{job="{PROFILES[0]}",__name__!~"target_info|traces_span_metrics_.+"}}')
+    found = sent.prometheus.query(f'{{job="{PROFILES[0]}",__name__!~"target_info|traces_span_metrics_.+|.+:.+"}}')
     assert found
     for sample in found:
         labels = dict(sample["metric"])
