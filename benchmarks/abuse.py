@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -238,14 +238,20 @@ async def normal_load(url: str, seconds: float, clients: int, seed: int = 0) -> 
     return report, latencies
 
 
-def run(store: TraceStore, *, seconds: float, clients: int, connections: int) -> dict[str, Any]:
+def run(
+    store: TraceStore, *, seconds: float, clients: int, connections: int, launcher: Sequence[str] = ()
+) -> dict[str, Any]:
     """Load a service of its own, abuse it, end it, and look at what it left."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    export = {"OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    export = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_LOGS_EXPORTER": "none",
+    }
     # The limit that a process usually has, also where this one has another.
     limited = ["bash", "-c", f'ulimit -S -n {USUAL_FILES}; exec "$@"', "bash"]
-    command = [*limited, sys.executable, "-m", "examples.serving", "--tiny", "--port", str(port)]
+    command = [*limited, *launcher, sys.executable, "-m", "examples.serving", "--tiny", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, env={**os.environ, **export}, stdout=log, stderr=log)
         try:
@@ -337,9 +343,17 @@ def main() -> None:
     parser.add_argument("--clients", type=whole_number, default=2)
     parser.add_argument("--connections", type=whole_number, default=IDLE_CONNECTIONS)
     parser.add_argument("--output", type=output_file, help="write the result as JSON")
+    parser.add_argument("--agent", action="store_true", help="start the service under opentelemetry-instrument")
     options = parser.parse_args()
+    launcher = [str(Path(sys.executable).with_name("opentelemetry-instrument"))] if options.agent else []
     with trace_store([PLANTED]) as store:
-        result = run(store, seconds=options.minutes * 60, clients=options.clients, connections=options.connections)
+        result = run(
+            store,
+            seconds=options.minutes * 60,
+            clients=options.clients,
+            connections=options.connections,
+            launcher=launcher,
+        )
     for phase in ("before", "during"):
         seen = result[phase]
         print(

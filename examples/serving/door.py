@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import Final
 
 from opentelemetry import propagate
@@ -20,8 +21,6 @@ BODY_BYTES: Final = 262_144
 """Of a request: lyrics and caption at their limits, in the longest spelling that JSON has."""
 BODY_SECONDS: Final = 10.0
 """From the headers of a request to the end of its body."""
-SEND_SECONDS: Final = 30.0
-"""That a caller may leave a part of the answer unread."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE"})
 READ: Final = frozenset({"accept", "content-length", "content-type", "if-range", "range"})
 """Headers that the service or its framework reads, beside those that carry a trace."""
@@ -73,17 +72,16 @@ class Door:
         async def replay() -> Message:
             return messages.pop() if messages else await receive()
 
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(SEND_SECONDS):
-                await send(message)
-
         clean = {**scope, "query_string": b"", "headers": self._cleaned(scope)}
-        await self._app(clean, replay, send_in_time)
+        # The server cancels requests when it stops, and only then; the connection is closed.
+        with suppress(asyncio.CancelledError):
+            await self._app(clean, replay, send)
 
     def _cleaned(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         kept = [(name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() in self._headers]
         host, port = scope.get("server") or ("localhost", None)
-        return [(b"host", f"{host}:{port}".encode() if port else str(host).encode()), *kept]
+        name = f"[{host}]" if ":" in host else str(host)
+        return [(b"host", (f"{name}:{port}" if port else name).encode()), *kept]
 
 
 class _TooLarge(Exception):

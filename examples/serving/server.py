@@ -1,8 +1,8 @@
 """The HTTP server: uvicorn with bounds that a public service needs.
 
-Connections that send no request are closed in time, and there are never more of them than the process has files for:
-when all places are taken, one that never sent a request makes room, the one that has waited longest first. Uvicorn
-itself has neither.
+Connections that send no request, or do not read their answer, are closed in time. There are never more of them than the
+process has files for: when all places are taken, one that never sent a request makes room, the one that has waited
+longest first. Uvicorn itself has neither.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ logger = logging.getLogger("examples.serving")
 
 REQUEST_SECONDS: Final = 10.0
 """From the opening of a connection, or the first byte on one that is kept, to the end of a request's headers."""
+SEND_SECONDS: Final = 30.0
+"""That a caller may leave a part of an answer unread."""
 GRACE_SECONDS: Final = 2
 """What open connections get when the service is told to stop."""
 CONNECTIONS: Final = 512
@@ -80,6 +82,16 @@ class BoundedProtocol(H11Protocol):
         self._waiting_since = self.loop.time()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        """The caller reads too slowly."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._unread.cancel()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_watching()
@@ -105,6 +117,11 @@ class BoundedProtocol(H11Protocol):
         self.connections.discard(self)
         self.closed.add()
         self.transport.abort()
+
+
+def _is_about_the_server(record: logging.LogRecord) -> bool:
+    """Whether a log record is not about one answer that has no end, of which there may be any number."""
+    return "without completing response" not in record.getMessage()
 
 
 class Server(uvicorn.Server):
@@ -140,6 +157,7 @@ class Server(uvicorn.Server):
             )
         )
         self._stop = stop
+        logging.getLogger("uvicorn.error").addFilter(_is_about_the_server)
 
     async def shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Stop."""

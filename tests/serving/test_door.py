@@ -175,6 +175,20 @@ def asgi(received, path="/songs", method="POST", headers=(), body=()):
 END = {"type": "http.request", "body": b"", "more_body": False}
 
 
+@pytest.mark.parametrize(
+    ("server", "host"),
+    [
+        (("10.0.0.1", 80), b"10.0.0.1:80"),
+        (("::1", 80), b"[::1]:80"),
+        (("/run/s", None), b"/run/s"),
+        (None, b"localhost"),
+    ],
+)
+def test_the_host_is_the_one_that_was_connected_to(server, host):
+    (found,) = Door(None, PATHS)._cleaned({"server": server, "headers": [(b"host", b"PLANTED")]})
+    assert found == (b"host", host)
+
+
 def test_only_what_the_service_reads_comes_in():
     received = []
     headers = [

@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
@@ -19,6 +19,10 @@ async def application(scope, receive, send):
         return
     if scope["path"] == "/slow":
         await asyncio.sleep(1)
+    if scope["path"] == "/large":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1_000):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -76,7 +80,8 @@ def test_a_connection_that_had_a_request_makes_room_last(monkeypatch):
     ):
         client.get("/")
         kept = client._transport._pool.connections[0]
-        for _ in range(100):
+        # Quickly: uvicorn closes a connection that is kept without a request for five seconds.
+        for _ in range(20):
             opened.enter_context(connect(port))
         assert client.get("/").text == "ok"
         assert client._transport._pool.connections == [kept]
@@ -111,6 +116,27 @@ def test_one_that_trickles_is_closed_as_well_also_after_a_first_request(monkeypa
             except OSError:
                 closed = True
         assert closed
+
+
+def test_a_caller_that_does_not_read_is_left(monkeypatch, caplog):
+    monkeypatch.setattr(serving, "SEND_SECONDS", 0.3)
+    with running(monkeypatch) as port, connect(port, b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n") as connection:
+        time.sleep(1.5)
+        received = 0
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(1_000_000):
+                received += len(piece)
+        assert received < 90_000_000
+    assert caplog.text == ""
+
+
+def test_a_caller_that_reads_slowly_is_not(monkeypatch):
+    monkeypatch.setattr(serving, "SEND_SECONDS", 2)
+    with running(monkeypatch) as port, connect(port, b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n") as connection:
+        received = 0
+        while received < 99_000_000:
+            received += len(connection.recv(4_000_000))
+            time.sleep(0.01)
 
 
 def test_a_kept_connection_serves_one_request_after_the_other(monkeypatch):
