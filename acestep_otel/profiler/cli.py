@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 wrong usage or set-up; 130 and 143 ended
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -528,6 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status(arguments: Sequence[str] | None) -> int:
+    streams = sys.stdout, sys.stderr
     try:
         command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
@@ -536,8 +538,11 @@ def _status(arguments: Sequence[str] | None) -> int:
         return _complain("interrupted", INTERRUPTED)
     except SetupError as error:
         return _complain(str(error), USAGE)
-    except BrokenPipeError:
-        # The reader of --help went away.
+    except SystemExit:
+        # Where the reader of --help has gone, click puts wrappers around both streams and ends in a failure.
+        if sys.stdout is streams[0]:
+            raise
+        sys.stdout, sys.stderr = streams
         return 0
     except (RunFailed, OSError) as error:
         return _complain(str(error), FAILED)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import shlex
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from acestep_otel.errors import SetupError
+from acestep_otel.sdk.addresses import without_credentials
 
 Mode = Literal["profile", "benchmark", "tier-test", "understand", "create_sample", "format_sample"]
 
@@ -108,6 +110,31 @@ class Options:
 
 
 DEFAULTS: Final = Options()
+
+
+def shown_options(options: Options) -> dict[str, Any]:
+    """Every option by its name, as a result file and a page may hold it: an endpoint without user information."""
+    endpoint = options.otlp_endpoint
+    return asdict(options) | {"otlp_endpoint": None if endpoint is None else without_credentials(endpoint)}
+
+
+def command_line(options: Options) -> str:
+    """The options that are not the defaults, as they are typed in a shell."""
+    words = ["acestep-otel"]
+    given = shown_options(options)
+    for field in fields(options):
+        value = given[field.name]
+        if value == field.default:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{field.name.removeprefix('use_').replace('_', '-')}")
+        elif isinstance(value, tuple):
+            words += [flag, *map(str, value)] if field.name == "tiers" else [w for v in value for w in (flag, str(v))]
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
 
 _SINGLE_CALL_MODES: Final = ("profile", "understand", "create_sample", "format_sample")
 _MUSIC_MODES: Final = ("profile", "benchmark", "tier-test")

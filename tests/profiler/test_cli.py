@@ -241,3 +241,16 @@ def test_help_does_not_wait_for_pytorch() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert shown.stdout.endswith("False\n")
+
+
+def test_a_password_in_an_endpoint_is_in_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """N15: not in the result, the page, the trace or what is printed."""
+    outputs = [tmp_path / name for name in ("result.json", "page.html", "trace.jsonl")]
+    flags = ("--benchmark-output", "--report", "--trace-output")
+    arguments = [word for pair in zip(flags, map(str, outputs), strict=True) for word in pair]
+    endpoint = "http://user:PLANTED@127.0.0.1:9"
+    run = ["--tiny", "--no-warmup", "--duration", "10", "--inference-steps", "1", "--output-dir", str(tmp_path)]
+    assert main([*run, "--otlp-endpoint", endpoint, *arguments]) == 0
+    said = capsys.readouterr()
+    assert "telemetry was lost" in said.err.splitlines()[-1]
+    assert "PLANTED" not in said.out + said.err + "".join(path.read_text("utf-8") for path in outputs)

@@ -27,7 +27,7 @@ from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Fi
 from acestep_otel.profiler.benchmark.matrix_table import render_matrix, render_spread
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.files import can_be_replaced
-from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.options import Options, command_line, shown_options
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
@@ -213,7 +213,7 @@ class _Benchmark:
         document = result_document(
             mode=self.options.mode,
             environment=self.environment,
-            arguments=asdict(self.options),
+            arguments=shown_options(self.options),
             results=self.rows,
             benchmark={
                 "tier": self.config.tier,
@@ -243,7 +243,8 @@ class _Benchmark:
                 Report(
                     mode=self.options.mode,
                     environment=self.environment,
-                    arguments=asdict(self.options),
+                    command=command_line(self.options),
+                    arguments=shown_options(self.options),
                     matrix=self.rows,
                     failure=self.failure,
                 ),

@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -31,7 +31,7 @@ from acestep.types import EffectivePlannerSettings, EffectiveSettings, ProgressC
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.flags import in_flags, message_of
-from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.options import Options, command_line, shown_options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
@@ -211,7 +211,9 @@ def _report(
         )
         write_result(
             options.benchmark_output,
-            result_document(mode=options.mode, environment=environment, arguments=asdict(options), results=[entry]),
+            result_document(
+                mode=options.mode, environment=environment, arguments=shown_options(options), results=[entry]
+            ),
         )
 
     def write_page() -> None:
@@ -219,7 +221,8 @@ def _report(
         report = Report(
             mode=options.mode,
             environment=environment,
-            arguments=asdict(options),
+            command=command_line(options),
+            arguments=shown_options(options),
             runs=measured[-1:],
             failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
         )

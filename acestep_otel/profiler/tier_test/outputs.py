@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from acestep.gpu_config import GPU_CONFIGS
 from acestep_otel import semconv
-from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.options import Options, shown_options
 from acestep_otel.profiler.report import results
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
@@ -71,7 +71,7 @@ class Outputs:
         document = results.result_document(
             mode=self.options.mode,
             environment=environment,
-            arguments=asdict(self.options),
+            arguments=shown_options(self.options),
             results=rows,
             tier_test={
                 "rows": len(self.plan.rows),
@@ -92,7 +92,7 @@ class Outputs:
         report = Report(
             mode=self.options.mode,
             environment=environment,
-            arguments=asdict(self.options),
+            arguments=shown_options(self.options),
             tiers=rows,
             failure=decisive_failure(rows),
         )

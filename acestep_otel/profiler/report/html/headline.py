@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from acestep_otel import semconv
-from acestep_otel.profiler.report.breakdown import Breakdown
-from acestep_otel.profiler.report.html.quantities import duration, number, size
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
+from acestep_otel.profiler.report.html.quantities import duration, number, share, size
 from acestep_otel.profiler.report.spans import Run
 from acestep_otel.profiler.report.statistics import memory_peaks, token_statistics
 
@@ -34,6 +35,7 @@ class Headline:
         trace_id: of the trace.
         failure: class name of what ended the run, or ``None``.
         tiles: the figures.
+        bottleneck: one sentence on what took most of the time, or ``None`` when nothing did.
     """
 
     title: str
@@ -43,6 +45,7 @@ class Headline:
     trace_id: str
     failure: str | None
     tiles: tuple[Tile, ...]
+    bottleneck: str | None = None
 
 
 def headline(run: Run) -> Headline:
@@ -56,7 +59,29 @@ def headline(run: Run) -> Headline:
         trace_id=run.root.trace_id,
         failure=(run.root.error or "error") if run.root.status == "error" else None,
         tiles=tuple(_tiles(run)),
+        bottleneck=_bottleneck(Breakdown.of(run)),
     )
+
+
+_ADVICE: Final[dict[str, str]] = {
+    "planner": "see its phases below: fewer tokens, a smaller language model or another backend shorten it",
+    "diffusion": "fewer steps or a turbo model shorten it",
+    "vae_decode": "longer tiles, if the memory allows, shorten it",
+    "vae_encode": "a shorter source or reference shortens it",
+    "audio_tokenization": "a shorter recording shortens it",
+    "audio_save": "another audio format or a faster disk shortens it",
+    "other": "it lies outside the models: conditioning, loading and moving weights",
+}
+
+
+def _bottleneck(breakdown: Breakdown) -> str | None:
+    """The row without a parent that is longest, with what can be done about it."""
+    rows = [row for row in breakdown_rows(breakdown) if row.component in _ADVICE and row.value]
+    if not rows:
+        return None
+    longest = max(rows, key=lambda row: row.value or 0.0)
+    name = longest.label.removesuffix(" (total)")
+    return f"Most of the time is {name}: {share(longest.percent)} of the wall time; {_ADVICE[longest.component]}."
 
 
 def _models(run: Run) -> Iterator[str]:

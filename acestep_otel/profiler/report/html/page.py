@@ -42,6 +42,7 @@ class Report:
         matrix: rows of a benchmark; none in other modes.
         tiers: rows of a tier test; none in other modes.
         failure: one line on what ended the command, or ``None``.
+        command: what was typed, to be copied; ``None`` when that is not known.
     """
 
     mode: str
@@ -51,6 +52,7 @@ class Report:
     matrix: Sequence[CellResult] = ()
     tiers: Sequence[TierResult] = ()
     failure: str | None = None
+    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def render_report(report: Report) -> str:
     return templates.get_template("page.html.j2").render(
         mode=report.mode,
         failure=report.failure,
+        command=report.command,
         runs=[RunSections.of(run) for run in report.runs],
         matrix=matrix_section(report.matrix),
         tiers=tier_section(report.tiers),
