@@ -40,7 +40,8 @@ def test_options_win() -> None:
 def test_the_sampler_is_the_one_that_the_options_name() -> None:
     built = request(
         shift=2.0, cfg_interval_start=0.1, cfg_interval_end=0.9, use_adg=True, timesteps="0.9, 0.5,0",
-        infer_method="sde", sampler_mode="heun", dcw=False, dcw_mode="low", dcw_scaler=0.2, dcw_high_scaler=0.1, lm_top_k=5, lm_top_p=0.5,
+        infer_method="sde", sampler_mode="heun",
+        dcw=False, dcw_mode="low", dcw_scaler=0.2, dcw_high_scaler=0.1, lm_top_k=5, lm_top_p=0.5,
         lm_negative_prompt="noise", cover_noise_strength=0.3, repaint_mode="conservative", repaint_strength=0.1,
     )  # fmt: skip
     assert (built.shift, built.guidance_interval, built.use_adg) == (2.0, (0.1, 0.9), True)
