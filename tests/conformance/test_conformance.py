@@ -111,7 +111,7 @@ def test_samples_are_distributed_as_the_model_says(backend, tiny, conditional, u
         for first in range(0, 600, 3)
         for series in backend.generate_codes(conditional, prompt, 1, settings, range(first, first + 3)).ids
     ]
-    expected = 600 * best.values.softmax(dim=-1)
+    expected = 600 * best.values.softmax(dim=-1).cpu()
     seen = torch.tensor([drawn.count(code) for code in best.indices.tolist()])
     assert int(seen.sum()) == 600
     assert float(((seen - expected) ** 2 / expected).sum()) < 20.5

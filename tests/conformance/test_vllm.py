@@ -13,14 +13,13 @@ from acestep.errors import BackendFailed, BudgetExceeded, OutOfMemory
 from acestep.planner.backends import CodesPhase
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.vllm.engine import Reservation
-from acestep.planner.backends.vllm.hooks import PHASE, ROW, SelectingSampler, processor_class
+from acestep.planner.backends.vllm.hooks import HiddenStatesModel, SelectingProcessor, SelectingSampler
 from acestep.planner.backends.vllm.rows import EngineRows, RowRequest, SharedEngine
-from acestep.planner.backends.vllm.selection import CodesSelection, TokenSelector
+from acestep.planner.backends.vllm.selection import PHASE, ROW, CodesSelection, TokenSelector
 from acestep.planner.budget import bytes_per_position
 from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
-from tests.conformance.conftest import SONGS
+from tests.conformance.conftest import DEVICE, SONGS
 
-CPU = torch.device("cpu")
 SAMPLED = SamplingSettings()
 
 
@@ -64,7 +63,7 @@ def test_pairs_that_differ_are_an_error(backend, conditional, unconditional, mon
     select = TokenSelector.select
 
     def differently(selector, hidden, rows):
-        return select(selector, hidden, rows) + torch.arange(len(rows))
+        return select(selector, hidden, rows) + torch.arange(len(rows), device=DEVICE)
 
     monkeypatch.setattr(TokenSelector, "select", differently)
     with pytest.raises(BackendFailed, match="different passes"):
@@ -125,7 +124,7 @@ def test_an_engine_that_failed_says_so_until_it_is_loaded_again(tiny, conditiona
         step=lambda: 1 / 0,
     )
     selector = a_selector(tiny)
-    shared = SharedEngine(engine, selector, Reservation(2, 100, 0), 200, CPU)
+    shared = SharedEngine(engine, selector, Reservation(2, 100, 0), 200, DEVICE)
     phase = CodesPhase([1, 2], None, 3, SAMPLED, [1])
     rows = EngineRows(shared, "lm.codes", [[RowRequest(0, [1, 2], 3)]], CodesSelection(phase))
     with pytest.raises(ZeroDivisionError), rows:
@@ -135,7 +134,7 @@ def test_an_engine_that_failed_says_so_until_it_is_loaded_again(tiny, conditiona
 
 
 def a_selector(tiny) -> TokenSelector:
-    selector = TokenSelector(3, 8, TokenChoice.codes(tiny.vocabulary.layout), CPU)
+    selector = TokenSelector(3, 8, TokenChoice.codes(tiny.vocabulary.layout), DEVICE)
     selector.bind(tiny.head)
     return selector
 
@@ -151,7 +150,7 @@ def started(selector: TokenSelector, phase: CodesPhase) -> CodesSelection:
 def test_a_row_without_its_pair_is_noticed(tiny):
     selector = a_selector(tiny)
     selection = started(selector, CodesPhase([1], [2], 3, SAMPLED, [1, 2]))
-    hidden = torch.randn(3, tiny.head.shape[1])
+    hidden = torch.randn(3, tiny.head.shape[1]).to(DEVICE)
     selector.select(hidden[:2], ((selection.number, 3), (selection.number, 1)))
     assert selection.in_step
     selector.select(hidden, tuple((selection.number, row) for row in (0, 1, 3)))
@@ -161,15 +160,15 @@ def test_a_row_without_its_pair_is_noticed(tiny):
 def test_not_a_number_in_one_song_is_told_of_its_phase_alone(tiny):
     selector = a_selector(tiny)
     selections = [started(selector, CodesPhase([1], None, 3, SAMPLED, [seed])) for seed in (1, 2)]
-    hidden = torch.randn(2, tiny.head.shape[1])
+    hidden = torch.randn(2, tiny.head.shape[1]).to(DEVICE)
     hidden[1, 5] = torch.nan
     selector.select(hidden, tuple((selection.number, 0) for selection in selections))
     assert [selector.remove(selection) for selection in selections] == [True, False]
 
 
-def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny):
+def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny, monkeypatch):
     """Model Runner V2 needs Triton, which has no CPU build here: its interface is driven as its runner drives it."""
-    hidden = torch.randn(5, tiny.head.shape[1], generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(5, tiny.head.shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE)
     decided = []
     for v2 in (False, True):
         selector = a_selector(tiny)
@@ -178,7 +177,7 @@ def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny):
             SamplingParams(extra_args=None if row is None else {PHASE: number, ROW: row}) for row in (0, 1, None, 2, 3)
         ]
         if v2:
-            sampler = SelectingSampler(selector, None, 5, CPU)
+            sampler = SelectingSampler(selector, None, 5, DEVICE)
             slots = [4, 9, 2, 7, 0]
             for slot, each in zip(slots, params, strict=True):
                 sampler.add_request(slot, each)
@@ -189,7 +188,8 @@ def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny):
         else:
             size = tiny.vocabulary.layout.vocabulary_size
             config = SimpleNamespace(model_config=SimpleNamespace(get_vocab_size=lambda size=size: size))
-            processor = processor_class(selector)(config, CPU, False)
+            monkeypatch.setattr(HiddenStatesModel, "selector", selector)
+            processor = SelectingProcessor(config, DEVICE, False)
             added = [(place, each, None, []) for place, each in enumerate(params)]
             processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
             logits = processor.apply(hidden)
@@ -202,10 +202,10 @@ def test_both_interfaces_of_vllm_decide_the_same_tokens(tiny):
 def test_a_slot_of_v2_forgets_its_former_request(tiny):
     selector = a_selector(tiny)
     selection = started(selector, CodesPhase([1], None, 2, SAMPLED, [1]))
-    sampler = SelectingSampler(selector, None, 5, CPU)
+    sampler = SelectingSampler(selector, None, 5, DEVICE)
     for params in (SamplingParams(extra_args={PHASE: selection.number, ROW: 0}), SamplingParams()):
         sampler.add_request(3, params)
-        sampler(torch.randn(1, tiny.head.shape[1]), SimpleNamespace(idx_mapping_np=np.array([3])))
+        sampler(torch.randn(1, tiny.head.shape[1]).to(DEVICE), SimpleNamespace(idx_mapping_np=np.array([3])))
     assert selection.steps == [1]
 
 

@@ -27,7 +27,7 @@ from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording.ranges import ProfilerRanges
 from acestep_otel.targets.acestep import seams
 from acestep_otel.targets.seam import Patches
-from tests.conformance.conftest import CPU, HERE
+from tests.conformance.conftest import DEVICE, HERE
 
 GATEWAY = yaml.safe_load((Path(__file__).parents[2] / "collectors" / "gateway.yaml").read_text("utf-8"))
 SAMPLED = SamplingSettings()
@@ -44,7 +44,7 @@ def test_starting_an_engine_leaves_the_process_as_it_was(tiny):
         torch.get_num_threads(),
         os.sched_getaffinity(0),
     )
-    backend = VllmBackend(tiny, device=CPU, songs=1)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
     assert (
         random.getstate(),
         np.random.get_state()[1].tolist(),
@@ -61,11 +61,11 @@ def test_b23_unloading_frees_the_engine_and_another_one_can_start(tiny, conditio
     """In the reference an exit hook keeps the engine for the life of the process."""
     written = []
     for _ in range(2):
-        backend = VllmBackend(tiny, device=CPU, songs=1)
+        backend = VllmBackend(tiny, device=DEVICE, songs=1)
         written.append(backend.generate_codes(conditional, unconditional, 10, SAMPLED, [1]).ids)
         weights, keys_and_values = weights_and_cache(backend)
         with pytest.raises(BackendUnavailable, match="already runs"):
-            VllmBackend(tiny, device=CPU, songs=1)
+            VllmBackend(tiny, device=DEVICE, songs=1)
         backend.unload()
         gc.collect()
         assert weights() is None
@@ -85,7 +85,7 @@ def test_a_compiled_model_is_freed_and_compiled_once(tiny, conditional, monkeypa
     monkeypatch.setattr(engine, "_settings", lambda *given: settings(*given) | {"enforce_eager": False})
     compiled, written = [], []
     for _ in range(2):
-        backend = VllmBackend(tiny, device=CPU, songs=1)
+        backend = VllmBackend(tiny, device=DEVICE, songs=1)
         written.append(backend.generate_codes(conditional, None, 10, SAMPLED, [1]).ids)
         alive = weights_and_cache(backend)
         backend.unload()
@@ -98,8 +98,9 @@ def test_a_compiled_model_is_freed_and_compiled_once(tiny, conditional, monkeypa
 
 
 def test_a_vllm_for_another_device_says_so(tiny):
-    with pytest.raises(BackendUnavailable, match="built for cpu"):
-        VllmBackend(tiny, device=torch.device("cuda"), songs=1)
+    other = "cpu" if DEVICE.type == "cuda" else "cuda"
+    with pytest.raises(BackendUnavailable, match=f"built for {DEVICE.type}"):
+        VllmBackend(tiny, device=torch.device(other), songs=1)
 
 
 def test_what_vllm_refuses_is_one_line(tiny):

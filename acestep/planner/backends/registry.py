@@ -34,16 +34,18 @@ class EngineKind:
     Attributes:
         module: has to be importable.
         devices: where it runs.
-        preferred_on: the kind of device whose first choice it is.
+        preferred_on: the kind of device whose first choice it is; ``None``: it has to be asked for.
     """
 
     module: str
     devices: tuple[str, ...]
-    preferred_on: str
+    preferred_on: str | None
 
 
 ENGINES: Final = {
-    "vllm": EngineKind("vllm", ("cuda", "cpu"), "cuda"),
+    # Measured on CUDA, pt is faster for one request at a time, of one song or of several; vllm for requests that overlap
+    # (docs/performance.md), which the caller knows of and asks for.
+    "vllm": EngineKind("vllm", ("cuda", "cpu"), None),
     "mlx": EngineKind("mlx_lm", ("mps", "cpu"), "mps"),
 }
 """Backends beside ``pt``, which runs everywhere."""
@@ -54,8 +56,8 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
     """Turn the user's word into a backend.
 
     Args:
-        name: ``auto`` (CUDA: vllm, MPS: mlx, where installed and nothing waits in host memory; else pt), ``pt``,
-            ``vllm`` or ``mlx``.
+        name: ``auto`` (MPS: mlx, where it is installed and nothing waits in host memory; else pt), ``pt``, ``vllm`` or
+            ``mlx``.
         device: that the language model runs on.
         placement: as it comes into effect there; without one, everything stays on the device.
 

@@ -49,7 +49,7 @@ class VllmBackend(PlannerBackend[Candidates]):
         super().__init__(model)
         self._device = device
         reservation = Reservation.for_songs(model, songs, memory_limit)
-        codes = TokenChoice.codes(self._vocabulary.layout)
+        codes = TokenChoice.codes(self.vocabulary.layout)
         self._selector = TokenSelector(reservation.rows, reservation.context_limit, codes, device)
         engine = build_engine(model, device, reservation, self._selector)
         positions = reservation.bytes // bytes_per_position(model)
@@ -106,7 +106,7 @@ class VllmBackend(PlannerBackend[Candidates]):
 
     def _write_text(self, phase: TextPhase[Candidates]) -> PhaseTokens:
         """A forced token takes a pass, like any other."""
-        eos, guide = self._vocabulary.layout.eos, phase.guide
+        eos, guide = self.vocabulary.layout.eos, phase.guide
         selection = TextSelection(phase, closing=eos, device=self._device)
         prompt = [*phase.prompt, *selection.opening]
         request = RowRequest(0, prompt, self.budget.context_limit + 1 - len(prompt), frozenset({eos, *guide.ends}))

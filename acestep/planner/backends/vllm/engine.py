@@ -6,7 +6,6 @@ call, its requests start together, and CUDA events recorded around it are on the
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -104,7 +103,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
 
-        from acestep.planner.backends.vllm.hooks import SilentStatistics, hidden_states_model, processor_class
+        from acestep.planner.backends.vllm.hooks import HiddenStatesModel, SelectingProcessor, SilentStatistics
 
         if current_platform.device_type != device.type:
             raise BackendUnavailable(
@@ -114,13 +113,17 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         if model_parallel_is_initialized():
             # Engines share the process's groups of workers: stopping one would stop the other.
             raise BackendUnavailable("vLLM already runs in this process: unload that language model first")
+        if device.type == "cuda":
+            # Its workspace stays for the life of the process: made later, it would keep a block of the engine's.
+            torch.ones(1, 1, device=device).mm(torch.ones(1, 1, device=device))
         _register_loader(model)
-        ModelRegistry.register_model(_ARCHITECTURE, hidden_states_model(selector))
+        ModelRegistry.register_model(_ARCHITECTURE, HiddenStatesModel)
+        HiddenStatesModel.selector = selector
         try:
             config = EngineArgs(model=_config_folder(model), **_settings(model, device, reservation))
             engine_config = config.create_engine_config()
             if not engine_config.use_v2_model_runner:
-                engine_config.model_config.logits_processors = [processor_class(selector)]
+                engine_config.model_config.logits_processors = [SelectingProcessor]
             if device.type == "cuda":
                 # The executor takes the number of the device from here.
                 engine_config.device_config.device = torch.device("cuda", device.index or 0)
@@ -140,22 +143,22 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             raise BackendUnavailable(
                 f"vLLM refuses to start: {' '.join(str(error).split())} (or use lm_backend 'pt')"
             ) from error
+        finally:
+            HiddenStatesModel.selector = None
         # What it recorded, nothing reads: statistics of requests come with their output.
         engine.logger_manager = None
         return engine
 
 
 def close_engine(engine: Any) -> None:
-    """Stop an engine and give its memory back.
+    """Stop an engine, and let go of its weights.
 
-    The engine's shutdown leaves the weights on the device, referred to by what compiled them.
+    Its own shutdown leaves them on the device, referred to by what compiled them.
     """
     runner = engine.model_executor.driver_worker.worker.model_runner
     _forget_compiled(runner.model)
     del runner
     engine.engine_core.shutdown()
-    # The collector was told to leave the engine's objects alone; shutdown has lifted that.
-    gc.collect()
 
 
 def _forget_compiled(model: torch.nn.Module) -> None:

@@ -7,7 +7,7 @@ token.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import torch
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
@@ -15,53 +15,49 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 
-from acestep.planner.backends.vllm.selection import Row, TokenSelector
-
-PHASE: Final = "acestep_phase"
-ROW: Final = "acestep_row"
-"""Keys of a request's extra arguments: which row of which phase it is."""
+from acestep.planner.backends.vllm.selection import PHASE, ROW, Row, TokenSelector
 
 
-def hidden_states_model(selector: TokenSelector) -> type[Any]:
-    """Qwen3 whose logits are its hidden states, which the selector makes tokens of."""
+class HiddenStatesModel(Qwen3ForCausalLM):
+    """Qwen3 whose logits are its hidden states: the selector needs logits of few tokens, of guided hidden states.
 
-    class HiddenStatesModel(Qwen3ForCausalLM):
-        """Computes no logits: the selector needs those of few tokens, of guided hidden states."""
+    Attributes:
+        selector: of the engine that is started. A class has it, because vLLM makes the instance, and keeps the class
+            that belongs to a configuration for the life of the process; it runs one engine at a time.
+    """
 
-        def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-            """The hidden states."""
-            return hidden_states
+    selector: ClassVar[TokenSelector | None] = None
 
-        def load_weights(self, weights: Any) -> Any:
-            """Load, and show the selector the head."""
-            loaded = super().load_weights(weights)
-            selector.bind(self.lm_head.weight.data)
-            return loaded
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The hidden states."""
+        return hidden_states
 
-        @staticmethod
-        def get_model_state_cls() -> type[Any]:
-            """The state with the sampler, for Model Runner V2."""
-            return _state_class(selector)
+    def load_weights(self, weights: Any) -> Any:
+        """Load, and show the selector the head."""
+        loaded = super().load_weights(weights)
+        started_selector().bind(self.lm_head.weight.data)
+        return loaded
 
-    return HiddenStatesModel
+    @staticmethod
+    def get_model_state_cls() -> type[Any]:
+        """The state with the sampler, for Model Runner V2."""
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+        class SelectingState(DefaultModelState):
+            """A state whose model brings its own sampler."""
+
+            def custom_sampler(self, sampler: Any) -> tuple[Any, None]:
+                """The selector's, around the engine's."""
+                return SelectingSampler(started_selector(), sampler, self.max_num_reqs, self.device), None
+
+        return SelectingState
 
 
-def processor_class(selector: TokenSelector) -> type[LogitsProcessor]:
-    """A logits processor for Model Runner V1, which makes the instance itself."""
-    return type("SelectingProcessor", (_Processor,), {"_selector": selector})
-
-
-def _state_class(selector: TokenSelector) -> type[Any]:
-    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
-
-    class SelectingState(DefaultModelState):
-        """A state whose model brings its own sampler."""
-
-        def custom_sampler(self, sampler: Any) -> tuple[Any, None]:
-            """The selector's, around the engine's."""
-            return SelectingSampler(selector, sampler, self.max_num_reqs, self.device), None
-
-    return SelectingState
+def started_selector() -> TokenSelector:
+    """The selector of the engine that is started."""
+    if HiddenStatesModel.selector is None:
+        raise RuntimeError("no engine is being started")
+    return HiddenStatesModel.selector
 
 
 class SelectingSampler:
@@ -106,12 +102,11 @@ class SelectingSampler:
         )
 
 
-class _Processor(LogitsProcessor):
+class SelectingProcessor(LogitsProcessor):
     """Interface of Model Runner V1: informed of changes of the batch, then given what the model calls its logits."""
 
-    _selector: TokenSelector
-
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002
+        self._selector = started_selector()
         self._vocabulary_size = vllm_config.model_config.get_vocab_size()
         self._rows: dict[int, Row] = {}
 

@@ -6,7 +6,6 @@ one pass and waits for the one before, so the host prepares a pass while the dev
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,10 +19,9 @@ from uuid import uuid4
 import torch
 
 from acestep.errors import BackendFailed, BudgetExceeded
-from acestep.planner.backends.base import EngineTimes, unloaded
+from acestep.planner.backends.base import EngineTimes, free_memory, unloaded
 from acestep.planner.backends.vllm.engine import Reservation, close_engine
-from acestep.planner.backends.vllm.hooks import PHASE, ROW
-from acestep.planner.backends.vllm.selection import CodesSelection, TextSelection, TokenSelector
+from acestep.planner.backends.vllm.selection import PHASE, ROW, CodesSelection, TextSelection, TokenSelector
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +117,7 @@ class SharedEngine:
                 self._selector.release()
                 close_engine(engine)
                 del engine
-                gc.collect()
-                if self._device.type == "cuda":
-                    with torch.cuda.device(self._device):
-                        torch.cuda.empty_cache()
+                free_memory(self._device)
             self._changed.notify_all()
 
     def require_running(self) -> None:
@@ -130,7 +125,7 @@ class SharedEngine:
         if self._engine is None:
             raise unloaded()
         if self._failure is not None:
-            raise BackendFailed(f"the language model's engine failed ({self._failure}): load it again")
+            raise BackendFailed(f"the language model's engine failed ({self._failure}): load it again", stage="lm")
 
     def _step(self) -> None:
         """Run one pass, without the lock."""

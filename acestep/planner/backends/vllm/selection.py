@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,22 +21,13 @@ from acestep.planner.backends.candidates import Candidates, Chooser, choose, to_
 from acestep.planner.backends.choices import TokenChoice
 from acestep.types import SamplingSettings
 
+PHASE: Final = "acestep_phase"
+ROW: Final = "acestep_row"
+"""Keys of a request's extra arguments: which row of which phase it is."""
 Row = tuple[int, int]
 """Number of a phase in the selector, and number of a row in the phase."""
 _LAYOUT_LIMIT: Final = 64
 """Compositions of a batch that are remembered: a batch keeps its own until a request comes, goes or moves."""
-
-
-class Selection(Protocol):
-    """Decides one phase's tokens.
-
-    Attributes:
-        number: of the phase in the selector, given when it is added.
-        passes: of the engine that rows of the phase took part in.
-    """
-
-    number: int
-    passes: int
 
 
 @dataclass(slots=True)
@@ -47,6 +38,8 @@ class CodesSelection:
 
     Attributes:
         phase: what is written.
+        number: of the phase in the selector, given when it is added.
+        passes: of the engine that rows of the phase took part in.
         keys: of the noise, int64, shape ``[songs, count]``.
         slots: of the songs that have started, in the selector's tables.
         steps: passes of each song.
@@ -83,6 +76,8 @@ class TextSelection:
     token is read when the next one is due: the pass that computes that one is on its way by then.
 
     Attributes:
+        number: of the phase in the selector, given when it is added.
+        passes: of the engine that its row took part in.
         written: tokens so far, the opening included.
         sampled: those that were a choice.
     """
@@ -181,12 +176,12 @@ class _Layout:
     Attributes:
         groups: of songs.
         texts: place and selection of each text.
-        members: phases that take part, with their songs.
+        codes: phases with songs that take part, and which of them do.
     """
 
     groups: tuple[_SongGroup, ...]
     texts: tuple[tuple[int, TextSelection], ...]
-    members: tuple[tuple[Selection, tuple[int, ...]], ...]
+    codes: tuple[tuple[CodesSelection, list[int]], ...]
 
 
 class TokenSelector:
@@ -274,16 +269,17 @@ class TokenSelector:
             if len(self._layouts) >= _LAYOUT_LIMIT:
                 self._layouts.clear()
             layout = self._layouts[rows] = self._lay_out(rows)
-        for selection, songs in layout.members:
+        for selection, songs in layout.codes:
             selection.passes += 1
             for song in songs:
-                selection.steps[song] += 1  # type: ignore[attr-defined]
+                selection.steps[song] += 1
         if len(layout.groups) == 1 and len(layout.groups[0].places) == len(rows):
             return self._codes_of(hidden, layout.groups[0])
         tokens = hidden.new_full((len(rows),), self._codes.first, dtype=torch.long)
         for group in layout.groups:
             tokens.index_copy_(0, group.places, self._codes_of(hidden, group))
         for place, text in layout.texts:
+            text.passes += 1
             row = hidden[place : place + 1]
             self._text_finite[text.number].logical_and_(row.isfinite().all())
             tokens[place : place + 1] = text.token(row, self._chooser)
@@ -328,8 +324,7 @@ class TokenSelector:
                 pair = places.get((selection.number, song + selection.songs)) if guided else None
                 entries.append((selection.slots[song], places[selection.number, song], pair))
         groups = (self._group(*kind, entries) for kind, entries in alike.items() if entries)
-        members = [*((text, ()) for _, text in texts), *((selection, tuple(present)) for selection, present in songs)]
-        return _Layout(tuple(groups), tuple(texts), tuple(members))
+        return _Layout(tuple(groups), tuple(texts), tuple(songs))
 
     @staticmethod
     def _songs_present(selection: CodesSelection, places: dict[Row, int]) -> list[int]:
@@ -358,7 +353,7 @@ class TokenSelector:
             # All of a batch: in its own order the songs' codes are the batch's tokens.
             places, songs = sorted(places), [song for _, song in sorted(zip(places, songs, strict=True))]
         packed = to_device(np.array([*order, *slots, *places, *songs]), self._device)
-        parts = packed.split([len(order), len(slots), len(places), len(songs)])
+        parts = torch.split(packed, [len(order), len(slots), len(places), len(songs)])
         return _SongGroup(sampling, guided, *parts)
 
 
