@@ -26,7 +26,7 @@ test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kern
 # Float32 products must not be rounded to TF32, which is Triton's default; and its kernels run, not their interpreter.
 test-cuda: $(if $(CUDA_PYTHON),,$(VENV)-cuda/.installed)  ## Run the conformance suite on a GPU, on pt and on vLLM
 	for backend in pt vllm; do \
-		ACESTEP_CONFORMANCE_DEVICE=cuda ACESTEP_CONFORMANCE_BACKEND=$$backend TRITON_INTERPRET=0 TRITON_F32_DEFAULT=ieee \
+		ACESTEP_CONFORMANCE_DEVICE=cuda:0 ACESTEP_CONFORMANCE_BACKEND=$$backend TRITON_INTERPRET=0 TRITON_F32_DEFAULT=ieee \
 			$(or $(CUDA_PYTHON),$(VENV)-cuda/bin/python) -m pytest tests/conformance || exit 1; \
 	done
 

@@ -203,12 +203,9 @@ class TokenSelector:
         self._numbers = count()
         self._selections: dict[int, CodesSelection | TextSelection] = {}
         self._free = list(range(songs))
-        self._keys = torch.zeros(songs + 1, length, dtype=torch.long, device=device)
-        self._steps = torch.zeros(songs + 1, dtype=torch.long, device=device)
-        self._finite = torch.ones(songs + 1, dtype=torch.bool, device=device)
+        self._songs, self._length = songs, length
         self._text_finite: dict[int, torch.Tensor] = {}
         self._layouts: dict[tuple[Row | None, ...], _Layout] = {}
-        self._spares = torch.full((1 << songs.bit_length(),), songs, dtype=torch.long, device=device)
         self._chooser = Chooser()
         self._head: torch.Tensor | None = None
 
@@ -220,15 +217,23 @@ class TokenSelector:
         return self._head
 
     def bind(self, head: torch.Tensor) -> None:
-        """Take the head of an engine that has loaded its weights."""
+        """Take the head of an engine that has loaded its weights, and set the tables up."""
         self._head = head
+        songs, device = self._songs, self._device
+        # One more than there are: the spare slot, which batches are filled up with.
+        self._keys = torch.zeros(songs + 1, self._length, dtype=torch.long, device=device)
+        self._steps = torch.zeros(songs + 1, dtype=torch.long, device=device)
+        self._finite = torch.ones(songs + 1, dtype=torch.bool, device=device)
+        self._spares = torch.full((1 << songs.bit_length(),), songs, dtype=torch.long, device=device)
 
     def release(self) -> None:
         """Let go of everything on the device."""
+        if self._head is None:
+            return
         self._head = None
         self._chooser.clear()
         self._layouts.clear()
-        self._keys = self._steps = self._finite = self._spares = torch.empty(0)
+        del self._keys, self._steps, self._finite, self._spares
 
     def add(self, selection: CodesSelection | TextSelection) -> None:
         """Start a phase."""
@@ -291,7 +296,7 @@ class TokenSelector:
         def advance(hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
             steps = self._steps[slots]
             # The spare slot's step goes on and on.
-            keys = self._keys[slots, steps.clamp(max=self._keys.shape[1] - 1)]
+            keys = self._keys[slots, steps.clamp(max=self._length - 1)]
             drawn = choose(Candidates.of(self._codes, self.head), group.sampling, hidden, keys)
             finite = hidden.isfinite().all(dim=-1).view(-1, len(slots)).all(dim=0)
             self._finite.index_copy_(0, slots, self._finite[slots] & finite)
@@ -342,7 +347,7 @@ class TokenSelector:
     ) -> _SongGroup:
         """Songs as index tensors, filled up to a power of two so that few functions are recorded."""
         filling = (1 << (len(entries) - 1).bit_length()) - len(entries)
-        slots = [slot for slot, _, _ in entries] + [len(self._keys) - 1] * filling
+        slots = [slot for slot, _, _ in entries] + [self._songs] * filling
         order = [place for _, place, _ in entries] + [entries[0][1]] * filling
         places, songs = [place for _, place, _ in entries], list(range(len(entries)))
         if guided:
