@@ -43,8 +43,8 @@ class EngineKind:
 
 
 ENGINES: Final = {
-    # Measured on CUDA, pt is faster for one request at a time, of one song or of several; vllm for requests that overlap
-    # (docs/performance.md), which the caller knows of and asks for.
+    # Measured on CUDA (docs/performance.md), pt is faster for one request at a time, of one song or of several, and vllm
+    # for requests that overlap: the caller knows of those, and asks for it.
     "vllm": EngineKind("vllm", ("cuda", "cpu"), None),
     "mlx": EngineKind("mlx_lm", ("mps", "cpu"), "mps"),
 }
