@@ -43,8 +43,8 @@ class EngineKind:
 
 
 ENGINES: Final = {
-    # Measured on CUDA (docs/performance.md), pt is faster for one request at a time, of one song or of several, and vllm
-    # for requests that overlap: the caller knows of those, and asks for it.
+    # Measured on CUDA (docs/performance.md), pt is faster for one request at a time, of one song or of several, and
+    # vllm for requests that overlap: the caller knows of those, and asks for it.
     "vllm": EngineKind("vllm", ("cuda", "cpu"), None),
     "mlx": EngineKind("mlx_lm", ("mps", "cpu"), "mps"),
 }

@@ -37,6 +37,8 @@ _ENVIRONMENT: Final = {
     # Compiling it takes minutes, and tokens are not sampled by it.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
+_LOGGING_LEVELS: Final = ("VLLM_LOGGING_LEVEL", "FLASHINFER_LOGGING_LEVEL")
+"""How much the engine and its kernels' library log, unless the user's environment says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,8 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
         total = torch.cuda.get_device_properties(device).total_memory
         # Not used to size anything here, but the engine insists that this share is free before it starts.
         settings["gpu_memory_utilization"] = min((weights + reservation.bytes + spare) / total, 1.0)
+        # Of kernels that are not used: attention is FlashAttention's.
+        settings["kernel_config"] = {"enable_flashinfer_autotune": False}
         settings["compilation_config"] = {
             "cudagraph_capture_sizes": [1, *range(2, reservation.rows + 1, 2)],
             # A pass with prompts has more tokens than any recording.
@@ -268,7 +272,8 @@ def _process_as_it_was() -> Iterator[None]:
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
     current = torch.cuda.current_device() if torch.cuda.is_available() else None
     os.environ.update(_ENVIRONMENT)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for variable in _LOGGING_LEVELS:
+        os.environ.setdefault(variable, "ERROR")
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
             # About what PyTorch will drop one day: vLLM's affair.
