@@ -15,7 +15,7 @@ define pip
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test programs test-vllm test-mlx test-released test-lowest lint types docs stack boards clean
+.PHONY: help demo test programs test-vllm test-mlx test-cuda test-released test-lowest lint types docs stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,13 @@ test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kern
 test-released: $(VENV)-released/.installed $(VENV)/.installed-test  ## Run the released ace-step under the layer, in an environment of its own
 	$(call pip,$(VENV)-released,install --no-deps --force-reinstall ./acestep_otel)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/released
+
+# Float32 products must not be rounded to TF32, which is Triton's default; and its kernels run, not their interpreter.
+test-cuda: $(if $(CUDA_PYTHON),,$(VENV)-cuda/.installed)  ## Run the conformance suite on a GPU, on pt and on vLLM
+	for backend in pt vllm; do \
+		ACESTEP_CONFORMANCE_DEVICE=cuda:0 ACESTEP_CONFORMANCE_BACKEND=$$backend TRITON_INTERPRET=0 TRITON_F32_DEFAULT=ieee \
+			$(or $(CUDA_PYTHON),$(VENV)-cuda/bin/python) -m pytest tests/conformance || exit 1; \
+	done
 
 test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
 	# Old releases may give warnings that the newest do not.
@@ -86,6 +93,11 @@ $(VENV)-released/.installed: tests/released/requirements.txt
 	rm -f $(VENV)-released/lib/python3*/site-packages/torchaudio/lib/*.so
 	touch $@
 
+$(VENV)-cuda/.installed: pyproject.toml
+	$(call environment,$(VENV)-cuda)
+	$(call pip,$(VENV)-cuda,install --no-compile --editable '.[vllm]' pytest pytest-timeout)
+	@touch $@
+
 $(VENV)-mlx/.installed: pyproject.toml tests/conformance/requirements-mlx-cpu.txt
 	$(call environment,$(VENV)-mlx)
 	$(call pip,$(VENV)-mlx,install --no-compile --editable . --requirement tests/conformance/requirements-mlx-cpu.txt)
@@ -103,4 +115,4 @@ $(VENV)-docs/.installed: docs/requirements.txt
 	@touch $@
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-released $(VENV)-lowest $(VENV)-docs site output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-mlx $(VENV)-cuda $(VENV)-released $(VENV)-lowest $(VENV)-docs site output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -129,7 +129,7 @@ Examples:
         metavar=f"[{'|'.join(get_args(BackendName))}]",
         default=DEFAULTS.lm_backend,
         envvar=VARIABLES["lm_backend"],
-        help="Language-model backend. auto: vllm on CUDA and mlx on MPS if installed, otherwise pt.",
+        help="Language-model backend. auto: mlx on MPS if installed, otherwise pt.",
     ),
 )
 @option_group(

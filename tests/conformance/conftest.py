@@ -1,7 +1,7 @@
 """One suite for every language-model backend: ``ACESTEP_CONFORMANCE_BACKEND`` names the one under test, else it is pt.
 
 The engines' pins differ from the project's own, so each runs in an environment of its own: ``make test-vllm`` and
-``make test-mlx``.
+``make test-mlx``. ``ACESTEP_CONFORMANCE_DEVICE`` names the device, else it is the CPU: ``make test-cuda``.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from acestep import checkpoints
 from acestep.offloading import ModelOffloader
 from acestep.planner.backends.registry import BACKENDS, create_planner
 from acestep.planner.budget import LanguageModel
@@ -21,17 +22,25 @@ from acestep.types import Placement, SongMetadata
 
 BACKEND = os.environ.get("ACESTEP_CONFORMANCE_BACKEND", "pt")
 SONGS = 3
-CPU = torch.device("cpu")
-HERE = ModelOffloader(CPU, Placement())
+DEVICE = torch.device(os.environ.get("ACESTEP_CONFORMANCE_DEVICE", "cpu"))
+HERE = ModelOffloader(DEVICE, Placement())
 COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", language="en", timesignature="4")
 
 # What is special to one engine can only be imported where that engine is installed.
 collect_ignore_glob = [f"test_{name}*.py" for name in BACKENDS if name != BACKEND]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def everything_in_float32() -> Iterator[None]:
+    """The definition and a backend must round alike, which bfloat16 would not let them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoints, "default_dtype", lambda device: torch.float32)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny() -> LanguageModel:
-    return build_language_model("acestep-5Hz-lm-tiny", device=CPU, dtype=torch.float32)
+    return build_language_model("acestep-5Hz-lm-tiny", device=DEVICE, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

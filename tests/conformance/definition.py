@@ -13,7 +13,10 @@ from acestep.types import SamplingSettings
 
 def logits_after(model: LanguageModel, ids: Sequence[int]) -> torch.Tensor:
     with torch.inference_mode():
-        return model.body(input_ids=torch.tensor([list(ids)])).last_hidden_state[:, -1].float() @ model.head.T.float()
+        return (
+            model.body(input_ids=torch.tensor([list(ids)], device=model.device)).last_hidden_state[:, -1].float()
+            @ model.head.T.float()
+        )
 
 
 def guided_code_logits(model: LanguageModel, conditional, unconditional, written, scale: float) -> torch.Tensor:
@@ -26,7 +29,7 @@ def guided_code_logits(model: LanguageModel, conditional, unconditional, written
 
 
 def codes(model: LanguageModel, conditional, unconditional, count: int, settings: SamplingSettings, seed: int):
-    keys, written = item_keys(seed, "lm.codes", count), []
+    keys, written = item_keys(seed, "lm.codes", count).to(model.device), []
     for step in range(count):
         logits = guided_code_logits(model, conditional, unconditional, written, settings.guidance_scale)
         written.append(model.vocabulary.layout.code_base + int(sample(logits, settings, keys[step : step + 1])))
@@ -34,7 +37,7 @@ def codes(model: LanguageModel, conditional, unconditional, count: int, settings
 
 
 def metadata(model: LanguageModel, prompt, cursor: GrammarCursor, settings: SamplingSettings, seed: int):
-    written, keys = cursor.forced(), iter(item_keys(seed, "lm.cot", 640))
+    written, keys = cursor.forced(), iter(item_keys(seed, "lm.cot", 640).to(model.device))
     while not cursor.done:
         ids = cursor.allowed().ids
         # Few candidates are numbered among themselves, many by their place among the text tokens.
@@ -46,7 +49,7 @@ def metadata(model: LanguageModel, prompt, cursor: GrammarCursor, settings: Samp
 
 
 def free_text(model: LanguageModel, prompt, allowed, ends, stage: str, count: int, settings: SamplingSettings, seed):
-    keys, written = item_keys(seed, stage, count), []
+    keys, written = item_keys(seed, stage, count).to(model.device), []
     for key in keys:
         written.append(_draw(model, [*prompt, *written], allowed, False, settings, key))
         if written[-1] in ends:
@@ -55,7 +58,7 @@ def free_text(model: LanguageModel, prompt, allowed, ends, stage: str, count: in
 
 
 def _draw(model: LanguageModel, ids, allowed: np.ndarray, renumbered: bool, settings, key: torch.Tensor) -> int:
-    logits, allowed = logits_after(model, ids), torch.from_numpy(allowed)
+    logits, allowed = logits_after(model, ids), torch.from_numpy(allowed).to(model.device)
     if renumbered:
         return int(allowed[sample(logits[:, allowed], settings, key.unsqueeze(0))])
     text = logits[:, : model.vocabulary.layout.text_size]

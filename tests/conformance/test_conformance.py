@@ -86,12 +86,14 @@ def test_lyrics_are_those_of_the_definition(backend, tiny, prompts, settings):
 
 def test_text_ends_with_its_turn(backend, tiny, prompts):
     """At such a heat every token is as likely as any other, so one in a thousand ends the turn."""
-    layout, ended = tiny.vocabulary.layout, 0
+    layout, ended = tiny.vocabulary.layout, False
     hot = SamplingSettings(temperature=1e6)
-    for seed in range(3):
+    for seed in range(20):
         tokens = backend.generate_lyrics(prompts.inspire("rain", instrumental=True), hot, seed, 500)
         assert layout.eos not in tokens.ids[0][:-1]
-        ended += tokens.ids[0][-1] == layout.eos
+        ended = tokens.ids[0][-1] == layout.eos
+        if ended:
+            break
     assert ended
 
 
@@ -114,7 +116,7 @@ def test_samples_are_distributed_as_the_model_says(backend, tiny, conditional, u
         for first in range(0, 600, 3)
         for series in backend.generate_codes(conditional, prompt, 1, settings, range(first, first + 3)).ids
     ]
-    expected = 600 * best.values.softmax(dim=-1)
+    expected = 600 * best.values.softmax(dim=-1).cpu()
     seen = torch.tensor([drawn.count(code) for code in best.indices.tolist()])
     assert int(seen.sum()) == 600
     assert float(((seen - expected) ** 2 / expected).sum()) < 20.5

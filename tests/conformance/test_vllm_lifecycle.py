@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from acestep import blueprints
 from acestep.errors import BackendUnavailable
 from acestep.planner.backends.registry import create_planner
+from acestep.planner.backends.vllm import engine
 from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
@@ -26,7 +27,7 @@ from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.patches.engine import PATCHES
 from acestep_otel.patches.patcher import Patcher
 from acestep_otel.profiler.run.profilers import ProfilerRanges
-from tests.conformance.conftest import CPU, HERE
+from tests.conformance.conftest import DEVICE, HERE
 
 GATEWAY = yaml.safe_load((Path(__file__).parents[2] / "collectors" / "gateway.yaml").read_text("utf-8"))
 SAMPLED = SamplingSettings()
@@ -43,7 +44,7 @@ def test_starting_an_engine_leaves_the_process_as_it_was(tiny):
         torch.get_num_threads(),
         os.sched_getaffinity(0),
     )
-    backend = VllmBackend(tiny, device=CPU, songs=1)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
     assert (
         random.getstate(),
         np.random.get_state()[1].tolist(),
@@ -60,13 +61,11 @@ def test_b23_unloading_frees_the_engine_and_another_one_can_start(tiny, conditio
     """In the reference an exit hook keeps the engine for the life of the process."""
     written = []
     for _ in range(2):
-        backend = VllmBackend(tiny, device=CPU, songs=1)
+        backend = VllmBackend(tiny, device=DEVICE, songs=1)
         written.append(backend.generate_codes(conditional, unconditional, 10, SAMPLED, [1]).ids)
-        runner = backend._engine.model_executor.driver_worker.worker.model_runner
-        weights, keys_and_values = weakref.ref(runner.model), weakref.ref(runner.kv_caches[0])
-        del runner
+        weights, keys_and_values = weights_and_cache(backend)
         with pytest.raises(BackendUnavailable, match="already runs"):
-            VllmBackend(tiny, device=CPU, songs=1)
+            VllmBackend(tiny, device=DEVICE, songs=1)
         backend.unload()
         gc.collect()
         assert weights() is None
@@ -74,9 +73,34 @@ def test_b23_unloading_frees_the_engine_and_another_one_can_start(tiny, conditio
     assert written[0] == written[1]
 
 
+def weights_and_cache(backend) -> list[weakref.ref]:
+    runner = backend._engine._engine.model_executor.driver_worker.worker.model_runner
+    return [weakref.ref(tensor) for tensor in (next(runner.model.parameters()), runner.kv_caches[0])]
+
+
+def test_a_compiled_model_is_freed_and_compiled_once(tiny, conditional, monkeypatch, tmp_path):
+    """On CUDA the model is compiled; vLLM leaves it, weights included, to the life of the process."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    settings = engine._settings
+    monkeypatch.setattr(engine, "_settings", lambda *given: settings(*given) | {"enforce_eager": False})
+    compiled, written = [], []
+    for _ in range(2):
+        backend = VllmBackend(tiny, device=DEVICE, songs=1)
+        written.append(backend.generate_codes(conditional, None, 10, SAMPLED, [1]).ids)
+        alive = weights_and_cache(backend)
+        backend.unload()
+        gc.collect()
+        assert [tensor() for tensor in alive] == [None, None]
+        compiled.append({path.name for path in (tmp_path / "torch_compile_cache").iterdir()})
+    assert written[0] == written[1]
+    assert compiled[0] == compiled[1]
+    assert compiled[0]
+
+
 def test_a_vllm_for_another_device_says_so(tiny):
-    with pytest.raises(BackendUnavailable, match="built for cpu"):
-        VllmBackend(tiny, device=torch.device("cuda"), songs=1)
+    other = "cpu" if DEVICE.type == "cuda" else "cuda"
+    with pytest.raises(BackendUnavailable, match=f"built for {DEVICE.type}"):
+        VllmBackend(tiny, device=torch.device(other), songs=1)
 
 
 def test_what_vllm_refuses_is_one_line(tiny):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from acestep.offloading import ModelOffloader
+from acestep.planner.backends import candidates
 from acestep.planner.backends.pt import PtBackend, workspace
 from acestep.planner.backends.pt.cache import KeyValueCache
 from acestep.planner.backends.pt.decode_state import DecodeState
@@ -124,7 +125,7 @@ def test_a_choice_that_cannot_be_recorded_keeps_the_kernels_off(tiny: LanguageMo
     def unrecordable(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(workspace, "captured", unrecordable)
+    monkeypatch.setattr(candidates, "captured", unrecordable)
     assert not kernels_agree(tiny)
     assert "capturing" in caplog.text
 

@@ -6,6 +6,7 @@ boundary, so engines that keep these to themselves fit too.
 
 from __future__ import annotations
 
+import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -213,6 +214,7 @@ class PlannerBackend(ABC, Generic[Candidates]):
 
     Attributes:
         name: ``pt``, ``vllm`` or ``mlx``.
+        vocabulary: tokens of the model.
         budget: limits of the model on its device.
     """
 
@@ -221,7 +223,7 @@ class PlannerBackend(ABC, Generic[Candidates]):
 
     def __init__(self, model: LanguageModel) -> None:
         self._model_name = model.name
-        self._vocabulary = model.vocabulary
+        self.vocabulary = model.vocabulary
         self._turn = Lock()
         self._of_grammar: WeakKeyDictionary[AllowedTokens, Candidates] = WeakKeyDictionary()
         self._of_lyrics: Candidates | None = None
@@ -250,7 +252,7 @@ class PlannerBackend(ABC, Generic[Candidates]):
             BackendFailed: the engine did not do what it was asked to.
             BackendUnavailable: the model was unloaded.
         """
-        layout = self._vocabulary.layout
+        layout = self.vocabulary.layout
         with self._phase(REASONING):
             guide: TextGuide[Candidates]
             if cursor is None:
@@ -288,8 +290,8 @@ class PlannerBackend(ABC, Generic[Candidates]):
         """
         with self._phase(LYRICS):
             if self._of_lyrics is None:
-                self._of_lyrics = self._candidates(TokenChoice.lyrics(self._vocabulary))
-            guide = FreeText(self._of_lyrics, frozenset({self._vocabulary.layout.eos}))
+                self._of_lyrics = self._candidates(TokenChoice.lyrics(self.vocabulary))
+            guide = FreeText(self._of_lyrics, frozenset({self.vocabulary.layout.eos}))
             return self._write_text(TextPhase(LYRICS, prompt, guide, sampling, seed, token_limit, progress))
 
     def generate_codes(
@@ -324,7 +326,7 @@ class PlannerBackend(ABC, Generic[Candidates]):
         allowed = cursor.allowed()
         candidates = self._of_grammar.get(allowed)
         if candidates is None:
-            choice = TokenChoice.of_grammar(allowed, self._vocabulary.layout)
+            choice = TokenChoice.of_grammar(allowed, self.vocabulary.layout)
             candidates = self._of_grammar[allowed] = self._candidates(choice)
         return candidates
 
@@ -350,13 +352,13 @@ class PlannerBackend(ABC, Generic[Candidates]):
         Returns:
             ``1 - time(rows) / time(2 * rows)``, from medians of alternating passes, 0 ... 1.
         """
-        prompt = [self._vocabulary.layout.pad] * context
+        prompt = [self.vocabulary.layout.pad] * context
         with self._phase(COMPOSING):
             return _share_saved(self._decode_timer(rows, [prompt]), self._decode_timer(rows, [prompt, prompt[1:]]))
 
     def measure_prefill_guidance_share(self, tokens: int) -> float:
         """The same for the pass over the prompts, of which the conditional one has ``tokens`` tokens."""
-        prompt = [self._vocabulary.layout.pad] * tokens
+        prompt = [self.vocabulary.layout.pad] * tokens
         with self._phase(COMPOSING):
             return _share_saved(self._prefill_timer([prompt]), self._prefill_timer([prompt, prompt[1:]]))
 
@@ -416,6 +418,14 @@ class PlannerBackend(ABC, Generic[Candidates]):
 def unloaded() -> BackendUnavailable:
     """The error of a backend that is used after ``unload``."""
     return BackendUnavailable("the language model was unloaded: load it again")
+
+
+def free_memory(device: torch.device) -> None:
+    """Give memory back that nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
 
 
 def seconds_of(device: torch.device, work: Callable[[], object]) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from acestep.planner.backends.choices import TokenChoice
@@ -13,6 +15,9 @@ from acestep.planner.sampling import sample
 from acestep.types import SamplingSettings
 
 TensorFunction = Callable[..., torch.Tensor]
+
+_RECORDED_LIMIT: Final = 16
+"""Recorded functions that are kept: one per kind of candidates, number of rows and sampling settings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,13 +40,13 @@ class Candidates:
     def of(cls, choice: TokenChoice, head: torch.Tensor) -> Candidates:
         """The rows that a choice leaves: a view of consecutive ones, a copy of a few others."""
         if choice.gathered is not None:
-            ids = torch.from_numpy(choice.gathered).to(head.device)
+            ids = to_device(choice.gathered, head.device)
             return cls(head[ids], ids=ids)
         weights = head[choice.first : choice.first + choice.count]
         if choice.allowed is None:
             return cls(weights, first=choice.first)
         bias = torch.full((choice.count,), -torch.inf, device=head.device)
-        bias[torch.from_numpy(choice.allowed).to(head.device) - choice.first] = 0
+        bias.index_fill_(0, to_device(choice.allowed, head.device) - choice.first, 0.0)
         return cls(weights, first=choice.first, bias=bias)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -75,6 +80,44 @@ def choose(
         conditional, unconditional = hidden.chunk(2)
         hidden = unconditional + sampling.guidance_scale * (conditional - unconditional)
     return candidates.token_ids(sample(candidates.logits(hidden), sampling, keys))
+
+
+class Chooser:
+    """``choose``, recorded as a CUDA graph for each kind of input when it first occurs; on other devices called.
+
+    What is recorded holds the addresses of the head: weights that move need another instance.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: OrderedDict[Hashable, TensorFunction] = OrderedDict()
+
+    def __call__(
+        self, candidates: Candidates, sampling: SamplingSettings, hidden: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor:
+        """``choose``, whose result outlives the next call."""
+        if candidates.ids is not None:
+            return choose(candidates, sampling, hidden, keys)
+        # A mask goes in as a tensor, so that all places of a grammar share one recorded choice.
+        inputs = (hidden, keys) if candidates.bias is None else (hidden, keys, candidates.bias)
+
+        def among(hidden: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            return choose(replace(candidates, bias=bias), sampling, hidden, keys)
+
+        kind = (candidates.first, len(candidates.weights), sampling, *map(len, inputs))
+        return self.recorded(kind, among, *inputs)(*inputs).clone()
+
+    def recorded(self, kind: Hashable, function: TensorFunction, *examples: torch.Tensor) -> TensorFunction:
+        """The recording of a function that belongs to a kind of inputs; made when the kind first occurs."""
+        if kind not in self._recorded:
+            self._recorded[kind] = captured(function, *examples)
+            if len(self._recorded) > _RECORDED_LIMIT:
+                self._recorded.popitem(last=False)
+        self._recorded.move_to_end(kind)
+        return self._recorded[kind]
+
+    def clear(self) -> None:
+        """Free all recordings."""
+        self._recorded.clear()
 
 
 def captured(function: TensorFunction, *examples: torch.Tensor) -> TensorFunction:
@@ -112,3 +155,9 @@ class CapturedCall:
             own.copy_(given)
         self._graph.replay()
         return self._output
+
+
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy that does not wait for what the device is doing."""
+    host = torch.from_numpy(np.ascontiguousarray(values))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -51,12 +51,12 @@ class EngineRequirements:
     Attributes:
         module: has to be importable.
         devices: where it runs.
-        preferred_on: the kind of device whose first choice it is.
+        preferred_on: the kind of device whose first choice it is; ``None``: it has to be asked for.
     """
 
     module: str
     devices: tuple[str, ...]
-    preferred_on: str
+    preferred_on: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,9 @@ def _start_mlx(model: LanguageModel, _start: Start) -> MlxBackend:
 
 
 BACKENDS: Final[dict[str, BackendKind]] = {
-    "vllm": BackendKind(_start_vllm, EngineRequirements("vllm", ("cuda", "cpu"), "cuda")),
+    # Measured on CUDA (docs/performance.md), pt is faster for one request at a time, of one song or of several, and
+    # vllm for requests that overlap: a service asks for it by name.
+    "vllm": BackendKind(_start_vllm, EngineRequirements("vllm", ("cuda", "cpu"), None)),
     "pt": BackendKind(_start_pt),
     "mlx": BackendKind(_start_mlx, EngineRequirements("mlx_lm", ("mps", "cpu"), "mps")),
 }
@@ -104,8 +106,8 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
     """Turn the user's word into a backend.
 
     Args:
-        name: ``auto`` (CUDA: vllm, MPS: mlx, where installed and nothing waits in host memory; else pt), ``pt``,
-            ``vllm`` or ``mlx``.
+        name: ``auto`` (MPS: mlx, where it is installed and nothing waits in host memory; else pt), ``pt``, ``vllm`` or
+            ``mlx``.
         device: that the language model runs on.
         placement: as it comes into effect there; without one, everything stays on the device.
 

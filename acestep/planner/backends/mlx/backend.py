@@ -49,7 +49,7 @@ class MlxBackend(PlannerBackend[Candidates]):
         """One pass over the prompts, one row each; ends when the device has done it."""
         if self._body is None:
             raise unloaded()
-        state = DecodeState(self._body, prompts, self._vocabulary.layout.pad)
+        state = DecodeState(self._body, prompts, self.vocabulary.layout.pad)
         mx.eval(state.hidden)
         return state
 
@@ -99,7 +99,7 @@ class MlxBackend(PlannerBackend[Candidates]):
 
     def _write_codes(self, phase: CodesPhase) -> PhaseTokens:
         """Ids stay on the device: nothing is read before a report or the end."""
-        candidates = self._candidates(TokenChoice.codes(self._vocabulary.layout))
+        candidates = self._candidates(TokenChoice.codes(self.vocabulary.layout))
         keys = mx.array(phase.noise_keys().numpy())
         state = self.prefill(phase.prompts)
         state.repeat(len(phase.seeds))

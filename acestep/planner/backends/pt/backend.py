@@ -24,6 +24,7 @@ from acestep.planner.backends.base import (
     PhaseTokens,
     PlannerBackend,
     TextPhase,
+    free_memory,
     seconds_of,
     unloaded,
 )
@@ -80,8 +81,10 @@ class PtBackend(PlannerBackend[Candidates]):
     def unload(self) -> None:
         """Let go of the model (see ``PlannerBackend.unload``)."""
         with self._turn:
-            self._loaded = None
-            self._forget_candidates()
+            if self._loaded is not None:
+                device, self._loaded = self.model.device, None
+                self._forget_candidates()
+                free_memory(device)
 
     def prefill(self, prompts: Sequence[Sequence[int]], capacity: int, items: int = 1) -> DecodeState:
         """One pass over the prompts, but for what an earlier phase of the same request left in the cache.
@@ -147,7 +150,7 @@ class PtBackend(PlannerBackend[Candidates]):
 
     def _write_codes(self, phase: CodesPhase) -> PhaseTokens:
         """Ids stay on the device: nothing is read before a report or the end."""
-        candidates = self._candidates(TokenChoice.codes(self._vocabulary.layout))
+        candidates = self._candidates(TokenChoice.codes(self.vocabulary.layout))
         keys = phase.noise_keys().to(self.model.device)
         state = self.prefill(phase.prompts, phase.count, len(phase.seeds))
         written: list[torch.Tensor] = []
@@ -194,7 +197,7 @@ class PtBackend(PlannerBackend[Candidates]):
         )
 
     def _decode_timer(self, songs: int, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
-        candidates = self._candidates(TokenChoice.codes(self._vocabulary.layout))
+        candidates = self._candidates(TokenChoice.codes(self.vocabulary.layout))
         keys = torch.zeros(songs, dtype=torch.long, device=self.model.device)
         state = start_apart(self.model, prompts, songs, self._workspace.fuses)
         ids = torch.zeros(len(state.hidden), 1, dtype=torch.long, device=self.model.device)

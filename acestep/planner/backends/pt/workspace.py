@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import torch
 
 from acestep.planner.backends.base import COMPOSING
-from acestep.planner.backends.candidates import Candidates, TensorFunction, captured, choose
+from acestep.planner.backends.candidates import Candidates, Chooser, choose
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.pt.cache import KeyValueCache
 from acestep.planner.backends.pt.decode_state import DecodeState
@@ -22,8 +20,6 @@ from acestep.types import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
-_CHOICE_LIMIT: Final = 16
-"""Recorded choices that are kept: one per kind of candidates, number of rows and sampling settings."""
 _TOLERANCE: Final = 0.1
 """Relative difference that rounding to bfloat16 explains, over all layers."""
 _TRIED_TOKENS: Final = 4
@@ -46,7 +42,7 @@ class Workspace:
         self._cache: KeyValueCache | None = None
         self._fused: FusedForward | None = None
         self._addresses: tuple[int, ...] = ()
-        self._choices: OrderedDict[tuple[object, ...], TensorFunction] = OrderedDict()
+        self._chooser = Chooser()
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +59,7 @@ class Workspace:
     def clear(self) -> None:
         """Free everything."""
         self._cache = self._fused = None
-        self._choices.clear()
+        self._chooser.clear()
 
     def follow_weights(self) -> bool:
         """Free what belongs to weights that were moved since the last call; returns whether they were."""
@@ -105,22 +101,7 @@ class Workspace:
         self, candidates: Candidates, sampling: SamplingSettings, hidden: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor:
         """Guidance, head and sampling (see ``candidates.choose``); recorded where that pays."""
-        if not self.fuses or candidates.ids is not None:
-            return choose(candidates, sampling, hidden, keys)
-        # A mask goes in as a tensor, so that all places of a grammar share one recorded choice.
-        inputs = (hidden, keys) if candidates.bias is None else (hidden, keys, candidates.bias)
-        shape = (candidates.first, len(candidates.weights), sampling, *map(len, inputs))
-        if shape not in self._choices:
-
-            def among(hidden: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-                return choose(replace(candidates, bias=bias), sampling, hidden, keys)
-
-            self._choices[shape] = captured(among, *inputs)
-            if len(self._choices) > _CHOICE_LIMIT:
-                self._choices.popitem(last=False)
-        self._choices.move_to_end(shape)
-        # What is drawn outlives the next draw.
-        return self._choices[shape](*inputs).clone()
+        return (self._chooser if self.fuses else choose)(candidates, sampling, hidden, keys)
 
 
 def kernels_agree(model: LanguageModel) -> bool:

@@ -5,32 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from acestep.errors import BackendFailed
-from acestep.planner.backends.base import COMPOSING, CodesPhase, PhaseTokens, PlannerBackend, TextPhase, unloaded
+from acestep.planner.backends.base import COMPOSING, CodesPhase, PhaseTokens, PlannerBackend, TextPhase
+from acestep.planner.backends.candidates import Candidates
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.vllm.engine import Reservation, build_engine, close_engine
-from acestep.planner.backends.vllm.rows import EngineRows, RowRequest
-from acestep.planner.backends.vllm.selection import CodesSelection, Selection, TextSelection, TokenSelector
+from acestep.planner.backends.vllm.engine import Reservation, build_engine
+from acestep.planner.backends.vllm.rows import EngineRows, RowRequest, SharedEngine
+from acestep.planner.backends.vllm.selection import CodesSelection, TextSelection, TokenSelector
 from acestep.planner.budget import LanguageModel, PlannerBudget, bytes_per_position
 from acestep.types import SamplingSettings
 
 _TIMED_PASSES: Final = 16
 
 
-class VllmBackend(PlannerBackend[TokenChoice]):
+class VllmBackend(PlannerBackend[Candidates]):
     """``PlannerBackend`` on vLLM.
 
-    The engine is started with room for a number of songs and takes no more memory afterwards. It has no prefix cache,
-    so that a song depends on nothing but its own prompt. Phases of several threads take turns.
+    The engine is started with room for a number of songs and takes no more memory for keys and values afterwards. It
+    has no prefix cache, so that a song depends on nothing but its own prompt. Phases of several threads share its
+    passes: a request that comes while others run joins them as soon as there is room (continuous batching).
 
     Args:
         model: a loaded language model; the engine copies its weights, the caller can let go of it.
         device: where the engine runs.
-        songs: made together.
+        songs: made together, over all requests.
         memory_limit: bytes for keys and values at most; ``None`` reserves the worst case.
 
     Raises:
@@ -45,9 +47,12 @@ class VllmBackend(PlannerBackend[TokenChoice]):
     ) -> None:
         super().__init__(model)
         self._device = device
-        self._selector = TokenSelector()
         reservation = Reservation.for_songs(model, songs, memory_limit)
-        self._engine: Any = build_engine(model, device, reservation, self._selector)
+        codes = TokenChoice.codes(self.vocabulary.layout)
+        self._selector = TokenSelector(reservation.rows, reservation.context_limit, codes, device)
+        engine = build_engine(model, device, reservation, self._selector)
+        positions = reservation.bytes // bytes_per_position(model)
+        self._engine = SharedEngine(engine, self._selector, reservation, positions, device)
         self.budget = PlannerBudget(
             context_limit=reservation.context_limit,
             bytes_per_position=bytes_per_position(model),
@@ -56,7 +61,7 @@ class VllmBackend(PlannerBackend[TokenChoice]):
         )
 
     def prefill(self, rows: EngineRows) -> None:
-        """The engine's first pass: it takes the prompts and gives the first token of each row."""
+        """The first pass: it takes the prompts and gives the first token of each row."""
         rows.start()
 
     def decode(self, rows: EngineRows) -> None:
@@ -65,92 +70,93 @@ class VllmBackend(PlannerBackend[TokenChoice]):
 
     def unload(self) -> None:
         """Stop the engine and free its memory (see ``PlannerBackend.unload``)."""
-        with self._turn:
-            engine, self._engine = self._engine, None
-            if engine is not None:
-                close_engine(engine)
+        self._engine.close()
+        self._forget_candidates()
 
-    def _candidates(self, choice: TokenChoice) -> TokenChoice:
-        return choice
+    @contextmanager
+    def _phase(self, stage: str) -> Iterator[None]:  # noqa: ARG002
+        """Phases of several threads run together."""
+        self._engine.require_running()
+        yield
+
+    def _candidates(self, choice: TokenChoice) -> Candidates:
+        return Candidates.of(choice, self._selector.head)
 
     def _write_codes(self, phase: CodesPhase) -> PhaseTokens:
         """A request per row; guidance pairs two of them."""
-        songs, guided = len(phase.seeds), phase.unconditional is not None
-        keys = phase.noise_keys().to(self._device)
-        selection = CodesSelection(TokenChoice.codes(self._vocabulary.layout), phase.sampling, keys, guided=guided)
-        with self._rows(COMPOSING, _groups(phase), selection) as rows:
+        selection = CodesSelection(phase)
+        with EngineRows(self._engine, COMPOSING, _groups(phase), selection) as rows:
+            self.prefill(rows)
+            while selection.written < phase.count:
+                self.decode(rows)
+                self._require_pairs(selection.in_step)
+                if 0 < selection.written < phase.count and phase.is_report_due(selection.written):
+                    phase.report(selection.written)
+            rows.finish()
+            phase.report(phase.count)
+        self._require_finite(rows.finite, COMPOSING)
+        songs = len(phase.seeds)
+        written = [rows.written[song] for song in range(songs)]
+        if phase.unconditional is not None:
+            self._require_pairs(written == [rows.written[songs + song] for song in range(songs)])
+        return PhaseTokens.of_codes(
+            written, phase.conditional, phase.unconditional, forwards=selection.passes, engine_times=rows.times
+        )
+
+    def _write_text(self, phase: TextPhase[Candidates]) -> PhaseTokens:
+        """A forced token takes a pass, like any other."""
+        eos, guide = self.vocabulary.layout.eos, phase.guide
+        selection = TextSelection(phase, closing=eos, device=self._device)
+        prompt = [*phase.prompt, *selection.opening]
+        request = RowRequest(0, prompt, self.budget.context_limit + 1 - len(prompt), frozenset({eos, *guide.ends}))
+        groups = [] if selection.over else [[request]]
+        with EngineRows(self._engine, phase.stage, groups, selection) as rows:
             self.prefill(rows)
             while not rows.finished:
                 self.decode(rows)
-                written = [rows.written[song] for song in range(songs)]
-                if guided and not (selection.in_step and _pairs_agree(rows, songs)):
-                    raise BackendFailed(
-                        "vLLM ran the two requests of a guided song in different passes, so their tokens differ: "
-                        "take `lm_backend` pt, or a guidance scale of 1",
-                        stage=COMPOSING,
-                    )
-                done = min(map(len, written))
-                if done and phase.is_report_due(done):
-                    phase.report(done)
-        return PhaseTokens.of_codes(
-            written, phase.conditional, phase.unconditional, forwards=rows.passes, engine_times=rows.times
-        )
-
-    def _write_text(self, phase: TextPhase[TokenChoice]) -> PhaseTokens:
-        """A forced token takes a pass, like any other."""
-        eos, guide = self._vocabulary.layout.eos, phase.guide
-        selection = TextSelection(guide, phase.sampling, phase.noise_keys().to(self._device), closing=eos)
-        prompt = [*phase.prompt, *selection.opening]
-        request = RowRequest(0, prompt, self.budget.context_limit + 1 - len(prompt), frozenset({eos, *guide.ends}))
-        with self._rows(phase.stage, [[request]], selection) as rows:
-            if not selection.over:
-                self.prefill(rows)
-            while not rows.finished:
-                if selection.over and not rows.unread:
-                    # The text has ended, the engine's request has not: the token that ends it belongs to no text.
-                    rows.advance()
-                    break
-                self.decode(rows)
                 phase.report(len(selection.written))
+            selection.read()
+        self._require_finite(rows.finite, phase.stage)
         return PhaseTokens.of_text(
-            selection.written, phase.prompt, sampled=selection.sampled, forwards=rows.passes, engine_times=rows.times
+            selection.written,
+            phase.prompt,
+            sampled=selection.sampled,
+            forwards=selection.passes,
+            engine_times=rows.times,
         )
 
     def _decode_timer(self, songs: int, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
         """The passes of a phase that is cut short, one after the other."""
-        seconds = self._pass_seconds(songs, prompts, _TIMED_PASSES)
-        return iter(seconds).__next__
-
-    def _prefill_timer(self, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
-        return lambda: self._pass_seconds(1, prompts, 1)[0]
-
-    def _pass_seconds(self, songs: int, prompts: Sequence[Sequence[int]], passes: int) -> list[float]:
-        unconditional = prompts[1] if len(prompts) > 1 else None
-        phase = CodesPhase(prompts[0], unconditional, passes, SamplingSettings(), [0] * songs)
-        keys = phase.noise_keys().to(self._device)
-        selection = CodesSelection(
-            TokenChoice.codes(self._vocabulary.layout), phase.sampling, keys, guided=unconditional is not None
-        )
-        seconds = []
-        with self._rows(COMPOSING, _groups(phase), selection) as rows:
-            while not rows.finished:
+        phase = _cut_short(prompts, songs, _TIMED_PASSES)
+        selection, seconds = CodesSelection(phase), []
+        with EngineRows(self._engine, COMPOSING, _groups(phase), selection) as rows:
+            rows.start()
+            while selection.written < phase.count:
                 begin = perf_counter()
                 rows.advance()
                 seconds.append(perf_counter() - begin)
-        return seconds
+            rows.finish()
+        # The first of them is launched with the prompts.
+        return iter(seconds[1:]).__next__
 
-    @contextmanager
-    def _rows(self, stage: str, groups: Sequence[Sequence[RowRequest]], selection: Selection) -> Iterator[EngineRows]:
-        """A phase's rows, with the selector for its selection alone."""
-        if self._engine is None:
-            raise unloaded()
-        self._selector.open(selection)
-        try:
-            with EngineRows(self._engine, stage, groups) as rows:
-                yield rows
-            self._require_finite(self._selector.finite, stage)
-        finally:
-            self._selector.close()
+    def _prefill_timer(self, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
+        phase = _cut_short(prompts, 1, 1)
+
+        def timed() -> float:
+            begin = perf_counter()
+            with EngineRows(self._engine, COMPOSING, _groups(phase), CodesSelection(phase)) as rows:
+                rows.finish()
+            return perf_counter() - begin
+
+        return timed
+
+    def _require_pairs(self, agree: bool) -> None:
+        if not agree:
+            raise BackendFailed(
+                "vLLM ran the two requests of a guided song in different passes, so their tokens differ: take "
+                "`lm_backend` pt, or a guidance_scale of 1",
+                stage=COMPOSING,
+            )
 
 
 def _groups(phase: CodesPhase) -> list[list[RowRequest]]:
@@ -162,5 +168,6 @@ def _groups(phase: CodesPhase) -> list[list[RowRequest]]:
     ]
 
 
-def _pairs_agree(rows: EngineRows, songs: int) -> bool:
-    return all(rows.written[song][-1:] == rows.written[songs + song][-1:] for song in range(songs))
+def _cut_short(prompts: Sequence[Sequence[int]], songs: int, codes: int) -> CodesPhase:
+    unconditional = prompts[1] if len(prompts) > 1 else None
+    return CodesPhase(prompts[0], unconditional, codes, SamplingSettings(), [0] * songs)

@@ -6,7 +6,7 @@ call, its requests start together, and CUDA events recorded around it are on the
 
 from __future__ import annotations
 
-import gc
+import hashlib
 import json
 import os
 import random
@@ -25,6 +25,7 @@ from acestep.errors import BackendUnavailable, OutOfMemory
 from acestep.planner.backends.vllm.selection import TokenSelector
 from acestep.planner.budget import LanguageModel, bytes_per_position
 
+_ARCHITECTURE: Final = "AceStepForCausalLM"
 _LOAD_FORMAT: Final = "acestep"
 _BLOCK: Final = 128
 """Positions in a block of keys and values, the engine's largest default: what a row may take beyond its own."""
@@ -32,7 +33,11 @@ _ENVIRONMENT: Final = {
     # The scheduler and the worker in this process, not in children.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
+    # Compiling it takes minutes, and tokens are not sampled by it.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
+_LOGGING_LEVELS: Final = ("VLLM_LOGGING_LEVEL", "FLASHINFER_LOGGING_LEVEL")
+"""How much the engine and its kernels' library log, unless the user's environment says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +99,12 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         import vllm.v1.worker.gpu.sample.logits_processor  # noqa: F401  (Model Runner V2 is part of what is needed)
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory, model_parallel_is_initialized
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.model_executor.models import ModelRegistry
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
 
-        from acestep.planner.backends.vllm.processors import processor_class
+        from acestep.planner.backends.vllm.hooks import HiddenStatesModel, SelectingProcessor, SilentStatistics
 
         if current_platform.device_type != device.type:
             raise BackendUnavailable(
@@ -108,37 +114,76 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         if model_parallel_is_initialized():
             # Engines share the process's groups of workers: stopping one would stop the other.
             raise BackendUnavailable("vLLM already runs in this process: unload that language model first")
+        if device.type == "cuda":
+            # Its workspace stays for the life of the process: made later, it would keep a block of the engine's.
+            torch.ones(1, 1, device=device).mm(torch.ones(1, 1, device=device))
         _register_loader(model)
-        with tempfile.TemporaryDirectory(prefix="acestep-vllm-") as folder:
-            _write_config(model, Path(folder))
-            arguments = EngineArgs(model=folder, **_settings(model, device, reservation))
-            try:
-                config = arguments.create_engine_config()
-                # Which of vLLM's two model runners will run decides which interface the processor has.
-                config.model_config.logits_processors = [processor_class(selector, v2=config.use_v2_model_runner)]
-                return LLMEngine(
-                    vllm_config=config,
-                    executor_class=Executor.get_class(config),
+        ModelRegistry.register_model(_ARCHITECTURE, HiddenStatesModel)
+        HiddenStatesModel.selector = selector
+        try:
+            config = EngineArgs(model=_config_folder(model), **_settings(model, device, reservation))
+            engine_config = config.create_engine_config()
+            if not engine_config.use_v2_model_runner:
+                engine_config.model_config.logits_processors = [SelectingProcessor]
+            if device.type == "cuda":
+                # The executor takes the number of the device from here.
+                engine_config.device_config.device = torch.device("cuda", device.index or 0)
+            with _without_progress_bars():
+                engine = LLMEngine(
+                    vllm_config=engine_config,
+                    executor_class=Executor.get_class(engine_config),
                     log_stats=True,
+                    stat_loggers=[SilentStatistics],
                     multiprocess_mode=False,
                 )
-            except torch.OutOfMemoryError:
-                cleanup_dist_env_and_memory()
-                raise
-            except (ValueError, RuntimeError) as error:
-                cleanup_dist_env_and_memory()
-                raise BackendUnavailable(
-                    f"vLLM refuses to start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
-                ) from error
+        except torch.OutOfMemoryError:
+            cleanup_dist_env_and_memory()
+            raise
+        except (ValueError, RuntimeError) as error:
+            cleanup_dist_env_and_memory()
+            raise BackendUnavailable(
+                f"vLLM refuses to start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
+            ) from error
+        finally:
+            HiddenStatesModel.selector = None
+        # What it recorded, nothing reads: statistics of requests come with their output.
+        engine.logger_manager = None
+        return engine
 
 
 def close_engine(engine: Any) -> None:
-    """Stop an engine and give its memory back."""
+    """Stop an engine, and let go of its weights.
+
+    Its own shutdown leaves them on the device, referred to by what compiled them.
+    """
+    runner = engine.model_executor.driver_worker.worker.model_runner
+    _forget_compiled(runner.model)
+    del runner
     engine.engine_core.shutdown()
-    # The engine's objects were frozen for the garbage collector; shutdown has undone that.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+
+
+def _forget_compiled(model: torch.nn.Module) -> None:
+    """Undo what keeps a compiled model for the life of the process.
+
+    Each compiled module registers hooks on bytecode (a subclass of another one twice, of which vLLM removes one), and
+    the compiled function, which holds the inputs that it was traced with, is a global of the model's source file.
+    """
+    from torch._dynamo import convert_frame, eval_frame
+    from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+
+    hooks: dict[int, Any] = convert_frame._bytecode_hooks
+    for module in model.modules():
+        if not isinstance(module, TorchCompileWithNoGuardsWrapper):
+            continue
+        for number in [number for number, hook in hooks.items() if getattr(hook, "__self__", None) is module]:
+            del hooks[number]
+        forward = type(module).forward
+        eval_frame.remove_from_cache(forward.__code__)
+        for name in [name for name in forward.__globals__ if name.startswith("__compiled_fn_")]:
+            del forward.__globals__[name]
+        for name in ("_compiled_callable", "aot_compiled_fn"):
+            if hasattr(module, name):
+                setattr(module, name, None)
 
 
 def _settings(model: LanguageModel, device: torch.device, reservation: Reservation) -> dict[str, Any]:
@@ -154,7 +199,8 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
         "max_num_batched_tokens": reservation.context_limit + reservation.rows,
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": reservation.bytes + spare,
-        "async_scheduling": False,
+        # The host prepares a pass while the device runs the one before.
+        "async_scheduling": device.type == "cuda",
         "disable_log_stats": False,
     }
     if device.type == "cuda":
@@ -162,16 +208,31 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
         total = torch.cuda.get_device_properties(device).total_memory
         # Not used to size anything here, but the engine insists that this share is free before it starts.
         settings["gpu_memory_utilization"] = min((weights + reservation.bytes + spare) / total, 1.0)
-        settings["compilation_config"] = {"cudagraph_capture_sizes": [1, *range(2, reservation.rows + 1, 2)]}
+        # Of kernels that are not used: attention is FlashAttention's.
+        settings["kernel_config"] = {"enable_flashinfer_autotune": False}
+        settings["compilation_config"] = {
+            "cudagraph_capture_sizes": [1, *range(2, reservation.rows + 1, 2)],
+            # A pass with prompts has more tokens than any recording.
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+        }
     else:
         settings["enforce_eager"] = True
     return settings
 
 
-def _write_config(model: LanguageModel, folder: Path) -> None:
+def _config_folder(model: LanguageModel) -> str:
+    """The folder with the model's configuration, one for each: its path is part of the key of vLLM's compile cache."""
+    from vllm import envs
+
     config: dict[str, Any] = model.body.config.to_dict()  # type: ignore[operator, union-attr]
-    config["architectures"] = ["Qwen3ForCausalLM"]
-    (folder / "config.json").write_text(json.dumps(config, default=str))
+    text = json.dumps(config | {"architectures": [_ARCHITECTURE]}, default=str, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = Path(envs.VLLM_CACHE_ROOT) / "acestep" / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(folder / "config.json")
+    return str(folder)
 
 
 def _register_loader(model: LanguageModel) -> None:
@@ -200,13 +261,18 @@ def _process_as_it_was() -> Iterator[None]:
     """Undo what starting an engine does to the rest of the process, and keep it quiet.
 
     It reads its switches from the environment and leaves others there, seeds every random generator there is, and
-    changes the number of PyTorch's threads; on the CPU it even disables ``torch.set_num_threads``. How much it logs is
+    changes the compiler's settings, the current device and the number of PyTorch's threads; on the CPU it even disables
+    ``torch.set_num_threads``. How much it logs is
     decided when vLLM is imported, so that happens in here too.
     """
-    environment, threads = dict(os.environ), torch.get_num_threads()
+    from torch._dynamo import config as dynamo
+
+    environment, threads, compiler = dict(os.environ), torch.get_num_threads(), dynamo.get_config_copy()
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
+    current = torch.cuda.current_device() if torch.cuda.is_available() else None
     os.environ.update(_ENVIRONMENT)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for variable in _LOGGING_LEVELS:
+        os.environ.setdefault(variable, "ERROR")
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
             # About what PyTorch will drop one day: vLLM's affair.
@@ -220,3 +286,21 @@ def _process_as_it_was() -> Iterator[None]:
         np.random.set_state(numpy)
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
+        for name, value in dynamo.get_config_copy().items():
+            if value != compiler[name]:
+                setattr(dynamo, name, compiler[name])
+        if current is not None:
+            torch.cuda.set_device(current)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Recording graphs shows a bar that no setting turns off."""
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    bar = cudagraph_utils.tqdm
+    cudagraph_utils.tqdm = lambda iterable, **_: iterable
+    try:
+        yield
+    finally:
+        cudagraph_utils.tqdm = bar

@@ -1,183 +1,366 @@
-"""Deciding tokens inside the engine's sampler: the planner's own sampling, guidance and grammar on its logits.
+"""Deciding tokens inside the engine: the planner's own sampling, guidance and grammar on its hidden states.
 
-The engine is left nothing to choose: whatever is decided here is the only token with a finite logit. So seeds mean
-the same as on the other backends, whatever the engine's own random numbers are.
+The engine chooses nothing itself, so seeds mean the same as on the other backends, whatever its random numbers are. A
+decode pass copies at most one token id to the host, and never waits for the pass that is running: what the host has to
+know about a text is read while the next pass runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
 
+import numpy as np
 import torch
 
-from acestep.planner.backends.choices import TextGuide, TokenChoice
-from acestep.planner.sampling import sample
+from acestep.planner.backends.base import CodesPhase, TextPhase
+from acestep.planner.backends.candidates import Candidates, Chooser, choose, to_device
+from acestep.planner.backends.choices import TokenChoice
 from acestep.types import SamplingSettings
 
+PHASE: Final = "acestep_phase"
 ROW: Final = "acestep_row"
-"""Key of a request's extra arguments: which of the phase's rows it is."""
+"""Keys of a request's extra arguments: which row of which phase it is."""
+Row = tuple[int, int]
+"""Number of a phase in the selector, and number of a row in the phase."""
+_LAYOUT_LIMIT: Final = 64
+"""Compositions of a batch that are remembered: a batch keeps its own until a request comes, goes or moves."""
 
 
-class Selection(Protocol):
-    """Decides one phase's tokens."""
-
-    def tokens(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Decide the next token of some rows.
-
-        Args:
-            logits: float32, shape ``[rows, vocabulary]``.
-            rows: which of the phase's rows they are, in any order.
-
-        Returns:
-            Token ids, int64, shape ``[rows]``.
-        """
-
-
-class TokenSelector:
-    """Where the engine's sampler finds who decides: one phase at a time.
-
-    Attributes:
-        selection: decides the running phase's tokens; ``None`` between phases.
-        finite: whether no logits of the phase were NaN or infinite, on the device.
-    """
-
-    def __init__(self) -> None:
-        self.selection: Selection | None = None
-        self.finite = True
-
-    def open(self, selection: Selection) -> None:
-        """Start a phase."""
-        self.selection, self.finite = selection, True
-
-    def close(self) -> None:
-        """End the phase."""
-        self.selection = None
-
-    def select(self, logits: torch.Tensor, places: Sequence[int], rows: Sequence[int]) -> None:
-        """Leave every row one token, in place.
-
-        Args:
-            logits: float32, shape ``[batch, vocabulary]``; rows of no phase are left alone.
-            places: where the phase's rows lie in the batch.
-            rows: which rows these are.
-        """
-        if self.selection is None or not places:
-            return
-        index = torch.tensor(places, device=logits.device)
-        own = logits[index]
-        self.finite = self.finite and bool(own.isfinite().all())
-        tokens = self.selection.tokens(own, rows)
-        logits[index] = torch.full_like(own, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
-
-
+@dataclass(slots=True)
 class CodesSelection:
     """Audio codes of several songs.
 
-    Rows 0 ... songs - 1 are conditional; with guidance, row ``songs + i`` is the unconditional row of song i.
+    Row ``i`` is conditional; with guidance, row ``songs + i`` is the unconditional one of the same song.
 
     Attributes:
-        in_step: whether every conditional row has met its unconditional one in every pass.
+        phase: what is written.
+        number: of the phase in the selector, given when it is added.
+        passes: of the engine that rows of the phase took part in.
+        keys: of the noise, int64, shape ``[songs, count]``.
+        slots: of the songs that have started, in the selector's tables.
+        steps: passes of each song.
+        in_step: whether both rows of every song have taken part in the same passes.
     """
 
-    def __init__(self, choice: TokenChoice, sampling: SamplingSettings, keys: torch.Tensor, *, guided: bool) -> None:
-        """Set up.
+    phase: CodesPhase
+    number: int = -1
+    passes: int = 0
+    slots: dict[int, int] = field(default_factory=dict)
+    keys: np.ndarray = field(init=False)
+    steps: list[int] = field(init=False)
+    in_step: bool = True
 
-        Args:
-            choice: the codes.
-            sampling: how to sample, and the guidance scale.
-            keys: of the noise, int64, shape ``[count, songs]``.
-            guided: whether the rows come in pairs.
-        """
-        self._choice = choice
-        self._sampling = sampling
-        self._keys = keys
-        self._guided = guided
-        self._steps = [0] * keys.shape[1]
-        self.in_step = True
+    def __post_init__(self) -> None:
+        self.keys = np.ascontiguousarray(self.phase.noise_keys().T.numpy())
+        self.steps = [0] * len(self.phase.seeds)
 
-    def tokens(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Decide the next code of each song (see ``Selection.tokens``); both rows of a song get the same."""
-        songs = len(self._steps)
-        place = {row: index for index, row in enumerate(rows)}
-        present = [row for row in rows if row < songs]
-        codes = logits[:, self._choice.first : self._choice.first + self._choice.count]
-        drawn_from = codes[[place[song] for song in present]]
-        if self._guided:
-            if len(rows) != 2 * len(present) or any(song + songs not in place for song in present):
-                self.in_step = False
-                return logits.new_full((len(rows),), self._choice.first, dtype=torch.long)
-            unconditional = codes[[place[song + songs] for song in present]]
-            drawn_from = unconditional + self._sampling.guidance_scale * (drawn_from - unconditional)
-        keys = torch.stack([self._keys[self._steps[song], song] for song in present])
-        drawn = sample(drawn_from, self._sampling, keys) + self._choice.first
-        for song in present:
-            self._steps[song] += 1
-        order = {song: index for index, song in enumerate(present)}
-        return drawn[[order[row % songs] for row in rows]]
+    @property
+    def songs(self) -> int:
+        """How many."""
+        return len(self.steps)
+
+    @property
+    def written(self) -> int:
+        """Codes of the song that is furthest behind."""
+        return min(self.steps)
 
 
 class TextSelection:
     """One text, under a guide.
 
-    The engine has no way to take several tokens at once behind the prompt, so what is forced takes a pass each.
+    The engine has no way to take several tokens at once behind the prompt, so what is forced takes a pass each. A drawn
+    token is read when the next one is due: the pass that computes that one is on its way by then.
 
     Attributes:
+        number: of the phase in the selector, given when it is added.
+        passes: of the engine that its row took part in.
         written: tokens so far, the opening included.
         sampled: those that were a choice.
     """
 
-    def __init__(
-        self,
-        guide: TextGuide[TokenChoice],
-        sampling: SamplingSettings,
-        keys: torch.Tensor,
-        closing: int,
-    ) -> None:
+    def __init__(self, phase: TextPhase[Candidates], closing: int, device: torch.device) -> None:
         """Set up.
 
         Args:
-            guide: what may be drawn, and where it ends.
-            sampling: how to sample.
-            keys: of the noise, int64, shape ``[token_limit]``.
+            phase: what is written.
             closing: token that ends the engine's request when the guide does; it is not part of the text.
+            device: of the logits.
         """
-        self._guide = guide
-        self._sampling = sampling
-        self._keys = keys
+        self.number, self.passes = -1, 0
+        self._phase = phase
         self._closing = closing
+        self._keys = to_device(phase.noise_keys().numpy(), device)
         self._forced: list[int] = []
-        self.opening = guide.opening()
+        self._unread: _Readback | None = None
+        # The guide is moved by whichever thread runs the engine, and observed as part of this one's request.
+        self._context = copy_context()
+        self.opening = phase.guide.opening()
         self.written = list(self.opening)
         self.sampled = 0
 
     @property
     def over(self) -> bool:
         """Whether nothing may follow."""
-        return not self._forced and (self._guide.done or self.sampled == len(self._keys))
+        return not self._forced and (self._phase.guide.done or self.sampled == self._phase.token_limit)
 
-    def tokens(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
-        """Decide the next token (see ``Selection.tokens``)."""
-        return torch.tensor([self._next(logits)], device=logits.device)
-
-    def _next(self, logits: torch.Tensor) -> int:
+    def token(self, hidden: torch.Tensor, chooser: Chooser) -> torch.Tensor:
+        """Decide the next token from hidden states of shape ``[1, hidden]``; shape ``[1]``."""
+        self.read()
         if self.over:
-            return self._closing
-        if not self._forced:
-            self._forced = self._guide.accept(self._sample(logits))
-            self.sampled += 1
-        self.written.append(self._forced.pop(0))
-        return self.written[-1]
+            return hidden.new_full((1,), self._closing, dtype=torch.long)
+        if self._forced:
+            return hidden.new_full((1,), self._forced.pop(0), dtype=torch.long)
+        candidates = self._context.run(self._phase.guide.candidates)
+        drawn = chooser(candidates, self._phase.sampling, hidden, self._keys[self.sampled : self.sampled + 1])
+        self.sampled += 1
+        self._unread = _Readback(drawn)
+        return drawn
 
-    def _sample(self, logits: torch.Tensor) -> int:
-        choice = self._guide.candidates()
-        key = self._keys[self.sampled : self.sampled + 1]
-        if choice.gathered is not None:
-            ids = torch.from_numpy(choice.gathered).to(logits.device)
-            return int(ids[sample(logits[:, ids], self._sampling, key)])
-        candidates = logits[:, choice.first : choice.first + choice.count]
-        if choice.allowed is not None:
-            bias = torch.full_like(candidates, -torch.inf)
-            bias[:, torch.from_numpy(choice.allowed).to(logits.device) - choice.first] = 0
-            candidates = candidates + bias
-        return choice.first + int(sample(candidates, self._sampling, key))
+    def read(self) -> None:
+        """Move the guide over the token that was drawn last, if that was not done yet."""
+        if self._unread is not None:
+            chunk = self._context.run(self._phase.guide.accept, self._unread.value())
+            self._unread = None
+            self.written += chunk
+            self._forced = chunk[1:]
+
+
+class _Readback:
+    """A number on its way to the host."""
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self._event: torch.Event | None = None
+        self._host = number
+        if number.is_cuda:
+            self._host = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
+            self._host.copy_(number, non_blocking=True)
+            self._event = torch.Event(number.device)
+            self._event.record()
+
+    def value(self) -> int:
+        """The number; waits for the copy, and for nothing behind it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._host)
+
+
+@dataclass(frozen=True, slots=True)
+class _SongGroup:
+    """Songs of a batch that are sampled alike, of whatever phase.
+
+    Attributes:
+        sampling: how.
+        guided: whether every song has two rows.
+        order: places of the conditional rows in the batch, then those of the unconditional ones; both filled up.
+        slots: of the songs in the selector's tables, filled up with the spare one.
+        places: in the batch, of all rows.
+        songs: index into ``slots`` of each of the places.
+    """
+
+    sampling: SamplingSettings
+    guided: bool
+    order: torch.Tensor
+    slots: torch.Tensor
+    places: torch.Tensor
+    songs: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a composition of a batch means for the selection.
+
+    Attributes:
+        groups: of songs.
+        texts: place and selection of each text.
+        codes: phases with songs that take part, and which of them do.
+    """
+
+    groups: tuple[_SongGroup, ...]
+    texts: tuple[tuple[int, TextSelection], ...]
+    codes: tuple[tuple[CodesSelection, list[int]], ...]
+
+
+class TokenSelector:
+    """Decides the tokens of all phases that run in one engine.
+
+    Songs have slots in tables on the device: their noise, their step, and whether their hidden states were finite. One
+    recorded function reads and writes these, so a pass of songs alone needs nothing from the host.
+
+    Args:
+        songs: most songs that run together.
+        length: most codes of a song.
+        codes: the audio codes.
+        device: of the engine.
+    """
+
+    def __init__(self, songs: int, length: int, codes: TokenChoice, device: torch.device) -> None:
+        self._codes = codes
+        self._device = device
+        self._numbers = count()
+        self._selections: dict[int, CodesSelection | TextSelection] = {}
+        self._free = list(range(songs))
+        self._songs, self._length = songs, length
+        self._text_finite: dict[int, torch.Tensor] = {}
+        self._layouts: dict[tuple[Row | None, ...], _Layout] = {}
+        self._chooser = Chooser()
+        self._head: torch.Tensor | None = None
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The engine's own head, shape ``[vocabulary, hidden]``."""
+        if self._head is None:
+            raise RuntimeError("the engine has no weights yet")
+        return self._head
+
+    def bind(self, head: torch.Tensor) -> None:
+        """Take the head of an engine that has loaded its weights, and set the tables up."""
+        self._head = head
+        songs, device = self._songs, self._device
+        # One more than there are: the spare slot, which batches are filled up with.
+        self._keys = torch.zeros(songs + 1, self._length, dtype=torch.long, device=device)
+        self._steps = torch.zeros(songs + 1, dtype=torch.long, device=device)
+        self._finite = torch.ones(songs + 1, dtype=torch.bool, device=device)
+        self._spares = torch.full((1 << songs.bit_length(),), songs, dtype=torch.long, device=device)
+
+    def release(self) -> None:
+        """Let go of everything on the device."""
+        if self._head is None:
+            return
+        self._head = None
+        self._chooser.clear()
+        self._layouts.clear()
+        del self._keys, self._steps, self._finite, self._spares
+
+    def add(self, selection: CodesSelection | TextSelection) -> None:
+        """Start a phase."""
+        selection.number = next(self._numbers)
+        self._selections[selection.number] = selection
+        if isinstance(selection, TextSelection):
+            self._text_finite[selection.number] = torch.ones((), dtype=torch.bool, device=self._device)
+
+    def start_song(self, selection: CodesSelection, song: int) -> None:
+        """Start a song of a phase; there must be a free slot."""
+        slot = selection.slots[song] = self._free.pop()
+        self._keys[slot, : selection.phase.count] = to_device(selection.keys[song], self._device)
+        self._steps[slot : slot + 1].zero_()
+        self._finite[slot : slot + 1].fill_(True)
+
+    def remove(self, selection: CodesSelection | TextSelection) -> bool:
+        """End a phase that was added; returns whether its hidden states were finite, and waits for the device."""
+        del self._selections[selection.number]
+        self._layouts = {rows: layout for rows, layout in self._layouts.items() if not _holds(rows, selection.number)}
+        if isinstance(selection, TextSelection):
+            return bool(self._text_finite.pop(selection.number))
+        slots = list(selection.slots.values())
+        self._free += slots
+        return bool(self._finite[slots].all())
+
+    def select(self, hidden: torch.Tensor, rows: tuple[Row | None, ...]) -> torch.Tensor:
+        """Decide the next token of every row of a batch.
+
+        Args:
+            hidden: shape ``[batch, hidden]``.
+            rows: which rows these are; ``None`` where a row belongs to no phase (the engine's own trials).
+
+        Returns:
+            Token ids, int64, shape ``[batch]``.
+        """
+        layout = self._layouts.get(rows)
+        if layout is None:
+            if len(self._layouts) >= _LAYOUT_LIMIT:
+                self._layouts.clear()
+            layout = self._layouts[rows] = self._lay_out(rows)
+        for selection, songs in layout.codes:
+            selection.passes += 1
+            for song in songs:
+                selection.steps[song] += 1
+        if len(layout.groups) == 1 and len(layout.groups[0].places) == len(rows):
+            return self._codes_of(hidden, layout.groups[0])
+        tokens = hidden.new_full((len(rows),), self._codes.first, dtype=torch.long)
+        for group in layout.groups:
+            tokens.index_copy_(0, group.places, self._codes_of(hidden, group))
+        for place, text in layout.texts:
+            text.passes += 1
+            row = hidden[place : place + 1]
+            self._text_finite[text.number].logical_and_(row.isfinite().all())
+            tokens[place : place + 1] = text.token(row, self._chooser)
+        return tokens
+
+    def _codes_of(self, hidden: torch.Tensor, group: _SongGroup) -> torch.Tensor:
+        """Next code of each song of a group, once for each of its places."""
+
+        def advance(hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+            steps = self._steps[slots]
+            # The spare slot's step goes on and on.
+            keys = self._keys[slots, steps.clamp(max=self._length - 1)]
+            drawn = choose(Candidates.of(self._codes, self.head), group.sampling, hidden, keys)
+            finite = hidden.isfinite().all(dim=-1).view(-1, len(slots)).all(dim=0)
+            self._finite.index_copy_(0, slots, self._finite[slots] & finite)
+            self._steps.index_copy_(0, slots, steps + 1)
+            return drawn
+
+        rows = hidden.index_select(0, group.order)
+        kind = ("codes", group.sampling, group.guided, len(group.slots))
+        # Recording runs the function once: on the spare slot.
+        run = self._chooser.recorded(kind, advance, rows, self._spares[: len(group.slots)])
+        return run(rows, group.slots).index_select(0, group.songs)
+
+    def _lay_out(self, rows: tuple[Row | None, ...]) -> _Layout:
+        places = {row: place for place, row in enumerate(rows) if row is not None}
+        texts, songs = [], []
+        for number in dict.fromkeys(number for number, _ in places):
+            selection = self._selections.get(number)
+            if selection is None:
+                # Stopped, while a pass with its rows was on its way.
+                continue
+            if isinstance(selection, TextSelection):
+                texts.append((places[number, 0], selection))
+            else:
+                songs.append((selection, self._songs_present(selection, places)))
+        alike: dict[tuple[SamplingSettings, bool], list[tuple[int, int, int | None]]] = {}
+        for selection, present in songs:
+            guided = selection.phase.unconditional is not None
+            entries = alike.setdefault((selection.phase.sampling, guided), [])
+            for song in present:
+                pair = places.get((selection.number, song + selection.songs)) if guided else None
+                entries.append((selection.slots[song], places[selection.number, song], pair))
+        groups = (self._group(*kind, entries) for kind, entries in alike.items() if entries)
+        return _Layout(tuple(groups), tuple(texts), tuple(songs))
+
+    @staticmethod
+    def _songs_present(selection: CodesSelection, places: dict[Row, int]) -> list[int]:
+        """Songs of a phase all of whose rows are in the batch."""
+        songs = range(selection.songs)
+        conditional = {song for song in songs if (selection.number, song) in places}
+        if selection.phase.unconditional is None:
+            return sorted(conditional)
+        unconditional = {song for song in songs if (selection.number, song + len(songs)) in places}
+        selection.in_step = selection.in_step and conditional == unconditional
+        return sorted(conditional & unconditional)
+
+    def _group(
+        self, sampling: SamplingSettings, guided: bool, entries: Sequence[tuple[int, int, int | None]]
+    ) -> _SongGroup:
+        """Songs as index tensors, filled up to a power of two so that few functions are recorded."""
+        filling = (1 << (len(entries) - 1).bit_length()) - len(entries)
+        slots = [slot for slot, _, _ in entries] + [self._songs] * filling
+        order = [place for _, place, _ in entries] + [entries[0][1]] * filling
+        places, songs = [place for _, place, _ in entries], list(range(len(entries)))
+        if guided:
+            pairs = [pair for _, _, pair in entries if pair is not None]
+            order += pairs + [pairs[0]] * filling
+            places, songs = places + pairs, songs * 2
+        if len(places) == max(places) + 1:
+            # All of a batch: in its own order the songs' codes are the batch's tokens.
+            places, songs = sorted(places), [song for _, song in sorted(zip(places, songs, strict=True))]
+        packed = to_device(np.array([*order, *slots, *places, *songs]), self._device)
+        parts = torch.split(packed, [len(order), len(slots), len(places), len(songs)])
+        return _SongGroup(sampling, guided, *parts)
+
+
+def _holds(rows: tuple[Row | None, ...], number: int) -> bool:
+    return any(row is not None and row[0] == number for row in rows)

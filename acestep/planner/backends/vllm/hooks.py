@@ -1,0 +1,140 @@
+"""Where the engine hands over: a model that gives its hidden states, and what takes them where the engine samples.
+
+vLLM has two model runners. V2, which it takes where it has Triton (CUDA), lets a model bring its own sampler. V1 (the
+CPU) does not: there a logits processor receives the hidden states as if they were logits, and leaves each row one
+token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor
+
+from acestep.planner.backends.vllm.selection import PHASE, ROW, Row, TokenSelector
+
+
+class HiddenStatesModel(Qwen3ForCausalLM):
+    """Qwen3 whose logits are its hidden states: the selector needs logits of few tokens, of guided hidden states.
+
+    Attributes:
+        selector: of the engine that is started. A class has it, because vLLM makes the instance, and keeps the class
+            that belongs to a configuration for the life of the process; it runs one engine at a time.
+    """
+
+    selector: ClassVar[TokenSelector | None] = None
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The hidden states."""
+        return hidden_states
+
+    def load_weights(self, weights: Any) -> Any:
+        """Load, and show the selector the head."""
+        loaded = super().load_weights(weights)
+        started_selector().bind(self.lm_head.weight.data)
+        return loaded
+
+    @staticmethod
+    def get_model_state_cls() -> type[Any]:
+        """The state with the sampler, for Model Runner V2."""
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+        class SelectingState(DefaultModelState):
+            """A state whose model brings its own sampler."""
+
+            def custom_sampler(self, sampler: Any) -> tuple[Any, None]:
+                """The selector's, around the engine's."""
+                return SelectingSampler(started_selector(), sampler, self.max_num_reqs, self.device), None
+
+        return SelectingState
+
+
+def started_selector() -> TokenSelector:
+    """The selector of the engine that is started."""
+    if HiddenStatesModel.selector is None:
+        raise RuntimeError("no engine is being started")
+    return HiddenStatesModel.selector
+
+
+class SelectingSampler:
+    """Takes the place of Model Runner V2's sampler.
+
+    Args:
+        selector: decides the tokens.
+        sampler: the engine's own; whatever else is asked of a sampler is asked of it.
+        rows: most requests of a batch.
+        device: of the engine.
+    """
+
+    def __init__(self, selector: TokenSelector, sampler: Any, rows: int, device: torch.device) -> None:
+        self._selector = selector
+        self._sampler = sampler
+        self._rows: dict[int, Row | None] = {}
+        self._ones = torch.ones(rows, dtype=torch.int32, device=device)
+        self._zeros = torch.zeros_like(self._ones)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> None:
+        """Remember the row of a slot, which may have been another request's."""
+        self._rows[req_idx] = _row_of(sampling_params)
+
+    def apply_staged_writes(self) -> None:
+        """Nothing is staged: no setting of the engine's own sampling is used."""
+
+    def __call__(self, hidden: torch.Tensor, input_batch: Any) -> Any:
+        """One token for each request of a batch: prompts are never split, so each of them is due one."""
+        from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+        rows = tuple(map(self._rows.get, input_batch.idx_mapping_np.tolist()))
+        tokens = self._selector.select(hidden, rows)
+        return SamplerOutput(
+            sampled_token_ids=tokens.view(-1, 1),
+            logprobs_tensors=None,
+            num_nans=None,
+            num_sampled=self._ones[: len(rows)],
+            num_rejected=self._zeros[: len(rows)],
+        )
+
+
+class SelectingProcessor(LogitsProcessor):
+    """Interface of Model Runner V1: informed of changes of the batch, then given what the model calls its logits."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002
+        self._selector = started_selector()
+        self._vocabulary_size = vllm_config.model_config.get_vocab_size()
+        self._rows: dict[int, Row] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        """The token is decided here, so never."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """Follow requests that come, go and move."""
+        process_dict_updates(self._rows, batch_update, lambda params, *_: _row_of(params))
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits that leave each row one token."""
+        tokens = self._selector.select(logits, tuple(map(self._rows.get, range(len(logits)))))
+        one = logits.new_full((len(logits), self._vocabulary_size), -torch.inf)
+        return one.scatter_(1, tokens.unsqueeze(1), 0.0)
+
+
+def _row_of(params: Any) -> Row | None:
+    extra = params.extra_args or {}
+    return (extra[PHASE], extra[ROW]) if ROW in extra else None
+
+
+class SilentStatistics(PrometheusStatLogger):
+    """Keeps the engine's own metrics out of the process's registry: the layer's are the ones that are exported."""
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:  # noqa: ARG002
+        self.engine_indexes = engine_indexes
+
+    def log_engine_initialized(self) -> None:
+        """Nothing."""
