@@ -29,10 +29,11 @@ test: programs lint types  ## Run ruff, mypy --strict and pytest; install what t
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-vllm: $(VENV)-vllm/.installed  ## Run the conformance suite on vLLM's CPU build, in an environment of its own
-	ACESTEP_CONFORMANCE_BACKEND=vllm OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/conformance
+	# vLLM and what it imports give warnings of their own.
+	ACESTEP_CONFORMANCE_BACKEND=vllm OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest -W default tests/conformance
 
 test-mlx: $(VENV)-mlx/.installed  ## Run the conformance suite on MLX's CPU kernels, in an environment of its own
-	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest tests/conformance
+	ACESTEP_CONFORMANCE_BACKEND=mlx $(VENV)-mlx/bin/python -m pytest -W default tests/conformance
 
 test-released: $(VENV)-released/.installed $(VENV)/.installed-test  ## Run the released ace-step under the layer, in an environment of its own
 	$(call pip,$(VENV)-released,install --no-deps --force-reinstall ./acestep_otel)
@@ -42,7 +43,7 @@ test-released: $(VENV)-released/.installed $(VENV)/.installed-test  ## Run the r
 test-cuda: $(if $(CUDA_PYTHON),,$(VENV)-cuda/.installed)  ## Run the conformance suite on a GPU, on pt and on vLLM
 	for backend in pt vllm; do \
 		ACESTEP_CONFORMANCE_DEVICE=cuda:0 ACESTEP_CONFORMANCE_BACKEND=$$backend TRITON_INTERPRET=0 TRITON_F32_DEFAULT=ieee \
-			$(or $(CUDA_PYTHON),$(VENV)-cuda/bin/python) -m pytest tests/conformance || exit 1; \
+			$(or $(CUDA_PYTHON),$(VENV)-cuda/bin/python) -m pytest -W default tests/conformance || exit 1; \
 	done
 
 test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
