@@ -42,8 +42,13 @@ def test_tables_and_result_files_have_the_same_words() -> None:
 
 def test_a_model_that_is_not_there_comes_with_the_command_lines_ways_out() -> None:
     shown = in_flags(CheckpointNotFound("no weights for 'x': looked for x", "Ways out: let `fetch`", model="x"))
-    assert shown.startswith("no weights for 'x': looked for x. Ways out: download them by `acestep-otel download x`")
-    assert all(way in shown for way in ("--download", "--weights synthetic", "--tiny"))
+    assert shown.startswith(
+        "no weights for 'x': looked for x. Ways out: name the folder that holds them by --checkpoint-dir"
+    )
+    assert all(
+        way in shown
+        for way in ("--checkpoint-dir", "`acestep-otel download x`", "--download", "--weights synthetic", "--tiny")
+    )
     assert "fetch" not in shown
 
 

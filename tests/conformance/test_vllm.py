@@ -19,6 +19,7 @@ from acestep.planner.backends.vllm.selection import PHASE, ROW, CodesSelection, 
 from acestep.planner.budget import bytes_per_position
 from acestep.types import GenerationRequest, Progress, SamplingSettings, SongMetadata
 from tests.conformance.conftest import DEVICE, SONGS
+from tests.planner.plan_requests import asks
 
 SAMPLED = SamplingSettings()
 
@@ -36,7 +37,7 @@ def test_b2_more_songs_than_the_engine_was_started_for_are_refused(planner):
     request = GenerationRequest(caption="calm", lyrics="", duration=10, batch_size=SONGS + 1, thinking=True)
     seen = []
     with pytest.raises(BudgetExceeded, match="started for 6"):
-        planner.plan(request, range(SONGS + 1), seen.append)
+        planner.plan(asks(request, range(SONGS + 1)), seen.append)
     assert not seen
 
 

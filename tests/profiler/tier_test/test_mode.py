@@ -419,8 +419,8 @@ def _plain(value: Any) -> Any:
     ("arguments", "message"),
     [
         (["--detail", "off"], "a tier test takes its figures from the trace"),
-        (["--tiers", "0"], "0 is not in the range x>=1"),
-        (["--tier-timeout", "0"], "0.0 is not in the range x>0"),
+        (["--tiers", "0"], "0 is not in the range 1<=x"),
+        (["--tier-timeout", "0"], "0.0 is not in the range 0<x"),
         (["--duration", "601"], "--duration 601 s is out of range"),
         (["--batch-size", "2"], "--batch-size is settled by the tier in --mode tier-test: --tier-batch-boundary tries"),
         (["--thinking"], "--thinking is settled by the tier in --mode tier-test: --tier-with-lm lets"),

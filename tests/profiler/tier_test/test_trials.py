@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from acestep_otel.profiler.report.results import SCHEMA_VERSION
+from acestep_otel.profiler.report.environment import Environment
+from acestep_otel.profiler.report.results import result_document, write_result
 from acestep_otel.profiler.tier_test.trials import GIB, Observation, TierResult, Trial
 from benchmarks import tiers
 from tests.profiler.report.schema import violations
@@ -56,22 +59,28 @@ def test_our_peak_is_compared_with_the_drivers(
     driver: int, agrees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = replace(observation(trial(12), 10.0), memory=memory_use(10.0, driver=driver))
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "mode": "tier-test",
-        "results": [TierResult(trial(12), "ok", None, seen).to_json(), row(8, status="killed").to_json()],
-    }
-    (tmp_path / "tiers.json").write_text(json.dumps(document), encoding="utf-8")
+    rows = [TierResult(trial(12), "ok", None, seen), row(8, status="killed")]
+    write_result(tmp_path / "tiers.json", tier_document(rows))
     monkeypatch.setattr(sys, "argv", ["tiers", str(tmp_path / "tiers.json")])
     assert tiers.main() == (0 if agrees else 1)
     assert ("DISAGREES" in capsys.readouterr().out) == (not agrees)
 
 
+def tier_document(rows: Sequence[TierResult]) -> dict[str, Any]:
+    """A result file of a tier test with these rows."""
+    return result_document(
+        mode="tier-test",
+        environment=Environment.current(),
+        arguments={},
+        results=rows,
+        tier_test={"rows": len(rows), "boundary": None, "batch_boundary": None},
+    )
+
+
 def test_without_a_figure_of_the_drivers_nothing_is_shown_to_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    document = {"schema_version": SCHEMA_VERSION, "mode": "tier-test", "results": []}
-    (tmp_path / "tiers.json").write_text(json.dumps(document), encoding="utf-8")
+    write_result(tmp_path / "tiers.json", tier_document([]))
     monkeypatch.setattr(sys, "argv", ["tiers", str(tmp_path / "tiers.json")])
     assert tiers.main() == 1
 
@@ -80,7 +89,8 @@ def test_a_file_of_another_mode_has_no_such_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "profile.json"
-    path.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "mode": "profile", "results": []}), encoding="utf-8")
+    document = result_document(mode="profile", environment=Environment.current(), arguments={}, results=[])
+    write_result(path, document)
     monkeypatch.setattr(sys, "argv", ["tiers", str(path)])
     with pytest.raises(SystemExit) as ended:
         tiers.main()
