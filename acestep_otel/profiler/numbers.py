@@ -15,6 +15,10 @@ class Number(click.FloatRange):
 
     name = "float"
 
+    def _describe_range(self) -> str:
+        # click writes "x<=None" where there is no bound.
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number that a text says."""
         if isinstance(value, str) and len(value) > _MOST_DIGITS:
@@ -29,6 +33,10 @@ class WholeNumber(click.IntRange):
     """A whole number."""
 
     name = "integer"
+
+    def _describe_range(self) -> str:
+        # click writes "x<=None" where there is no bound.
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number that a text says."""

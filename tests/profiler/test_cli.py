@@ -254,3 +254,8 @@ def test_a_password_in_an_endpoint_is_in_no_output(tmp_path: Path, capsys: pytes
     said = capsys.readouterr()
     assert "telemetry was lost" in said.err.splitlines()[-1]
     assert "PLANTED" not in said.out + said.err + "".join(path.read_text("utf-8") for path in outputs)
+
+
+def test_help_shows_no_range_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "None" not in capsys.readouterr().out

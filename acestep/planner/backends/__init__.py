@@ -5,7 +5,8 @@ Read in this order: ``base`` says what a backend is, ``choices`` which tokens a 
 starts one of them by name.
 """
 
-from acestep.planner.backends.base import (
+from acestep.planner.backends.base import PlannerBackend
+from acestep.planner.backends.phases import (
     COMPOSING,
     LYRICS,
     PROGRESS_INTERVAL,
@@ -13,7 +14,6 @@ from acestep.planner.backends.base import (
     CodesPhase,
     EngineTimes,
     PhaseTokens,
-    PlannerBackend,
     TextPhase,
 )
 

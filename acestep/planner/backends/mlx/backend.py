@@ -12,18 +12,11 @@ from typing import Any, Final
 import mlx.core as mx
 import torch
 
-from acestep.planner.backends.base import (
-    COMPOSING,
-    CodesPhase,
-    PhaseTokens,
-    PlannerBackend,
-    TextPhase,
-    seconds_of,
-    unloaded,
-)
+from acestep.planner.backends.base import PlannerBackend, seconds_of, unloaded
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.mlx.decode_state import Candidates, DecodeState, convert
 from acestep.planner.backends.mlx.sampling import sample
+from acestep.planner.backends.phases import COMPOSING, CodesPhase, PhaseTokens, TextPhase
 from acestep.planner.budget import LanguageModel, PlannerBudget
 from acestep.types import SamplingSettings
 

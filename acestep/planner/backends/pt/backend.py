@@ -17,19 +17,10 @@ import torch
 from torch import nn
 
 from acestep.errors import InvalidOutput
-from acestep.planner.backends.base import (
-    COMPOSING,
-    REASONING,
-    CodesPhase,
-    PhaseTokens,
-    PlannerBackend,
-    TextPhase,
-    free_memory,
-    seconds_of,
-    unloaded,
-)
+from acestep.planner.backends.base import PlannerBackend, free_memory, seconds_of, unloaded
 from acestep.planner.backends.candidates import Candidates
 from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.phases import COMPOSING, REASONING, CodesPhase, PhaseTokens, TextPhase
 from acestep.planner.backends.pt.cache import KeyValueCache
 from acestep.planner.backends.pt.decode_state import DecodeState
 from acestep.planner.backends.pt.workspace import Workspace, start_apart

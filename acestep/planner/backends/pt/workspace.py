@@ -8,9 +8,9 @@ from typing import Final
 
 import torch
 
-from acestep.planner.backends.base import COMPOSING
 from acestep.planner.backends.candidates import Candidates, Chooser, choose
 from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.phases import COMPOSING
 from acestep.planner.backends.pt.cache import KeyValueCache
 from acestep.planner.backends.pt.decode_state import DecodeState
 from acestep.planner.backends.pt.fused import FusedForward, can_fuse, weight_addresses

@@ -10,9 +10,10 @@ from typing import Final
 import torch
 
 from acestep.errors import BackendFailed
-from acestep.planner.backends.base import COMPOSING, CodesPhase, PhaseTokens, PlannerBackend, TextPhase
+from acestep.planner.backends.base import PlannerBackend
 from acestep.planner.backends.candidates import Candidates
 from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.phases import COMPOSING, CodesPhase, PhaseTokens, TextPhase
 from acestep.planner.backends.vllm.engine import Reservation, build_engine
 from acestep.planner.backends.vllm.rows import EngineRows, RowRequest, SharedEngine
 from acestep.planner.backends.vllm.selection import CodesSelection, TextSelection, TokenSelector

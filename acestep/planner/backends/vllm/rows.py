@@ -19,7 +19,8 @@ from uuid import uuid4
 import torch
 
 from acestep.errors import BackendFailed, BudgetExceeded
-from acestep.planner.backends.base import EngineTimes, free_memory, unloaded
+from acestep.planner.backends.base import free_memory, unloaded
+from acestep.planner.backends.phases import EngineTimes
 from acestep.planner.backends.vllm.engine import Reservation, close_engine
 from acestep.planner.backends.vllm.selection import PHASE, ROW, CodesSelection, TextSelection, TokenSelector
 

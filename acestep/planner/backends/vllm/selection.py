@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from acestep.planner.backends.base import CodesPhase, TextPhase
 from acestep.planner.backends.candidates import Candidates, Chooser, choose, to_device
 from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.phases import CodesPhase, TextPhase
 from acestep.types import SamplingSettings
 
 PHASE: Final = "acestep_phase"
