@@ -85,6 +85,90 @@ _GROUPS: Final = (
         ),
     ),
     option_group(
+        "LLM / CoT Parameters",
+        option(
+            "--thinking",
+            is_flag=True,
+            help="The language model reasons (chain of thought) and writes audio codes, which the DiT follows.",
+        ),
+        option("--use-cot-metas", is_flag=True, help="The language model decides tempo, key and time signature."),
+        option("--use-cot-caption", is_flag=True, help="The language model rewrites the caption."),
+        option("--use-cot-language", is_flag=True, help="The language model decides the language of the vocals."),
+        option(
+            "--use-constrained-decoding/--no-constrained-decoding",
+            default=DEFAULTS.use_constrained_decoding,
+            help="Hold the metadata to its grammar.",
+        ),
+        option(
+            "--lm-temperature",
+            type=Number(),
+            default=DEFAULTS.lm_temperature,
+            help="Sampling temperature of the language model; 0 is greedy.",
+        ),
+        option(
+            "--lm-cfg-scale",
+            type=Number(),
+            default=DEFAULTS.lm_cfg_scale,
+            help="Guidance scale of the audio codes; 1 is off.",
+        ),
+    ),
+    option_group(
+        "Profiling Options",
+        option("--mode", type=click.Choice(get_args(Mode)), default=DEFAULTS.mode, help="What to measure."),
+        option("--no-warmup", is_flag=True, help="Measure the first run, compilation and first allocations included."),
+        option("--detailed", is_flag=True, help="One more run under cProfile: the most expensive functions."),
+        option("--llm-debug", is_flag=True, help="Tokens, throughput and gaps of each phase of the language model."),
+        option("--benchmark-output", type=_FILE, show_default="none", help="Write the results to this JSON file."),
+    ),
+    option_group(
+        "Tier-Test Options",
+        option(
+            "--tiers",
+            type=WholeNumber(min=1, max=100_000),
+            multiple=True,
+            default=DEFAULTS.tiers,
+            show_default=" ".join(map(str, DEFAULTS.tiers)),
+            metavar="GB...",
+            help="Card sizes to simulate, in GB.",
+        ),
+        option("--tier-with-lm", is_flag=True, help="Run the language model on tiers that have one."),
+        option("--tier-skip-compile", is_flag=True, help="Compile only tiers that are quantized."),
+        option(
+            "--tier-boundary",
+            is_flag=True,
+            help="Also run each tier without quantization, and without quantization and offload.",
+        ),
+        option(
+            "--tier-batch-boundary", is_flag=True, help="Run each tier with 1, 2, 4 and 8 songs until memory runs out."
+        ),
+    ),
+    option_group(
+        "Input Options",
+        option(
+            "--example", default=DEFAULTS.example, help="Example to generate: a file of examples/text2music, or a path."
+        ),
+        option(
+            "--task-type",
+            type=click.Choice(["text2music", "cover", "repaint", "lego", "extract", "complete"]),
+            default=DEFAULTS.task_type,
+            help="Task; all except text2music need --src-audio.",
+        ),
+        option("--reference-audio", type=_FILE, show_default="none", help="Recording whose timbre is transferred."),
+        option(
+            "--src-audio",
+            type=_FILE,
+            show_default="none",
+            help="Source recording of a task, or input of --mode understand.",
+        ),
+        option("--sample-query", show_default="none", help="Description of a song, for --mode create_sample."),
+        option("--instrumental", is_flag=True, help="Without vocals, for --mode create_sample."),
+        option(
+            "--audio-codes",
+            show_default="none",
+            help="Audio codes, for --mode understand: '12,7' or '<|audio_code_12|><|audio_code_7|>'.",
+        ),
+    ),
+    option_group(
         "Sampler Options",
         option("--shift", type=Number(), show_default="3 for turbo, else 1", help="Timestep shift of the schedule."),
         option(
@@ -137,103 +221,17 @@ _GROUPS: Final = (
             default=DEFAULTS.dcw_high_scaler,
             help="Strength of the high band in mode double.",
         ),
-    ),
-    option_group(
-        "LLM / CoT Parameters",
         option(
-            "--thinking",
-            is_flag=True,
-            help="The language model reasons (chain of thought) and writes audio codes, which the DiT follows.",
+            "--lm-top-k",
+            type=WholeNumber(),
+            default=DEFAULTS.lm_top_k,
+            help="Keep the k most probable tokens; 0 is off.",
         ),
-        option("--use-cot-metas", is_flag=True, help="The language model decides tempo, key and time signature."),
-        option("--use-cot-caption", is_flag=True, help="The language model rewrites the caption."),
-        option("--use-cot-language", is_flag=True, help="The language model decides the language of the vocals."),
-        option(
-            "--use-constrained-decoding/--no-constrained-decoding",
-            default=DEFAULTS.use_constrained_decoding,
-            help="Hold the metadata to its grammar.",
-        ),
-        option(
-            "--lm-temperature",
-            type=Number(),
-            default=DEFAULTS.lm_temperature,
-            help="Sampling temperature of the language model; 0 is greedy.",
-        ),
-        option(
-            "--lm-cfg-scale",
-            type=Number(),
-            default=DEFAULTS.lm_cfg_scale,
-            help="Guidance scale of the audio codes; 1 is off.",
-        ),
-        option("--lm-top-k", type=int, default=DEFAULTS.lm_top_k, help="Keep the k most probable tokens; 0 is off."),
         option("--lm-top-p", type=Number(), default=DEFAULTS.lm_top_p, help="Nucleus sampling; 1 is off."),
         option(
             "--lm-negative-prompt",
             default=DEFAULTS.lm_negative_prompt,
             help="Text of the unconditional prompt in place of caption and lyrics.",
-        ),
-    ),
-    option_group(
-        "Profiling Options",
-        option("--mode", type=click.Choice(get_args(Mode)), default=DEFAULTS.mode, help="What to measure."),
-        option("--no-warmup", is_flag=True, help="Measure the first run, compilation and first allocations included."),
-        option("--detailed", is_flag=True, help="One more run under cProfile: the most expensive functions."),
-        option("--llm-debug", is_flag=True, help="Tokens, throughput and gaps of each phase of the language model."),
-        option("--benchmark-output", type=_FILE, show_default="none", help="Write the results to this JSON file."),
-    ),
-    option_group(
-        "Tier-Test Options",
-        option(
-            "--tiers",
-            type=WholeNumber(min=1, max=100_000),
-            multiple=True,
-            default=DEFAULTS.tiers,
-            show_default=" ".join(map(str, DEFAULTS.tiers)),
-            metavar="GB...",
-            help="Card sizes to simulate, in GB.",
-        ),
-        option("--tier-with-lm", is_flag=True, help="Run the language model on tiers that have one."),
-        option("--tier-skip-compile", is_flag=True, help="Compile only tiers that are quantized."),
-        option(
-            "--tier-boundary",
-            is_flag=True,
-            help="Also run each tier without quantization, and without quantization and offload.",
-        ),
-        option(
-            "--tier-batch-boundary", is_flag=True, help="Run each tier with 1, 2, 4 and 8 songs until memory runs out."
-        ),
-        option(
-            "--tier-duration",
-            type=Number(),
-            default=DEFAULTS.tier_duration,
-            metavar="SECONDS",
-            help="Length of the song that each tier makes, 10 to 600; ACE-Step's own profiler makes 240 s.",
-        ),
-    ),
-    option_group(
-        "Input Options",
-        option(
-            "--example", default=DEFAULTS.example, help="Example to generate: a file of examples/text2music, or a path."
-        ),
-        option(
-            "--task-type",
-            type=click.Choice(["text2music", "cover", "repaint", "lego", "extract", "complete"]),
-            default=DEFAULTS.task_type,
-            help="Task; all except text2music need --src-audio.",
-        ),
-        option("--reference-audio", type=_FILE, show_default="none", help="Recording whose timbre is transferred."),
-        option(
-            "--src-audio",
-            type=_FILE,
-            show_default="none",
-            help="Source recording of a task, or input of --mode understand.",
-        ),
-        option("--sample-query", show_default="none", help="Description of a song, for --mode create_sample."),
-        option("--instrumental", is_flag=True, help="Without vocals, for --mode create_sample."),
-        option(
-            "--audio-codes",
-            show_default="none",
-            help="Audio codes, for --mode understand: '12,7' or '<|audio_code_12|><|audio_code_7|>'.",
         ),
     ),
     option_group(
@@ -290,6 +288,13 @@ _GROUPS: Final = (
             type=WholeNumber(min=1, max=10_000),
             default=DEFAULTS.repeat,
             help="Runs of each benchmark cell: median, minimum, spread.",
+        ),
+        option(
+            "--tier-duration",
+            type=Number(),
+            default=DEFAULTS.tier_duration,
+            metavar="SECONDS",
+            help="Length of the song that each tier makes, 10 to 600; ACE-Step's own profiler makes 240 s.",
         ),
         option(
             "--tier-timeout",

@@ -91,7 +91,7 @@ def test_the_reference_is_complete_and_in_order() -> None:
         for flag in (*parameter.opts, *parameter.secondary_opts)
     ]
     assert listed[: len(REFERENCE)] == [(group, flag) for group, flag, _ in REFERENCE]
-    ours = {"Task Options", "Measurement", "Weights & Output", "Tracing"}
+    ours = {"Sampler Options", "Task Options", "Measurement", "Weights & Output", "Tracing"}
     assert {group for group, _ in listed[len(REFERENCE) :]} == ours
 
 
