@@ -185,12 +185,16 @@ def test_links_lead_somewhere(language: str) -> None:
     """R166: one of them to the other language."""
     (other,) = GUIDES.keys() - {language}
     assert f"](../{other}/BENCHMARK.md)" in text(language)
-    anchors = {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", text(language), re.MULTILINE)}
     for target in re.findall(r"\]\(([^)]+)\)", text(language)):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        else:
-            assert (GUIDES[language].parent / target).is_file(), target
+        page, _, anchor = target.partition("#")
+        path = GUIDES[language].parent / page if page else GUIDES[language]
+        assert path.is_file(), target
+        assert not anchor or anchor in _anchors(path), target
+
+
+def _anchors(path: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    return {_anchor(heading) for heading in re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)}
 
 
 def _anchor(heading: str) -> str:
