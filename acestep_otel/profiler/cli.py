@@ -31,6 +31,9 @@ FAILED: Final = 1
 """Exit code of a run that did not end well."""
 USAGE: Final = 2
 """Exit code of wrong usage or set-up."""
+_LONGEST_MESSAGE: Final = 2_000
+_KEPT_END: Final = 200
+"""Characters of a longer message that are kept at its end."""
 
 _FILE_DEFAULTS: Final = f"{__name__}.file_defaults"
 _WORDS: Final = {
@@ -219,5 +222,9 @@ def _status(arguments: Sequence[str] | None) -> int:
 
 
 def _complain(message: str, status: int) -> int:
-    echo(f"error: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_MESSAGE:
+        # click quotes what was typed in full; the beginning names it and the end says what to do.
+        line = f"{line[: _LONGEST_MESSAGE - _KEPT_END]} … {line[-_KEPT_END:]}"
+    echo(f"error: {line}", err=True)
     return status

@@ -259,3 +259,10 @@ def test_a_password_in_an_endpoint_is_in_no_output(tmp_path: Path, capsys: pytes
 def test_help_shows_no_range_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "None" not in capsys.readouterr().out
+
+
+def test_a_message_that_quotes_a_long_text_is_shortened_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "9" * 100_000)
+    assert said.startswith("No such command '999")
+    assert said.endswith("(see --help)")
+    assert len(said) < 2_100
