@@ -6,12 +6,12 @@ tokens; PyTorch's passes are seen at the model's ``forward``; MLX shows its phas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from acestep_otel import semconv
-from acestep_otel.patches.patcher import Gaps, TemporaryPatches, device_named
+from acestep_otel.patches.patcher import Gaps, TemporaryPatches, Wrapper, device_named
 from acestep_otel.patches.phase_marks import grammar, mark_now
 from acestep_otel.patches.tolerant import argument, field, readable
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, StageDefinition
@@ -140,8 +140,25 @@ def load_failure(result: Any) -> BaseException | None:
     return None
 
 
+def remembering(tracer: RequestTracer, definition: LoadDefinition, models: MutableMapping[Any, str]) -> Wrapper:
+    """A handler's loading, after which its model is known: the handler itself does not keep the name."""
+
+    @never_raises
+    def remember(call: Call) -> None:
+        models[call.instance] = definition.load(call).model
+
+    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call(wrapped, instance, args, kwargs)
+        result = tracer.load(definition, call)
+        if load_failure(result) is None:
+            remember(call)
+        return result
+
+    return wrapper
+
+
 class LanguageModelPatches:
-    """The seams of ``LLMHandler`` and of what it runs on."""
+    """The patches of ``LLMHandler`` and of what it runs on."""
 
     grammar = staticmethod(grammar)
 
@@ -149,16 +166,7 @@ class LanguageModelPatches:
         self._tracer = tracer
         self._gaps = gaps
         self._methods = TemporaryPatches()
-
-    def initialize(
-        self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Loading, after which the handler's model is known: the handler itself does not keep its name."""
-        call = Call(wrapped, instance, args, kwargs)
-        result = self._tracer.load(_LOAD, call)
-        if load_failure(result) is None:
-            never_raises(_remember)(call)
-        return result
+        self.initialize = remembering(tracer, _LOAD, _models)
 
     def planning(
         self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -223,10 +231,6 @@ class LanguageModelPatches:
             phase.passes.append(end)
         never_raises(_count_step)(phase.counts, outputs)
         return outputs, tokens
-
-
-def _remember(call: Call) -> None:
-    _models[call.instance] = _load(call).model
 
 
 def _forward(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from acestep_otel import semconv
-from acestep_otel.patches.official_package_language_model import base_name, load_failure
+from acestep_otel.patches.official_package_language_model import base_name, load_failure, remembering
 from acestep_otel.patches.patcher import Gaps, TemporaryPatches, device_named
 from acestep_otel.patches.tolerant import argument, field, readable
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, StageDefinition
@@ -132,23 +132,14 @@ _loops: contextvars.ContextVar[list[_Loop] | None] = contextvars.ContextVar("ace
 
 
 class RendererPatches:
-    """The seams of ``AceStepHandler``, which share what they know about running requests."""
+    """The patches of ``AceStepHandler``, which share what they know about running requests."""
 
     def __init__(self, tracer: RequestTracer, gaps: Gaps) -> None:
         self._tracer = tracer
         self._gaps = gaps
         self._methods = TemporaryPatches()
+        self.initialize = remembering(tracer, _LOAD, _models)
         self._callers: dict[int, contextvars.Context] = {}
-
-    def initialize(
-        self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Loading, after which the handler's model is known."""
-        call = Call(wrapped, instance, args, kwargs)
-        result = self._tracer.load(_LOAD, call)
-        if load_failure(result) is None:
-            never_raises(_remember)(call)
-        return result
 
     def generate_music(
         self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -391,10 +382,6 @@ def _load(call: Call) -> ModelLoad:
     model = base_name(named) or "acestep-v15-turbo"
     texts = tuple(file_names(str(named))) if named not in (None, model) else ()
     return ModelLoad(model, device_named("cpu" if device in (None, "auto") else str(device)), texts)
-
-
-def _remember(call: Call) -> None:
-    _models[call.instance] = _load(call).model
 
 
 _LOAD: Final = LoadDefinition("renderer", _load, load_failure)
