@@ -43,11 +43,14 @@ CHECKPOINT_DIR = option(
     help="Ignore differences below this, whatever the ratio.",
 )
 @option("--output", type=_FILE, show_default="none", help="Write the ratios to this JSON file.")
-def compare(baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None) -> None:
+@option("--report", type=_FILE, show_default="none", help="Write an HTML page with the ratios.")
+def compare(
+    baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None, report: Path | None
+) -> None:
     """Compare two result files cell by cell. Exit code 1: B is slower than threshold and noise floor allow."""
     from acestep_otel.profiler.benchmark import compare as mode
 
-    mode.compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output)
+    mode.compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output, report=report)
 
 
 @cloup.command("download", short_help="Download released models.")

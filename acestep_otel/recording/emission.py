@@ -82,8 +82,9 @@ class Emitter:
         attributes = metric_attributes(request, request.attributes.get(semconv.REQUEST_MODEL, ""))
         record(semconv.REQUEST_DURATION, seconds, attributes, context)
         record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome_of(request.error)}, context)
-        if request.error is None and semconv.AUDIO_DURATION in request.attributes:
-            songs = int(request.attributes.get(semconv.BATCH_SIZE, 0))
+        known = {semconv.BATCH_SIZE, semconv.AUDIO_DURATION} <= request.attributes.keys()
+        if request.error is None and known:
+            songs = int(request.attributes[semconv.BATCH_SIZE])
             audio_seconds = songs * float(request.attributes[semconv.AUDIO_DURATION])
             record(semconv.AUDIO_SECONDS, audio_seconds, attributes, context)
             if audio_seconds > 0:

@@ -257,6 +257,14 @@ def test_a_request_that_made_no_audio_has_no_such_cost():
         assert semconv.AUDIO_COMPUTE_DURATION.name not in bench.metrics()
 
 
+def test_seconds_of_audio_are_not_counted_where_the_number_of_songs_is_unknown():
+    bench = Bench()
+    bench.emit(lambda root: root.attributes.update({semconv.AUDIO_DURATION: 10.0}))
+    recorded = bench.metrics()
+    assert semconv.AUDIO_SECONDS.name not in recorded
+    assert semconv.REQUESTS.name in recorded
+
+
 def test_readings_of_vram_are_on_every_span_that_has_one():
     bench = Bench()
 

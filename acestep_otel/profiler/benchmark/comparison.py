@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -198,6 +198,18 @@ class ComparedCell:
             if (after > before * threshold if before else after > 0) and after - before > noise[column]
         ]
 
+    def verdict(self, slower: Sequence[str]) -> str:
+        """What became of the cell, in a word or three.
+
+        Args:
+            slower: its columns that do not pass.
+        """
+        if self.baseline is None:
+            return "failed in both" if self.candidate is None else "failed in A"
+        if self.candidate is None:
+            return "failed in B"
+        return "SLOWER" if slower else "OK"
+
     def change(self, column: str, threshold: float) -> str:
         """How much a column changed, with as many digits as show on which side of the threshold it is."""
         ratio = self.ratios[column]
@@ -295,9 +307,13 @@ class Comparison:
                 f"{compared.cell}: {column} {compared.change(column, self.threshold)}"
                 for column in self.slower(compared)
             ]
-        if self.candidate.planned > (ran := len(self.candidate.cells)):
-            lines.append(f"{self.candidate.name}: stopped after {ran} of {self.candidate.planned} cells")
-        return lines
+        return lines if self.stopped is None else [*lines, self.stopped]
+
+    @property
+    def stopped(self) -> str | None:
+        """That the second file lacks cells which its run was to have, as a line; ``None`` when it has them all."""
+        ran, planned = len(self.candidate.cells), self.candidate.planned
+        return f"{self.candidate.name}: stopped after {ran} of {planned} cells" if planned > ran else None
 
     def to_json(self) -> dict[str, Any]:
         """The comparison file: ratios are null where a cell failed or a column took no time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison
+from acestep_otel.profiler.benchmark.comparison import Comparison
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Figures
 
 _RULE: Final = "-" * 122
@@ -44,7 +44,7 @@ def render_comparison(comparison: Comparison) -> str:
     ]
     for compared in comparison.cells:
         ratios = (_ABSENT if ratio is None else f"{ratio:.2f}" for ratio in compared.ratios.values())
-        lines.append(_configured(compared.cell, ratios, 11) + _verdict(compared, comparison))
+        lines.append(_configured(compared.cell, ratios, 11) + compared.verdict(comparison.slower(compared)))
     lines += [f"only in A: {cell}" for cell in comparison.only_in_baseline]
     lines += [f"only in B: {cell}" for cell in comparison.only_in_candidate]
     return "\n".join(lines)
@@ -54,14 +54,6 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value is None else str(value)
-
-
-def _verdict(compared: ComparedCell, comparison: Comparison) -> str:
-    if compared.baseline is None:
-        return "failed in both" if compared.candidate is None else "failed in A"
-    if compared.candidate is None:
-        return "failed in B"
-    return "SLOWER" if comparison.slower(compared) else "OK"
 
 
 def _header(columns: Sequence[str], width: int) -> str:

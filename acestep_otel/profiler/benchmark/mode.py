@@ -32,7 +32,7 @@ from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
-from acestep_otel.profiler.report.spans import measured_runs
+from acestep_otel.profiler.report.spans import Preparation, measured_runs
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
@@ -247,6 +247,7 @@ class _Benchmark:
                     arguments=shown_options(self.options),
                     matrix=self.rows,
                     failure=self.failure,
+                    preparation=Preparation.of(self.telemetry.collector.finished_spans),
                 ),
             )
 

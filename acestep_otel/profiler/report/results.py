@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     # Only for its type: reading a result file must not import PyTorch.
     from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
     from acestep_otel.profiler.report.environment import Environment
-from acestep_otel.profiler.report.environment import Environment
 
 SCHEMA_VERSION: Final = 1
 

@@ -76,10 +76,13 @@ class TokenStatistics:
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
-        """Tokens of the conditional prompt that were run, over the passes over the prompts."""
-        if self.prompt_tokens is None or not self.prefill_duration:
+        """Tokens of the conditional prompt that were run, over the passes over the prompts.
+
+        ``None`` also when it is not known how many of them were reused.
+        """
+        if self.prompt_tokens is None or self.reused_tokens is None or not self.prefill_duration:
             return None
-        return (self.prompt_tokens - (self.reused_tokens or 0)) / self.prefill_duration
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_duration
 
     @property
     def output_tokens_per_second(self) -> float | None:

@@ -36,7 +36,7 @@ from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
-from acestep_otel.profiler.report.spans import Run, measured_runs
+from acestep_otel.profiler.report.spans import Preparation, Run, measured_runs
 from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
 from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
@@ -225,6 +225,7 @@ def _report(
             arguments=shown_options(options),
             runs=measured[-1:],
             failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
+            preparation=Preparation.of(telemetry.collector.finished_spans, root),
         )
         write_report(options.report, report)
 

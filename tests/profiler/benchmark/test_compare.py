@@ -282,3 +282,25 @@ def test_an_output_at_the_place_of_an_input_is_refused(capsys: pytest.CaptureFix
     assert main(["compare", "a.json", write("b.json"), "--output", "./a.json"]) == 2
     assert "--output would overwrite A.json" in capsys.readouterr().err
     assert Path("a.json").read_text("utf-8") == before
+
+
+def test_the_page_is_written_also_when_the_ratios_do_not_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write("a.json"), write("b.json", wall=3.0)
+    assert main(["compare", a, b, "--report", "pages/ratios.html", "--output", "ratios.json"]) == 1
+    page = Path("pages/ratios.html").read_text("utf-8")
+    assert "× 3.00" in page
+    assert "acestep-otel compare a.json b.json --threshold 1.1 --noise-floor 5 --report pages/ratios.html" in page
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] != "Report:  pages/ratios.html"
+    assert "Ratios:  ratios.json\nReport:  pages/ratios.html\n" in captured.out
+    assert captured.err == "error: 1 of the figures did not pass the threshold of 1.1\n"
+
+
+@pytest.mark.parametrize("taken", ["a.json", "b.json", "ratios.json"])
+def test_a_page_that_would_take_the_place_of_another_file_is_refused(
+    taken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = write("a.json"), write("b.json")
+    assert main(["compare", a, b, "--output", "ratios.json", "--report", taken]) == 2
+    assert "error: --report would overwrite " in capsys.readouterr().err
+    assert json.loads(Path("a.json").read_text("utf-8"))["mode"] == "benchmark"

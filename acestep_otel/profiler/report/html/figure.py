@@ -11,7 +11,8 @@ from acestep_otel.profiler.report.breakdown import Component
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html.charts import Chart
 from acestep_otel.profiler.report.html.curve import CurveChart
-from acestep_otel.profiler.report.html.quantities import ABSENT, size
+from acestep_otel.profiler.report.html.quantities import ABSENT, duration, size
+from acestep_otel.profiler.report.spans import Preparation
 
 OTHER: Final = "other"
 
@@ -63,6 +64,14 @@ def argument_facts(arguments: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((f"--{name.replace('_', '-')}", _written(value)) for name, value in arguments.items())
 
 
+def preparation_facts(preparation: Preparation | None) -> tuple[str, ...]:
+    """How long loading and warm-ups took; nothing where no span shows it."""
+    if preparation is None:
+        return ()
+    named = (("models loaded in", preparation.load), ("warm-up took", preparation.warm_up))
+    return tuple(f"{name} {duration(seconds)}" for name, seconds in named if seconds is not None)
+
+
 def _written(value: object) -> str:
     if value is None:
         return ABSENT
@@ -91,12 +100,12 @@ class Figure:
     """A chart, what its colours mean, and its figures.
 
     Attributes:
-        chart: the drawing.
+        chart: the drawing; ``None`` when there is nothing to draw.
         legend: class of the style sheet, and meaning.
         table: the same in numbers.
     """
 
-    chart: Chart
+    chart: Chart | None
     legend: tuple[tuple[str, str], ...]
     table: Table
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from acestep_otel.profiler.benchmark.matrix import CellResult
-from acestep_otel.profiler.report.html.figure import Table
+from acestep_otel.profiler.report.html.figure import Table, preparation_facts
 from acestep_otel.profiler.report.html.quantities import duration
+from acestep_otel.profiler.report.spans import Preparation
 
 _SHADES: Final = 6
 
@@ -38,6 +39,7 @@ class MatrixSection:
     Attributes:
         models: names of the models that ran, and the language model's backend.
         setting: device, type and origin of the weights.
+        preparation: how long loading and warm-ups took, as words.
         columns: headings of the table, but for the status.
         lines: the table.
         ranges: spread of the runs of each cell; ``None`` if each ran once.
@@ -45,6 +47,7 @@ class MatrixSection:
 
     models: tuple[str, ...]
     setting: tuple[str, ...]
+    preparation: tuple[str, ...]
     columns: tuple[str, ...]
     lines: tuple[MatrixLine, ...]
     ranges: Table | None
@@ -53,7 +56,7 @@ class MatrixSection:
 _FIGURES: Final = ("Wall", "LM", "DiT", "VAE")
 
 
-def matrix_section(results: Sequence[CellResult]) -> MatrixSection | None:
+def matrix_section(results: Sequence[CellResult], preparation: Preparation | None = None) -> MatrixSection | None:
     """The section, or ``None`` when no cell was run."""
     if not results:
         return None
@@ -61,6 +64,7 @@ def matrix_section(results: Sequence[CellResult]) -> MatrixSection | None:
     return MatrixSection(
         models=_distinct(name for settings in ran for name in _models(settings)),
         setting=_distinct(settings[name] for settings in ran for name in ("device", "dtype", "weights")),
+        preparation=preparation_facts(preparation),
         columns=("Duration", "Batch", "Think", "Steps", *_FIGURES, "Per second of audio"),
         lines=_lines(results),
         ranges=_ranges(results) if any(len(result.runs) > 1 for result in results) else None,

@@ -16,9 +16,14 @@ _COLUMNS: Final = (
 
 
 def tier_section(results: Sequence[TierResult]) -> Figure | None:
-    """A chart of every row that was tried, and the figures of all; ``None`` without rows."""
+    """A chart of every row that was tried, and the figures of all; ``None`` without rows.
+
+    Where no memory was read there is nothing to compare with the cards, and no chart.
+    """
     if not results:
         return None
+    if all(result.peak is None for result in results):
+        return Figure(None, (), Table(_COLUMNS, tuple(map(_figures, results))))
     tried = [result for result in results if result.tried]
     passed = sum(result.passed for result in tried)
     return Figure(
