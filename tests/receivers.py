@@ -88,10 +88,34 @@ def _value(encoded: Any) -> Any:
     return getattr(encoded, encoded.WhichOneof("value"))
 
 
+IPV4, IPV6 = "127.0.0.1", "[::1]"
+"""Where a receiver may listen, as an address has it."""
+
+
+class _HttpServer(ThreadingHTTPServer):
+    """A server at an address of either family."""
+
+    def __init__(self, host: str, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if host == IPV6 else socket.AF_INET
+        super().__init__((host.strip("[]"), 0), handler)
+
+
 @contextmanager
-def grpc_receiver() -> Iterator[Received]:
+def serving(handler: type[BaseHTTPRequestHandler], host: str = IPV4) -> Iterator[str]:
+    """An HTTP server; yields its address."""
+    server = _HttpServer(host, handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://{host}:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def grpc_receiver(host: str = IPV4) -> Iterator[Received]:
     server = grpc.server(ThreadPoolExecutor(2))
-    received = Received(f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    received = Received(f"http://{host}:{server.add_insecure_port(f'{host}:0')}")
 
     class Traces(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request, context):  # noqa: N802 - gRPC's name
@@ -113,7 +137,7 @@ def grpc_receiver() -> Iterator[Received]:
 
 
 @contextmanager
-def http_receiver() -> Iterator[Received]:
+def http_receiver(host: str = IPV4) -> Iterator[Received]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -129,14 +153,9 @@ def http_receiver() -> Iterator[Received]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    received = Received(f"http://127.0.0.1:{server.server_address[1]}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler, host) as endpoint:
+        received = Received(endpoint)
         yield received
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @contextmanager
@@ -148,9 +167,9 @@ def collector(behind: str, ports: tuple[int, int] | None = None) -> Iterator[tup
 
 
 @contextmanager
-def refusing_endpoint() -> Iterator[str]:
+def refusing_endpoint(host: str = IPV4) -> Iterator[str]:
     """A port where nobody listens."""
-    yield f"http://127.0.0.1:{free_port()}"
+    yield f"http://{host}:{free_port()}"
 
 
 @contextmanager
@@ -178,13 +197,8 @@ def answering(
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as endpoint:
+        yield endpoint
 
 
 @contextmanager
@@ -221,12 +235,12 @@ def grpc_answering(
 
 
 @contextmanager
-def tls_port(folder: Path) -> Iterator[int]:
+def tls_port(folder: Path, host: str = IPV4) -> Iterator[int]:
     """A port that speaks TLS, with a certificate of its own, and answers nothing beyond the handshake."""
     chain, key = folder / "chain.pem", folder / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-keyout", str(key), "-out", str(chain), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+         "-keyout", str(key), "-out", str(chain), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1"],
         check=True, capture_output=True,
     )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -241,6 +255,7 @@ def tls_port(folder: Path) -> Iterator[int]:
             with connection, suppress(OSError), context.wrap_socket(connection, server_side=True) as channel:
                 channel.recv(1)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    family = socket.AF_INET6 if host == IPV6 else socket.AF_INET
+    with socket.create_server((host.strip("[]"), 0), family=family) as listener:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
         yield int(listener.getsockname()[1])

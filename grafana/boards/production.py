@@ -61,7 +61,7 @@ def production() -> dashboard.Dashboard:
         .with_variable(dashboard.TextBoxVariable("slower_than").label("longer than").default_value("1s"))
     )
     return assembled(
-        with_traces(empty, values_of(requests, "job")),
+        with_traces(empty, requests),
         {
             "Requests": (_now(), _requests(), _errors(), _active(), _durations(), _duration_map()),
             "Queue": (_queue_wait(), _queue_length(), _queue_rejected()),

@@ -67,7 +67,7 @@ def profile() -> dashboard.Dashboard:
         .with_variable(choice("request", "Request", values_of(semconv.PROFILE_DURATION, STAGE, RUN)))
     )
     return assembled(
-        with_traces(empty, values_of(semconv.PROFILE_DURATION, "job")),
+        with_traces(empty, semconv.PROFILE_DURATION),
         {
             "Where the time went": (_key_metrics(), _tokens_per_second(), _breakdown(), _comparison(), _stages()),
             "Denoising steps and VAE tiles": (_step_quantiles(), _steps(), _tiles()),
