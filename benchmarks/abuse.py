@@ -36,7 +36,7 @@ from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
 from benchmarks.soak import EXIT_SECONDS, Memory, growth, wait_until_healthy
 from benchmarks.trace_store import TraceStore, trace_store
-from examples.serving.load import Report, run_load
+from examples.serving.load import Report, run_load, shown_latency
 
 PLANTED: Final = "PLANTED"
 QUIET_SHARE: Final = 0.3
@@ -328,8 +328,10 @@ def verdict(result: dict[str, Any]) -> list[str]:
         failures.append(f"series grew from {result['series']['early']} to {result['series']['late']}")
     if set(result["during"]["ended"]) - {"done", "cancelled"}:
         failures.append(f"songs of normal callers ended {result['during']['ended']}")
-    slowdown = result["during"]["latency_seconds"]["p95"] / max(1e-9, result["before"]["latency_seconds"]["p95"])
-    if slowdown > ALLOWED_SLOWDOWN:
+    before, during = (result[phase]["latency_seconds"]["p95"] for phase in ("before", "during"))
+    if before is None or during is None:
+        failures.append("no song of a normal caller was finished, so there is no percentile to compare")
+    elif (slowdown := during / before) > ALLOWED_SLOWDOWN:
         failures.append(f"the 95th percentile of normal callers grew by {slowdown:.2f}")
     if result["exit_seconds"] > EXIT_SECONDS:
         failures.append(f"the exit took {result['exit_seconds']:.1f} s")
@@ -358,7 +360,8 @@ def main() -> None:
         seen = result[phase]
         print(
             f"{phase}: accepted {seen['accepted']}, ended {seen['ended']}, "
-            f"p50 {seen['latency_seconds']['p50']:.2f} s, p95 {seen['latency_seconds']['p95']:.2f} s, "
+            f"p50 {shown_latency(seen['latency_seconds']['p50'])}, "
+            f"p95 {shown_latency(seen['latency_seconds']['p95'])}, "
             f"/healthz p50 {seen['healthz_seconds']['p50'] * 1e3:.0f} ms, "
             f"at most {seen['healthz_seconds']['highest'] * 1e3:.0f} ms"
         )

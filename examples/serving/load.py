@@ -26,6 +26,7 @@ import random
 import secrets
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -41,6 +42,9 @@ MIX: Final[tuple[tuple[float, dict[str, Any]], ...]] = (
 )
 CANCELLED_SHARE: Final = 0.1
 FORCED_SHARE: Final = 0.05
+_FINAL: Final = ("done", "failed", "cancelled")
+_ASK_SECONDS: Final = 0.5
+"""Between two questions about a song whose events broke off."""
 CAPTION: Final = "A driving synth-pop track with a warm analogue bass and gated drums"
 
 
@@ -65,10 +69,10 @@ class Report:
         """Requests that got a place in the queue."""
         return len(self.traces)
 
-    def latency(self, share: float) -> float:
-        """The latency that a share of the finished songs did not exceed; zero without any."""
+    def latency(self, share: float) -> float | None:
+        """The latency that a share of the finished songs did not exceed; ``None`` without any."""
         ranked = sorted(self.latencies)
-        return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else 0.0
+        return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else None
 
 
 async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> Report:
@@ -112,16 +116,30 @@ async def client_of(http: httpx.AsyncClient, report: Report, deadline: float, se
 
 
 async def _follow(http: httpx.AsyncClient, song: str, *, cancel: bool) -> str:
+    """The state that a song ended in: of its events, or asked for where they broke off or were refused."""
     state = "lost"
-    async with http.stream("GET", f"{song}/events") as events:
-        async for line in events.aiter_lines():
-            if not line.startswith("data: "):
-                continue
-            state = json.loads(line.removeprefix("data: "))["state"]
-            if cancel and state == "running":
-                cancel = False
-                await http.delete(song)
+    # A stream that ends is no proof that the song did.
+    with suppress(httpx.ReadError, httpx.RemoteProtocolError):
+        async with http.stream("GET", f"{song}/events") as events:
+            async for line in events.aiter_lines():
+                if not line.startswith("data: "):
+                    continue
+                state = json.loads(line.removeprefix("data: "))["state"]
+                if cancel and state == "running":
+                    cancel = False
+                    await http.delete(song)
+    while state not in _FINAL:
+        answer = await http.get(song)
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return "lost"
+        state = answer.raise_for_status().json()["state"]
+        await asyncio.sleep(_ASK_SECONDS)
     return state
+
+
+def shown_latency(seconds: float | None) -> str:
+    """A latency in words; ``—`` for none."""
+    return "—" if seconds is None else f"{seconds:.2f} s"
 
 
 def main() -> None:
@@ -140,7 +158,8 @@ def main() -> None:
         raise SystemExit(f"error: {options.url} does not answer as the service does: {error!r}") from None
     print(f"accepted {report.accepted}, turned away {report.turned_away}")
     print("ended: " + ", ".join(f"{state} {count}" for state, count in sorted(report.ended.items())))
-    print(f"latency of finished songs: p50 {report.latency(0.5):.2f} s, p99 {report.latency(0.99):.2f} s")
+    p50, p99 = (shown_latency(report.latency(share)) for share in (0.5, 0.99))
+    print(f"latency of finished songs: p50 {p50}, p99 {p99}")
 
 
 if __name__ == "__main__":
