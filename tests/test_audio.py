@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -86,6 +87,31 @@ def test_a_full_disk_leaves_no_half_song_and_keeps_the_old_one(tmp_path):
     assert isinstance(raised.value.__cause__, OSError)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
+
+
+def test_a_song_that_is_replaced_keeps_its_mode_and_a_link_stays_one(tmp_path):
+    """N1."""
+    kept = tmp_path / "kept.wav"
+    kept.write_bytes(b"old")
+    kept.chmod(0o600)
+    (tmp_path / "song.wav").symlink_to(kept)
+    assert audio.save_audio(tone(), tmp_path / "song", "wav") == tmp_path / "song.wav"
+    assert (tmp_path / "song.wav").is_symlink()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert soundfile.info(kept).frames == 24_000
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.wav", "song.wav"}
+
+
+def test_a_song_is_written_through_a_pipe_and_does_not_take_its_place(tmp_path):
+    """N1."""
+    os.mkfifo(tmp_path / "song.wav")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "song.wav").read_bytes()))
+    reader.start()
+    audio.save_audio(tone(), tmp_path / "song", "wav")
+    reader.join(30)
+    assert (tmp_path / "song.wav").is_fifo()
+    assert soundfile.info(io.BytesIO(read[0])).frames == 24_000
 
 
 def test_a_directory_that_is_not_there_is_one_clear_error(tmp_path):
