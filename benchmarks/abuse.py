@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -194,11 +195,12 @@ def abusers(url: str, seconds: float, connections: int) -> Iterator[dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         seen = Path(folder) / "seen.json"
         program = (
-            "import asyncio, collections, json, pathlib, sys\n"
+            "import asyncio, collections, json, pathlib, sys, time\n"
             "from benchmarks import abuse\n"
             "answers, quoted = collections.Counter(), []\n"
             "asyncio.run(abuse.all_abuse(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), answers, quoted))\n"
-            "pathlib.Path(sys.argv[4]).write_text(json.dumps({'answers': answers, 'quoted': quoted}))\n"
+            "seen = {'answers': answers, 'quoted': quoted, 'cpu_seconds': time.process_time()}\n"
+            "pathlib.Path(sys.argv[4]).write_text(json.dumps(seen))\n"
         )
         process = subprocess.Popen([sys.executable, "-c", program, url, str(seconds), str(connections), str(seen)])
         try:
@@ -208,6 +210,13 @@ def abusers(url: str, seconds: float, connections: int) -> Iterator[dict[str, An
         finally:
             process.kill()
             process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    # The name of the program, in parentheses, may hold blanks.
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def series(url: str) -> tuple[int, str]:
@@ -256,13 +265,21 @@ def run(
         process = subprocess.Popen(command, env={**os.environ, **export}, stdout=log, stderr=log)
         try:
             wait_until_healthy(url, process)
+            used, moments = [cpu_seconds(process.pid)], [time.monotonic()]
+
+            def mark() -> None:
+                used.append(cpu_seconds(process.pid))
+                moments.append(time.monotonic())
+
             before, healthy_before = asyncio.run(normal_load(url, seconds * QUIET_SHARE, clients))
+            mark()
             memory = Memory(process.pid)
             with abusers(url, seconds, connections) as abuse:
                 # By then each kind of answer has its series.
                 early = asyncio.run(normal_load(url, seconds * QUIET_SHARE, clients))
                 series_early, _ = series(url)
                 late = asyncio.run(normal_load(url, seconds * (1 - QUIET_SHARE), clients, seed=1))
+                mark()
             memory.stop()
             series_late, page = series(url)
             process.send_signal(signal.SIGTERM)
@@ -280,9 +297,18 @@ def run(
         "telemetry": store.holds(PLANTED),
         "answers": bool(abuse["quoted"]),
     }
+    took = [later - earlier for earlier, later in pairwise(moments)]
+    busy = [(later - earlier) / length for (earlier, later), length in zip(pairwise(used), took, strict=True)]
     return {
         "before": figures(before, healthy_before),
         "during": figures(together(early[0], late[0]), early[1] + late[1]),
+        "processors": {
+            "of_the_machine": os.cpu_count(),
+            "service_before": busy[0],
+            "service_during": busy[1],
+            "abusers": abuse["cpu_seconds"] / took[1],
+        },
+        "load_average": os.getloadavg()[1],
         "abuse": abuse["answers"],
         "connections_held": connections,
         "planted_words_in": [place for place, is_there in planted.items() if is_there],
@@ -365,6 +391,11 @@ def main() -> None:
             f"/healthz p50 {seen['healthz_seconds']['p50'] * 1e3:.0f} ms, "
             f"at most {seen['healthz_seconds']['highest'] * 1e3:.0f} ms"
         )
+    busy = result["processors"]
+    print(
+        f"processors in use: {busy['service_before']:.2f} by the service before, {busy['service_during']:.2f} during, "
+        f"{busy['abusers']:.2f} by the abusers, of {busy['of_the_machine']}; load average {result['load_average']:.1f}"
+    )
     print("abuse: " + ", ".join(f"{kind} {count}" for kind, count in sorted(result["abuse"].items())))
     mebibytes = {moment: size / 2**20 for moment, size in result["memory_bytes"].items()}
     print("memory {first:.0f} MiB at first, {last:.0f} at last, {highest:.0f} at most".format(**mebibytes), end="")
