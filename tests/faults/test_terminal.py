@@ -103,6 +103,14 @@ def test_a_doctor_whom_nothing_hears_ends_as_it_would_have(tmp_path: Path, arriv
     assert bool(received.traces) == arrives
 
 
+def test_a_doctor_says_what_it_can_where_its_signs_cannot_be_shown(tmp_path: Path) -> None:
+    with refusing_endpoint() as nowhere:
+        command = ("doctor", "--wait", "0", "--otlp-endpoint", nowhere)
+        done = run(tmp_path, *command, stdout=subprocess.PIPE, PYTHONIOENCODING="cp1252", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (1, "error: telemetry did not arrive; see above\n")
+    assert "?  traces: not accepted by" in done.stdout
+
+
 @pytest.mark.parametrize("words", [("--help",), ("doctor", "--help"), ("compare", "a.json", "a.json")])
 def test_what_only_prints_needs_nobody_who_reads(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = run(tmp_path, *arguments("profile"), "--benchmark-output", "a.json", stdout=subprocess.DEVNULL)

@@ -64,6 +64,22 @@ def test_every_figure_has_its_ratio_and_the_times_behind_it() -> None:
     assert found.row("30 s x 1, not thinking, 8 steps")[0] == "× 0.90"
 
 
+def test_a_ratio_that_does_not_pass_has_the_digits_that_show_it() -> None:
+    """N18: a ratio of 1.1004 is no 1.10."""
+    close = replace(AFTER, cells={PLAIN: Figures(2.2008, 0.5, 1.5, 0.4)}, planned=1)
+    found = page(after=close)
+    assert found.row("30 s x 1, not thinking, 8 steps")[0] == "× 1.1004"
+    assert "from 0 to 0.500 s" in found.texts
+
+
+def test_a_threshold_far_beyond_every_bar_has_no_line() -> None:
+    def source(threshold: float) -> str:
+        return render_comparison_page(Comparison.of(BEFORE, AFTER, threshold))
+
+    assert "× 1.10: more does not pass" in source(1.1)
+    assert "more does not pass" not in source(100)
+
+
 def test_a_stopped_run_and_cells_of_one_file_are_named() -> None:
     fewer = {PLAIN: Figures(1.8, 0.0, 1.3, 0.4)}
     texts = page(after=replace(AFTER, cells=fewer, planned=3)).texts

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison
+from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison, ResultFile
 from acestep_otel.profiler.benchmark.matrix import COLUMNS
 from acestep_otel.profiler.report.html.charts import Chart, Part, row_chart
-from acestep_otel.profiler.report.html.figure import Table
+from acestep_otel.profiler.report.html.figure import Table, written
 from acestep_otel.profiler.report.html.quantities import ABSENT, duration, shortened
 from acestep_otel.profiler.report.html.rendering import render_page, write_page
 
 _FIGURES: Final = ("Wall", "LM", "DiT", "VAE")
 """What the columns of a result file are called."""
+_FARTHEST: Final = 3
+"""Times the longest bar, where the threshold still has its line."""
 
 
 def render_comparison_page(comparison: Comparison, command: str | None = None) -> str:
@@ -70,7 +72,7 @@ def _verdict(comparison: Comparison) -> str:
     return f"B passes: its wall times are {span} those of A."
 
 
-def _file(file: Any) -> str:
+def _file(file: ResultFile) -> str:
     return f"{file.name}: mode {file.mode}, {file.environment}"
 
 
@@ -80,29 +82,27 @@ def _ratio(value: float | None) -> str:
 
 def _differences(comparison: Comparison) -> Table | None:
     rows = tuple(
-        (name, _word(before), _word(after)) for name, pairs in comparison.differences.items() for before, after in pairs
+        (name, written(before), written(after))
+        for name, pairs in comparison.differences.items()
+        for before, after in pairs
     )
     return Table(("Setting", "A", "B"), rows) if rows else None
 
 
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ABSENT if value is None else str(value)
-
-
 def _chart(comparison: Comparison) -> Chart | None:
     """Wall time of B over that of A, a bar for each cell; ``None`` when no cell has both."""
-    drawn = [compared for compared in comparison.cells if compared.ratios["wall_time"] is not None]
+    drawn = {compared: ratio for compared in comparison.cells if (ratio := compared.ratios["wall_time"]) is not None}
     if not drawn:
         return None
+    # A threshold far beyond every bar would leave nothing of them.
+    limit = (comparison.threshold, f"{_ratio(comparison.threshold)}: more does not pass")
     return row_chart(
         "Wall time of B over that of A: "
-        + "; ".join(f"{compared.cell} {_ratio(compared.ratios['wall_time'])}" for compared in drawn),
-        [(_short(compared), [_part(compared, comparison)]) for compared in drawn],
+        + "; ".join(f"{compared.cell} {_shown(compared, 'wall_time', comparison)}" for compared in drawn),
+        [(_short(compared), [_part(compared, ratio, comparison)]) for compared, ratio in drawn.items()],
         lambda value: shortened(f"{value:.2f}"),
         stacked=False,
-        reference=(comparison.threshold, f"{_ratio(comparison.threshold)}: more does not pass"),
+        reference=limit if comparison.threshold <= _FARTHEST * max(drawn.values()) else None,
     )
 
 
@@ -133,7 +133,8 @@ def _line(compared: ComparedCell, comparison: Comparison) -> ComparedLine:
             duration(None if figures is None else getattr(figures, column))
             for figures in (compared.baseline, compared.candidate)
         )
-        figures.append(ComparedFigure(_ratio(compared.ratios[column]), f"{before} → {after}", column in slower))
+        ratio = _shown(compared, column, comparison)
+        figures.append(ComparedFigure(ratio, f"{before} → {after}", column in slower))
     return ComparedLine(str(compared.cell), tuple(figures), compared.verdict(slower), bool(slower) or compared.broke)
 
 
@@ -143,11 +144,17 @@ def _short(compared: ComparedCell) -> str:
     return f"{cell.duration:g} s × {cell.batch_size}{thinking}, {cell.inference_steps} st."
 
 
-def _part(compared: ComparedCell, comparison: Comparison) -> Part:
-    ratio = compared.ratios["wall_time"]
-    assert ratio is not None
+def _shown(compared: ComparedCell, column: str, comparison: Comparison) -> str:
+    """A ratio, with as many digits as show that it does not pass."""
+    if column in comparison.slower(compared):
+        return compared.change(column, comparison.threshold).replace("x ", "× ", 1)
+    return _ratio(compared.ratios[column])
+
+
+def _part(compared: ComparedCell, ratio: float, comparison: Comparison) -> Part:
+    shown = _shown(compared, "wall_time", comparison)
     style = "process-over" if "wall_time" in comparison.slower(compared) else "process-peak"
     before = None if compared.baseline is None else compared.baseline.wall_time
     after = None if compared.candidate is None else compared.candidate.wall_time
-    title = f"{compared.cell}: {duration(before)} in A, {duration(after)} in B, {_ratio(ratio)}"
-    return Part(ratio, style, title, _ratio(ratio))
+    title = f"{compared.cell}: {duration(before)} in A, {duration(after)} in B, {shown}"
+    return Part(ratio, style, title, shown)

@@ -55,13 +55,13 @@ def environment_facts(environment: Environment) -> tuple[tuple[str, str], ...]:
         ("Operating system", environment.operating_system),
         ("Python", environment.python),
         *environment.packages.items(),
-        ("Revision", _written(environment.git_revision)),
+        ("Revision", written(environment.git_revision)),
     )
 
 
 def argument_facts(arguments: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Flag and value of every option, in the order given."""
-    return tuple((f"--{name.replace('_', '-')}", _written(value)) for name, value in arguments.items())
+    return tuple((f"--{name.replace('_', '-')}", written(value)) for name, value in arguments.items())
 
 
 def preparation_facts(preparation: Preparation | None) -> tuple[str, ...]:
@@ -72,13 +72,14 @@ def preparation_facts(preparation: Preparation | None) -> tuple[str, ...]:
     return tuple(f"{name} {duration(seconds)}" for name, seconds in named if seconds is not None)
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
+    """A setting as text."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (list, tuple)):
-        return " ".join(map(_written, value)) or ABSENT
+        return " ".join(map(written, value)) or ABSENT
     return str(value)
 
 
