@@ -104,7 +104,7 @@ class FinishedSpan:
             try:
                 for encoded in _encoded_spans(json.loads(line)):
                     yield cls._from_otlp(encoded)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} is not an OTLP trace request: {error!r}") from error
 
     def to_readable_span(self, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:

@@ -246,6 +246,26 @@ def test_somebody_else_at_the_address_is_told_from_a_missing_metric(capsys: pyte
     assert "→  correct the address" in said
 
 
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"data": NaN}', b'{"data": ' + b"9" * 6_000 + b"}", b"\xff\xfe"])
+def test_what_a_store_answers_is_read_like_any_other_document(body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """N13."""
+
+    class Hostile(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with grpc_receiver() as received, serving(Hostile) as address:
+        assert main(["doctor", "--otlp-endpoint", received.endpoint, "--jaeger-url", address, "--wait", "0"]) == 1
+    said = capsys.readouterr()
+    assert f"✗  Jaeger {address}: unreachable, or not the expected API" in said.out
+    assert said.err == "error: telemetry did not arrive; see above\n"
+
+
 @pytest.mark.parametrize("option", ["--jaeger-url", "--prometheus-url"])
 def test_an_address_that_is_none_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", option, "localhost:16686"]) == 2
