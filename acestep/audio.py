@@ -57,15 +57,15 @@ MAX_RECORDING_SECONDS: Final = 600
 SILENCE_PEAK: Final = 1e-4
 """Peak (-80 dBFS) below which a recording has no audible content, only the noise floor of a 16-bit converter."""
 
+# libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
-"""At once: libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song."""
 _UNKNOWN_FRAMES: Final = 2**62
 """What libsndfile says, or more, when the header of a FLAC file says nothing."""
-_TO_THE_END: Final = b"\xff" * 4
-"""A size in a WAV header that libsndfile takes as all that the file has."""
 _HEADER_BYTES: Final = 4_096
 _TOLERATED_SAMPLES: Final = 4_608
 """Four frames of MP3, whose header may count the encoder's padding."""
+_TO_THE_END: Final = b"\xff" * 4
+"""A size in a WAV header that libsndfile takes as all that the file has."""
 
 
 def available_formats() -> tuple[str, ...]:
