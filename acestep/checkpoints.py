@@ -66,6 +66,7 @@ class ModelSelection:
         adapters: LoRA adapters of the diffusion transformer.
         decode: how the VAE decodes.
         fused_decode: let the pt backend decode in its own Triton kernels where these can run (CUDA, bfloat16).
+        fused_render: let the renderer run in its own Triton kernels and record CUDA graphs, where these can run.
         fetch: called with a name and ``checkpoint_root`` when there are no weights under the name; may put them there.
         seed: seed of synthetic weights.
     """
@@ -81,6 +82,7 @@ class ModelSelection:
     adapters: tuple[Adapter, ...] = ()
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fused_decode: bool = True
+    fused_render: bool = True
     fetch: Callable[[str, Path], None] | None = None
     seed: int = 0
 
@@ -123,7 +125,8 @@ def load_models(selection: ModelSelection) -> Models:
         # Before minutes go into the renderer.
         require_language_model(selection)
     with stage_errors("model.load"):
-        renderer = Renderer(load_renderer_models(selection, device, dtype), offloader, selection.decode)
+        renderer_models = load_renderer_models(selection, device, dtype)
+        renderer = Renderer(renderer_models, offloader, selection.decode, fuse=selection.fused_render)
         planner = None if selection.lm is None else start_planner(selection, device, dtype, offloader)
     return Models(renderer, planner, device)
 

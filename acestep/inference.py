@@ -6,7 +6,9 @@ text and codes into audio; the songs are saved.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,12 +124,12 @@ class MusicPipeline:
         return GenerationResult(songs, request, metadata, self._effective(resolved, plan, rendered))
 
     def save_songs(self, songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
-        """Write every song to ``directory`` and return the songs with their paths."""
+        """Write every song to ``directory``, all at once, and return the songs with their paths."""
         stems = song_stems(directory, [song.seed for song in songs])
-        return tuple(
-            replace(song, path=save_audio(song.audio, stem, audio_format))
-            for song, stem in zip(songs, stems, strict=True)
-        )
+        # libsndfile encodes on one thread, and does not hold the interpreter meanwhile.
+        with ThreadPoolExecutor(max_workers=min(len(songs), os.cpu_count() or 1)) as pool:
+            paths = pool.map(lambda song, stem: save_audio(song.audio, stem, audio_format), songs, stems)
+            return tuple(replace(song, path=path) for song, path in zip(songs, paths, strict=True))
 
     def _plan(self, resolved: ResolvedRequest, progress: ProgressCallback | None) -> Plan | None:
         request, planner = resolved.request, self.models.planner

@@ -68,6 +68,7 @@ def load(options: argparse.Namespace) -> Models:
                 device=options.device,
                 decode=settings.decode,
                 fused_decode=settings.fused_decode,
+                fused_render=settings.fused_render,
             )
         )
     # Two threads on a busy machine make tiny models slower, not faster.

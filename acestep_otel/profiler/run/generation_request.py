@@ -123,5 +123,6 @@ def select_models(options: Options, *, with_language_model: bool, songs: int = 1
         adapters=tuple(map(parse_adapter, options.lora)),
         decode=settings.decode,
         fused_decode=settings.fused_decode,
+        fused_render=settings.fused_render,
         fetch=fetch_model if options.download else None,
     )
