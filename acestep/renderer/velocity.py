@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from acestep.cuda_graphs import GraphCache
+from acestep.cuda_graphs import GraphCache, records_on
 from acestep.offloading import TRANSFORMER, ModelOffloader
 from acestep.renderer.conditioning import Conditions
 from acestep.renderer.fused_transformer import FusedTransformer, can_fuse
@@ -81,7 +81,7 @@ class Velocity:
         self._models = models
         self._fuse = fuse
         self._graphs = GraphCache("a diffusion step", RECORDED_LIMIT)
-        self._graphs.is_open = fuse and models.device.type == "cuda" and not offloader.offloads(TRANSFORMER)
+        self._graphs.is_open = fuse and records_on(models.device) and not offloader.offloads(TRANSFORMER)
         self._chosen: VelocityFunction | None = None
         self._prepared: weakref.WeakKeyDictionary[Conditions, tuple[torch.Tensor, ...]] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
