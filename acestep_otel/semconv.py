@@ -432,6 +432,55 @@ AUDIO_FORMAT = _attribute("acestep.audio.format", str, "flac, wav, wav32, mp3, o
 AUDIO_FILES = _attribute("acestep.audio.files", int, "Files written.", "{file}")
 AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 
+# --- Attributes: work ---------------------------------------------------------------------------------------------
+WORK_OPERATIONS = _attribute(
+    "acestep.work.operations",
+    float,
+    "Operations of matrix products, convolutions and attention, two per multiply-add, by the shapes of the passes "
+    "(acestep_otel.roofline.work); everything below the span included.",
+    "{operation}",
+)
+WORK_BYTES = _attribute(
+    "acestep.work.bytes",
+    float,
+    "Bytes that those operators cannot but read and write: operands, weights and results, once each.",
+    "By",
+)
+WORK_OPERATION_RATE = _attribute(
+    "acestep.work.operation_rate", float, "acestep.work.operations over the span's duration.", "{operation}/s"
+)
+WORK_BYTE_RATE = _attribute("acestep.work.byte_rate", float, "acestep.work.bytes over the span's duration.", "By/s")
+ROOFLINE_SHARE = _attribute(
+    "acestep.roofline.share",
+    float,
+    "The shortest time that the device's peaks allow for the work, pass by pass, over the span's duration: 1 is the "
+    "roofline. Absent where the device's peaks are not known.",
+    "1",
+)
+ROOFLINE_CEILING = _attribute(
+    "acestep.roofline.ceiling", str, "Peak that the larger part of that time is at: compute or memory."
+)
+ROOFLINE_BOUND = _attribute(
+    "acestep.roofline.bound",
+    str,
+    "launch where the share is below 0.5 and the host was busy in the call for 0.9 of the device's time or more; "
+    "otherwise the ceiling.",
+)
+DEVICE_PEAK_BANDWIDTH = _attribute(
+    "acestep.device.peak.bandwidth", float, "Peak bandwidth of the device's memory, on root spans.", "By/s"
+)
+DEVICE_PEAK_OPERATIONS = _attribute(
+    "acestep.device.peak.operations",
+    float,
+    "Peak rate of the device in the type of the weights (acestep.dtype), on root spans.",
+    "{operation}/s",
+)
+DEVICE_PEAK_SOURCE = _attribute(
+    "acestep.device.peak.source",
+    str,
+    "measured (acestep-otel doctor --measure-device), datasheet, or calculated from clock and multiprocessors.",
+)
+
 # --- Attributes: memory -------------------------------------------------------------------------------------------
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",
@@ -505,6 +554,25 @@ VAE_TILE_DURATION = _metric(
 LM_TOKENS_COUNT = _metric(
     "acestep.lm.tokens", "counter", "{token}", "Tokens of the planner by kind.", (REQUEST_MODEL, STAGE, TOKEN_KIND)
 )
+WORK_OPERATIONS_COUNT = _metric(
+    "acestep.work.operations", "counter", "{operation}",
+    "Operations of each stage: matrix products, convolutions and attention.", (STAGE, REQUEST_MODEL),
+)  # fmt: skip
+WORK_BYTES_COUNT = _metric(
+    "acestep.work.bytes", "counter", "By", "Bytes that those operators read and write.", (STAGE, REQUEST_MODEL)
+)
+WORK_OPERATION_RATE_LAST = _metric(
+    "acestep.work.operation_rate", "gauge", "{operation}/s", "Operations per second of the last run of each stage.",
+    (STAGE, REQUEST_MODEL),
+)  # fmt: skip
+WORK_BYTE_RATE_LAST = _metric(
+    "acestep.work.byte_rate", "gauge", "By/s", "Bytes per second of the last run of each stage.", (STAGE, REQUEST_MODEL)
+)
+ROOFLINE_SHARE_LAST = _metric(
+    "acestep.roofline.share", "gauge", "1",
+    "Share of the roofline that the last run of each stage reached; by what limits it.",
+    (STAGE, REQUEST_MODEL, ROOFLINE_BOUND),
+)  # fmt: skip
 REQUESTS = _metric(
     "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )

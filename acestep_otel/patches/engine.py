@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
-from acestep_otel.patches import engine_language_model
+from acestep_otel.patches import engine_language_model, engine_work
 from acestep_otel.patches.messages import input_messages
 from acestep_otel.patches.patcher import Patch
 from acestep_otel.recording.call import (
@@ -178,6 +178,7 @@ def _move(call: Call) -> Attributes:
 
 
 PATCHES: Final = (
+    *engine_work.PATCHES,
     Patch(
         "acestep.inference",
         "MusicPipeline.generate",

@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from acestep_otel import semconv
+from acestep_otel.patches.engine_work import phase_passes
 from acestep_otel.patches.messages import input_messages, output_messages
 from acestep_otel.patches.patcher import CustomWrapper, Patch, Wrapper
 from acestep_otel.patches.phase_marks import decode_pass, grammar, prompt_pass
@@ -175,7 +176,9 @@ def _phase_attributes(span: str, call: Call) -> Attributes:
     return _model_attributes(call.instance) | {semconv.LM_CONSTRAINED: constrained}
 
 
-def _phase_tokens(_call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
+def _phase_tokens(call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
+    drawn_from = None if stage.phase is None else stage.phase.mean_candidates
+    stage.passes.extend(phase_passes(call.instance.backend, tokens, drawn_from))
     attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
     if stage.name == semconv.LM_COT:
         attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = attributes[semconv.USAGE_OUTPUT_TOKENS]

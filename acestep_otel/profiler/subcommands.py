@@ -78,7 +78,7 @@ def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
     convert_model(name, checkpoint_dir, target)
 
 
-@cloup.command("doctor", short_help="Send a span and a metric, and report where they arrived.")
+@cloup.command("doctor", short_help="Send a span and a metric, and report where they arrived; or measure the device.")
 @option(
     "--otlp-endpoint",
     show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317",
@@ -107,14 +107,31 @@ def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
     show_default="20",
     help="Seconds to wait for Jaeger and Prometheus.",
 )
+@option(
+    "--measure-device",
+    is_flag=True,
+    help="Instead: measure the peak rate and bandwidth of a device, in about a minute, and keep them for the roofline.",
+)
+@option("--device", default=DEFAULTS.device, help="Device to measure: auto, cuda, cuda:N, mps or cpu.")
 def doctor(
     otlp_endpoint: str | None,
     otlp_protocol: str | None,
     jaeger_url: str | None,
     prometheus_url: str | None,
     wait: float,
+    measure_device: bool,
+    device: str,
 ) -> None:
-    """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive."""
+    """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive.
+
+    With --measure-device nothing is sent: the device is measured, and shares of the roofline in later runs are shares
+    of what was found. Without a measurement they are shares of the data sheet, where it is known.
+    """
+    if measure_device:
+        from acestep_otel.profiler.doctor.measure_device import measure_device as measure
+
+        measure(device)
+        return
     require_variables()
     from acestep_otel.profiler.doctor import checks as mode
 

@@ -21,7 +21,18 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.outcomes import error_type, is_out_of_memory, outcome_of, record_outcome
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
 from acestep_otel.recording.redaction import Scrubber
+from acestep_otel.recording.stage_work import (
+    PeaksByDevice,
+    count_work,
+    own_stage,
+    peak_attributes,
+    record_work,
+    work_attributes,
+)
 from acestep_otel.recording.trace_tree import AttributeValue, RequestRecording, Stage, is_measured
+from acestep_otel.roofline.peaks import Peaks
+from acestep_otel.roofline.roofline import Roofline
+from acestep_otel.roofline.work import Part
 from acestep_otel.settings import Detail
 
 
@@ -37,6 +48,29 @@ class _Resolved:
     children: tuple[_Resolved, ...]
 
     @property
+    def parts(self) -> list[Part]:
+        """The work of the stage and of everything below it."""
+        own = [noted.part() for noted in self.stage.passes]
+        return own + [part for child in self.children for part in child.parts]
+
+    @property
+    def own_parts(self) -> list[Part]:
+        """The same without stages that metrics count by themselves."""
+        own = [noted.part() for noted in self.stage.passes]
+        return own + [part for child in self.children if not own_stage(child.stage) for part in child.own_parts]
+
+    def roofline(self, peaks: Peaks | None) -> Roofline | None:
+        """The work against the time it took; ``None`` without work."""
+        parts = self.parts
+        return Roofline.of(parts, self.seconds, peaks) if parts and self.seconds > 0 else None
+
+    @property
+    def busy_seconds(self) -> float | None:
+        """Seconds that the host was busy in the call; ``None`` where the device has no clock of its own."""
+        end = self.stage.end
+        return None if end is None or None in (self.stage.start.event, end.event) else self.host_seconds
+
+    @property
     def seconds(self) -> float:
         return (self.end_ns - self.start_ns) / 1e9
 
@@ -48,6 +82,7 @@ class Emitter:
         self._tracer = tracer
         self._instruments = instruments
         self._detail = detail
+        self._peaks = PeaksByDevice()
 
     def emit(
         self, recording: RequestRecording, root: Span, scrub: Scrubber, common: Mapping[str, AttributeValue]
@@ -61,8 +96,10 @@ class Emitter:
             common: attributes that every span of the tree carries (run id, warm-up).
         """
         tree = _resolve(recording)
-        run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common)
-        for name, value in chain(common.items(), run.attributes_of(tree)):
+        peaks = self._peaks.of(recording.device)
+        run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common, peaks)
+        device = peak_attributes(peaks, recording.root.attributes.get(semconv.DTYPE, ""))
+        for name, value in chain(common.items(), run.attributes_of(tree), device):
             root.set_attribute(name, value)
         run.children_of(tree, root)
         if run.is_measured:
@@ -101,10 +138,12 @@ class _Emission:
         recording: RequestRecording,
         scrub: Scrubber,
         common: Mapping[str, AttributeValue],
+        peaks: Peaks | None,
     ) -> None:
         self._tracer = tracer
         self._instruments = instruments
         self._detail = detail
+        self._peaks = peaks
         self._clock_name = recording.clock.name
         self._scrub = scrub
         self._common = common
@@ -148,6 +187,8 @@ class _Emission:
             yield from _phase_attributes(node, node.phase)
         if stage.name == semconv.LM:
             yield from _planner_attributes(node)
+        if (roofline := node.roofline(self._peaks)) is not None:
+            yield from work_attributes(roofline, node.busy_seconds)
 
     def _token_windows(self, phase: PhaseTimes, phase_span: Span) -> None:
         context = trace.set_span_in_context(phase_span, Context())
@@ -168,6 +209,10 @@ class _Emission:
         stage, record = node.stage, self._instruments.record
         context = trace.set_span_in_context(span, Context())
         attributes = metric_attributes(stage, self._model)
+        if own_stage(stage):
+            count_work(self._instruments, node.own_parts, attributes, context)
+        if (roofline := node.roofline(self._peaks)) is not None:
+            record_work(self._instruments, roofline, roofline.bound(node.busy_seconds), attributes, context)
         if stage.name == semconv.DIT_STEP:
             record(semconv.DIT_STEP_DURATION, node.seconds, attributes, context)
             return

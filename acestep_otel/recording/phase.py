@@ -23,12 +23,21 @@ class PhaseRecord:
         passes: one mark at the end of each decode pass, which yields one token per song.
         constrained_ns: host time in the grammar; ``None`` while nothing has measured it.
         counts: tokens and passes that were counted while the phase ran, by the name of their attribute.
+        choices: places of the grammar at which a token was drawn.
+        candidates: tokens that could be drawn there, over all of them.
     """
 
     prefills: list[tuple[Mark, Mark]] = field(default_factory=list)
     passes: list[Mark] = field(default_factory=list)
     constrained_ns: int | None = 0
     counts: Counter[str] = field(default_factory=Counter)
+    choices: int = 0
+    candidates: int = 0
+
+    @property
+    def mean_candidates(self) -> float | None:
+        """Tokens that one was drawn from, on average; ``None`` where no grammar left a choice."""
+        return self.candidates / self.choices if self.choices else None
 
     @property
     def marks(self) -> list[Mark]:

@@ -18,6 +18,7 @@ from acestep_otel import semconv
 from acestep_otel.recording.clock import Clock, Mark, host_mark
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
+from acestep_otel.roofline.work import Pass
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Stage:
         vram: VRAM in use on exit; ``None`` off CUDA, and where it is not read.
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
+        passes: of the models that ran while it was the innermost one.
         tracks_memory: whether its memory peak is taken when it ends.
         reads_memory: whether VRAM in use is read when it ends.
     """
@@ -61,6 +63,7 @@ class Stage:
     vram: VramReading | None = None
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
+    passes: list[Pass] = field(default_factory=list)
     tracks_memory: bool = False
     reads_memory: bool = True
 
