@@ -447,9 +447,9 @@ WORK_BYTES = _attribute(
     "By",
 )
 WORK_OPERATION_RATE = _attribute(
-    "acestep.work.operation_rate", float, "acestep.work.operations over the span's duration.", "{operation}/s"
+    "acestep.compute.throughput", float, "acestep.work.operations over the span's duration.", "{operation}/s"
 )
-WORK_BYTE_RATE = _attribute("acestep.work.byte_rate", float, "acestep.work.bytes over the span's duration.", "By/s")
+WORK_BYTE_RATE = _attribute("acestep.memory.throughput", float, "acestep.work.bytes over the span's duration.", "By/s")
 ROOFLINE_SHARE = _attribute(
     "acestep.roofline.share",
     float,
@@ -463,7 +463,8 @@ ROOFLINE_CEILING = _attribute(
 ROOFLINE_BOUND = _attribute(
     "acestep.roofline.bound",
     str,
-    "launch where the share is below 0.5 and the host was busy in the call for 0.9 of the device's time or more; "
+    "launch where the share is below 0.5 and the device waited for the host: the host was busy in the call for 0.9 of "
+    "the device's time or more, or the device ran passes of the language model as soon as they were enqueued; "
     "otherwise the ceiling.",
 )
 DEVICE_PEAK_BANDWIDTH = _attribute(
@@ -562,14 +563,18 @@ WORK_BYTES_COUNT = _metric(
     "acestep.work.bytes", "counter", "By", "Bytes that those operators read and write.", (STAGE, REQUEST_MODEL)
 )
 WORK_OPERATION_RATE_LAST = _metric(
-    "acestep.work.operation_rate", "gauge", "{operation}/s", "Operations per second of the last run of each stage.",
+    "acestep.compute.throughput", "gauge", "{operation}/s", "Operations per second of the last run of each stage.",
     (STAGE, REQUEST_MODEL),
 )  # fmt: skip
 WORK_BYTE_RATE_LAST = _metric(
-    "acestep.work.byte_rate", "gauge", "By/s", "Bytes per second of the last run of each stage.", (STAGE, REQUEST_MODEL)
+    "acestep.memory.throughput",
+    "gauge",
+    "By/s",
+    "Bytes per second of the last run of each stage.",
+    (STAGE, REQUEST_MODEL),
 )
 ROOFLINE_SHARE_LAST = _metric(
-    "acestep.roofline.share", "gauge", "1",
+    "acestep.roofline.share", "gauge", "{share}",
     "Share of the roofline that the last run of each stage reached; by what limits it.",
     (STAGE, REQUEST_MODEL, ROOFLINE_BOUND),
 )  # fmt: skip

@@ -308,6 +308,11 @@ _GROUPS: Final = (
             is_flag=True,
             help="One more run under torch.profiler: a trace for Perfetto or chrome://tracing.",
         ),
+        option(
+            "--roofline",
+            is_flag=True,
+            help="Share of the device's peaks that each stage reached, and what limits it.",
+        ),
     ),
     option_group(
         "Weights & Output",

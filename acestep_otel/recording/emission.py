@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -34,6 +35,9 @@ from acestep_otel.roofline.peaks import Peaks
 from acestep_otel.roofline.roofline import Roofline
 from acestep_otel.roofline.work import Part
 from acestep_otel.settings import Detail
+
+_LAUNCHING: Final = 0.9
+"""Share of a stage's time on the device from which on the host, busy in the same call, is what it waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,19 @@ class _Resolved:
         return Roofline.of(parts, self.seconds, peaks) if parts and self.seconds > 0 else None
 
     @property
-    def busy_seconds(self) -> float | None:
-        """Seconds that the host was busy in the call; ``None`` where the device has no clock of its own."""
+    def waits_for_host(self) -> bool:
+        """Whether the device waited for the host to launch its work, where it has a clock that can tell.
+
+        Of a stage on the device's clock: the host was busy in the call nearly as long as the device took. Of the
+        language model, whose stages are on the host's clock: of its longest phase, by the lag of its passes.
+        """
+        if self.phase is not None:
+            return self.phase.waits_for_host
+        if self.stage.name == semconv.LM and self.children:
+            return max(self.children, key=lambda child: child.seconds).waits_for_host
         end = self.stage.end
-        return None if end is None or None in (self.stage.start.event, end.event) else self.host_seconds
+        on_device = end is not None and None not in (self.stage.start.event, end.event)
+        return on_device and self.host_seconds >= _LAUNCHING * self.seconds
 
     @property
     def seconds(self) -> float:
@@ -96,7 +109,7 @@ class Emitter:
             common: attributes that every span of the tree carries (run id, warm-up).
         """
         tree = _resolve(recording)
-        peaks = self._peaks.of(recording.device)
+        peaks = self._peaks.of(recording.device) if tree.parts else None
         run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common, peaks)
         device = peak_attributes(peaks, recording.root.attributes.get(semconv.DTYPE, ""))
         for name, value in chain(common.items(), run.attributes_of(tree), device):
@@ -188,7 +201,7 @@ class _Emission:
         if stage.name == semconv.LM:
             yield from _planner_attributes(node)
         if (roofline := node.roofline(self._peaks)) is not None:
-            yield from work_attributes(roofline, node.busy_seconds)
+            yield from work_attributes(roofline, roofline.bound(waits_for_host=node.waits_for_host))
 
     def _token_windows(self, phase: PhaseTimes, phase_span: Span) -> None:
         context = trace.set_span_in_context(phase_span, Context())
@@ -212,7 +225,8 @@ class _Emission:
         if own_stage(stage):
             count_work(self._instruments, node.own_parts, attributes, context)
         if (roofline := node.roofline(self._peaks)) is not None:
-            record_work(self._instruments, roofline, roofline.bound(node.busy_seconds), attributes, context)
+            bound = roofline.bound(waits_for_host=node.waits_for_host)
+            record_work(self._instruments, roofline, bound, attributes, context)
         if stage.name == semconv.DIT_STEP:
             record(semconv.DIT_STEP_DURATION, node.seconds, attributes, context)
             return
@@ -274,17 +288,19 @@ def _resolve(recording: RequestRecording) -> _Resolved:
     if recording.outlasted:
         taken[id(recording.root)][1] = max(chain.from_iterable(taken.values()))
     start_ns, end_ns, *_ = taken[id(recording.root)]
-    return _nest(recording.root, taken, start_ns, max(start_ns, end_ns))
+    # The root's start is a mark of the host.
+    offset_ns = start_ns - recording.root.start.host_ns
+    return _nest(recording.root, taken, start_ns, max(start_ns, end_ns), offset_ns)
 
 
-def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest_ns: int) -> _Resolved:
+def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest_ns: int, offset_ns: int) -> _Resolved:
     start_ns, end_ns, *inner = taken[id(stage)]
     start_ns = min(max(start_ns, earliest_ns), latest_ns)
     end_ns = min(max(end_ns, start_ns), latest_ns)
     children: list[_Resolved] = []
     cursor_ns = start_ns
     for child in stage.children:
-        children.append(_nest(child, taken, cursor_ns, end_ns))
+        children.append(_nest(child, taken, cursor_ns, end_ns, offset_ns))
         cursor_ns = children[-1].end_ns
     assert stage.end is not None
     return _Resolved(
@@ -292,7 +308,7 @@ def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest
         start_ns=start_ns,
         end_ns=end_ns,
         host_seconds=(stage.end.host_ns - stage.start.host_ns) / 1e9,
-        phase=None if stage.phase is None else PhaseTimes.of(stage.phase, inner),
+        phase=None if stage.phase is None else PhaseTimes.of(stage.phase, inner, offset_ns),
         children=tuple(children),
     )
 

@@ -58,18 +58,17 @@ def peak_attributes(peaks: Peaks | None, dtype: AttributeValue) -> Iterator[tupl
         yield semconv.DEVICE_PEAK_OPERATIONS, rate
 
 
-def work_attributes(roofline: Roofline, host_seconds: float | None) -> Iterator[tuple[str, AttributeValue]]:
+def work_attributes(roofline: Roofline, bound: Bound | None) -> Iterator[tuple[str, AttributeValue]]:
     """Everything about the work of one span.
 
     Args:
         roofline: work against time.
-        host_seconds: that the host was busy in the call, where the device has a clock of its own.
+        bound: what limits it.
     """
     yield semconv.WORK_OPERATIONS, float(roofline.work.operations)
     yield semconv.WORK_BYTES, float(roofline.work.bytes)
     yield semconv.WORK_OPERATION_RATE, roofline.operation_rate
     yield semconv.WORK_BYTE_RATE, roofline.byte_rate
-    bound = roofline.bound(host_seconds)
     if roofline.share is not None and roofline.ceiling is not None and bound is not None:
         yield semconv.ROOFLINE_SHARE, roofline.share
         yield semconv.ROOFLINE_CEILING, roofline.ceiling

@@ -18,10 +18,8 @@ from acestep_otel.roofline.work import Part, Work
 Ceiling = Literal["compute", "memory"]
 Bound = Literal["compute", "memory", "launch"]
 
-LAUNCHING: Final = 0.9
-"""Share of a stage's time on the device from which on the host, busy in the same call, is what it waited for."""
 LOW: Final = 0.5
-"""Share of the ceiling below which something else than the ceiling is what limits a stage."""
+"""Share of the roofline below which something else than the ceiling can be what limits a stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +73,8 @@ class Roofline:
         """Ideal time over the time it took; 1 is the roofline itself."""
         return None if self.ideal is None else self.ideal / self.seconds
 
-    def bound(self, host_seconds: float | None) -> Bound | None:
-        """What limits it.
-
-        Args:
-            host_seconds: that the host was busy in the call, where the device has a clock of its own; else ``None``.
-
-        Returns:
-            ``launch`` where the device waited for the host: the host was busy nearly as long as the device took, and
-            the ceiling is far away. Else the ceiling.
-        """
+    def bound(self, *, waits_for_host: bool) -> Bound | None:
+        """What limits it: ``launch`` where the device waits for the host and the roofline is far, else the ceiling."""
         if self.share is None:
             return None
-        launching = host_seconds is not None and host_seconds >= LAUNCHING * self.seconds and self.share < LOW
-        return "launch" if launching else self.ceiling
+        return "launch" if waits_for_host and self.share < LOW else self.ceiling

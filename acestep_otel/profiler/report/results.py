@@ -24,6 +24,7 @@ from acestep_otel.profiler.files import replacing
 from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.stage_work import RunWork
 from acestep_otel.profiler.report.statistics import memory_peaks, step_times, tile_times, token_statistics
 from acestep_otel.sdk.answers import one_line
 
@@ -190,4 +191,5 @@ def _measurement(run: Run) -> dict[str, Any]:
         },
         "token_statistics": [asdict(statistics) for statistics in token_statistics(run)],
         "vram_peaks": [asdict(peak) for peak in memory_peaks(run)],
+        "roofline": RunWork.of(run).to_json(),
     }

@@ -37,8 +37,10 @@ from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
 from acestep_otel.profiler.report.spans import Run, measured_runs
+from acestep_otel.profiler.report.stage_work import RunWork
 from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.report.work_table import render_work
 from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
@@ -243,8 +245,12 @@ def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterat
         yield from outcome.summary
         yield ""
     if run is not None:
-        yield render_breakdown(Breakdown.of(run))
+        work = RunWork.of(run) if options.roofline else None
+        yield render_breakdown(Breakdown.of(run), work)
         yield ""
+        if work is not None:
+            yield render_work(work)
+            yield ""
         if options.llm_debug:
             yield render_token_statistics(token_statistics(run))
             yield ""

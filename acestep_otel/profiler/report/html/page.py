@@ -22,6 +22,7 @@ from acestep_otel.profiler.report.html.figure import Figure, argument_facts, env
 from acestep_otel.profiler.report.html.headline import Headline, headline
 from acestep_otel.profiler.report.html.matrix import matrix_section
 from acestep_otel.profiler.report.html.memory import MemorySection, memory_section
+from acestep_otel.profiler.report.html.roofline import RooflineSection, roofline_section
 from acestep_otel.profiler.report.html.sections import BreakdownSection, breakdown_section, step_section
 from acestep_otel.profiler.report.html.tiers import tier_caution, tier_section
 from acestep_otel.profiler.report.html.tokens import TokenSection, token_section
@@ -65,6 +66,7 @@ class RunSections:
     steps: Figure | None
     tokens: TokenSection | None
     memory: MemorySection | None
+    roofline: RooflineSection | None
 
     @classmethod
     def of(cls, run: Run) -> RunSections:
@@ -76,6 +78,7 @@ class RunSections:
             steps=step_section(run),
             tokens=token_section(run),
             memory=memory_section(run),
+            roofline=roofline_section(run),
         )
 
 
