@@ -41,8 +41,8 @@ _TIMBRE_FRAMES: Final = 750
 _SAVED_BITS: Final = {"int8_weight_only": 1, "fp8_weight_only": 1}
 _DYNAMIC: Final = "w8a8_dynamic"
 
-_sizes: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""What a module's configuration says, read once per module."""
+_sizes: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+"""What a module's configuration says, by the part of it that a pass runs, read once per module."""
 
 
 def noting(read: Read) -> Wrapper:
@@ -85,9 +85,12 @@ def blocks_of(config: Any, layers: int, form: Form) -> Blocks:
     return Blocks(layers, config.hidden_size, config.intermediate_size, heads, form)
 
 
-def _remembered(module: Any, read: Callable[[], Any]) -> Any:
-    if (found := _sizes.get(module)) is None:
-        found = _sizes[module] = read()
+def _remembered(module: Any, read: Callable[[], Any], part: str = "") -> Any:
+    sizes = _sizes.get(module)
+    if sizes is None:
+        sizes = _sizes[module] = {}
+    if (found := sizes.get(part)) is None:
+        found = sizes[part] = read()
     return found
 
 
@@ -189,13 +192,13 @@ def _velocity(
 def _decoded_tile(_result: Any, decoder: Any, latents: torch.Tensor, *, tile: Tile, vae: Any) -> Iterator[Pass]:
     # A decode that fell back to the host is not measured against the device.
     if latents.device.type == decoder.models.device.type:
-        model = _remembered(vae.decoder, lambda: decoder_of(vae, form_of(vae.dtype)))
+        model = _remembered(vae, lambda: decoder_of(vae, form_of(vae.dtype)), "decoder")
         start, stop = tile.window
         yield Pass(model.decode, (stop - start,), model.form.precision)
 
 
 def _encoded_tile(_result: Any, _instance: Any, models: VaeModels, _audio: Any, tile: Tile) -> Iterator[Pass]:
-    model = _remembered(models.vae.encoder, lambda: encoder_of(models.vae, form_of(models.dtype)))
+    model = _remembered(models.vae, lambda: encoder_of(models.vae, form_of(models.dtype)), "encoder")
     start, stop = tile.window
     yield Pass(model.encode, ((stop - start) * _SAMPLES_PER_FRAME,), model.form.precision)
 
