@@ -482,6 +482,32 @@ DEVICE_PEAK_SOURCE = _attribute(
     "measured (acestep-otel doctor --measure-device), datasheet, or calculated from clock and multiprocessors.",
 )
 
+ENERGY = _attribute(
+    "acestep.energy",
+    float,
+    "Joules that the card used during the span, by its driver's counter, other processes and idle power included; "
+    "absent for spans shorter than ten resolutions, and where the card keeps no counter.",
+    "J",
+)
+ENERGY_RESOLUTION = _attribute(
+    "acestep.energy.resolution",
+    float,
+    "Period of the counter and time between two readings: what a span's energy is uncertain by, at most; on root "
+    "spans.",
+    "s",
+)
+ENERGY_SHARED = _attribute(
+    "acestep.energy.shared",
+    bool,
+    "True if another request ran on the card during this one, so that the energy is that of both; on root spans.",
+)
+ENERGY_PER_MINUTE = _attribute(
+    "acestep.energy.per_minute",
+    float,
+    "Watt-hours of the request over the minutes of audio of all its songs; absent where the energy was shared.",
+    "W.h/min",
+)
+
 # --- Attributes: memory -------------------------------------------------------------------------------------------
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",
@@ -508,7 +534,10 @@ VRAM_KIND = _attribute(
     "acestep.vram.kind", str, "allocated, reserved or process (all memory of the process, by the driver)."
 )
 HW_ID = _attribute("hw.id", str, "UUID of the GPU, from its driver.")
-HW_NAME = _attribute("hw.name", str, "Model of the GPU.")
+HW_MODEL = _attribute("hw.model", str, "Model of the GPU, as its driver calls it.")
+HW_VENDOR = _attribute("hw.vendor", str, "Maker of the GPU.")
+HW_DRIVER_VERSION = _attribute("hw.driver_version", str, "Version of the GPU's driver.")
+HW_TYPE = _attribute("hw.type", str, "Always gpu; on metrics that the conventions have for hardware of all kinds.")
 HW_GPU_TASK = _attribute("hw.gpu.task", str, "general: kernels of any kind.")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
 PROFILE_ROW = _attribute("acestep.profile.row", str, "Row of the time breakdown: planner, diffusion, wall, ...")
@@ -524,6 +553,9 @@ _FIRST_TOKEN_BUCKETS = (
 _PER_TOKEN_BUCKETS = (
     0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.0035, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
     0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+_ENERGY_BUCKETS = (
+    10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 300.0, 500.0, 750.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0,
 )  # fmt: skip
 _COMPUTE_BUCKETS = (
     0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -578,6 +610,16 @@ ROOFLINE_SHARE_LAST = _metric(
     "Share of the roofline that the last run of each stage reached; by what limits it.",
     (STAGE, REQUEST_MODEL, ROOFLINE_BOUND),
 )  # fmt: skip
+ENERGY_USED = _metric(
+    "acestep.energy", "counter", "J",
+    "Joules of requests (stage: their root span) and of stages that are long enough; not of requests that shared the "
+    "card.", (STAGE, REQUEST_MODEL),
+)  # fmt: skip
+AUDIO_ENERGY = _metric(
+    "acestep.audio.energy", "histogram", "J",
+    "Joules of a request over the minutes of audio of all its songs; 3,600 are a watt-hour. Absent where the card was "
+    "shared.", (REQUEST_MODEL,), _ENERGY_BUCKETS,
+)  # fmt: skip
 REQUESTS = _metric(
     "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )
@@ -602,18 +644,32 @@ VRAM_LIMIT = _metric(
     "acestep.vram.limit", "gauge", "By",
     "Device memory that the process may use: all of it, or the fraction that limits it; absent off CUDA.", (),
 )  # fmt: skip
+_CARD = (HW_ID, HW_MODEL, HW_VENDOR, HW_DRIVER_VERSION)
 HW_GPU_UTILIZATION = _metric(
     "hw.gpu.utilization", "gauge", "1",
     "Share of the driver's last sampling period in which the GPU ran a kernel, of any process; absent without NVML.",
-    (HW_ID, HW_NAME, HW_GPU_TASK), observed=True,
+    (*_CARD, HW_GPU_TASK), observed=True,
 )  # fmt: skip
 HW_GPU_MEMORY_USAGE = _metric(
     "hw.gpu.memory.usage", "up_down_counter", "By",
-    "Used memory of the GPU, by all processes; absent without NVML.", (HW_ID, HW_NAME), observed=True,
+    "Used memory of the GPU, by all processes; absent without NVML.", _CARD, observed=True,
 )  # fmt: skip
 HW_GPU_MEMORY_LIMIT = _metric(
-    "hw.gpu.memory.limit", "up_down_counter", "By", "Memory of the GPU; absent without NVML.", (HW_ID, HW_NAME),
+    "hw.gpu.memory.limit", "up_down_counter", "By", "Memory of the GPU; absent without NVML.", _CARD, observed=True
+)
+HW_GPU_MEMORY_UTILIZATION = _metric(
+    "hw.gpu.memory.utilization", "gauge", "1", "Share of the GPU's memory that is used, by all processes.", _CARD,
     observed=True,
+)  # fmt: skip
+HW_ENERGY = _metric(
+    "hw.energy", "counter", "J",
+    "Joules that the GPU used since its driver was loaded; absent on cards without such a counter.",
+    (*_CARD, HW_TYPE), observed=True,
+)  # fmt: skip
+HW_ERRORS = _metric(
+    "hw.errors", "counter", "{error}",
+    "Memory errors of the GPU since it was reset (ECC), by error.type: corrected or uncorrected; absent without ECC.",
+    (*_CARD, HW_TYPE, ERROR_TYPE), observed=True,
 )  # fmt: skip
 PROFILE_DURATION = _metric(
     "acestep.profile.duration", "gauge", "s", "A row of the last measured run's time breakdown.",

@@ -112,7 +112,7 @@ class Emitter:
         peaks = self._peaks.of(recording.device) if tree.parts else None
         run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common, peaks)
         device = peak_attributes(peaks, recording.root.attributes.get(semconv.DTYPE, ""))
-        for name, value in chain(common.items(), run.attributes_of(tree), device):
+        for name, value in chain(common.items(), run.attributes_of(tree), device, run.root_energy(tree)):
             root.set_attribute(name, value)
         run.children_of(tree, root)
         if run.is_measured:
@@ -157,6 +157,8 @@ class _Emission:
         self._instruments = instruments
         self._detail = detail
         self._peaks = peaks
+        self._energy = recording.energy
+        self._energy_shared = recording.energy_shared
         self._clock_name = recording.clock.name
         self._scrub = scrub
         self._common = common
@@ -200,8 +202,33 @@ class _Emission:
             yield from _phase_attributes(node, node.phase)
         if stage.name == semconv.LM:
             yield from _planner_attributes(node)
+        if (joules := self._joules(node)) is not None:
+            yield semconv.ENERGY, joules
         if (roofline := node.roofline(self._peaks)) is not None:
             yield from work_attributes(roofline, roofline.bound(waits_for_host=node.waits_for_host))
+
+    def _joules(self, node: _Resolved) -> float | None:
+        """Energy at the times of a span; ``None`` for one that is too short."""
+        return None if self._energy is None else self._energy.between(node.start_ns, node.end_ns)
+
+    def root_energy(self, tree: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
+        """What the energy of this request is worth, and per minute of music."""
+        joules = self._joules(tree)
+        if joules is None or self._energy is None or self._energy.resolution is None:
+            return
+        yield semconv.ENERGY_RESOLUTION, self._energy.resolution
+        yield semconv.ENERGY_SHARED, self._energy_shared
+        attributes = tree.stage.attributes
+        minutes = float(attributes.get(semconv.AUDIO_DURATION, 0.0)) * int(attributes.get(semconv.BATCH_SIZE, 0)) / 60
+        if self._energy_shared:
+            return
+        labels = metric_attributes(tree.stage, self._model)
+        if self.is_measured:
+            self._instruments.record(semconv.ENERGY_USED, joules, labels)
+        if minutes > 0:
+            yield semconv.ENERGY_PER_MINUTE, joules / 3600 / minutes
+            if self.is_measured:
+                self._instruments.record(semconv.AUDIO_ENERGY, joules / minutes, labels)
 
     def _token_windows(self, phase: PhaseTimes, phase_span: Span) -> None:
         context = trace.set_span_in_context(phase_span, Context())
@@ -222,6 +249,8 @@ class _Emission:
         stage, record = node.stage, self._instruments.record
         context = trace.set_span_in_context(span, Context())
         attributes = metric_attributes(stage, self._model)
+        if (joules := self._joules(node)) is not None and not self._energy_shared:
+            record(semconv.ENERGY_USED, joules, attributes, context)
         if own_stage(stage):
             count_work(self._instruments, node.own_parts, attributes, context)
         if (roofline := node.roofline(self._peaks)) is not None:

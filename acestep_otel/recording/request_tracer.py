@@ -22,6 +22,7 @@ from acestep_otel.recording.background_emission import Deferral, follow_forks
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
 from acestep_otel.recording.clock import Clocks, HostClock, host_mark
 from acestep_otel.recording.emission import Emitter, metric_attributes
+from acestep_otel.recording.energy_meter import EnergyMeter
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.outcomes import is_out_of_memory, record_outcome
@@ -93,6 +94,7 @@ class RequestTracer:
         self._run_id = run_id or uuid.uuid4().hex
         self._clocks = Clocks()
         self._vram = VramTracker()
+        self._energy = EnergyMeter()
         self._deferral = Deferral()
         for request in self._running.values():
             request.recording.abandon()
@@ -296,6 +298,7 @@ class RequestTracer:
     def _start(self, definition: RequestDefinition, call: Call) -> _Request:
         start = definition.start(call, self.settings.capture_content)
         self._gpus.add(start.device)
+        self._energy.begin(start.device)
         common = self._common()
         host = HostClock()
         root = Stage(definition.span, host_mark(), device_clock=False, attributes=dict(start.attributes))
@@ -324,6 +327,7 @@ class RequestTracer:
         if self._running.pop(id(request), None) is None:
             return
         self._count_active(request, -1)
+        shared = self._energy.end(request.device)
         recording = request.recording
         if isinstance(recording, Unrecorded):
             recording.abandon()
@@ -332,6 +336,7 @@ class RequestTracer:
             return
         # What the end could not read is missing on the root, and is no reason to lose the trace.
         never_raises(recording.end)(recording.root, error)
+        recording.energy, recording.energy_shared = self._energy.readings(request.device), shared
         recording.outlasted = not recording.reached
         emit = partial(self._emit, recording, request)
         if recording.error is not None and recording.reached:

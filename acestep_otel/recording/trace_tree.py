@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import Clock, Mark, host_mark
+from acestep_otel.recording.energy import Readings
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
 from acestep_otel.roofline.work import Pass
@@ -80,6 +81,8 @@ class RequestRecording:
         root: the outermost stage.
         outlasted: whether the device was still at work when the request returned.
         error: the last exception that ended a stage, also one that the engine got over.
+        energy: what is known of the card's energy; ``None`` off CUDA.
+        energy_shared: whether another request ran on the card.
     """
 
     def __init__(self, root: Stage, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
@@ -91,6 +94,8 @@ class RequestRecording:
         self._open = [root]
         self.outlasted = False
         self.error: BaseException | None = None
+        self.energy: Readings | None = None
+        self.energy_shared = False
         self._latest: Mark | None = None
 
     @property

@@ -34,7 +34,14 @@ TRANSLATIONS = {
     ("acestep.requests.active", "up_down_counter", "{request}"): "acestep_requests_active",
 }
 
-_UNITS = {"s": "seconds", "By": "bytes", "1": "ratio", "By/s": "bytes_per_second", "{operation}/s": "per_second"}
+_UNITS = {
+    "s": "seconds",
+    "By": "bytes",
+    "1": "ratio",
+    "J": "joules",
+    "By/s": "bytes_per_second",
+    "{operation}/s": "per_second",
+}
 
 
 def translated(name: str, kind: str, unit: str) -> str:

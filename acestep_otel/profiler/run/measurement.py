@@ -33,6 +33,7 @@ from acestep_otel.errors import SetupError
 from acestep_otel.profiler.flags import in_flags, message_of
 from acestep_otel.profiler.options import Options, command_line, shown_options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
+from acestep_otel.profiler.report.energy import RunEnergy, render_energy
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
@@ -250,6 +251,9 @@ def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterat
         yield ""
         if work is not None:
             yield render_work(work)
+            yield ""
+        if (energy := RunEnergy.of(run)) is not None:
+            yield render_energy(energy)
             yield ""
         if options.llm_debug:
             yield render_token_statistics(token_statistics(run))

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from acestep_otel.profiler.benchmark.matrix import CellResult
 from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.report.energy import RunEnergy
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html.charts import RIGHT
 from acestep_otel.profiler.report.html.figure import Figure, argument_facts, environment_facts
@@ -67,6 +68,7 @@ class RunSections:
     tokens: TokenSection | None
     memory: MemorySection | None
     roofline: RooflineSection | None
+    energy: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, run: Run) -> RunSections:
@@ -79,6 +81,7 @@ class RunSections:
             tokens=token_section(run),
             memory=memory_section(run),
             roofline=roofline_section(run),
+            energy=_energy_facts(run),
         )
 
 
@@ -124,6 +127,11 @@ def write_report(path: Path, report: Report) -> None:
     page = render_report(report).encode("utf-8", errors="replace").decode("utf-8")
     with replacing(path) as stream:
         stream.write(page)
+
+
+def _energy_facts(run: Run) -> tuple[tuple[str, str], ...]:
+    energy = RunEnergy.of(run)
+    return () if energy is None else tuple(energy.facts())
 
 
 def _asset(name: str) -> str:
