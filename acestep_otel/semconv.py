@@ -162,6 +162,14 @@ OFFLOAD_MOVE = _span(
     CONDITION,
     VAE_DECODE,
 )
+REQUEST_HANG = _span(
+    "acestep.request.hang",
+    "A moment: the snapshot of a request past its deadline, emitted while it goes on. Host clock.",
+    GENERATE_MUSIC,
+    UNDERSTAND_MUSIC,
+    CREATE_SAMPLE,
+    FORMAT_SAMPLE,
+)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
 QUEUE_WAIT = _span(
     "acestep.queue.wait",
@@ -508,6 +516,28 @@ ENERGY_PER_MINUTE = _attribute(
     "W.h/min",
 )
 
+# --- Attributes: stalls -------------------------------------------------------------------------------------------
+STALL_EVENT: Final = "acestep.stall"
+"""Event of a step or a tile that took many times the running median of its shape."""
+STALL_CAUSE = _attribute(
+    "acestep.stall.cause",
+    str,
+    "out_of_memory, allocator, offload, throttled, driver_spill, host, or unknown where no counter explains it.",
+)
+STALL_EVIDENCE = _attribute("acestep.stall.evidence", str, "What speaks for the cause.")
+STALL_RATIO = _attribute("acestep.stall.ratio", float, "Duration over the running median.", "1")
+STALL_USUAL = _attribute("acestep.stall.usual", float, "The running median at that time.", "s")
+HANG_STAGE = _attribute("acestep.hang.stage", str, "Innermost open stage of a request past its deadline, or unknown.")
+HANG_SECONDS = _attribute("acestep.hang.duration", float, "Seconds since the request began.", "s")
+HANG_STAGE_SECONDS = _attribute("acestep.hang.stage.duration", float, "Seconds since that stage began.", "s")
+HANG_FINISHED = _attribute("acestep.hang.finished", int, "Stages that have ended inside it: steps, tiles.", "{stage}")
+HANG_DEVICE_BUSY = _attribute(
+    "acestep.hang.device_busy", bool, "Whether the device has not yet done what was marked last."
+)
+HANG_STACK = _attribute(
+    "acestep.hang.stack", str, "Python stack of the request's thread: file, line and function, no values."
+)
+
 # --- Attributes: memory -------------------------------------------------------------------------------------------
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",
@@ -626,6 +656,14 @@ REQUESTS = _metric(
 REQUESTS_ACTIVE = _metric(
     "acestep.requests.active", "up_down_counter", "{request}", "Requests in progress.",
     (REQUEST_MODEL, STAGE),
+)  # fmt: skip
+STALLS = _metric(
+    "acestep.stalls", "counter", "{stall}", "Steps and tiles that took many times their running median.",
+    (STAGE, REQUEST_MODEL, STALL_CAUSE),
+)  # fmt: skip
+HANGS = _metric(
+    "acestep.requests.hanging", "counter", "{snapshot}", "Snapshots of requests past their deadline.",
+    (STAGE, REQUEST_MODEL, HANG_STAGE),
 )  # fmt: skip
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(

@@ -30,6 +30,7 @@ from acestep_otel.recording.stage_work import (
     record_work,
     work_attributes,
 )
+from acestep_otel.recording.stall_watch import Scene, StallWatch
 from acestep_otel.recording.trace_tree import AttributeValue, RequestRecording, Stage, is_measured
 from acestep_otel.roofline.peaks import Peaks
 from acestep_otel.roofline.roofline import Roofline
@@ -96,6 +97,7 @@ class Emitter:
         self._instruments = instruments
         self._detail = detail
         self._peaks = PeaksByDevice()
+        self._stalls = StallWatch(instruments)
 
     def emit(
         self, recording: RequestRecording, root: Span, scrub: Scrubber, common: Mapping[str, AttributeValue]
@@ -110,7 +112,7 @@ class Emitter:
         """
         tree = _resolve(recording)
         peaks = self._peaks.of(recording.device) if tree.parts else None
-        run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common, peaks)
+        run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common, peaks, self._stalls)
         device = peak_attributes(peaks, recording.root.attributes.get(semconv.DTYPE, ""))
         for name, value in chain(common.items(), run.attributes_of(tree), device, run.root_energy(tree)):
             root.set_attribute(name, value)
@@ -152,11 +154,14 @@ class _Emission:
         scrub: Scrubber,
         common: Mapping[str, AttributeValue],
         peaks: Peaks | None,
+        stalls: StallWatch,
     ) -> None:
         self._tracer = tracer
         self._instruments = instruments
         self._detail = detail
         self._peaks = peaks
+        self._stalls = stalls
+        self._device = str(recording.device)
         self._energy = recording.energy
         self._energy_shared = recording.energy_shared
         self._clock_name = recording.clock.name
@@ -164,6 +169,7 @@ class _Emission:
         self._common = common
         self._model = recording.root.attributes.get(semconv.REQUEST_MODEL, "")
         self.is_measured = is_measured(common)
+        self._scene = Scene(self._device, str(self._model), self._energy, self.is_measured)
 
     def children_of(self, parent: _Resolved, parent_span: Span) -> None:
         """Emit the subtrees below a span."""
@@ -176,10 +182,12 @@ class _Emission:
                 attributes={**self._common, **dict(self.attributes_of(child))},
             )
             self.children_of(child, span)
+            self._stalls.look_at(child, parent, self._scene, span)
             if self.is_measured:
                 self._stage_metrics(child, span)
             if child.phase is not None and self._detail >= Detail.TOKEN:
                 self._token_windows(child.phase, span)
+            self._stalls.left(child.stage, self._device)
             _close(span, child, self._scrub)
 
     def attributes_of(self, node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:

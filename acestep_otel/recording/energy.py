@@ -34,6 +34,21 @@ class Reading:
     joules: float
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a card was at one time.
+
+    Attributes:
+        time_ns: Unix nanoseconds.
+        reasons: NVML's reasons for its clocks, as bits.
+        memory_share: of its memory in use, by all processes.
+    """
+
+    time_ns: int
+    reasons: int
+    memory_share: float
+
+
 class Readings:
     """Readings of one card, in order of time.
 
@@ -45,7 +60,17 @@ class Readings:
         self.period: float | None = None
         # An hour of readings: a longer request has no energy.
         self._readings: deque[Reading] = deque(maxlen=_KEPT_READINGS)
+        self._conditions: deque[Condition] = deque(maxlen=_KEPT_READINGS)
         self._lock = threading.Lock()
+
+    def note(self, condition: Condition) -> None:
+        """Keep how the card was."""
+        self._conditions.append(condition)
+
+    def conditions(self, start_ns: int, end_ns: int) -> list[Condition]:
+        """How it was between two times, and at the next reading after them."""
+        reach = end_ns + round(2 * INTERVAL * 1e9)
+        return [noted for noted in list(self._conditions) if start_ns <= noted.time_ns <= reach]
 
     def add(self, reading: Reading) -> None:
         """Keep a reading; one that says less than the last one (the driver was loaded again) starts anew."""

@@ -1,22 +1,20 @@
-"""The thread that reads the energy counters of the cards that requests run on."""
+"""The thread that reads the energy counters of the cards that requests run on, and the state of the cards."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from acestep_otel.recording.energy import INTERVAL, Reading, Readings
+from acestep_otel.recording.energy import INTERVAL, Condition, Reading, Readings
 from acestep_otel.recording.gpu_metrics import Card
+from acestep_otel.recording.trace_tree import never_raises
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger("acestep_otel")
 
 _LEARNING_INTERVAL: Final = 0.002
 _LEARNING: Final = 0.6
@@ -60,7 +58,7 @@ class EnergyMeter:
         return shared
 
     def readings(self, device: torch.device) -> Readings | None:
-        """What is known of a device's card; ``None`` where the driver keeps no counter."""
+        """What is known of a device's card; ``None`` where there is no driver to ask."""
         meter = self._meters.get(device)
         return None if meter is None else meter.readings
 
@@ -84,44 +82,45 @@ class EnergyMeter:
 
 
 class _Meter:
-    """The counter of one card."""
+    """One card.
 
-    def __init__(self, card: Any) -> None:
-        self._card: Any = card
+    Args:
+        card: ``None`` where it cannot be asked.
+    """
+
+    def __init__(self, card: Card | None) -> None:
+        self._card = card
         self.readings: Readings | None = None if card is None else Readings()
-        self._learn()
+        # Before Volta, and on a part of a card, there is no counter: the energy is absent then, and not 0.
+        self._counts = card is not None and never_raises(card.energy)() is not None
+        if self._counts:
+            self._learn()
 
     @classmethod
     def of(cls, device: torch.device) -> _Meter:
-        try:
-            card = Card.of(device)
-            card.energy()
-        except Exception:
-            # No package, no driver, or a card that keeps no counter (before Volta): its energy is absent, and not 0.
-            logger.debug("the energy of %s is not known", device, exc_info=True)
-            return cls(None)
-        return cls(card)
+        return cls(never_raises(Card.of)(device))
 
     def read(self) -> None:
-        if self.readings is None:
+        if self._card is None or self.readings is None:
             return
-        try:
-            self.readings.add(Reading(time.time_ns(), self._card.energy()))
-        except Exception:
-            logger.debug("the energy counter could not be read", exc_info=True)
+        now = time.time_ns()
+        if self._counts and (joules := never_raises(self._card.energy)()) is not None:
+            self.readings.add(Reading(now, joules))
+        reasons, share = never_raises(self._card.clock_reasons)(), never_raises(self._card.memory_utilization)()
+        self.readings.note(Condition(now, reasons or 0, share or 0.0))
 
     def _learn(self) -> None:
         """See how often the counter changes."""
-        if self.readings is None:
-            return
+        assert self._card is not None
+        assert self.readings is not None
         changes: list[int] = []
-        deadline, last = time.monotonic() + _LEARNING, None
+        deadline, last = time.monotonic() + _LEARNING, self._card.energy()
         while time.monotonic() < deadline:
-            self.read()
-            now = self.readings.last
-            if now is not None and last is not None and now.joules != last.joules:
-                changes.append(now.time_ns)
-            last = now
+            now, joules = time.time_ns(), never_raises(self._card.energy)()
+            if joules is not None and joules != last:
+                changes.append(now)
+                last = joules
+                self.readings.add(Reading(now, joules))
             time.sleep(_LEARNING_INTERVAL)
         gaps = [later - earlier for earlier, later in pairwise(changes)]
         if gaps:

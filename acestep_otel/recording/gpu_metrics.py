@@ -81,6 +81,13 @@ class Card:
         """Share of the memory that is in use, 0 ... 1."""
         return self.memory_used() / self.memory_limit()
 
+    def clock_reasons(self) -> int:
+        """Why the clocks are what they are, as NVML's bits."""
+        current = getattr(self.nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+        # Its name before version 12.
+        ask = current or self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons
+        return int(ask(self.handle))
+
     def corrected_errors(self) -> int:
         """Errors of the memory that its ECC corrected, since the card was reset."""
         return self._errors(self.nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)

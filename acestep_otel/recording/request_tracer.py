@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanKind, Tracer
 from acestep_otel import semconv
 from acestep_otel.recording.background_emission import Deferral, follow_forks
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
-from acestep_otel.recording.clock import Clocks, HostClock, host_mark
+from acestep_otel.recording.clock import HOST, Clocks, HostClock, host_mark
 from acestep_otel.recording.emission import Emitter, metric_attributes
 from acestep_otel.recording.energy_meter import EnergyMeter
 from acestep_otel.recording.gpu_metrics import GpuWatch
@@ -43,6 +43,7 @@ from acestep_otel.recording.trace_tree import (
     set_current,
 )
 from acestep_otel.recording.vram import VramTracker
+from acestep_otel.recording.watchdog import Watchdog
 from acestep_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class RequestTracer:
         self._clocks = Clocks()
         self._vram = VramTracker()
         self._energy = EnergyMeter()
+        self._watchdog = Watchdog(self.settings.deadline)
         self._deferral = Deferral()
         for request in self._running.values():
             request.recording.abandon()
@@ -318,6 +320,7 @@ class RequestTracer:
             )
         request = _Request(start.device, root, span, recording, Scrubber(start.user_texts), common)
         self._running[id(request)] = request
+        self._watchdog.begin(id(request), recording, partial(self._hangs, request))
         self._count_active(request, 1)
         return request
 
@@ -326,6 +329,7 @@ class RequestTracer:
         # Finished by the thread that removes it: its own, or shutdown.
         if self._running.pop(id(request), None) is None:
             return
+        self._watchdog.end(id(request))
         self._count_active(request, -1)
         shared = self._energy.end(request.device)
         recording = request.recording
@@ -346,6 +350,14 @@ class RequestTracer:
             # Ending the span would wait for the slow span processor.
             self._count_unrecorded(request, error)
             self._instruments.record(semconv.TRACES_DROPPED, 1, {})
+
+    def _hangs(self, request: _Request, snapshot: Attributes) -> None:
+        """Emit a snapshot of a request past its deadline, from the thread that made it."""
+        context = trace.set_span_in_context(request.span, Context())
+        attributes = {**request.common, **snapshot, semconv.CLOCK: HOST}
+        self._tracer.start_span(semconv.REQUEST_HANG, context=context, attributes=attributes).end()
+        if is_measured(request.common):
+            self._instruments.record(semconv.HANGS, 1, {**metric_attributes(request.root, ""), **snapshot})
 
     def _emit(self, recording: RequestRecording, request: _Request) -> None:
         self._emitter.emit(recording, request.span, request.scrub, request.common)

@@ -99,6 +99,11 @@ class RequestRecording:
         self._latest: Mark | None = None
 
     @property
+    def open_stages(self) -> list[Stage]:
+        """Those that are running now, the outermost first; another thread may look."""
+        return list(self._open)
+
+    @property
     def innermost(self) -> Stage:
         """The stage that is running now."""
         return self._open[-1]

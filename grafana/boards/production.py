@@ -65,7 +65,7 @@ def production() -> dashboard.Dashboard:
         {
             "Requests": (_now(), _requests(), _errors(), _active(), _durations(), _duration_map()),
             "Queue": (_queue_wait(), _queue_length(), _queue_rejected()),
-            "Stages": (_stage_durations(), _use(), _stage_table()),
+            "Stages": (_stage_durations(), _use(), _stage_table(), _stalls(), _hangs()),
             "Language model": (_first_token(), _tokens()),
             "Cost and memory": (_compute(), _audio(), _energy(), _power(), _memory(), _out_of_memory()),
             "Hardware": (_gpu_use(), _gpu_memory()),
@@ -233,6 +233,32 @@ def _audio() -> timeseries.Panel:
     return time_series(
         Text("Audio made", "Seconds of audio per second, over all songs.", "none"),
         Query(f"sum by ({MODEL}) ({rate(semconv.AUDIO_SECONDS)})", f"{{{{{MODEL}}}}}"),
+    )
+
+
+def _stalls() -> timeseries.Panel:
+    cause = label(semconv.STALL_CAUSE)
+    return time_series(
+        Text(
+            "Stalls",
+            "Steps and tiles that took many times their running median, between two points, by cause; their spans have "
+            "the evidence.",
+            "none",
+        ),
+        Query(f"sum by ({STAGE}, {cause}) ({counted(semconv.STALLS)})", f"{{{{{STAGE}}}}}: {{{{{cause}}}}}"),
+    )
+
+
+def _hangs() -> timeseries.Panel:
+    stage = label(semconv.HANG_STAGE)
+    return time_series(
+        Text(
+            "Past the deadline",
+            "Snapshots of requests that run longer than ACESTEP_OTEL_DEADLINE, between two points, by the stage that "
+            "they are in; the span acestep.request.hang has the stack.",
+            "none",
+        ),
+        Query(f"sum by ({stage}) ({counted(semconv.HANGS)})", f"{{{{{stage}}}}}"),
     )
 
 

@@ -39,6 +39,7 @@ from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
 from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.stage_work import RunWork
+from acestep_otel.profiler.report.stalls import stall_lines
 from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
 from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
 from acestep_otel.profiler.report.work_table import render_work
@@ -252,6 +253,8 @@ def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterat
         if work is not None:
             yield render_work(work)
             yield ""
+        if stalls := list(stall_lines(run)):
+            yield from ("STALLS", *(f"  {line}" for line in stalls), "")
         if (energy := RunEnergy.of(run)) is not None:
             yield render_energy(energy)
             yield ""

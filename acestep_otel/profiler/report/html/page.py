@@ -29,6 +29,7 @@ from acestep_otel.profiler.report.html.tiers import tier_caution, tier_section
 from acestep_otel.profiler.report.html.tokens import TokenSection, token_section
 from acestep_otel.profiler.report.html.waterfall import Waterfall, waterfall
 from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.stalls import stall_lines
 from acestep_otel.profiler.tier_test.trials import TierResult
 
 
@@ -69,6 +70,7 @@ class RunSections:
     memory: MemorySection | None
     roofline: RooflineSection | None
     energy: tuple[tuple[str, str], ...]
+    stalls: tuple[str, ...]
 
     @classmethod
     def of(cls, run: Run) -> RunSections:
@@ -82,6 +84,7 @@ class RunSections:
             memory=memory_section(run),
             roofline=roofline_section(run),
             energy=_energy_facts(run),
+            stalls=tuple(stall_lines(run)),
         )
 
 
