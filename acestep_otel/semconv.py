@@ -1,9 +1,9 @@
 """Semantic conventions: the name, type, unit and meaning of everything this package emits, each once.
 
 Spans, attributes and metrics are declared here and nowhere else; code imports the constants. ``gen_ai.*`` names
-are those of the OpenTelemetry GenAI conventions (schema gen-ai/1.42.0), ``hw.*`` names those of the conventions for
-hardware; everything the conventions have no name for is ``acestep.*``. Units are UCUM. Durations held in attributes
-are seconds.
+are those of the OpenTelemetry GenAI conventions (schema gen-ai-dev/1.42.0-dev, the development channel), ``hw.*`` names
+those of the conventions for hardware; everything the conventions have no name for is ``acestep.*``. The table of
+``docs/conventions.md`` has what differs, and why. Units are UCUM. Durations held in attributes are seconds.
 
 Two clocks appear in ``acestep.clock``:
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai-dev/1.42.0-dev"
 
 MetricKind = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
@@ -215,6 +215,40 @@ USAGE_OUTPUT_TOKENS = _attribute(
 )
 USAGE_REASONING_OUTPUT_TOKENS = _attribute(
     "gen_ai.usage.reasoning.output_tokens", int, "Those of them that phase 1 reasoned the metadata with.", "{token}"
+)
+USAGE_AUDIO_OUTPUT_TOKENS = _attribute(
+    "gen_ai.usage.audio.output_tokens", int, "Those of them that are audio codes.", "{token}"
+)
+USAGE_TEXT_OUTPUT_TOKENS = _attribute(
+    "gen_ai.usage.text.output_tokens", int, "Those of them that are text: metadata and lyrics.", "{token}"
+)
+USAGE_AUDIO_INPUT_TOKENS = _attribute(
+    "gen_ai.usage.audio.input_tokens", int, "Audio codes in the prompt of understand_music.", "{token}"
+)
+REQUEST_SEED = _attribute(
+    "gen_ai.request.seed", int, "Seed of the first song: the one given, else the one that was drawn."
+)
+RESPONSE_MODEL = _attribute("gen_ai.response.model", str, "Model that answered; that of gen_ai.request.model.")
+RESPONSE_FINISH_REASONS = _attribute(
+    "gen_ai.response.finish_reasons",
+    tuple,
+    "One for each song or text: stop, or length where a token limit ended it.",
+)
+LATENCY_E2E = _attribute(
+    "gen_ai.latency.e2e", float, "De facto, as vLLM and SGLang have it: duration of the root span.", "s"
+)
+LATENCY_TIME_TO_FIRST_TOKEN = _attribute(
+    "gen_ai.latency.time_to_first_token", float, "De facto: acestep.lm.time_to_first_token.", "s"
+)
+LATENCY_PREFILL = _attribute(
+    "gen_ai.latency.time_in_model_prefill", float, "De facto: acestep.lm.prefill.duration.", "s"
+)
+LATENCY_DECODE = _attribute("gen_ai.latency.time_in_model_decode", float, "De facto: acestep.lm.decode.duration.", "s")
+LATENCY_QUEUE = _attribute(
+    "gen_ai.latency.time_in_queue",
+    float,
+    "De facto: acestep.lm.engine.queue.duration, where an engine has a queue.",
+    "s",
 )
 INPUT_MESSAGES = _attribute(
     "gen_ai.input.messages",

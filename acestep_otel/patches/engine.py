@@ -90,7 +90,13 @@ def _generation_attributes(
 
 
 def _generation_result(_call: Call, result: GenerationResult) -> Attributes:
-    return {semconv.AUDIO_DURATION: result.effective.duration, semconv.DIT_STEPS: result.effective.steps}
+    effective = result.effective
+    return {
+        semconv.AUDIO_DURATION: effective.duration,
+        semconv.DIT_STEPS: effective.steps,
+        semconv.REQUEST_SEED: effective.seeds[0],
+        semconv.RESPONSE_MODEL: effective.dit_model,
+    }
 
 
 def _loads(field: str) -> Callable[[Call], ModelLoad]:

@@ -116,6 +116,9 @@ class Emitter:
         device = peak_attributes(peaks, recording.root.attributes.get(semconv.DTYPE, ""))
         for name, value in chain(common.items(), run.attributes_of(tree), device, run.root_energy(tree)):
             root.set_attribute(name, value)
+        for name, reasons in _finish_reasons(recording.root).items():
+            root.set_attribute(name, reasons)
+        root.set_attribute(semconv.LATENCY_E2E, tree.seconds)
         run.children_of(tree, root)
         if run.is_measured:
             self.count(recording.root, tree.seconds, root)
@@ -179,7 +182,7 @@ class _Emission:
                 child.stage.name,
                 context=context,
                 start_time=child.start_ns,
-                attributes={**self._common, **dict(self.attributes_of(child))},
+                attributes={**self._common, **dict(self.attributes_of(child)), **_finish_reasons(child.stage)},
             )
             self.children_of(child, span)
             self._stalls.look_at(child, parent, self._scene, span)
@@ -361,18 +364,34 @@ def _marks_of(stage: Stage) -> list[Mark]:
     return [stage.start, stage.end, *(stage.phase.marks if stage.phase is not None else ())]
 
 
+def _finish_reasons(stage: Stage) -> dict[str, tuple[str, ...]]:
+    """Why each song or text of a stage ended: of a request by its own attributes, of the planner by its last phase."""
+    reasons = stage.finish_reasons
+    if stage.error is None and semconv.LYRICS_COMPLETE in stage.attributes:
+        reasons = ("stop" if stage.attributes[semconv.LYRICS_COMPLETE] else "length",)
+    elif stage.error is None and stage.name == semconv.GENERATE_MUSIC and semconv.AUDIO_DURATION in stage.attributes:
+        reasons = ("stop",) * int(stage.attributes.get(semconv.BATCH_SIZE, 1))
+    elif stage.name == semconv.LM and stage.children:
+        reasons = stage.children[-1].finish_reasons
+    return {semconv.RESPONSE_FINISH_REASONS: reasons} if reasons else {}
+
+
 def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str, AttributeValue]]:
     # What was not measured is absent: zero would say that it took no time.
     if phase.constrained is not None:
         yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
     if phase.prefill is not None:
         yield semconv.LM_PREFILL_DURATION, phase.prefill
+        yield semconv.LATENCY_PREFILL, phase.prefill
     if phase.decode is not None:
         yield semconv.LM_DECODE_DURATION, phase.decode
+        yield semconv.LATENCY_DECODE, phase.decode
     if (guidance := _guidance_duration(node)) is not None:
         yield semconv.LM_CFG_DURATION, guidance
     if phase.passes_ns:
-        yield semconv.LM_TIME_TO_FIRST_TOKEN, (phase.passes_ns[0] - node.start_ns) / 1e9
+        first_token = (phase.passes_ns[0] - node.start_ns) / 1e9
+        yield semconv.LM_TIME_TO_FIRST_TOKEN, first_token
+        yield semconv.LATENCY_TIME_TO_FIRST_TOKEN, first_token
     sampled = int(node.stage.attributes.get(semconv.LM_SAMPLED_TOKENS, 0))
     if phase.decode and sampled:
         yield semconv.LM_TOKENS_PER_SECOND, sampled * phase.decode_passes / len(phase.passes_ns) / phase.decode

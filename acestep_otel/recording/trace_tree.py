@@ -50,6 +50,7 @@ class Stage:
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
         passes: of the models that ran while it was the innermost one.
+        finish_reasons: why each text or song ended; none where that is not known.
         tracks_memory: whether its memory peak is taken when it ends.
         reads_memory: whether VRAM in use is read when it ends.
     """
@@ -65,6 +66,7 @@ class Stage:
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
     passes: list[Pass] = field(default_factory=list)
+    finish_reasons: tuple[str, ...] = ()
     tracks_memory: bool = False
     reads_memory: bool = True
 

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from acestep_otel import semconv
@@ -129,9 +130,12 @@ def snapshot(recording: RequestRecording | Unrecorded, thread: int, seconds: flo
 
 
 def stack_of(thread: int) -> str:
-    """Where a thread is: file, line and function of its innermost frames, and no values."""
+    """Where a thread is: file, line and function of its innermost frames, and no values.
+
+    Of a path the last three parts are kept: those before it may say who the user is.
+    """
     frame: Any = sys._current_frames().get(thread)
     if frame is None:
         return "the thread has ended"
     frames = traceback.extract_stack(frame)[-_FRAMES:]
-    return "\n".join(f"{entry.filename}:{entry.lineno} {entry.name}" for entry in frames)
+    return "\n".join(f"{'/'.join(Path(entry.filename).parts[-3:])}:{entry.lineno} {entry.name}" for entry in frames)
