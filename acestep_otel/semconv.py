@@ -572,6 +572,10 @@ HANG_STACK = _attribute(
     "acestep.hang.stack", str, "Python stack of the request's thread: file, line and function, no values."
 )
 
+PROFILE_FILE = _attribute(
+    "acestep.profile.file", str, "Path or URL of the request's torch.profiler trace, on root spans that have one."
+)
+
 # --- Attributes: memory -------------------------------------------------------------------------------------------
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",
@@ -690,6 +694,11 @@ REQUESTS = _metric(
 REQUESTS_ACTIVE = _metric(
     "acestep.requests.active", "up_down_counter", "{request}", "Requests in progress.",
     (REQUEST_MODEL, STAGE),
+)  # fmt: skip
+PROFILES = _metric(
+    "acestep.profiles", "counter", "{profile}",
+    "Profiles on demand by outcome: stored, refused (one is running, or has just ended), or the class of the error.",
+    (OUTCOME,),
 )  # fmt: skip
 STALLS = _metric(
     "acestep.stalls", "counter", "{stall}", "Steps and tiles that took many times their running median.",

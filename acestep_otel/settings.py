@@ -18,6 +18,9 @@ logger = logging.getLogger("acestep_otel")
 
 DETAIL_VARIABLE: Final = "ACESTEP_OTEL_DETAIL"
 DEADLINE_VARIABLE: Final = "ACESTEP_OTEL_DEADLINE"
+PROFILE_FOLDER_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_DIR"
+PROFILE_URL_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_URL"
+PROFILE_TOKEN_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_TOKEN"
 CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 DEFAULT_DEADLINE: Final = 600.0
@@ -65,11 +68,15 @@ class Settings:
         detail: how deep the span tree goes.
         capture_content: whether captions and lyrics are put on spans.
         deadline: seconds after which a request that is still running is looked at; 0 never does.
+        profile_folder: of profiles on demand; ``None`` makes none.
+        profile_url: what the folder is called from outside, for example a bucket that it is a mount of.
     """
 
     detail: Detail = Detail.STEP
     capture_content: bool = False
     deadline: float = DEFAULT_DEADLINE
+    profile_folder: str | None = None
+    profile_url: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -86,7 +93,13 @@ class Settings:
             detail = Detail.parse(environment.get(DETAIL_VARIABLE, "") or Detail.STEP.name)
         except ValueError as error:
             raise ValueError(f"{DETAIL_VARIABLE}: {error}") from None
-        return cls(detail=detail, capture_content=_CAPTURE_VALUES[capture], deadline=_deadline(environment))
+        return cls(
+            detail=detail,
+            capture_content=_CAPTURE_VALUES[capture],
+            deadline=_deadline(environment),
+            profile_folder=environment.get(PROFILE_FOLDER_VARIABLE, "").strip() or None,
+            profile_url=environment.get(PROFILE_URL_VARIABLE, "").strip() or None,
+        )
 
     @classmethod
     def from_environment_or_default(cls) -> Self:

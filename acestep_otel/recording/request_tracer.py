@@ -25,6 +25,7 @@ from acestep_otel.recording.emission import Emitter, metric_attributes
 from acestep_otel.recording.energy_meter import EnergyMeter
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.kernel_profile import KernelProfiler, Profile
 from acestep_otel.recording.outcomes import is_out_of_memory, record_outcome
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
@@ -79,6 +80,7 @@ class RequestTracer:
         self._instruments.record(semconv.TRACES_DROPPED, 0, {})
         self._emitter = Emitter(tracer, self._instruments, settings.detail)
         self._gpus = GpuWatch.of(meter)
+        self._profiler = KernelProfiler(settings, self._instruments)
         self._running: dict[int, _Request] = {}
         self._closed = False
         self._start_afresh(run_id)
@@ -118,9 +120,10 @@ class RequestTracer:
         recording_token = set_current(request.recording)
         context_token = otel_context.attach(trace.set_span_in_context(request.span))
         error: BaseException | None = None
+        profile = self._profile(request)
         try:
             with self._vram.request(request.device):
-                result = call.run()
+                result = call.run() if profile is None else profile.run(definition.span, call.run)
             self._describe(request.root, lambda: definition.attributes_after(call, result))
             if self.settings.capture_content:
                 self._describe(request.root, lambda: definition.content_after(result))
@@ -129,6 +132,8 @@ class RequestTracer:
             error = raised
             raise
         finally:
+            if profile is not None:
+                never_raises(profile.stop)()
             otel_context.detach(context_token)
             reset_current(recording_token)
             self._finish(request, error)
@@ -153,7 +158,8 @@ class RequestTracer:
         try:
             if before is not None:
                 self._describe(stage, lambda: before(call))
-            result = call.run()
+            in_range = recording.run_in_range
+            result = call.run() if in_range is None else in_range(definition.span, call.run)
         except BaseException as error:
             self._end(recording, stage, error)
             raise
@@ -323,6 +329,18 @@ class RequestTracer:
         self._watchdog.begin(id(request), recording, partial(self._hangs, request))
         self._count_active(request, 1)
         return request
+
+    @never_raises
+    def _profile(self, request: _Request) -> Profile | None:
+        """The profile of a request that asks for one."""
+        begun = self._profiler.begin(trace.format_trace_id(request.span.get_span_context().trace_id))
+        if begun is None:
+            return None
+        profile, place = begun
+        request.root.attributes[semconv.PROFILE_FILE] = place
+        if isinstance(request.recording, RequestRecording):
+            request.recording.run_in_range = profile.run
+        return profile
 
     @never_raises
     def _finish(self, request: _Request, error: BaseException | None) -> None:

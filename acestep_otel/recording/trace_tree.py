@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import Clock, Mark, host_mark
@@ -83,6 +83,7 @@ class RequestRecording:
         root: the outermost stage.
         outlasted: whether the device was still at work when the request returned.
         error: the last exception that ended a stage, also one that the engine got over.
+        run_in_range: runs a stage under its name in a profile of the request; ``None`` where none is made.
         energy: what is known of the card's energy; ``None`` off CUDA.
         energy_shared: whether another request ran on the card.
     """
@@ -96,6 +97,7 @@ class RequestRecording:
         self._open = [root]
         self.outlasted = False
         self.error: BaseException | None = None
+        self.run_in_range: Callable[[str, Callable[[], Any]], Any] | None = None
         self.energy: Readings | None = None
         self.energy_shared = False
         self._latest: Mark | None = None

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from acestep_otel.errors import SetupError
+from acestep_otel.forced_sampling.profiling import ProfilePropagator
 from acestep_otel.forced_sampling.propagator import ForcePropagator
 from acestep_otel.forced_sampling.sampler import forcible_traceidratio, share_of
 from acestep_otel.sdk.otlp import logs_target, metric_exporter, otlp_target, span_exporter
@@ -87,12 +88,12 @@ class ServiceProviders:
         )
 
     def make_global(self) -> None:
-        """Make them those of the process, and read ``X-Force-Trace`` from requests."""
+        """Make them those of the process, and read ``X-Force-Trace`` and ``X-Profile`` from requests."""
         trace.set_tracer_provider(self.tracer_provider)
         metrics.set_meter_provider(self.meter_provider)
         if self._logs is not None:
             self._logs.start()
-        propagate.set_global_textmap(_with_force_header(propagate.get_global_textmap()))
+        propagate.set_global_textmap(_with_own_headers(propagate.get_global_textmap()))
 
 
 def _service_logs(target: OtlpTarget, made_by: Resource) -> ServiceLogs:
@@ -116,7 +117,7 @@ def _sampler() -> Sampler:
     return sampler
 
 
-def _with_force_header(configured: Any) -> CompositePropagator:
-    """The configured propagators, and the one that reads ``X-Force-Trace`` unless it is among them."""
-    forced = ForcePropagator()
-    return configured if forced.fields <= configured.fields else CompositePropagator([configured, forced])
+def _with_own_headers(configured: Any) -> CompositePropagator:
+    """The configured propagators, and those of ``X-Force-Trace`` and ``X-Profile`` unless they are among them."""
+    own = [each for each in (ForcePropagator(), ProfilePropagator()) if not each.fields <= configured.fields]
+    return CompositePropagator([configured, *own]) if own else configured

@@ -45,10 +45,10 @@ from acestep_otel.profiler.report.terminal import render_breakdown, render_token
 from acestep_otel.profiler.report.work_table import render_work
 from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.placement import engine_settings
-from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
+from acestep_otel.profiler.run.profilers import operator_trace, profiler_files, run_profilers
 from acestep_otel.profiler.run.progress import ProgressBars, loading
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
-from acestep_otel.recording import GuidanceShare, guidance_share, warmup
+from acestep_otel.recording import GuidanceShare, annotated, guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 
 
@@ -147,7 +147,11 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
                 with warmup(), ProgressBars("warm-up", enabled=not options.no_progress) as progress:
                     call.warm_up(models, progress)
                 share = call.measure_guidance(models)
-            with guidance_share(share), ProgressBars(options.mode, enabled=not options.no_progress) as progress:
+            with (
+                guidance_share(share),
+                annotated(_profile_link(options)),
+                ProgressBars(options.mode, enabled=not options.no_progress) as progress,
+            ):
                 outcome = call.run(models, progress)
         except BaseException as raised:
             error = raised
@@ -157,6 +161,11 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     # After the block: nothing is traced any more, and nothing that is reported is measured in here.
     with ProgressBars("examination", enabled=not options.no_progress) as progress:
         run_profilers(options, lambda: call.warm_up(models, progress))
+
+
+def _profile_link(options: Options) -> dict[str, str]:
+    """Where the kernels of the measured call will be: a later run of the same call is profiled."""
+    return {semconv.PROFILE_FILE: str(operator_trace(options).absolute())} if options.torch_profile else {}
 
 
 @contextmanager
