@@ -576,6 +576,14 @@ PROFILE_FILE = _attribute(
     "acestep.profile.file", str, "Path or URL of the request's torch.profiler trace, on root spans that have one."
 )
 
+SONG_LOCATIONS = _attribute(
+    "acestep.song.locations",
+    tuple,
+    "Path or URL of each song, on root spans; only after opt-in (ACESTEP_OTEL_SONGS).",
+)
+SONG_HASHES = _attribute("acestep.song.sha256", tuple, "SHA-256 of each song's file, in hexadecimal; likewise.")
+SONG_MIME_TYPES = _attribute("acestep.song.mime_types", tuple, "MIME type of each song's file; likewise.")
+
 # --- Attributes: memory -------------------------------------------------------------------------------------------
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",

@@ -21,6 +21,7 @@ DEADLINE_VARIABLE: Final = "ACESTEP_OTEL_DEADLINE"
 PROFILE_FOLDER_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_DIR"
 PROFILE_URL_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_URL"
 PROFILE_TOKEN_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_TOKEN"
+SONGS_VARIABLE: Final = "ACESTEP_OTEL_SONGS"
 CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 DEFAULT_DEADLINE: Final = 600.0
@@ -69,6 +70,7 @@ class Settings:
         capture_content: whether captions and lyrics are put on spans.
         deadline: seconds after which a request that is still running is looked at; 0 never does.
         profile_folder: of profiles on demand; ``None`` makes none.
+        songs: ``path``, or the URL that songs are served under, to put them on root spans; ``None`` does not.
         profile_url: what the folder is called from outside, for example a bucket that it is a mount of.
     """
 
@@ -77,6 +79,7 @@ class Settings:
     deadline: float = DEFAULT_DEADLINE
     profile_folder: str | None = None
     profile_url: str | None = None
+    songs: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -99,6 +102,7 @@ class Settings:
             deadline=_deadline(environment),
             profile_folder=environment.get(PROFILE_FOLDER_VARIABLE, "").strip() or None,
             profile_url=environment.get(PROFILE_URL_VARIABLE, "").strip() or None,
+            songs=_songs(environment),
         )
 
     @classmethod
@@ -109,6 +113,13 @@ class Settings:
         except ValueError as error:
             _warn_once(f"{error}; using the defaults")
             return cls()
+
+
+def _songs(environment: Mapping[str, str]) -> str | None:
+    word = environment.get(SONGS_VARIABLE, "").strip()
+    if word and word != "path" and "://" not in word:
+        raise ValueError(f"{SONGS_VARIABLE}={word!r}: give path, or the URL that songs are served under")
+    return word or None
 
 
 def _deadline(environment: Mapping[str, str]) -> float:

@@ -7,7 +7,7 @@ layer's sake. What the engine guarantees to an observer is in ``docs/architectur
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -99,6 +99,10 @@ def _generation_result(_call: Call, result: GenerationResult) -> Attributes:
     }
 
 
+def _saved_songs(result: GenerationResult) -> Sequence[Path]:
+    return [song.path for song in result.songs if song.path is not None]
+
+
 def _loads(field: str) -> Callable[[Call], ModelLoad]:
     """Reads the model that a field of the selection names."""
 
@@ -188,7 +192,7 @@ PATCHES: Final = (
     Patch(
         "acestep.inference",
         "MusicPipeline.generate",
-        RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result),
+        RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result, files_after=_saved_songs),
     ),
     Patch(
         "acestep.inference",

@@ -336,6 +336,11 @@ _GROUPS: Final = (
         option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
         option("--report", type=_FILE, show_default="none", help="Write an HTML report."),
         option(
+            "--songs-in-trace",
+            is_flag=True,
+            help="Put path, hash and type of the songs on the root span; the report plays them.",
+        ),
+        option(
             "--lyrics-token-limit",
             type=WholeNumber(),
             default=DEFAULTS.lyrics_token_limit,

@@ -100,6 +100,7 @@ class Options:
     output_dir: Path = Path("output")
     audio_format: str = "flac"
     report: Path | None = None
+    songs_in_trace: bool = False
     lyrics_token_limit: int = 2_048
     no_progress: bool = False
 
@@ -187,6 +188,7 @@ _MODES_OF: Final = {
     "llm_debug": _SINGLE_CALL_MODES,
     "torch_profile": _SINGLE_CALL_MODES,
     "roofline": _SINGLE_CALL_MODES,
+    "songs_in_trace": ("profile",),
     "tiers": ("tier-test",),
     "tier_with_lm": ("tier-test",),
     "tier_skip_compile": ("tier-test",),

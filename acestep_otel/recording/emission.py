@@ -22,6 +22,7 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.outcomes import error_type, is_out_of_memory, outcome_of, record_outcome
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
 from acestep_otel.recording.redaction import Scrubber
+from acestep_otel.recording.song_files import song_attributes
 from acestep_otel.recording.stage_work import (
     PeaksByDevice,
     count_work,
@@ -92,8 +93,9 @@ class _Resolved:
 class Emitter:
     """Emits one recording."""
 
-    def __init__(self, tracer: Tracer, instruments: Instruments, detail: Detail) -> None:
+    def __init__(self, tracer: Tracer, instruments: Instruments, detail: Detail, songs: str | None = None) -> None:
         self._tracer = tracer
+        self._songs = songs
         self._instruments = instruments
         self._detail = detail
         self._peaks = PeaksByDevice()
@@ -118,6 +120,9 @@ class Emitter:
             root.set_attribute(name, value)
         for name, reasons in _finish_reasons(recording.root).items():
             root.set_attribute(name, reasons)
+        if self._songs is not None:
+            for name, values in song_attributes(recording.root.songs, self._songs):
+                root.set_attribute(name, values)
         root.set_attribute(semconv.LATENCY_E2E, tree.seconds)
         run.children_of(tree, root)
         if run.is_measured:

@@ -78,7 +78,7 @@ class RequestTracer:
         self._instruments = Instruments(meter)
         # So that dashboards have a zero, and rates a point to start from.
         self._instruments.record(semconv.TRACES_DROPPED, 0, {})
-        self._emitter = Emitter(tracer, self._instruments, settings.detail)
+        self._emitter = Emitter(tracer, self._instruments, settings.detail, settings.songs)
         self._gpus = GpuWatch.of(meter)
         self._profiler = KernelProfiler(settings, self._instruments)
         self._running: dict[int, _Request] = {}
@@ -127,6 +127,8 @@ class RequestTracer:
             self._describe(request.root, lambda: definition.attributes_after(call, result))
             if self.settings.capture_content:
                 self._describe(request.root, lambda: definition.content_after(result))
+            if self.settings.songs is not None:
+                request.root.songs = tuple(never_raises(definition.files_after)(result) or ())
             error = never_raises(definition.failure)(result)
         except BaseException as raised:
             error = raised

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from acestep_otel import semconv
@@ -51,6 +52,7 @@ class Stage:
         phase: token times of a planner phase.
         passes: of the models that ran while it was the innermost one.
         finish_reasons: why each text or song ended; none where that is not known.
+        songs: files of a request, where they belong in its trace.
         tracks_memory: whether its memory peak is taken when it ends.
         reads_memory: whether VRAM in use is read when it ends.
     """
@@ -67,6 +69,7 @@ class Stage:
     phase: PhaseRecord | None = None
     passes: list[Pass] = field(default_factory=list)
     finish_reasons: tuple[str, ...] = ()
+    songs: tuple[Path, ...] = ()
     tracks_memory: bool = False
     reads_memory: bool = True
 

@@ -134,7 +134,7 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     require_outputs(options, *profiler_files(options))
 
     limit_threads(options)
-    with instrumented(telemetry, detail):
+    with instrumented(telemetry, detail, "path" if options.songs_in_trace else None):
         with setup_errors():
             enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
             with loading("models", enabled=not options.no_progress):

@@ -23,6 +23,7 @@ from acestep_otel.profiler.report.html.figure import Figure, argument_facts, env
 from acestep_otel.profiler.report.html.headline import Headline, headline
 from acestep_otel.profiler.report.html.matrix import matrix_section
 from acestep_otel.profiler.report.html.memory import MemorySection, memory_section
+from acestep_otel.profiler.report.html.player import PlayedSong, played_songs
 from acestep_otel.profiler.report.html.roofline import RooflineSection, roofline_section
 from acestep_otel.profiler.report.html.sections import BreakdownSection, breakdown_section, step_section
 from acestep_otel.profiler.report.html.tiers import tier_caution, tier_section
@@ -71,6 +72,7 @@ class RunSections:
     roofline: RooflineSection | None
     energy: tuple[tuple[str, str], ...]
     stalls: tuple[str, ...]
+    songs: tuple[PlayedSong, ...]
 
     @classmethod
     def of(cls, run: Run) -> RunSections:
@@ -85,6 +87,7 @@ class RunSections:
             roofline=roofline_section(run),
             energy=_energy_facts(run),
             stalls=tuple(stall_lines(run)),
+            songs=played_songs(run),
         )
 
 
