@@ -3,8 +3,8 @@
     python -m benchmarks.gate --processes 12 --repeat 7
 
 Simulated: normal times with a standard deviation within a session and another one between sessions. Measured: every
-process makes the same songs, and each process is judged against each other one, alone and confirmed by a third. Nothing
-has changed between them, so every failure is a false alarm.
+process makes the same songs; some are drawn as the baseline and two as candidates, many times. Nothing has changed
+between them, so every failure is a false alarm. ``--sessions FILE`` takes the times of an earlier result.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from itertools import permutations
+from pathlib import Path
+from statistics import median
 
 from acestep.inference import generate_music
-from acestep_otel.profiler.benchmark.gate import DEFAULT_TOLERANCE, is_worse
+from acestep_otel.profiler.benchmark.gate import DEFAULT_TOLERANCE, is_worse, spread_between
 from benchmarks.arguments import whole_number
 from benchmarks.environment import add_model_options, environment, write_result
 from benchmarks.workload import prepare
@@ -28,6 +29,8 @@ TRIALS = 4_000
 SPREADS = ((1.0, 0.0), (1.0, 1.0), (2.0, 1.0))
 """Standard deviations in percent: within a session, and between sessions."""
 WARM_UPS = 3
+BASELINES = (1, 2, 4)
+"""Processes of a baseline."""
 
 
 def session(runs: int, spread: float, drift: float, slowdown: float, draw: random.Random) -> list[float]:
@@ -47,20 +50,23 @@ def simulated(runs: int, spread: float, drift: float, slowdown: float, *, confir
     return failures / TRIALS
 
 
-def false_alarms(sessions: Sequence[Sequence[float]]) -> dict[str, float | int]:
-    """Share of the pairs and triples of equal sessions that fail."""
-    pairs = list(permutations(sessions, 2))
-    triples = list(permutations(sessions, 3))
-    return {
-        "pairs": len(pairs),
-        "failed_alone": sum(is_worse(before, after, DEFAULT_TOLERANCE) for before, after in pairs) / len(pairs),
-        "triples": len(triples),
-        "failed_confirmed": sum(
-            is_worse(before, first, DEFAULT_TOLERANCE) and is_worse(before, second, DEFAULT_TOLERANCE)
-            for before, first, second in triples
-        )
-        / len(triples),
-    }
+def failures(sessions: Sequence[Sequence[float]], baselines: int) -> dict[str, float | int]:
+    """Share of the ways to draw a baseline and candidates from equal sessions that fail.
+
+    Args:
+        sessions: runs of a process each.
+        baselines: processes of the baseline.
+    """
+    draw = random.Random(1)
+    alone = confirmed = 0
+    for _ in range(TRIALS):
+        drawn = draw.sample(sessions, baselines + 2)
+        before = [seconds for runs in drawn[:baselines] for seconds in runs]
+        tolerance = max(DEFAULT_TOLERANCE, spread_between(drawn[:baselines]))
+        worse = [is_worse(before, after, tolerance) for after in drawn[baselines:]]
+        alone += worse[0]
+        confirmed += all(worse)
+    return {"baselines": baselines, "failed_alone": alone / TRIALS, "failed_confirmed": confirmed / TRIALS}
 
 
 def measured_here(options: argparse.Namespace) -> list[float]:
@@ -82,6 +88,7 @@ def main() -> None:
     add_model_options(parser)
     parser.add_argument("--processes", type=whole_number, default=12)
     parser.add_argument("--repeat", type=whole_number, default=7, help="songs of each process")
+    parser.add_argument("--sessions", type=Path, help="result of an earlier run, whose times are taken")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -99,15 +106,17 @@ def main() -> None:
             words = "".join(f"{value:>8.1f}" for value in found[1:])
             print(f"{spread:>9g}{drift:>9g}{'yes' if confirmed else 'no':>11}{found[0]:>16.2f}{words}")
     command = [sys.executable, "-m", "benchmarks.gate", "--child", *sys.argv[1:]]
-    sessions = []
-    for _ in range(options.processes):
+    sessions = [] if options.sessions is None else json.loads(options.sessions.read_text())["sessions"]
+    for _ in range(0 if sessions else options.processes):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         sessions.append(json.loads(done.stdout.splitlines()[-1]))
-    measured = false_alarms(sessions) if len(sessions) > 2 else None
-    if measured is not None:
+    measured = [failures(sessions, count) for count in BASELINES if count + 2 <= len(sessions)]
+    medians = [median(runs) for runs in sessions]
+    print(f"measured: {len(sessions)} equal processes, medians {min(medians):.3f} to {max(medians):.3f} s")
+    for found in measured:
         print(
-            f"measured, {len(sessions)} equal processes: {100 * measured['failed_alone']:.2f} % of {measured['pairs']} "
-            f"pairs fail, {100 * measured['failed_confirmed']:.2f} % of {measured['triples']} when confirmed"
+            f"  baseline of {found['baselines']}: {100 * found['failed_alone']:.2f} % fail, "
+            f"{100 * found['failed_confirmed']:.2f} % when confirmed"
         )
     write_result(
         options.output, {**environment(), "simulated": rates, "sessions": sessions, "measured_false_alarms": measured}

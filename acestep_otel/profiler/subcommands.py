@@ -88,20 +88,27 @@ def compare(
 
 
 @cloup.command("baseline", short_help="Keep a benchmark as the baseline of its card.")
-@cloup.argument("result", type=_FILE, metavar="RESULT.json", help="Result file of --mode benchmark --repeat 7.")
+@cloup.argument(
+    "results",
+    type=_FILE,
+    nargs=-1,
+    required=True,
+    metavar="RESULT.json ...",
+    help="Result files of benchmarks of seven runs or more, of a process each: four tell how far processes differ.",
+)
 @option(
     "--tolerance",
     multiple=True,
     metavar="COLUMN=SHARE",
     show_default="0.03 for each column",
-    help="Share by which a column's median may be worse: wall_time=0.05. May be repeated.",
+    help="Share by which a column's median may be worse, at least: wall_time=0.05. May be repeated.",
 )
 @option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
-def baseline(result: Path, tolerance: tuple[str, ...], baselines: Path) -> None:
-    """Keep the runs of a benchmark as the baseline of the card that they were made on, for compare --baseline."""
+def baseline(results: tuple[Path, ...], tolerance: tuple[str, ...], baselines: Path) -> None:
+    """Keep the runs of benchmarks as the baseline of the card that they were made on, for compare --baseline."""
     from acestep_otel.profiler.benchmark import judge as gate
 
-    gate.keep(result, baselines, tolerance)
+    gate.keep(results, baselines, tolerance)
 
 
 @cloup.command("download", short_help="Download released models.")

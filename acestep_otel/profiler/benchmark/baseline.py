@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,37 +46,50 @@ def read_benchmark(path: Path) -> dict[str, Any]:
     return document
 
 
-def save_baseline(path: Path, folder: Path, tolerances: Mapping[str, float]) -> Path:
-    """Make a result file the baseline of its card, in place of the one that was there.
+def save_baseline(paths: Sequence[Path], folder: Path, tolerances: Mapping[str, float]) -> Path:
+    """Make result files the baseline of their card, in place of the one that was there.
 
     Args:
-        path: the result file.
+        paths: the result files, of one process each.
         folder: of the baselines.
         tolerances: by column; the others have the default.
 
     Raises:
-        SetupError: the file is no benchmark, or a column is not known.
+        SetupError: a file is no benchmark, they are of several cards, or a column is not known.
         OSError: the baseline could not be written.
     """
-    document = read_benchmark(path)
+    documents = [read_benchmark(path) for path in paths]
+    card = one_card(documents)
     if unknown := set(tolerances) - set(COLUMNS):
         raise SetupError(f"no column is called {sorted(unknown)[0]!r}: choose {', '.join(COLUMNS)}")
     content = {
         "baseline_version": BASELINE_VERSION,
-        "card": card_of(document["environment"]),
+        "card": card,
         "tolerances": {column: tolerances.get(column, DEFAULT_TOLERANCE) for column in COLUMNS},
-        "result": document,
+        "results": documents,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{content['card']}.json"
+    target = folder / f"{card}.json"
     with replacing(target) as stream:
         json.dump(content, stream, ensure_ascii=False, indent=1)
         stream.write("\n")
     return target
 
 
-def read_baseline(folder: Path, card: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """The result and the tolerances of a card's baseline.
+def one_card(documents: Sequence[Mapping[str, Any]]) -> str:
+    """The card of all result files.
+
+    Raises:
+        SetupError: they are of several.
+    """
+    cards = sorted({card_of(document["environment"]) for document in documents})
+    if len(cards) > 1:
+        raise SetupError(f"the files are of several cards ({', '.join(cards)}): give those of one")
+    return cards[0]
+
+
+def read_baseline(folder: Path, card: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The results and the tolerances of a card's baseline.
 
     Raises:
         SetupError: there is none for this card, or the file is something else; the message says what to do.
@@ -92,12 +105,13 @@ def read_baseline(folder: Path, card: str) -> tuple[dict[str, Any], dict[str, fl
         if content["baseline_version"] != BASELINE_VERSION:
             raise ValueError(f"version {content['baseline_version']}")
         tolerances = {str(column): float(share) for column, share in content["tolerances"].items()}
-        result: dict[str, Any] = content["result"]
-        if result["mode"] != "benchmark" or not all(0 <= share < 10 for share in tolerances.values()):
+        results: list[dict[str, Any]] = content["results"]
+        modes = {result["mode"] for result in results}
+        if modes != {"benchmark"} or not all(0 <= share < 10 for share in tolerances.values()):
             raise ValueError("no benchmark, or a tolerance that is no share")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SetupError(f"{path} is no baseline of version {BASELINE_VERSION}: {error!r}") from error
-    return result, tolerances
+    return results, tolerances
 
 
 def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

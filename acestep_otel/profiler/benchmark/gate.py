@@ -5,9 +5,9 @@ against the baseline's has p < ``ALPHA``; the candidate's median is worse by mor
 more than the noise floor; and, where several candidates of separate processes are given, both hold for each of them.
 Below ``FEWEST`` runs on either side a figure is not judged: no p that small is possible.
 
-The test asks for no distribution, and outliers count by their rank alone. It does not know that one session of a
-machine differs from the next: that is what the tolerance and the second process are for. ``benchmarks/gate.py``
-measures how often equal runs fail.
+The test asks for no distribution, and outliers count by their rank alone. It does not know that one process differs
+from the next: for that a baseline has several. The tolerance of a figure is then at least how far the medians of the
+baseline's own processes are apart. ``benchmarks/gate.py`` measures how often equal runs fail.
 """
 
 from __future__ import annotations
@@ -83,6 +83,12 @@ def _arrangements(first: int, second: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def spread_between(processes: Sequence[Sequence[float]]) -> float:
+    """How far the medians of equal processes are apart: the largest over the smallest, less 1; 0 for a single one."""
+    medians = [median(runs) for runs in processes if runs]
+    return max(medians) / min(medians) - 1 if medians and min(medians) > 0 else 0.0
+
+
 def is_worse(before: Sequence[float], after: Sequence[float], tolerance: float, noise_floor: float = 0.0) -> bool:
     """Whether the second runs are slower than the first: by the test, by the tolerance and by the noise floor."""
     lost = median(after) - median(before)
@@ -120,22 +126,25 @@ class Judgement:
 
 
 def judge(
-    baseline: Samples, candidates: Sequence[Samples], tolerances: Mapping[str, float], noise_floor: float = 0.0
+    baseline: Sequence[Samples],
+    candidates: Sequence[Samples],
+    tolerances: Mapping[str, float],
+    noise_floor: float = 0.0,
 ) -> list[Judgement]:
-    """Judge every figure of the cells that the baseline and all candidates have.
+    """Judge every figure of the cells that all have.
 
     Args:
-        baseline: what is compared with.
-        candidates: of one process each, one or more.
+        baseline: what is compared with, of one process each, one or more.
+        candidates: likewise.
         tolerances: by column; ``DEFAULT_TOLERANCE`` for one that is not named.
         noise_floor: seconds that a median may lose whatever the ratio is.
     """
-    cells = [cell for cell in baseline if all(cell in candidate for candidate in candidates)]
+    cells = [cell for cell in baseline[0] if all(cell in each for each in (*baseline, *candidates))]
     return [
         _judged(
             cell,
             column,
-            baseline[cell].get(column, ()),
+            [process[cell].get(column, ()) for process in baseline],
             [candidate[cell].get(column, ()) for candidate in candidates],
             tolerances.get(column, DEFAULT_TOLERANCE),
             noise_floor,
@@ -148,11 +157,14 @@ def judge(
 def _judged(
     cell: Cell,
     column: str,
-    before: Sequence[float],
+    processes: Sequence[Sequence[float]],
     after: Sequence[Sequence[float]],
     tolerance: float,
     noise_floor: float,
 ) -> Judgement:
+    before = [seconds for runs in processes for seconds in runs]
+    tolerance = max(tolerance, spread_between(processes))
+
     def verdict(word: Verdict, why: str = "", p: float | None = None) -> Judgement:
         medians = [median(runs) for runs in after if runs]
         return Judgement(

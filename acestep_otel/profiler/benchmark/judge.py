@@ -7,8 +7,8 @@ from pathlib import Path
 
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.baseline import (
-    card_of,
     differing_settings,
+    one_card,
     read_baseline,
     read_benchmark,
     save_baseline,
@@ -48,16 +48,14 @@ def judge_files(
         if path is not None:
             require_writable(path)
     documents = [read_benchmark(path) for path in files]
-    cards = sorted({card_of(document["environment"]) for document in documents})
-    if len(cards) > 1:
-        raise SetupError(f"the files are of several cards ({', '.join(cards)}): judge those of one")
-    baseline, tolerances = read_baseline(folder, cards[0])
-    title = f"{cards[0]} against its baseline of {baseline['created']}"
+    card = one_card(documents)
+    baseline, tolerances = read_baseline(folder, card)
+    title = f"{card} against its baseline of {baseline[0]['created']}"
     echo(title)
-    for line in differing_settings(baseline, documents[0]):
+    for line in differing_settings(baseline[0], documents[0]):
         echo(f"  differs: {line}")
     judgements = judge(
-        samples_of(baseline), [samples_of(document) for document in documents], tolerances, noise_floor / 1000
+        list(map(samples_of, baseline)), list(map(samples_of, documents)), tolerances, noise_floor / 1000
     )
     if not judgements:
         raise SetupError("the baseline and the files have no configuration in common")
@@ -73,11 +71,11 @@ def judge_files(
         raise RunFailed("no figure could be judged: run the benchmark with --repeat 7")
 
 
-def keep(result: Path, folder: Path, tolerances: Sequence[str]) -> None:
-    """Keep a result file as the baseline of its card.
+def keep(results: Sequence[Path], folder: Path, tolerances: Sequence[str]) -> None:
+    """Keep result files as the baseline of their card.
 
     Args:
-        result: of mode ``benchmark``.
+        results: of mode ``benchmark``, of one process each.
         folder: of the baselines.
         tolerances: each ``COLUMN=SHARE``.
 
@@ -94,4 +92,4 @@ def keep(result: Path, folder: Path, tolerances: Sequence[str]) -> None:
             raise SetupError(f"--tolerance {written!r}: give COLUMN=SHARE, such as wall_time=0.05") from None
         if not 0 <= shares[column.strip()] < 10:
             raise SetupError(f"--tolerance {written!r}: a share is from 0 to 10")
-    echo(f"Baseline: {save_baseline(result, folder, shares)}")
+    echo(f"Baseline: {save_baseline(results, folder, shares)}")

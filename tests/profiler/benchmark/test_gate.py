@@ -18,7 +18,7 @@ from acestep_otel.profiler.benchmark.gate import ALPHA, Judgement, judge, rank_s
 from acestep_otel.profiler.benchmark.gate_report import render_gate, render_junit, render_markdown
 from acestep_otel.profiler.benchmark.matrix import Cell
 from acestep_otel.profiler.cli import main
-from benchmarks.gate import false_alarms, simulated
+from benchmarks.gate import failures, simulated
 
 CELL = Cell(duration=30.0, batch_size=1, thinking=False, inference_steps=8)
 BEFORE = [1.00, 1.01, 0.99, 1.02, 0.98, 1.005, 0.995]
@@ -63,7 +63,7 @@ def judged(
     after: list[list[float]], *, tolerance: float = 0.03, before: list[float] = BEFORE, floor: float = 0.0
 ) -> Judgement:
     columns = {"wall_time": before}
-    found = judge({CELL: columns}, [{CELL: {"wall_time": runs}} for runs in after], {"wall_time": tolerance}, floor)
+    found = judge([{CELL: columns}], [{CELL: {"wall_time": runs}} for runs in after], {"wall_time": tolerance}, floor)
     return next(each for each in found if each.column == "wall_time")
 
 
@@ -104,6 +104,14 @@ def test_a_figure_that_is_clearly_faster_is_said() -> None:
     assert judged([times(0.9)]).verdict == "faster"
 
 
+def test_the_tolerance_is_at_least_how_far_the_baseline_s_own_processes_are_apart() -> None:
+    processes = [{CELL: {"wall_time": times(factor)}} for factor in (1.0, 1.2, 1.1, 1.05)]
+    for factor, verdict in ((1.25, "ok"), (1.5, "slower")):
+        found = judge(processes, [{CELL: {"wall_time": times(factor)}}], {})[0]
+        assert (found.column, found.verdict) == ("wall_time", verdict)
+        assert found.tolerance == pytest.approx(0.2)
+
+
 def test_too_few_runs_are_not_judged_and_a_cell_that_fails_now_is_slower() -> None:
     few = judged([[1.1, 1.2, 1.3]])
     assert (few.verdict, few.p) == ("not judged", None)
@@ -120,11 +128,13 @@ def test_equal_runs_rarely_fail_and_a_tenth_more_mostly_does() -> None:
     assert simulated(7, 1.0, 1.0, 0.10, confirmed=True) >= 0.95
 
 
-def test_false_alarms_are_counted_over_all_pairs_and_triples() -> None:
+def test_false_alarms_are_counted_over_draws_of_equal_sessions() -> None:
     draw = random.Random(3)
-    equal = [[1 + draw.gauss(0, 0.001) for _ in range(7)] for _ in range(4)]
-    assert false_alarms(equal) == {"pairs": 12, "failed_alone": 0.0, "triples": 24, "failed_confirmed": 0.0}
-    assert false_alarms([*equal, [2.0] * 7])["failed_alone"] == pytest.approx(4 / 20)
+    equal = [[1 + draw.gauss(0, 0.001) for _ in range(7)] for _ in range(6)]
+    assert failures(equal, 1) == {"baselines": 1, "failed_alone": 0.0, "failed_confirmed": 0.0}
+    other = failures([*equal, [2.0 + draw.random() / 100 for _ in range(7)]], 1)
+    assert 0.05 < float(other["failed_alone"]) < 0.25
+    assert other["failed_confirmed"] == 0.0
 
 
 def test_the_files_for_continuous_integration_say_the_same() -> None:
