@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from acestep_otel import semconv
-from acestep_otel.patches.engine_work import phase_passes
+from acestep_otel.patches.engine_work import list_of_passes
 from acestep_otel.patches.messages import input_messages, output_messages
 from acestep_otel.patches.patcher import CustomWrapper, Patch, Wrapper
 from acestep_otel.patches.phase_marks import decode_pass, grammar, prompt_pass
@@ -185,7 +185,8 @@ def _phase_attributes(span: str, call: Call) -> Attributes:
 
 def _phase_tokens(call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
     drawn_from = None if stage.phase is None else stage.phase.mean_candidates
-    stage.passes.extend(phase_passes(call.instance.backend, tokens, drawn_from))
+    # What the work cannot be read from must not cost the tokens' attributes.
+    stage.passes.extend(never_raises(list_of_passes)(call.instance.backend, tokens, drawn_from) or ())
     attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
     written = int(attributes[semconv.USAGE_OUTPUT_TOKENS])
     attributes[_KINDS[stage.name]] = written

@@ -260,7 +260,7 @@ def _tokenized(_result: Any, encoder: Any, latents: torch.Tensor) -> Iterator[Pa
     yield Pass(model.tokenize, (ceil(latents.shape[1] / model.window),), model.blocks.form.precision)
 
 
-def phase_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates: float | None) -> Iterator[Pass]:
+def list_of_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates: float | None) -> list[Pass]:
     """The passes of a phase of the language model; none for a backend whose passes are its own matter.
 
     Args:
@@ -269,8 +269,8 @@ def phase_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates: 
         candidates: tokens that each was drawn from, on average; ``None`` for audio codes, or text without a grammar.
     """
     model: Any = getattr(backend, "model", None)
-    if model is None or not tokens.forwards:
-        return
+    if not hasattr(model, "body") or not tokens.forwards:
+        return []
     blocks = _remembered(
         model.body,
         lambda: blocks_of(model.body.config, model.body.config.num_hidden_layers, form_of(model.dtype)),
@@ -298,8 +298,7 @@ def phase_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates: 
         drawn_together=songs,
         candidates=candidates,
     )
-    yield Pass(phase.prefill, (), blocks.form.precision)
-    yield Pass(phase.decode, (), blocks.form.precision)
+    return [Pass(phase.prefill, (), blocks.form.precision), Pass(phase.decode, (), blocks.form.precision)]
 
 
 _MODELS: Final = "acestep.renderer"

@@ -74,13 +74,17 @@ class _Resolved:
     def waits_for_host(self) -> bool:
         """Whether the device waited for the host to launch its work, where it has a clock that can tell.
 
-        Of a stage on the device's clock: the host was busy in the call nearly as long as the device took. Of the
-        language model, whose stages are on the host's clock: of its longest phase, by the lag of its passes.
+        Of the diffusion, a step or a tile: the host was busy in the call nearly as long as the device took. Of a
+        phase of the language model, which is on the host's clock: by the lag of its passes. Of a decode: by its longest
+        tile, since the host itself waits at its end; of the language model by its longest phase. Other stages wait for
+        the device as well, so their host time says nothing.
         """
         if self.phase is not None:
             return self.phase.waits_for_host
-        if self.stage.name == semconv.LM and self.children:
+        if self.stage.name in (semconv.LM, semconv.VAE_DECODE) and self.children:
             return max(self.children, key=lambda child: child.seconds).waits_for_host
+        if self.stage.name not in (semconv.DIT, semconv.DIT_STEP, semconv.VAE_TILE):
+            return False
         end = self.stage.end
         on_device = end is not None and None not in (self.stage.start.event, end.event)
         return on_device and self.host_seconds >= _LAUNCHING * self.seconds

@@ -398,3 +398,25 @@ def test_a_stage_that_kept_the_host_busy_all_along_is_launch_bound(monkeypatch, 
     spans = Bench().emit(build, clock=Device)
     assert spans[semconv.DIT].attributes[semconv.ROOFLINE_CEILING] == "compute"
     assert spans[semconv.DIT].attributes[semconv.ROOFLINE_BOUND] == bound
+
+
+@pytest.mark.parametrize(("tile_host_end", "bound"), [(480, "launch"), (120, "memory")])
+def test_a_decode_in_which_the_host_waits_is_judged_by_its_tiles(monkeypatch, tile_host_end, bound):
+    """The host is in the decode as long as the device, because it waits for the audio."""
+    known_peaks(monkeypatch)
+
+    class Device(EventClock):
+        """Resolves a mark with an event to the event's time."""
+
+        def resolve(self, marks):
+            return [self.time_of(mark if mark.event is None else Mark(mark.event)) for mark in marks]
+
+    def build(root):
+        decode = add(root, semconv.VAE_DECODE, 100 * MS, 500 * MS)
+        decode.start, decode.end = Mark(100 * MS, 100 * MS), Mark(500 * MS, 500 * MS)
+        tile = add(decode, semconv.VAE_TILE, 100 * MS, 490 * MS, passes=[working(1e6, 1e7)])
+        tile.start, tile.end = Mark(100 * MS, 100 * MS), Mark(tile_host_end * MS, 490 * MS)
+
+    spans = Bench().emit(build, clock=Device)
+    assert spans[semconv.VAE_DECODE].attributes[semconv.ROOFLINE_BOUND] == bound
+    assert spans[semconv.VAE_TILE].attributes[semconv.ROOFLINE_BOUND] == bound

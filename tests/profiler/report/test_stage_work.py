@@ -33,13 +33,14 @@ def working_run(*, with_peaks: bool = True) -> Run:
 
     root = span(semconv.GENERATE_MUSIC, 0, 4.0, attributes=PEAKS if with_peaks else {})
     planner = span(semconv.LM, 0.0, 1.5, root, of(1e12, 1e12, 0.2, "launch"))
+    codes = span(semconv.LM_CODES, 0.1, 1.4, planner, of(1e12, 1e12, 0.2, "launch"))
     dit = span(semconv.DIT, 1.5, 2.0, root, {semconv.DIT_STEPS: 2, **of(8e14, 2e11, 0.41)})
     steps = [
         span(semconv.DIT_STEP, 1.5, 0.5, dit, of(4e14, 1e11, 0.8)),
         span(semconv.DIT_STEP, 2.0, 1.5, dit, of(4e14, 1e11, 0.28, "memory")),
     ]
     vae = span(semconv.VAE_DECODE, 3.5, 0.4, root, of(2e12, 4e11, 0.3, "memory"))
-    return run_of([root, planner, dit, *steps, vae])
+    return run_of([root, planner, codes, dit, *steps, vae])
 
 
 def test_spans_of_one_name_are_added_up_and_the_longest_bound_counts() -> None:
@@ -100,16 +101,19 @@ def test_the_drawing_puts_dots_below_the_roof_where_their_share_is_below_one() -
         height = level if dot.x >= ridge_x else low + (ridge_y - low) * (dot.x - left) / (ridge_x - left)
         # Down is larger in a drawing.
         assert dot.y > height
-    assert [dot.name for dot in chart.dots] == ["lm", "dit.step", "dit", "vae.decode"]
-    assert re.search(r"dit: .*FLOP/B.*41\.0% of the roofline, compute-bound", chart.dots[2].title)
-    assert dict(section.verdicts)["lm"].startswith("launch-bound")
+    assert [dot.name for dot in chart.dots] == ["lm.codes", "dit", "vae.decode"]
+    assert re.search(r"dit: .*FLOP/B.*41\.0% of the roofline, compute-bound", chart.dots[1].title)
+    assert dict(section.verdicts)["lm.codes"] == "20.0% of the roofline, " + (
+        "launch-bound: the device waited for the host"
+    )
+    assert [row[0] for row in section.table.rows] == ["lm", "lm.codes", "dit.step", "dit", "vae.decode"]
 
 
 def test_a_drawing_without_peaks_has_dots_and_no_roof() -> None:
     section = roofline_section(working_run(with_peaks=False))
     assert section is not None
     assert section.chart.roof == ""
-    assert len(section.chart.dots) == 4
+    assert len(section.chart.dots) == 3
     assert section.verdicts == ()
 
 

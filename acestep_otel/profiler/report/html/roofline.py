@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from acestep_otel import semconv
 from acestep_otel.profiler.report.html.charts import AXIS_HEIGHT, RIGHT, Label
 from acestep_otel.profiler.report.html.figure import Table, colour_of
 from acestep_otel.profiler.report.html.quantities import ABSENT, Tick, duration, share
@@ -17,6 +18,8 @@ from acestep_otel.profiler.report.work_table import ceilings
 _LEFT: Final = 96
 _TOP: Final = 16
 _HEIGHT: Final = 280
+_WITHIN: Final = frozenset({semconv.LM, semconv.DIT_STEP, semconv.VAE_TILE})
+"""Spans that are the sum of others, or parts of others, and would be drawn on them; the table has them."""
 _MEANINGS: Final = {
     "compute": "compute-bound: nearer to the device's rate of operations",
     "memory": "memory-bound: nearer to its bandwidth",
@@ -109,15 +112,21 @@ def roofline_section(run: Run) -> RooflineSection | None:
     stages = [(name, stage) for name, stage in work.stages.items() if stage.bytes > 0 and stage.operations > 0]
     if not stages:
         return None
+    drawn = [(name, stage) for name, stage in stages if name not in _WITHIN] or stages
     return RooflineSection(
-        chart=_chart(work, stages),
+        chart=_chart(work, drawn),
         ceilings=ceilings(work),
-        verdicts=tuple((stage.stage, _MEANINGS[stage.bound]) for _, stage in stages if stage.bound in _MEANINGS),
+        verdicts=tuple((stage.stage, _verdict(stage)) for _, stage in drawn if stage.bound in _MEANINGS),
         table=Table(
             ("Stage", "Spans", "Time", "TFLOP", "GB", "FLOP/B", "TFLOP/s", "TB/s", "Share of the roofline", "Bound"),
             tuple(_row(stage) for _, stage in stages),
         ),
     )
+
+
+def _verdict(stage: StageWork) -> str:
+    reached = share(None if stage.share is None else 100 * stage.share)
+    return f"{reached} of the roofline, {_MEANINGS[str(stage.bound)]}"
 
 
 def _row(stage: StageWork) -> tuple[str, ...]:
