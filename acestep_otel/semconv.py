@@ -506,8 +506,8 @@ ROOFLINE_BOUND = _attribute(
     "acestep.roofline.bound",
     str,
     "launch where the share is below 0.5 and the device waited for the host: the host was busy in the call for 0.9 of "
-    "the device's time or more (diffusion, steps, tiles), or the device ran passes of the language model as soon as they "
-    "were enqueued; otherwise the ceiling.",
+    "the device's time or more (diffusion, steps, tiles), or the device ran passes of the language model as soon as "
+    "they were enqueued; otherwise the ceiling.",
 )
 DEVICE_PEAK_BANDWIDTH = _attribute(
     "acestep.device.peak.bandwidth", float, "Peak bandwidth of the device's memory, on root spans.", "By/s"
