@@ -7,13 +7,13 @@ layer's sake. What the engine guarantees to an observer is in ``docs/architectur
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
-from acestep_otel.patches import engine_language_model
+from acestep_otel.patches import engine_language_model, engine_work
 from acestep_otel.patches.messages import input_messages
 from acestep_otel.patches.patcher import Patch
 from acestep_otel.recording.call import (
@@ -90,7 +90,17 @@ def _generation_attributes(
 
 
 def _generation_result(_call: Call, result: GenerationResult) -> Attributes:
-    return {semconv.AUDIO_DURATION: result.effective.duration, semconv.DIT_STEPS: result.effective.steps}
+    effective = result.effective
+    return {
+        semconv.AUDIO_DURATION: effective.duration,
+        semconv.DIT_STEPS: effective.steps,
+        semconv.REQUEST_SEED: effective.seeds[0],
+        semconv.RESPONSE_MODEL: effective.dit_model,
+    }
+
+
+def _saved_songs(result: GenerationResult) -> Sequence[Path]:
+    return [song.path for song in result.songs if song.path is not None]
 
 
 def _loads(field: str) -> Callable[[Call], ModelLoad]:
@@ -178,10 +188,11 @@ def _move(call: Call) -> Attributes:
 
 
 PATCHES: Final = (
+    *engine_work.PATCHES,
     Patch(
         "acestep.inference",
         "MusicPipeline.generate",
-        RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result),
+        RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result, files_after=_saved_songs),
     ),
     Patch(
         "acestep.inference",

@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from acestep_otel import semconv
+from acestep_otel.patches.engine_work import list_of_passes
 from acestep_otel.patches.messages import input_messages, output_messages
 from acestep_otel.patches.patcher import CustomWrapper, Patch, Wrapper
 from acestep_otel.patches.phase_marks import decode_pass, grammar, prompt_pass
@@ -42,7 +43,8 @@ _TEXTS: Final = {
 
 
 def _codes(call: Call) -> Attributes:
-    return {semconv.AUDIO_CODES_COUNT: len(call.arguments["audio_codes"])}
+    codes = len(call.arguments["audio_codes"])
+    return {semconv.AUDIO_CODES_COUNT: codes, semconv.USAGE_AUDIO_INPUT_TOKENS: codes}
 
 
 def _query(call: Call) -> Attributes:
@@ -90,8 +92,11 @@ def _text_request(
     return RequestDefinition(span, start, _blueprint, _blueprint_texts)
 
 
-def _blueprint(_call: Call, blueprint: SongBlueprint) -> Attributes:
-    attributes: dict[str, AttributeValue] = {semconv.LYRICS_COMPLETE: blueprint.lyrics_complete}
+def _blueprint(call: Call, blueprint: SongBlueprint) -> Attributes:
+    attributes: dict[str, AttributeValue] = {
+        semconv.LYRICS_COMPLETE: blueprint.lyrics_complete,
+        semconv.RESPONSE_MODEL: call.instance.planner.model_name,
+    }
     if blueprint.audio_codes:
         attributes[semconv.AUDIO_CODES_COUNT] = len(blueprint.audio_codes)
     return attributes
@@ -121,6 +126,7 @@ def _written(call: Call, stage: Stage, written: Any) -> Attributes:
     ]
     return {
         **_summed_tokens(written.phases),
+        **_kinds_of_tokens(stage.children),
         semconv.USAGE_REASONING_OUTPUT_TOKENS: sum(map(int, reasoned)),
         **_decode_path(call.instance.backend),
     }
@@ -136,6 +142,7 @@ def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue
         semconv.OPERATION_NAME: "generate_content",
         semconv.PROVIDER_NAME: "ace_step",
         semconv.REQUEST_MODEL: planner.model_name,
+        semconv.RESPONSE_MODEL: planner.model_name,
     }
 
 
@@ -164,6 +171,7 @@ def _engine_times(tokens: PhaseTokens) -> Attributes:
         return {}
     return {
         semconv.LM_ENGINE_QUEUE_DURATION: times.queue,
+        semconv.LATENCY_QUEUE: times.queue,
         semconv.LM_ENGINE_TIME_TO_FIRST_TOKEN: times.time_to_first_token,
         semconv.LM_ENGINE_PREFILL_DURATION: times.prefill,
         semconv.LM_ENGINE_DECODE_DURATION: times.decode,
@@ -175,14 +183,45 @@ def _phase_attributes(span: str, call: Call) -> Attributes:
     return _model_attributes(call.instance) | {semconv.LM_CONSTRAINED: constrained}
 
 
-def _phase_tokens(_call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
+def _phase_tokens(call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
+    drawn_from = None if stage.phase is None else stage.phase.mean_candidates
+    # What the work cannot be read from must not cost the tokens' attributes.
+    stage.passes.extend(never_raises(list_of_passes)(call.instance.backend, tokens, drawn_from) or ())
     attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
+    written = int(attributes[semconv.USAGE_OUTPUT_TOKENS])
+    attributes[_KINDS[stage.name]] = written
     if stage.name == semconv.LM_COT:
-        attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = attributes[semconv.USAGE_OUTPUT_TOKENS]
+        attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = written
+    stage.finish_reasons = _finish_reasons(stage, call.instance.backend, tokens)
     share = current_guidance_share()
     if tokens.unconditional_tokens and share is not None:
         attributes |= {semconv.LM_CFG_SHARE: share.decode, semconv.LM_CFG_PREFILL_SHARE: share.prefill}
     return attributes
+
+
+_KINDS: Final = {
+    semconv.LM_COT: semconv.USAGE_TEXT_OUTPUT_TOKENS,
+    semconv.LM_CODES: semconv.USAGE_AUDIO_OUTPUT_TOKENS,
+    semconv.LM_LYRICS: semconv.USAGE_TEXT_OUTPUT_TOKENS,
+}
+"""What a phase writes, by the name of the attribute that counts it."""
+
+
+def _kinds_of_tokens(phases: Sequence[Stage]) -> Attributes:
+    counted: dict[str, int] = {}
+    for phase in phases:
+        if (kind := _KINDS.get(phase.name)) is not None and kind in phase.attributes:
+            counted[kind] = counted.get(kind, 0) + int(phase.attributes[kind])
+    return counted
+
+
+def _finish_reasons(stage: Stage, backend: PlannerBackend[Any], tokens: PhaseTokens) -> tuple[str, ...]:
+    """Codes, and what a grammar holds, end when they are complete; a free text that has no end met its limit."""
+    if stage.name == semconv.LM_CODES or stage.attributes.get(semconv.LM_CONSTRAINED):
+        return ("stop",) * len(tokens.ids)
+    layout = backend.vocabulary.layout
+    ends = (layout.think_close, layout.eos, layout.pad)
+    return tuple("stop" if ids and ids[-1] in ends else "length" for ids in tokens.ids)
 
 
 def _phase(span: str) -> StageDefinition:

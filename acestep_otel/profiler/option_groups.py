@@ -308,6 +308,11 @@ _GROUPS: Final = (
             is_flag=True,
             help="One more run under torch.profiler: a trace for Perfetto or chrome://tracing.",
         ),
+        option(
+            "--roofline",
+            is_flag=True,
+            help="Share of the device's peaks that each stage reached, and what limits it.",
+        ),
     ),
     option_group(
         "Weights & Output",
@@ -330,6 +335,11 @@ _GROUPS: Final = (
         option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder for the songs."),
         option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
         option("--report", type=_FILE, show_default="none", help="Write an HTML report."),
+        option(
+            "--songs-in-trace",
+            is_flag=True,
+            help="Put path, hash and type of the songs on the root span; the report plays them.",
+        ),
         option(
             "--lyrics-token-limit",
             type=WholeNumber(),

@@ -66,6 +66,7 @@ class Options:
     benchmark_output: Path | None = None
     repeat: int = 1
     torch_profile: bool = False
+    roofline: bool = False
 
     tiers: tuple[int, ...] = (4, 6, 8, 12, 16, 20, 24)
     tier_with_lm: bool = False
@@ -99,6 +100,7 @@ class Options:
     output_dir: Path = Path("output")
     audio_format: str = "flac"
     report: Path | None = None
+    songs_in_trace: bool = False
     lyrics_token_limit: int = 2_048
     no_progress: bool = False
 
@@ -185,6 +187,8 @@ _MODES_OF: Final = {
     "detailed": _SINGLE_CALL_MODES,
     "llm_debug": _SINGLE_CALL_MODES,
     "torch_profile": _SINGLE_CALL_MODES,
+    "roofline": _SINGLE_CALL_MODES,
+    "songs_in_trace": ("profile",),
     "tiers": ("tier-test",),
     "tier_with_lm": ("tier-test",),
     "tier_skip_compile": ("tier-test",),

@@ -12,12 +12,15 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import Clock, Mark, host_mark
+from acestep_otel.recording.energy import Readings
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
+from acestep_otel.roofline.work import Pass
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
@@ -47,6 +50,9 @@ class Stage:
         vram: VRAM in use on exit; ``None`` off CUDA, and where it is not read.
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
+        passes: of the models that ran while it was the innermost one.
+        finish_reasons: why each text or song ended; none where that is not known.
+        songs: files of a request, where they belong in its trace.
         tracks_memory: whether its memory peak is taken when it ends.
         reads_memory: whether VRAM in use is read when it ends.
     """
@@ -61,6 +67,9 @@ class Stage:
     vram: VramReading | None = None
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
+    passes: list[Pass] = field(default_factory=list)
+    finish_reasons: tuple[str, ...] = ()
+    songs: tuple[Path, ...] = ()
     tracks_memory: bool = False
     reads_memory: bool = True
 
@@ -77,6 +86,9 @@ class RequestRecording:
         root: the outermost stage.
         outlasted: whether the device was still at work when the request returned.
         error: the last exception that ended a stage, also one that the engine got over.
+        run_in_range: runs a stage under its name in a profile of the request; ``None`` where none is made.
+        energy: what is known of the card's energy; ``None`` off CUDA.
+        energy_shared: whether another request ran on the card.
     """
 
     def __init__(self, root: Stage, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
@@ -88,7 +100,15 @@ class RequestRecording:
         self._open = [root]
         self.outlasted = False
         self.error: BaseException | None = None
+        self.run_in_range: Callable[[str, Callable[[], Any]], Any] | None = None
+        self.energy: Readings | None = None
+        self.energy_shared = False
         self._latest: Mark | None = None
+
+    @property
+    def open_stages(self) -> list[Stage]:
+        """Those that are running now, the outermost first; another thread may look."""
+        return list(self._open)
 
     @property
     def innermost(self) -> Stage:

@@ -6,10 +6,13 @@ import time
 
 import pytest
 from fastapi.testclient import TestClient
+from opentelemetry import propagate
+from opentelemetry.propagators.composite import CompositePropagator
 
 import acestep_otel
 from acestep.errors import OutOfMemory
-from acestep_otel import semconv
+from acestep_otel import instrumentor, semconv
+from acestep_otel.forced_sampling.profiling import ProfilePropagator
 from examples.serving import worker
 from examples.serving.app import create_app
 from examples.serving.jobs import Job
@@ -209,3 +212,22 @@ def test_shutdown_cancels_what_is_left_and_leaves_no_thread(traced, tiny_models,
 def test_health_and_metrics_are_for_machines(service):
     assert service.get("/healthz").status_code == 200
     assert "# TYPE" in service.get("/metrics").text
+
+
+def test_an_operator_has_one_song_profiled_and_a_stranger_none(service, traced, tmp_path, monkeypatch):
+    """Through the HTTP interface, the queue and the worker's thread."""
+    profiles = tmp_path / "profiles"
+    monkeypatch.setenv("ACESTEP_OTEL_PROFILE_TOKEN", "operators only")
+    instrumentor.AceStepInstrumentor().uninstrument()
+    monkeypatch.setenv("ACESTEP_OTEL_PROFILE_DIR", str(profiles))
+    traced.instrument()
+    monkeypatch.setattr(
+        propagate, "_HTTP_TEXT_FORMAT", CompositePropagator([propagate.get_global_textmap(), ProfilePropagator()])
+    )
+    follow(service, ask(service, headers={"X-Profile": "a guess"}).json()["id"])
+    assert not profiles.exists()
+    follow(service, ask(service, headers={"X-Profile": "operators only"}).json()["id"])
+    wait_until(lambda: traced.metric(semconv.PROFILES) != [])
+    (path,) = profiles.iterdir()
+    places = [span.attributes.get(semconv.PROFILE_FILE) for span in traced.spans if span.name == "generate_music"]
+    assert places == [None, str(path)]

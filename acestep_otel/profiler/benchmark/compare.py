@@ -38,6 +38,8 @@ def compare(
     except IncomparableResults as error:
         raise SetupError(str(error)) from error
     echo(render_comparison(comparison))
+    if energies := comparison.energies:
+        echo("\n".join(["", "Energy (not judged):", *(f"  {line}" for line in energies)]))
     if output is not None:
         write_result(output, comparison.to_json())
     if regressions := comparison.regressions:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, Self
 
 from acestep_otel.profiler.benchmark.matrix import COLUMNS, Cell, Figures
@@ -39,6 +40,7 @@ class ResultFile:
         spreads: of a cell that was run several times, the largest less the smallest of each figure.
         settings: what else decides how long a cell takes, by name; none of a cell that failed.
         planned: cells that the run was to have; more than ``cells`` when it was stopped.
+        energies: joules of a cell's run, the median of several; none where the card keeps no counter.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ResultFile:
     settings: Mapping[Cell, Mapping[str, Any]] = field(default_factory=dict)
     planned: int = 0
     spreads: Mapping[Cell, Figures] = field(default_factory=dict)
+    energies: Mapping[Cell, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -80,11 +83,26 @@ class ResultFile:
                 settings={cell: settings for cell, _, settings, _ in read},
                 spreads={cell: spread for cell, *_, spread in read if spread is not None},
                 planned=planned,
+                energies=_energies(document, [cell for cell, *_ in read]),
             )
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             if isinstance(error, IncomparableResults):
                 raise
             raise IncomparableResults(f"{path} has no cells to compare: {error!r}") from error
+
+
+def _energies(document: Mapping[str, Any], cells: Sequence[Cell]) -> dict[Cell, float]:
+    """Joules of each cell whose runs all have them; a file of an earlier version has none."""
+    rows = document["results"]
+    if document["mode"] == "profile":
+        rows = [{"runs": [result]} for result in rows if result["measurement"] is not None]
+    found: dict[Cell, float] = {}
+    for cell, row in zip(cells, rows, strict=False):
+        known = [(run["measurement"] or {}).get("energy") for run in row["runs"]]
+        joules = [float(energy["joules"]) for energy in known if energy is not None]
+        if joules and len(joules) == len(known):
+            found[cell] = median(joules)
+    return found
 
 
 _ReadCell = tuple[Cell, Figures | None, dict[str, Any], Figures | None]
@@ -285,6 +303,16 @@ class Comparison:
         return found
 
     @property
+    def energies(self) -> list[str]:
+        """Joules of each cell that both files know them of, a line each; no gate, because a card's heat is in them."""
+        before, after = self.baseline.energies, self.candidate.energies
+        return [
+            f"{cell}: {before[cell]:,.0f} J to {after[cell]:,.0f} J, x {after[cell] / before[cell]:.2f}"
+            for cell in (compared.cell for compared in self.cells)
+            if before.get(cell) and cell in after
+        ]
+
+    @property
     def regressions(self) -> list[str]:
         """What does not pass, a line each."""
         lines = []
@@ -314,6 +342,7 @@ class Comparison:
                     "baseline": None if compared.baseline is None else asdict(compared.baseline),
                     "candidate": None if compared.candidate is None else asdict(compared.candidate),
                     "ratios": compared.ratios,
+                    "energy": [file.energies.get(compared.cell) for file in (self.baseline, self.candidate)],
                     "slower": self.slower(compared),
                     "broke": compared.broke,
                 }

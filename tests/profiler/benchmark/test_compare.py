@@ -282,3 +282,28 @@ def test_an_output_at_the_place_of_an_input_is_refused(capsys: pytest.CaptureFix
     assert main(["compare", "a.json", write("b.json"), "--output", "./a.json"]) == 2
     assert "--output would overwrite A.json" in capsys.readouterr().err
     assert Path("a.json").read_text("utf-8") == before
+
+
+def test_the_energy_of_both_is_shown_and_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, joules in (("a.json", 1000.0), ("b.json", 3000.0)):
+        write(name)
+        document = json.loads(Path(name).read_text("utf-8"))
+        (row,) = document["results"]
+        energy = {
+            "joules": joules, "watts": 300.0, "watt_hours_per_minute": 0.1, "resolution": 0.1, "shared": False,
+            "stages": {},
+        }  # fmt: skip
+        stage = {"total": 0.0}
+        row["runs"][0]["measurement"] = {
+            "trace_id": "", "wall": 1.0, "token_statistics": [], "vram_peaks": [], "energy": energy,
+            "stages": {
+                "vae_encode": stage, "audio_tokenization": stage, "audio_save": stage, "other": stage,
+                "llm_planning": {"total": 0, "token_generation": 0, "constrained_decoding": 0, "cfg_overhead": 0},
+                "dit_diffusion": {"total": 0, "per_step_average": None, "steps": 0, "step_times": []},
+                "vae_decode": {"total": 0, "tile_times": []},
+            },
+        }  # fmt: skip
+        Path(name).write_text(json.dumps(document), "utf-8")
+    assert main(["compare", "a.json", "b.json", "--output", "c.json"]) == 0
+    assert "1,000 J to 3,000 J, x 3.00" in capsys.readouterr().out
+    assert json.loads(Path("c.json").read_text("utf-8"))["cells"][0]["energy"] == [1000.0, 3000.0]

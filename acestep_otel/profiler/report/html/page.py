@@ -16,17 +16,21 @@ from markupsafe import Markup
 
 from acestep_otel.profiler.benchmark.matrix import CellResult
 from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.report.energy import RunEnergy
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html.charts import RIGHT
 from acestep_otel.profiler.report.html.figure import Figure, argument_facts, environment_facts
 from acestep_otel.profiler.report.html.headline import Headline, headline
 from acestep_otel.profiler.report.html.matrix import matrix_section
 from acestep_otel.profiler.report.html.memory import MemorySection, memory_section
+from acestep_otel.profiler.report.html.player import PlayedSong, played_songs
+from acestep_otel.profiler.report.html.roofline import RooflineSection, roofline_section
 from acestep_otel.profiler.report.html.sections import BreakdownSection, breakdown_section, step_section
 from acestep_otel.profiler.report.html.tiers import tier_caution, tier_section
 from acestep_otel.profiler.report.html.tokens import TokenSection, token_section
 from acestep_otel.profiler.report.html.waterfall import Waterfall, waterfall
 from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.stalls import stall_lines
 from acestep_otel.profiler.tier_test.trials import TierResult
 
 
@@ -65,6 +69,10 @@ class RunSections:
     steps: Figure | None
     tokens: TokenSection | None
     memory: MemorySection | None
+    roofline: RooflineSection | None
+    energy: tuple[tuple[str, str], ...]
+    stalls: tuple[str, ...]
+    songs: tuple[PlayedSong, ...]
 
     @classmethod
     def of(cls, run: Run) -> RunSections:
@@ -76,6 +84,10 @@ class RunSections:
             steps=step_section(run),
             tokens=token_section(run),
             memory=memory_section(run),
+            roofline=roofline_section(run),
+            energy=_energy_facts(run),
+            stalls=tuple(stall_lines(run)),
+            songs=played_songs(run),
         )
 
 
@@ -121,6 +133,11 @@ def write_report(path: Path, report: Report) -> None:
     page = render_report(report).encode("utf-8", errors="replace").decode("utf-8")
     with replacing(path) as stream:
         stream.write(page)
+
+
+def _energy_facts(run: Run) -> tuple[tuple[str, str], ...]:
+    energy = RunEnergy.of(run)
+    return () if energy is None else tuple(energy.facts())
 
 
 def _asset(name: str) -> str:
