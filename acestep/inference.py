@@ -79,7 +79,7 @@ class MusicPipeline:
         self, request: GenerationRequest, save_dir: Path | None, progress: ProgressCallback | None
     ) -> GenerationResult:
         """``generate_music``."""
-        resolved = resolve_request(request, self.models.renderer.models, save_dir)
+        resolved = resolve_request(request, self.models.renderer, save_dir)
         plan = self._plan(resolved, progress)
         codes = plan.codes if plan and plan.codes else (request.audio_codes,) * request.batch_size
         metadata = plan.metadata if plan else resolved.metadata
@@ -110,6 +110,7 @@ class MusicPipeline:
                 sampler=request.sampler,
                 repaint_mode=request.repaint_mode,
                 repaint_strength=request.repaint_strength,
+                adapters=resolved.adapters,
             ),
             progress,
         )
@@ -160,4 +161,5 @@ class MusicPipeline:
             weights=renderer.weights,
             placement=self.models.placement,
             vae_decode=rendered.vae_decode,
+            adapters=resolved.adapters,
         )

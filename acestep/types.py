@@ -149,6 +149,19 @@ class SamplerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterScale:
+    """An adapter in use.
+
+    Attributes:
+        name: of a loaded adapter.
+        scale: factor on what it adds; 1 is what it was trained for, 0 is off.
+    """
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One call of ``generate_music``.
 
@@ -190,6 +203,8 @@ class GenerationRequest:
         use_constrained_decoding: hold the metadata to its grammar.
         sampling: how the language model samples.
         audio_codes: codes to render instead of letting the language model write them.
+        adapters: adapters of the diffusion transformer to render with, of those that are loaded; what they add is
+            summed. Empty for none, ``None`` for all that are loaded, each at its own scale.
         audio_format: file format of the saved songs.
         peak_dbfs: level that the loudest sample is brought to; ``None`` leaves the level alone.
     """
@@ -224,6 +239,7 @@ class GenerationRequest:
     use_constrained_decoding: bool = True
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     audio_codes: tuple[int, ...] = ()
+    adapters: tuple[AdapterScale, ...] | None = None
     audio_format: str = "flac"
     peak_dbfs: float | None = -1.0
 
@@ -282,6 +298,7 @@ class EffectiveSettings:
         weights: ``synthetic`` or ``checkpoint``.
         placement: where the models lived between uses, in which form, compiled or not.
         vae_decode: how the latents were decoded.
+        adapters: adapters that the songs were rendered with.
     """
 
     device: str
@@ -298,6 +315,7 @@ class EffectiveSettings:
     weights: str
     placement: Placement
     vae_decode: VaeDecoding
+    adapters: tuple[AdapterScale, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

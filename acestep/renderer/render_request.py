@@ -11,6 +11,7 @@ from acestep.types import (
     FRAMES_PER_CODE,
     FRAMES_PER_SECOND,
     SAMPLES_PER_FRAME,
+    AdapterScale,
     RepaintMode,
     SamplerSettings,
     SongMetadata,
@@ -52,6 +53,7 @@ class RenderRequest:
         sampler: how the latents are sampled.
         repaint_mode: how firmly a repaint is held to its source.
         repaint_strength: of mode ``balanced``.
+        adapters: of the transformer.
     """
 
     caption: str
@@ -76,6 +78,7 @@ class RenderRequest:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     repaint_mode: RepaintMode = "balanced"
     repaint_strength: float = 0.5
+    adapters: tuple[AdapterScale, ...] = ()
 
     @property
     def has_codes(self) -> bool:

@@ -15,6 +15,7 @@ import torch
 from acestep.audio import normalise_peak, prevent_clipping
 from acestep.errors import InvalidOutput, stage_errors
 from acestep.offloading import ModelOffloader
+from acestep.renderer.adapters import AdapterSet
 from acestep.renderer.conditioning import (
     Conditions,
     ConditionSwitch,
@@ -58,6 +59,11 @@ class Renderer:
         self.models = models
         self.offloader = offloader or ModelOffloader(models.device, Placement())
         self.decoder = VaeDecoder(models, self.offloader, decoding or DecodeSettings())
+        quantization = self.offloader.placement.quantization
+        merged = f"the weights are quantised ({quantization}), and hold the adapters that were loaded with them"
+        self.adapters = AdapterSet(
+            models.transformer, models.device, models.adapters, merged=merged if quantization else None
+        )
 
     def render(self, request: RenderRequest, progress: ProgressCallback | None = None) -> Rendering:
         """Render one song per seed. A song depends on its seed and codes, not on its place in the batch.
@@ -79,7 +85,10 @@ class Renderer:
             noise = self.noise(request.seeds, conditions.context_latents.shape[1])
             start = self._start(request, conditions, schedule, noise)
             sampler = self._sampler(request, conditions, noise)
-            with self.offloader.on_device(transformer=self.models.transformer):
+            with (
+                self.adapters.applied(request.adapters),
+                self.offloader.on_device(transformer=self.models.transformer),
+            ):
                 latents = self.denoise(conditions, schedule, guidance, start, progress, sampler)
             latents = latents[:, : request.frames]
             with self.decoder.on_device():

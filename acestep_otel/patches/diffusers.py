@@ -15,6 +15,7 @@ import wrapt
 
 from acestep_otel import semconv
 from acestep_otel.patches.patcher import Patch, Wrapper, device_named
+from acestep_otel.patches.song_settings import sampler_attributes
 from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition
 from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.recording.trace_tree import Attributes, AttributeValue, never_raises
@@ -44,7 +45,11 @@ def _request(tracer: RequestTracer) -> Wrapper:
         start = _request_start(call, tracer.settings.capture_content)
         if start is None:
             return call.run()
-        song = _Song(steps=call.arguments["num_inference_steps"], songs=int(start.attributes[semconv.BATCH_SIZE]))
+        song = _Song(
+            steps=call.arguments["num_inference_steps"],
+            songs=int(start.attributes[semconv.BATCH_SIZE]),
+            sampler=_sampler(instance.scheduler) or {},
+        )
         pipeline = _Pipeline(instance, tracer, song)
         definition = RequestDefinition(
             semconv.GENERATE_MUSIC,
@@ -85,6 +90,15 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
     return RequestStart(device_named(str(pipeline._execution_device)), attributes, (*captions, *lyrics, *instructions))
 
 
+@never_raises
+def _sampler(scheduler: Any) -> Attributes:
+    """What a scheduler of diffusers does, by the released package's names; the pipeline corrects no latents."""
+    name = type(scheduler).__name__
+    solver = next((solver for solver in ("euler", "heun") if solver in name.lower()), None)
+    stochastic = scheduler.config.get("stochastic_sampling", False)
+    return sampler_attributes("sde" if stochastic else "ode", solver, False)
+
+
 def _texts(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
@@ -92,8 +106,9 @@ def _texts(value: str | list[str]) -> list[str]:
 class _Song:
     """What is learnt while a song is made."""
 
-    def __init__(self, *, steps: int, songs: int) -> None:
+    def __init__(self, *, steps: int, songs: int, sampler: Attributes) -> None:
         self.steps = steps
+        self.sampler = sampler
         self.songs = songs
         self.steps_done = 0
         self.timesteps: list[float] = []
@@ -112,7 +127,7 @@ class _Song:
         """Attributes of the diffusion loop; ``sigmas`` is what the scheduler was given, on the host."""
         self.steps = count
         self.timesteps = [float(sigma) for sigma in sigmas or ()]
-        return {semconv.DIT_STEPS_REQUESTED: count, semconv.BATCH_SIZE: self.songs}
+        return {semconv.DIT_STEPS_REQUESTED: count, semconv.BATCH_SIZE: self.songs, **self.sampler}
 
     def step(self, latents: Any) -> Attributes:
         """Attributes of the step that is about to run."""

@@ -16,6 +16,7 @@ from acestep_otel import semconv
 from acestep_otel.patches import engine_language_model
 from acestep_otel.patches.messages import input_messages
 from acestep_otel.patches.patcher import Patch
+from acestep_otel.patches.song_settings import adapter_attributes, sampler_attributes
 from acestep_otel.recording.call import (
     Call,
     LoadDefinition,
@@ -80,6 +81,12 @@ def _generation_attributes(
         semconv.QUANTIZATION: models.placement.quantization or "none",
         semconv.COMPILED: models.placement.compile,
     }
+    # Names that no adapter has are the caller's own words.
+    known = models.renderer.adapters
+    asked = known.defaults if request.adapters is None else request.adapters
+    attributes |= adapter_attributes(
+        [(one.name, one.scale) for one in asked if one.name in known.names and one.scale != 0]
+    )
     if request.duration is not None:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(request.duration)
     if capture_content:
@@ -123,8 +130,14 @@ def _tiling(call: Call) -> Attributes:
 
 
 def _denoising(call: Call) -> Attributes:
-    schedule, guidance, noise = (call.arguments[name] for name in ("schedule", "guidance", "noise"))
+    schedule, guidance, noise, sampler = (call.arguments[name] for name in ("schedule", "guidance", "noise", "sampler"))
+    settings = None if sampler is None else sampler.settings
     return {
+        **(
+            {}
+            if settings is None
+            else sampler_attributes(settings.infer_method, settings.sampler_mode, settings.dcw_enabled)
+        ),
         semconv.DIT_STEPS_REQUESTED: len(schedule.timesteps),
         semconv.DIT_SHIFT: float(schedule.shift),
         semconv.DIT_GUIDANCE_SCALE: 1.0 if guidance is None else float(guidance.scale),
@@ -169,6 +182,10 @@ def _tile(call: Call) -> Attributes:
     return {semconv.VAE_TILE_INDEX: tile.index, semconv.VAE_TILE_FRAMES: stop - start}
 
 
+def _switched_to(call: Call) -> Attributes:
+    return adapter_attributes([(adapter.name, adapter.scale) for adapter in call.arguments["adapters"]])
+
+
 def _move(call: Call) -> Attributes:
     to_device = call.arguments["destination"] == call.instance.device
     return {
@@ -210,6 +227,11 @@ PATCHES: Final = (
     # Inside acestep.condition, which tracks the memory peak of both.
     Patch(
         "acestep.renderer.renderer", "Renderer.encode", StageDefinition(semconv.VAE_ENCODE, attributes_before=_tiling)
+    ),
+    Patch(
+        "acestep.renderer.adapters",
+        "AdapterSet.switch",
+        StageDefinition(semconv.ADAPTER_SWITCH, attributes_before=_switched_to),
     ),
     Patch(
         "acestep.renderer.renderer",

@@ -8,7 +8,7 @@ nothing of its caller; the two are brought together by an object that both hold.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from acestep_otel import semconv
 from acestep_otel.patches.official_package_language_model import base_name, load_failure, remembering
 from acestep_otel.patches.patcher import Gaps, TemporaryPatches, device_named
+from acestep_otel.patches.song_settings import sampler_attributes
 from acestep_otel.patches.tolerant import argument, field, readable
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, StageDefinition
 from acestep_otel.recording.redaction import file_names
@@ -34,6 +35,9 @@ from acestep_otel.settings import Detail
 
 _MOVED: Final = {"model": "transformer", "vae": "vae", "text_encoder": "text_encoder"}
 """Models that the handler offloads, by the attribute that holds them."""
+
+_SAMPLER: Final[Mapping[str, str | bool]] = {"infer_method": "ode", "sampler_mode": "euler", "dcw_enabled": False}
+"""Arguments of ``service_generate``, and how versions without them sample."""
 
 _models: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """Models of handlers, by what they were initialized with."""
@@ -82,13 +86,19 @@ class _Loop:
             heun=argument(call, "sampler_mode") == "heun" and argument(call, "infer_method") != "sde",
             guidance_scale=scale if isinstance(scale, int | float) else None,
             interval=(argument(call, "cfg_interval_start") or 0.0, _or_one(argument(call, "cfg_interval_end"))),
-            given=readable(
-                {
-                    semconv.DIT_STEPS_REQUESTED: argument(call, "infer_steps"),
-                    semconv.DIT_SHIFT: argument(call, "shift"),
-                    semconv.BATCH_SIZE: songs,
-                }
-            ),
+            given={
+                **readable(
+                    {
+                        semconv.DIT_STEPS_REQUESTED: argument(call, "infer_steps"),
+                        semconv.DIT_SHIFT: argument(call, "shift"),
+                        semconv.BATCH_SIZE: songs,
+                    }
+                ),
+                **sampler_attributes(
+                    # What a version has no argument for, it does not do.
+                    *(argument(call, name, otherwise) for name, otherwise in _SAMPLER.items())
+                ),
+            },
         )
 
     @property
