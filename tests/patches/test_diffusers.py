@@ -76,6 +76,17 @@ def test_steps_carry_index_time_and_guidance(traced, pipeline):
     assert dit.attributes[semconv.LATENT_FRAMES] == 250
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_diffusion_names_its_sampler(traced, pipeline, stochastic):
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, stochastic_sampling=stochastic)
+    traced.instrument(detail="stage")
+    make(pipeline)
+    (dit,) = traced.named("acestep.dit")
+    assert dit.attributes[semconv.DIT_INFER_METHOD] == ("sde" if stochastic else "ode")
+    assert dit.attributes[semconv.DIT_SAMPLER_MODE] == "euler"
+    assert dit.attributes[semconv.DIT_DCW] is False
+
+
 def test_tiles_of_the_vae_are_spans(traced, pipeline):
     pipeline.vae.enable_tiling()
     pipeline.vae.tile_latent_min_length, pipeline.vae.tile_latent_overlap = 100, 16

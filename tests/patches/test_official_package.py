@@ -120,6 +120,22 @@ def test_songs_have_their_stages_phases_steps_and_tiles_in_one_trace(run, songs)
     assert "will not be traced" not in recorded["log"]
 
 
+@pytest.mark.parametrize(
+    ("handler", "used"),
+    [
+        ("dit.use_lora = False", (None, None)),
+        ("dit._active_loras, dit._lora_active_adapter = {'piano': 0.5, 'voice': 1.0}, 'voice'", ("voice", "1")),
+        ("dit._active_loras, dit._lora_active_adapter = {'drums': 0.5}, None", ("drums", "0.5")),
+        ("dit.lora_scale, dit.model.decoder.active_adapter = 0.25, 'default'", ("default", "0.25")),
+        ("dit.lora_scale = None", (None, None)),
+    ],
+)
+def test_the_adapter_in_use_is_on_the_request(run, handler, used):
+    recorded = run(f"dit.use_lora = True\n{handler}\ngenerate_music(dit, lm, params, GenerationConfig(1))")
+    root = attributes(recorded, "generate_music")
+    assert (root.get(semconv.ADAPTER_NAMES), root.get(semconv.ADAPTER_SCALES)) == used
+
+
 DIRECT = (
     "lm.understand_audio_from_codes('<|audio_code_1|>'); lm.create_sample_from_query('a wish')\n"
     "lm.format_sample_from_input('c', 'l')"
