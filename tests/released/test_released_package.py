@@ -227,7 +227,8 @@ import copy
 from peft import LoraConfig, get_peft_model
 instrument()
 dit, lm = load()
-adapter = get_peft_model(copy.deepcopy(dit.model.decoder), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+layers = [name for name, layer in dit.model.decoder.named_modules() if isinstance(layer, torch.nn.Linear)]
+adapter = get_peft_model(copy.deepcopy(dit.model.decoder), LoraConfig(r=2, target_modules=layers[:4]))
 adapter.save_pretrained("piano")
 facts["loaded"] = dit.load_lora("piano")
 # The newest versions take a name as well.
