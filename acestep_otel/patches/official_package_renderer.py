@@ -94,10 +94,7 @@ class _Loop:
                         semconv.BATCH_SIZE: songs,
                     }
                 ),
-                **sampler_attributes(
-                    # What a version has no argument for, it does not do.
-                    *(argument(call, name, otherwise) for name, otherwise in _SAMPLER.items())
-                ),
+                **_sampler(call),
             },
         )
 
@@ -130,6 +127,15 @@ class _Loop:
             stage.attributes[semconv.DIT_STEP_TIMESTEP] = time
             stage.attributes[semconv.DIT_STEP_GUIDED] = self.doubled and self.interval[0] <= time <= self.interval[1]
         self.steps.clear()
+
+
+def _sampler(call: Call) -> Attributes:
+    # What a version has no argument for, it does not do.
+    method, solver, corrects = (argument(call, name, otherwise) for name, otherwise in _SAMPLER.items())
+    if corrects is None:
+        # The newest versions decide by the model.
+        corrects = field(call.instance, "model", "config", "is_turbo")
+    return sampler_attributes(method, solver, corrects)
 
 
 def _or_one(value: Any) -> float:
