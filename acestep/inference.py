@@ -104,6 +104,8 @@ class MusicPipeline:
                 reference=resolved.reference,
                 track_names=request.track_names,
                 cover_strength=request.audio_cover_strength,
+                retake_seeds=resolved.retake_seeds,
+                retake_variance=request.retake_variance,
                 cover_noise_strength=request.cover_noise_strength,
                 timesteps=request.timesteps,
                 use_adg=request.use_adg,

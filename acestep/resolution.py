@@ -35,6 +35,7 @@ class ResolvedRequest:
         source: the recording to work on, with its window.
         reference: a recording whose timbre the songs should have, float32 on the host, shape ``[2, samples]``, 48 kHz.
         adapters: of the transformer.
+        retake_seeds: one per song, or none.
     """
 
     request: GenerationRequest
@@ -44,6 +45,7 @@ class ResolvedRequest:
     source: Source | None
     reference: torch.Tensor | None
     adapters: tuple[AdapterScale, ...] = ()
+    retake_seeds: tuple[int, ...] = ()
 
     @property
     def duration(self) -> float | None:
@@ -83,6 +85,7 @@ def resolve_request(request: GenerationRequest, renderer: Renderer, save_dir: Pa
         source=_source(request),
         reference=None if request.reference_audio is None else load_reference(request.reference_audio),
         adapters=adapters,
+        retake_seeds=() if request.retake_seed is None else _counted_up(request.retake_seed, request.batch_size),
     )
 
 
@@ -90,8 +93,11 @@ def resolve_seeds(request: GenerationRequest) -> tuple[int, ...]:
     """One seed per song, decided once: as given, or counted up from a single one, or random."""
     if len(request.seeds) == request.batch_size:
         return request.seeds
-    first = request.seeds[0] if request.seeds else secrets.randbelow(MAX_SEED + 1)
-    return tuple((first + item) % (MAX_SEED + 1) for item in range(request.batch_size))
+    return _counted_up(request.seeds[0] if request.seeds else secrets.randbelow(MAX_SEED + 1), request.batch_size)
+
+
+def _counted_up(first: int, songs: int) -> tuple[int, ...]:
+    return tuple((first + item) % (MAX_SEED + 1) for item in range(songs))
 
 
 def song_stems(directory: Path, seeds: Sequence[int]) -> list[Path]:

@@ -193,6 +193,8 @@ class GenerationRequest:
         timesteps: flow times to evaluate, falling from at most 1, instead of ``inference_steps`` and ``shift``; empty
             for none. A turbo model takes the nearest times that it was distilled on.
         sampler: how the diffusion steps.
+        retake_seed: of the noise that ``retake_variance`` mixes in, for the first song; the others count up from it.
+        retake_variance: 0 ... 1: how far a song moves from that of its own seed to that of its retake seed.
         cover_noise_strength: 0 ... 1: 0 starts from noise; towards 1 the start is nearer to ``src_audio``.
         repaint_mode: how firmly the latents outside a repainted window are held to the source.
         repaint_strength: of mode ``balanced``: 0 holds them as ``conservative`` does, 1 as ``aggressive``.
@@ -229,6 +231,8 @@ class GenerationRequest:
     shift: float | None = None
     timesteps: tuple[float, ...] = ()
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    retake_seed: int | None = None
+    retake_variance: float = 0.0
     cover_noise_strength: float = 0.0
     repaint_mode: RepaintMode = "balanced"
     repaint_strength: float = 0.5

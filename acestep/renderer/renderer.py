@@ -37,7 +37,7 @@ from acestep.renderer.diffusion import (
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.render_request import Rendering, RenderRequest
-from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, step_noise
+from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, retaken, step_noise
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
 from acestep.types import Placement, Progress, ProgressCallback, SamplerSettings
 
@@ -83,6 +83,8 @@ class Renderer:
         try:
             conditions = self.condition(request)
             noise = self.noise(request.seeds, conditions.context_latents.shape[1])
+            if request.retake_seeds:
+                noise = retaken(noise, self.noise(request.retake_seeds, noise.shape[1]), request.retake_variance)
             start = self._start(request, conditions, schedule, noise)
             sampler = self._sampler(request, conditions, noise)
             with (

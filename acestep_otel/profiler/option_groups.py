@@ -222,6 +222,18 @@ _GROUPS: Final = (
             help="Strength of the high band in mode double.",
         ),
         option(
+            "--retake-seed",
+            type=WholeNumber(),
+            show_default="none",
+            help="Seed of the noise that --retake-variance mixes in.",
+        ),
+        option(
+            "--retake-variance",
+            type=Number(),
+            default=DEFAULTS.retake_variance,
+            help="0 to 1: how far a song moves from that of its seed to that of its retake seed.",
+        ),
+        option(
             "--lm-top-k",
             type=WholeNumber(),
             default=DEFAULTS.lm_top_k,
