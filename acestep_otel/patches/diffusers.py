@@ -15,7 +15,7 @@ import wrapt
 
 from acestep_otel import semconv
 from acestep_otel.patches.patcher import Patch, Wrapper, device_named
-from acestep_otel.patches.song_settings import sampler_attributes
+from acestep_otel.patches.song_settings import adapter_attributes, sampler_attributes
 from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition
 from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.recording.trace_tree import Attributes, AttributeValue, never_raises
@@ -82,6 +82,7 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
         semconv.DEVICE: str(pipeline._execution_device),
         semconv.DTYPE: str(pipeline.transformer.dtype).removeprefix("torch."),
         semconv.WEIGHTS: "checkpoint",
+        **(_adapters(pipeline) or {}),
     }
     if arguments["audio_duration"]:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(arguments["audio_duration"])
@@ -97,6 +98,20 @@ def _sampler(scheduler: Any) -> Attributes:
     solver = next((solver for solver in ("euler", "heun") if solver in name.lower()), None)
     stochastic = scheduler.config.get("stochastic_sampling", False)
     return sampler_attributes("sde" if stochastic else "ode", solver, False)
+
+
+@never_raises
+def _adapters(pipeline: Any) -> Attributes:
+    """Active LoRA adapters, and their scales as they were set; PEFT's layers keep them times alpha over rank."""
+    scales: dict[str, float] = {}
+    for layer in pipeline.transformer.modules():
+        if not getattr(layer, "scaling", None) or getattr(layer, "disable_adapters", True):
+            continue
+        for name in layer.active_adapters:
+            if name in layer.scaling and name not in scales:
+                rank = layer.r[name] ** (0.5 if layer.use_rslora.get(name) else 1.0)
+                scales[name] = layer.scaling[name] * rank / layer.lora_alpha[name]
+    return adapter_attributes(scales.items())
 
 
 def _texts(value: str | list[str]) -> list[str]:
