@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -584,6 +585,20 @@ def test_a_load_that_fails_says_why_without_the_path(traced, tmp_path):
     assert load.status.status_code is StatusCode.ERROR
     assert load.attributes[semconv.ERROR_TYPE] in event.attributes["exception.type"]
     assert str(folder) not in str(event.attributes)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_nor_does_it_name_the_folder_of_an_adapter(traced, tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("what nobody may see") if relative else tmp_path / "what nobody may see"
+    traced.instrument()
+    with pytest.raises(AceStepError, match="nobody may see"):
+        checkpoints.load_models(
+            ModelSelection(dit=TINY_DIT, lm=None, device="cpu", adapters=(Adapter(folder / "lora"),))
+        )
+    (load,) = traced.named("acestep.model.load")
+    assert load.status.status_code is StatusCode.ERROR
+    assert "nobody may see" not in load.to_json()
 
 
 def test_the_request_joins_the_caller_s_trace(traced, tiny_models):

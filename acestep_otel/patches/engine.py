@@ -30,7 +30,7 @@ from acestep_otel.recording.trace_tree import Attributes, AttributeValue, Stage
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
-    from acestep.checkpoints import Models
+    from acestep.checkpoints import Models, ModelSelection
     from acestep.renderer.vae import TilePlan
     from acestep.types import GenerationRequest, GenerationResult, VaeDecoding
 
@@ -104,10 +104,14 @@ def _loads(field: str) -> Callable[[Call], ModelLoad]:
     """Reads the model that a field of the selection names."""
 
     def load(call: Call) -> ModelLoad:
-        named = str(getattr(call.arguments["selection"], field))
+        selection: ModelSelection = call.arguments["selection"]
+        named = str(getattr(selection, field))
         model = Path(named).absolute().name
-        # A model may be named by a path, which may say who the user is.
-        return ModelLoad(model, call.arguments["device"], () if model == named else tuple(file_names(named)))
+        # A model may be named by a path, which may say who the user is; so may the folder of an adapter.
+        paths = [path for adapter in selection.adapters for path in (adapter.path, adapter.path.absolute())]
+        folders = [str(path.parent) for path in paths if path.parent != Path()]
+        texts = (*(() if model == named else file_names(named)), *folders)
+        return ModelLoad(model, call.arguments["device"], texts)
 
     return load
 

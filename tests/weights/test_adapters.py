@@ -289,23 +289,56 @@ def test_a_lokr_that_does_not_fit_is_refused(tmp_path):
     assert "lycoris_layers_9_q_proj.lokr_w1, which is no LoKr of a linear layer" in refusal(file)
 
 
-def test_lokr_of_peft(tmp_path):
-    """Written by PEFT itself, and read with its configuration."""
+def official_model() -> nn.Module:
+    """Two projections of the transformer, under the names that they have in official files."""
     model = nn.Module()
-    model.add_module("q_proj", nn.Linear(32, 32, bias=False))
-    config = peft.LoKrConfig(r=2, alpha=5, target_modules=["q_proj"], init_weights=False)
-    peft.inject_adapter_in_model(config, model)
-    state = peft.get_peft_model_state_dict(model)
-    folder = tmp_path / "lokr"
-    folder.mkdir()
-    prefix = f"base_model.model.{LAYER}."
-    save_file(
-        {prefix + name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors"
-    )
-    config.save_pretrained(folder)
-    parts = {name.rpartition(".")[2]: tensor for name, tensor in state.items()}
-    right = parts["lokr_w2"] if "lokr_w2" in parts else parts["lokr_w2_a"] @ parts["lokr_w2_b"]
-    assert_added(transformer(Adapter(folder)), 5 / 2 * kronecker(parts["lokr_w1"], right))
+    inner = model
+    for part in LAYER.split("."):
+        inner.add_module(part, nn.Module())
+        inner = inner.get_submodule(part)
+    for ours, theirs in (("to_q", "q_proj"), ("to_out.0", "o_proj")):
+        plain = weight(transformer(), ours)
+        layer = nn.Linear(plain.shape[1], plain.shape[0], bias=False)
+        layer.weight = nn.Parameter(plain.clone())
+        inner.add_module(theirs, layer)
+    return model
+
+
+PEFT_CONFIGS = {
+    "lora": {"lora_alpha": 6, "target_modules": ["q_proj", "o_proj"]},
+    "dora": {"target_modules": ["q_proj"], "use_rslora": True, "use_dora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "o_proj"],
+        "rank_pattern": {"o_proj": 2},
+        "alpha_pattern": {"layers.1.self_attn.q_proj": 5},
+    },
+}
+LOKR_CONFIGS = {
+    "lokr": {"r": 2, "alpha": 5, "target_modules": ["q_proj", "o_proj"]},
+    "lokr decomposed": {"r": 1, "alpha": 3, "target_modules": ["q_proj"], "decompose_both": True},
+    "lokr by factor": {"r": 2, "alpha": 5, "target_modules": ["q_proj"], "decompose_factor": 8},
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+@pytest.mark.parametrize("name", [*PEFT_CONFIGS, *LOKR_CONFIGS])
+def test_what_peft_saved_changes_weights_as_peft_does(tmp_path, name, scale):
+    """Made, saved and merged by PEFT alone; ``save_pretrained`` writes the file and its configuration."""
+    torch.manual_seed(11)
+    if name in PEFT_CONFIGS:
+        config = peft.LoraConfig(r=3, init_lora_weights=False, **PEFT_CONFIGS[name])
+    else:
+        config = peft.LoKrConfig(init_weights=False, **LOKR_CONFIGS[name])
+    trained = peft.get_peft_model(official_model(), config)
+    trained.save_pretrained(tmp_path / "adapter")
+    for layer in trained.modules():
+        if hasattr(layer, "set_scale"):
+            layer.set_scale("default", scale)
+    expected = trained.merge_and_unload()
+    merged = transformer(Adapter(tmp_path / "adapter", scale))
+    for ours, theirs in (("to_q", "q_proj"), ("to_out.0", "o_proj")):
+        assert torch.allclose(weight(merged, ours), expected.get_submodule(f"{LAYER}.{theirs}").weight, atol=1e-5)
+    assert not torch.allclose(weight(merged), weight(transformer()), atol=1e-2)
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
