@@ -218,6 +218,28 @@ def test_a_step_of_heun_is_one_step(run):
 
 
 @pytest.mark.parametrize(
+    ("window", "steps"),
+    [
+        ({}, 4),
+        ({"flow_edit_n_avg": 3}, 4),
+        ({"flow_edit_n_min": 0.25, "flow_edit_n_max": 0.75, "flow_edit_n_avg": 2}, 3),
+        ({"flow_edit_n_max": 0.0}, 4),
+    ],
+)
+def test_a_step_of_a_flow_edit_is_one_step(run, window, steps):
+    """It evaluates both texts, as often as noise is drawn; after its window there is one text alone."""
+    more = {"flow_edit_morph": True, **window}
+    recorded = run(
+        f"dit.more = {more}; dit.sampler_mode = 'heun'; generate_music(dit, None, params, GenerationConfig(1))"
+    )
+    spans = named(recorded, "acestep.dit.step")
+    assert [span["attributes"][semconv.DIT_STEP_INDEX] for span in spans] == list(range(steps))
+    dit = attributes(recorded, "acestep.dit")
+    assert dit[semconv.DIT_STEPS] == steps
+    assert (dit[semconv.DIT_SAMPLER_MODE], dit[semconv.DIT_DCW]) == ("euler", False)
+
+
+@pytest.mark.parametrize(
     ("fault", "kind", "failed"),
     [
         ("dit.model.decoder.fails = True", "ValueError", ["acestep.dit.step", "acestep.dit", "generate_music"]),
