@@ -151,6 +151,9 @@ class AdapterSet:
             self._users = 1
 
     def _write(self, adapters: tuple[AdapterScale, ...]) -> None:
+        gone = [adapter.name for adapter in adapters if adapter.name not in self._loaded]
+        if gone:
+            raise InvalidRequest(f"adapter {gone[0]} was unloaded before the request could use it")
         # Until all layers are written, none of the two sets is in use: the next request writes them again.
         self._in_use = None
         chosen = [(self._loaded[adapter.name], adapter.scale) for adapter in adapters]

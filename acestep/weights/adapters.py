@@ -244,7 +244,7 @@ def _peft_change(file: Path, state: Mapping[str, torch.Tensor], shapes: Mapping[
             for part, (_, tensor) in parts.items()
         }
         peft.set_peft_model_state_dict(model, named, adapter_name=_NAME, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ArithmeticError, re.error) as error:
         raise CheckpointInvalid(f"{file} cannot be used: {' '.join(str(error).split())}") from error
     absent = [name for name, tensor in model.named_parameters() if tensor.is_meta and "base_layer" not in name]
     if absent:
@@ -310,6 +310,8 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any]]:
             parsed = json.loads(text)
         except ValueError as error:
             raise CheckpointInvalid(f"{file} has metadata that is no JSON") from error
+        if not isinstance(parsed, dict):
+            raise CheckpointInvalid(f"{file} has metadata that is no JSON object")
         config = {str(key).removeprefix("transformer."): value for key, value in parsed.items()}
     method = config.get("peft_type", "LORA")
     if method not in _PARTS:
@@ -452,19 +454,27 @@ def _flat_name(layer: str) -> str:
 
 
 def _product(file: Path, layer: str, parts: Mapping[str, torch.Tensor], shape: torch.Size) -> _KroneckerProduct:
-    rank = next((parts[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in parts), None)
-    try:
-        left, right = (
-            parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"] for name in ("lokr_w1", "lokr_w2")
-        )
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointInvalid(f"{file} has no complete LoKr of {layer}: {error}") from error
+    lefts, rights = (_factors(file, layer, parts, name) for name in ("lokr_w1", "lokr_w2"))
+    rows, columns = lefts[0].shape[0] * rights[0].shape[0], lefts[-1].shape[1] * rights[-1].shape[1]
+    magnitude = parts.get("dora_scale")
+    # Checked before anything is multiplied: thin matrices could make one of any size.
+    if (rows, columns) != tuple(shape) or (magnitude is not None and magnitude.shape not in ((rows, 1), (1, columns))):
+        raise CheckpointInvalid(f"{file} has matrices for {layer} that do not make one of {shape[0]} x {shape[1]}")
+    rank = next((side[1].shape[0] for side in (lefts, rights) if len(side) == 2), None)
     alpha = float(parts["alpha"]) if "alpha" in parts and parts["alpha"].numel() == 1 else 0.0
     # Two whole matrices have no rank to scale by, and an alpha of 0 stands for the rank.
     scale = 1.0 if rank is None or alpha == 0 else alpha / rank
-    magnitude = parts.get("dora_scale")
-    rows, columns = shape
-    sizes = left.dim() == right.dim() == 2 and (left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
-    if sizes != (rows, columns) or (magnitude is not None and magnitude.shape not in ((rows, 1), (1, columns))):
-        raise CheckpointInvalid(f"{file} has matrices for {layer} that do not make one of {rows} x {columns}")
-    return _KroneckerProduct(scale * left, right, magnitude)
+    return _KroneckerProduct(scale * _multiplied(lefts), _multiplied(rights), magnitude)
+
+
+def _factors(file: Path, layer: str, parts: Mapping[str, torch.Tensor], name: str) -> list[torch.Tensor]:
+    """One side of a product: a matrix, or two that make it."""
+    names = [name] if name in parts else [f"{name}_a", f"{name}_b"]
+    found = [parts[part] for part in names if part in parts and parts[part].dim() == 2]
+    if len(found) < len(names) or (len(found) == 2 and found[0].shape[1] != found[1].shape[0]):
+        raise CheckpointInvalid(f"{file} has no complete {name} of {layer}")
+    return found
+
+
+def _multiplied(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return factors[0] if len(factors) == 1 else factors[0] @ factors[1]

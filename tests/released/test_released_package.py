@@ -249,6 +249,35 @@ scenario("switched off")
     assert semconv.ADAPTER_NAMES not in attributes(recorded["scenarios"]["switched off"], "generate_music")
 
 
+def test_a_flow_edit_has_as_many_steps_as_it_was_asked_for(run):
+    recorded = run(
+        """
+import soundfile
+instrument()
+facts["edits"] = "flow_edit_morph" in inspect.signature(GenerationParams).parameters
+if facts["edits"]:
+    dit, lm = load("base")
+    source = Path("edited.wav")
+    soundfile.write(source, torch.randn(48_000 * 10, 2).numpy() * 0.1, 48_000)
+    facts["reads"] = dit.process_src_audio(str(source)) is not None
+    exporter.clear()
+    edit = {"flow_edit_morph": True, "flow_edit_source_caption": "words nobody may see", "flow_edit_n_avg": 2}
+    generate_music(dit, lm, params(src_audio=str(source.resolve()), flow_edit_n_max=0.5, guidance_scale=3.0, **edit),
+                   one())
+    scenario("edit")
+"""
+    )
+    if not recorded["edits"]:
+        pytest.skip("this version has no flow edit")
+    if not recorded["reads"]:
+        pytest.skip("this version reads files by torchcodec, which needs FFmpeg's libraries")
+    spans = recorded["scenarios"]["edit"]
+    assert len(named(spans, "acestep.dit.step")) == attributes(spans, "acestep.dit")[semconv.DIT_STEPS] == 8
+    times = [span["attributes"][semconv.DIT_STEP_TIMESTEP] for span in named(spans, "acestep.dit.step")]
+    assert times == sorted(set(times), reverse=True)
+    assert "nobody may see" not in json.dumps(spans)
+
+
 def test_failures_keep_their_cause(run):
     recorded = run(
         """

@@ -157,6 +157,16 @@ def test_adapters_come_and_go_while_models_stay_loaded(folder):
         models.unload_adapter("keys")
 
 
+def test_an_adapter_that_is_unloaded_while_a_request_waits_is_named(folder):
+    adapters = load(Adapter(folder / "piano")).renderer.adapters
+    used = adapters.resolve((AdapterScale("piano"),))
+    adapters.unload("piano")
+    with pytest.raises(InvalidRequest, match="piano was unloaded before"), adapters.applied(used):
+        pass
+    with adapters.applied(()):
+        pass
+
+
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [

@@ -191,6 +191,8 @@ def test_a_file_of_diffusers_says_its_strength_itself(tmp_path):
     assert Adapter(file).called == "strings"
     save_file(state, file, metadata={"lora_adapter_metadata": "no JSON"})
     assert "has metadata that is no JSON" in refusal(file)
+    save_file(state, file, metadata={"lora_adapter_metadata": "[]"})
+    assert "has metadata that is no JSON object" in refusal(file)
 
 
 def write_dora(folder: Path) -> Path:
@@ -284,7 +286,13 @@ def test_a_lokr_that_does_not_fit_is_refused(tmp_path):
     save_file(state | {left: torch.zeros(3, 8)}, file)
     assert "that do not make one of 32 x 32" in refusal(file)
     save_file({name: tensor for name, tensor in state.items() if name != left}, file)
-    assert f"has no complete LoKr of {LAYER}.to_q" in refusal(file)
+    assert f"has no complete lokr_w1 of {LAYER}.to_q" in refusal(file)
+    first = next(name for name in state if name.endswith("lokr_w2_a"))
+    save_file({name: tensor for name, tensor in state.items() if name != first}, file)
+    assert f"has no complete lokr_w2 of {LAYER}.to_q" in refusal(file)
+    huge = {left: torch.zeros(1, 1), first: torch.zeros(10**6, 1), first[:-1] + "b": torch.zeros(1, 10**6)}
+    save_file(huge, file)
+    assert "that do not make one of 32 x 32" in refusal(file)
     save_file({"lycoris_layers_9_q_proj.lokr_w1": torch.zeros(1)}, file)
     assert "lycoris_layers_9_q_proj.lokr_w1, which is no LoKr of a linear layer" in refusal(file)
 
@@ -360,6 +368,25 @@ def test_a_name_is_one_that_can_be_searched_for(tmp_path, name):
 def test_a_scale_is_a_finite_number(tmp_path, scale):
     with pytest.raises(InvalidRequest, match="the scale of adapter lora is"):
         transformer(Adapter(write_adapter(tmp_path / "lora"), scale))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"alpha_pattern": {"(": 1}},
+        {"rank_pattern": {"q_proj": 0}},
+        {"peft_type": "LOKR", "alpha": 1, "decompose_factor": 0},
+        {"peft_type": "LOKR", "alpha": 1, "decompose_factor": "wide"},
+        {"rank_pattern": ["q_proj"]},
+        {"alpha_pattern": {"q_proj": "strong"}},
+    ],
+)
+def test_a_configuration_that_means_nothing_is_one_line(tmp_path, config):
+    folder = write_adapter(tmp_path / "lora", **config)
+    if config.get("peft_type") == "LOKR":
+        name = f"base_model.model.{LAYER}.q_proj.lokr_"
+        save_file({name + "w1": torch.ones(4, 4), name + "w2": torch.ones(8, 8)}, folder / "adapter_model.safetensors")
+    assert str(folder) in refusal(folder)
 
 
 @pytest.mark.parametrize("config", [{"r": 0}, {"r": "four"}, {"lora_alpha": None}])
