@@ -23,7 +23,7 @@ from acestep.checkpoints import TINY_DIT, ModelSelection, load_renderer_models
 from acestep.errors import BackendUnavailable, CheckpointInvalid, CheckpointNotFound, InvalidRequest
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import Placement
-from acestep.weights import adapters
+from acestep.weights import peft_adapters
 from acestep.weights.adapters import Adapter, merge_adapters, read_adapter
 
 CPU = torch.device("cpu")
@@ -410,6 +410,6 @@ def test_an_adapter_that_is_not_there_or_a_pickle_is_not_found(tmp_path):
 
 
 def test_without_the_library_the_way_out_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    monkeypatch.setattr(peft_adapters, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'acestep-otel\[lora\]'"):
         transformer(Adapter(write_adapter(tmp_path / "lora")))
