@@ -60,12 +60,12 @@ class PeftChange:
         module: Any = self.model.get_submodule(layer)
         base = module.get_base_layer()
         with torch.no_grad():
-            base.weight = nn.Parameter(weight, requires_grad=False)
+            base.weight = nn.Parameter(weight.clone(), requires_grad=False)
             module.to(weight.device)
             try:
                 module.set_scale(_NAME, scale)
-                # Safe: into a copy.
-                module.merge(safe_merge=True, adapter_names=[_NAME])
+                # PEFT's check for NaN would wait for the device at every layer; the renderer checks what comes out.
+                module.merge(safe_merge=False, adapter_names=[_NAME])
                 change: torch.Tensor = base.weight.data - weight
                 return change
             finally:
@@ -171,7 +171,7 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any]]:
         if not isinstance(parsed, dict):
             raise CheckpointInvalid(f"{file} has metadata that is no JSON object")
         config = {str(key).removeprefix("transformer."): value for key, value in parsed.items()}
-    method = config.get("peft_type", "LORA")
+    method = str(config.get("peft_type", "LORA"))
     if method not in _PARTS:
         raise CheckpointInvalid(f"{path} is an adapter of kind {method}: {', '.join(_PARTS)} are supported")
     refused = [key for key in _CHANGES_MORE if config.get(key)]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from acestep.checkpoints import TINY_DIT, Models, ModelSelection, load_models
-from acestep.errors import CheckpointInvalid, CheckpointNotFound, InvalidRequest, OutOfMemory
+from acestep.errors import CheckpointInvalid, CheckpointNotFound, InvalidOutput, InvalidRequest, OutOfMemory
 from acestep.inference import generate_music
 from acestep.offloading import ModelOffloader
 from acestep.renderer.adapters import AdapterSet
@@ -219,6 +219,15 @@ def test_quantised_weights_hold_their_adapters_for_good(folder):
         models.load_adapter(Adapter(folder / "strings"))
     with pytest.raises(InvalidRequest, match="adapter piano cannot be taken away: the weights are quantised"):
         models.unload_adapter("piano")
+
+
+def test_a_scale_beyond_every_number_is_an_output_that_cannot_be_used(folder):
+    models = load(*(Adapter(folder / name) for name in ("piano", "voice", "drums")))
+    plain = song(models)
+    for name in models.adapters:
+        with pytest.raises(InvalidOutput, match="NaN or infinity came out of stage 'dit'"):
+            song(models, AdapterScale(name, 3e38))
+        assert torch.equal(song(models), plain)
 
 
 @pytest.mark.parametrize("offload_dit", [False, True])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import tempfile
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,8 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -387,6 +390,41 @@ def test_a_configuration_that_means_nothing_is_one_line(tmp_path, config):
         name = f"base_model.model.{LAYER}.q_proj.lokr_"
         save_file({name + "w1": torch.ones(4, 4), name + "w2": torch.ones(8, 8)}, folder / "adapter_model.safetensors")
     assert str(folder) in refusal(folder)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("qkvo_proj.*(", max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = (
+    "peft_type", "r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "bias",
+    "target_modules", "init_lora_weights", "decompose_both", "decompose_factor", "modules_to_save", "anything",
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5), st.sampled_from(["LORA", "LOKR"]))
+@settings(max_examples=200, deadline=None)
+def test_any_configuration_is_read_or_refused_in_one_line(config, method):
+    with tempfile.TemporaryDirectory() as folder:
+        lora = write_adapter(Path(folder) / "lora")
+        if method == "LOKR":
+            name = f"base_model.model.{LAYER}.q_proj.lokr_"
+            stored = {name + "w1": torch.ones(4, 4), name + "w2": torch.ones(8, 8)}
+            save_file(stored, lora / "adapter_model.safetensors")
+        sound = {"peft_type": method, "r": RANK, "lora_alpha": 8, "alpha": 8}
+        (lora / "adapter_config.json").write_text(json.dumps({**sound, **config}))
+        refused = ""
+        try:
+            change = read_adapter(Adapter(lora), plain_models().transformer).change
+        except CheckpointInvalid as error:
+            refused = str(error)
+        if refused:
+            assert "\n" not in refused
+            return
+        for layer in change.layers:
+            plain = plain_models().transformer.get_submodule(layer).weight.detach()
+            assert change.difference(layer, plain, 1.0).shape == plain.shape
 
 
 @pytest.mark.parametrize("config", [{"r": 0}, {"r": "four"}, {"lora_alpha": None}])
