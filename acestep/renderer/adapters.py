@@ -175,7 +175,7 @@ class AdapterSet:
 
     def _add(self, adapter: LoadedAdapter) -> str:
         if adapter.name in self._loaded:
-            raise InvalidRequest(f"two adapters are called {adapter.name!r}: give one of them another `name`")
+            raise InvalidRequest(f"two adapters are called {adapter.name!r}: give one of them another name")
         self._loaded[adapter.name] = adapter
         return adapter.name
 

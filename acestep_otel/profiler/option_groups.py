@@ -337,7 +337,7 @@ _GROUPS: Final = (
             multiple=True,
             metavar="[NAME=]PATH[:SCALE]",
             show_default="none",
-            help="LoRA, DoRA or LoKr adapter of the DiT: a safetensors file or its folder; may be repeated.",
+            help="LoRA, DoRA or LoKr adapter of the DiT, a safetensors file or its folder; may be repeated.",
         ),
         option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder for the songs."),
         option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
