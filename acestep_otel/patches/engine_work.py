@@ -94,15 +94,19 @@ def _remembered(module: Any, read: Callable[[], Any], part: str = "") -> Any:
     return found
 
 
-def transformer_of(module: Any, form: Form, quantization: str | None = None) -> DiffusionTransformer:
+def transformer_of(
+    module: Any, form: Form, quantization: str | None = None, *, fused: bool = False
+) -> DiffusionTransformer:
     """Sizes of ``diffusers.AceStepTransformer1DModel``.
 
     Args:
         module: the transformer.
         form: of what is not quantised.
         quantization: form of its blocks.
+        fused: whether it runs in the engine's own kernels.
     """
     config = module.config
+    windowed = sum(block.self_attn.sliding_window is not None for block in module.layers) if fused else 0
     blocks = form
     if quantization == _DYNAMIC:
         blocks = Form("int8", form.activation, 1)
@@ -115,6 +119,9 @@ def transformer_of(module: Any, form: Form, quantization: str | None = None) -> 
         patch=config.patch_size,
         condition=config.encoder_hidden_size or config.hidden_size,
         form=form,
+        windowed=windowed,
+        window=2 * config.sliding_window + 1,
+        shared=fused,
     )
 
 
@@ -178,8 +185,11 @@ def _velocity(
 ) -> Iterator[Pass]:
     models = renderer.models
     quantization = renderer.offloader.placement.quantization
+    fused = renderer.velocity.is_fused
     model = _remembered(
-        models.transformer, lambda: transformer_of(models.transformer, form_of(models.dtype), quantization)
+        models.transformer,
+        lambda: transformer_of(models.transformer, form_of(models.dtype), quantization, fused=fused),
+        "fused" if fused else "",
     )
     sizes = (latents.shape[0], latents.shape[1], conditions.encoder_hidden_states.shape[1])
     if quantization == _DYNAMIC:
@@ -203,7 +213,9 @@ def _encoded_tile(_result: Any, _instance: Any, models: VaeModels, _audio: Any, 
     yield Pass(model.encode, ((stop - start) * _SAMPLES_PER_FRAME,), model.form.precision)
 
 
-def _encoded_text(result: torch.Tensor, _instance: Any, models: RendererModels, _text: str) -> Iterator[Pass]:
+def _encoded_text(
+    result: torch.Tensor, _instance: Any, models: RendererModels, _text: str, _encoders: Any
+) -> Iterator[Pass]:
     encoder: Any = models.text_encoder
     blocks = _remembered(
         encoder, lambda: blocks_of(encoder.config, encoder.config.num_hidden_layers, form_of(models.dtype))
@@ -212,7 +224,7 @@ def _encoded_text(result: torch.Tensor, _instance: Any, models: RendererModels, 
 
 
 def _encoded_conditions(
-    _result: Any, _instance: Any, models: RendererModels, text: Any, lyrics: Any, timbre: Any = None
+    _result: Any, _instance: Any, models: RendererModels, text: Any, lyrics: Any, timbre: Any = None, **_named: Any
 ) -> Iterator[Pass]:
     encoder = _remembered(
         models.condition_encoder, lambda: condition_encoder_of(models.condition_encoder, form_of(models.dtype))

@@ -222,6 +222,18 @@ _GROUPS: Final = (
             help="Strength of the high band in mode double.",
         ),
         option(
+            "--retake-seed",
+            type=WholeNumber(),
+            show_default="none",
+            help="Seed of the noise that --retake-variance mixes in.",
+        ),
+        option(
+            "--retake-variance",
+            type=Number(),
+            default=DEFAULTS.retake_variance,
+            help="0 to 1: how far a song moves from that of its seed to that of its retake seed.",
+        ),
+        option(
             "--lm-top-k",
             type=WholeNumber(),
             default=DEFAULTS.lm_top_k,
@@ -328,9 +340,9 @@ _GROUPS: Final = (
         option(
             "--lora",
             multiple=True,
-            metavar="PATH[:SCALE]",
+            metavar="[NAME=]PATH[:SCALE]",
             show_default="none",
-            help="LoRA adapter of the DiT: a safetensors file or its folder; may be repeated.",
+            help="LoRA, DoRA or LoKr adapter of the DiT, a safetensors file or its folder; may be repeated.",
         ),
         option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder for the songs."),
         option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),

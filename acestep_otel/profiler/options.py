@@ -47,6 +47,8 @@ class Options:
     dcw_mode: str = "double"
     dcw_scaler: float = 0.05
     dcw_high_scaler: float = 0.02
+    retake_seed: int | None = None
+    retake_variance: float = 0.0
 
     thinking: bool = False
     use_cot_metas: bool = False
@@ -156,6 +158,8 @@ _MODES_OF: Final = {
     "dcw_mode": _MUSIC_MODES,
     "dcw_scaler": _MUSIC_MODES,
     "dcw_high_scaler": _MUSIC_MODES,
+    "retake_seed": _MUSIC_MODES,
+    "retake_variance": _MUSIC_MODES,
     "lm_top_k": _MUSIC_MODES,
     "lm_top_p": _MUSIC_MODES,
     "lm_negative_prompt": _MUSIC_MODES,

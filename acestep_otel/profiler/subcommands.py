@@ -7,9 +7,11 @@ from typing import Final
 
 import click
 import cloup
+from click.core import ParameterSource
 from cloup import option
 
 from acestep_otel.errors import SetupError
+from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defaults
 from acestep_otel.profiler.numbers import Number
 from acestep_otel.profiler.options import DEFAULTS
 from acestep_otel.sdk.variables import require_variables
@@ -23,6 +25,7 @@ CHECKPOINT_DIR = option(
     "--checkpoint-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULTS.checkpoint_dir,
+    envvar=VARIABLES["checkpoint_dir"],
     help="Folder of the models.",
 )
 
@@ -122,7 +125,7 @@ def download(names: tuple[str, ...], checkpoint_dir: Path) -> None:
     """
     from acestep_otel.profiler.run.weights import download_models
 
-    download_models(names, checkpoint_dir)
+    download_models(names, _model_folder(checkpoint_dir))
 
 
 @cloup.command("convert", short_help="Convert an official model to a diffusers repository.")
@@ -136,7 +139,14 @@ def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
     """
     from acestep_otel.profiler.run.weights import convert_model
 
-    convert_model(name, checkpoint_dir, target)
+    convert_model(name, _model_folder(checkpoint_dir), target)
+
+
+def _model_folder(given: Path) -> Path:
+    """The folder that a run would load from: that of the option, of the environment, or of ``.env``."""
+    source = click.get_current_context().get_parameter_source("checkpoint_dir")
+    stored = read_defaults(ENVIRONMENT_FILE).values.get("checkpoint_dir")
+    return Path(stored) if stored and source is ParameterSource.DEFAULT else given
 
 
 @cloup.command("doctor", short_help="Send a span and a metric, and report where they arrived; or measure the device.")

@@ -22,8 +22,9 @@ attention, ``q`` queries, ``s`` keys,          ``4 b h q s d``                ``
 ``h`` heads of ``d``, ``g`` key-value heads
 =============================================  =============================  ======================================
 
-Attention is the dense kind, which the models run: a mask, causal or sliding, leaves work out of the result, and not out
-of the kernel. Attention keeps its scores on the chip (as flash attention does).
+Attention is the dense kind: a mask, causal or sliding, leaves work out of the result, and not out of the kernel. Only
+where the transformer runs in the engine's own kernels does sliding attention read no more than its window. Attention
+keeps its scores on the chip (as flash attention does).
 
 A model's pass is the sum of its operators. ``tests/roofline/test_work.py`` compares every pass with
 ``torch.utils.flop_counter`` and with a count of the tensors that go in and out, at tiny and at true sizes.
@@ -188,6 +189,9 @@ class DiffusionTransformer:
         patch: latent frames of one position.
         condition: width of the conditions.
         form: of everything outside the blocks, which is never quantised, and of attention.
+        windowed: blocks whose attention leaves out the keys outside a window, instead of masking them.
+        window: positions of that window, on both sides together.
+        shared: what a request's steps share (keys and values of the conditions) is computed outside of the steps.
     """
 
     blocks: Blocks
@@ -196,6 +200,9 @@ class DiffusionTransformer:
     patch: int
     condition: int
     form: Form
+    windowed: int = 0
+    window: int = 0
+    shared: bool = False
 
     def forward(self, batch: int, frames: int, conditions: int) -> Work:
         """One evaluation of the velocity.
@@ -210,8 +217,9 @@ class DiffusionTransformer:
     def products(self, batch: int, frames: int, conditions: int) -> Work:
         """Of one evaluation, the products of the blocks: what quantisation changes."""
         rows, blocks = batch * ceil(frames / self.patch), self.blocks
+        told = 0 if self.shared else batch * conditions
         return blocks.layers * (
-            blocks.projections(rows, rows) + blocks.projections(rows, batch * conditions) + blocks.feed_forward(rows)
+            blocks.projections(rows, rows) + blocks.projections(rows, told) + blocks.feed_forward(rows)
         )
 
     def remainder(self, batch: int, frames: int, conditions: int) -> Work:
@@ -223,15 +231,16 @@ class DiffusionTransformer:
             + form.linear(batch, hidden, hidden)
             + form.linear(batch, hidden, _MODULATIONS * hidden)
         )
-        attention = form.attention(self.blocks.heads, batch, positions, positions) + form.attention(
-            self.blocks.heads, batch, positions, conditions
-        )
+        heads, whole = self.blocks.heads, self.blocks.layers - self.windowed
+        conditioned = Work(0, 0) if self.shared else form.linear(batch * conditions, self.condition, hidden)
         return (
             # The time, and its distance to another one.
             2 * time
             + form.convolution(batch, (self.inputs, hidden), self.patch, (padded, positions))
-            + form.linear(batch * conditions, self.condition, hidden)
-            + self.blocks.layers * attention
+            + conditioned
+            + whole * form.attention(heads, batch, positions, positions)
+            + self.windowed * form.attention(heads, batch, positions, min(positions, self.window))
+            + self.blocks.layers * form.attention(heads, batch, positions, conditions)
             + form.convolution(batch, (hidden, self.channels), self.patch, (positions, padded))
         )
 

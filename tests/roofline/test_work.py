@@ -227,3 +227,20 @@ def test_a_pass_is_worked_out_when_it_is_asked_for() -> None:
     assert noted.part().work == Work(3, 3)
     assert noted.part() is Pass(work, (3,), "float32").part()
     assert calls == [3]
+
+
+def test_the_engines_own_kernels_leave_out_what_no_step_needs() -> None:
+    transformer = modules("acestep-v15-turbo")["transformer"]
+    plain, fused = (engine_work.transformer_of(transformer, BFLOAT16, fused=fused) for fused in (False, True))
+    positions, conditions = 3_000, 200
+    saved = (
+        plain.forward(1, 2 * positions, conditions).operations - fused.forward(1, 2 * positions, conditions).operations
+    )
+    config = transformer.config
+    queries, keys = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
+    # Every other block slides; keys and values of the conditions are of every block.
+    outside = 4 * queries * positions * (positions - 2 * config.sliding_window - 1) * config.num_hidden_layers // 2
+    told = 2 * conditions * config.hidden_size * 2 * keys * config.num_hidden_layers
+    embedded = 2 * conditions * (config.encoder_hidden_size or config.hidden_size) * config.hidden_size
+    assert saved == outside + told + embedded
+    assert fused.forward(1, 20, conditions).operations < plain.forward(1, 20, conditions).operations

@@ -150,7 +150,11 @@ def _profile_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
 def _settings(arguments: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[str, Any]:
     # A file that was written before there was such a setting says nothing about it.
     sources = ((arguments, _ASKED_FOR), (effective, _RAN), (effective["placement"], _PLACED))
-    return {name: source[name] for source, names in sources for name in names if name in source}
+    settings = {name: source[name] for source, names in sources for name in names if name in source}
+    if "adapters" in effective:
+        used = (f"{adapter['name']} x {adapter['scale']:g}" for adapter in effective["adapters"])
+        settings["adapters"] = " and ".join(used) or None
+    return settings
 
 
 _CELLS_OF: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[_ReadCell]]]] = {

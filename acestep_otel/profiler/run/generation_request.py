@@ -68,6 +68,8 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
             dcw_scaler=options.dcw_scaler,
             dcw_high_scaler=options.dcw_high_scaler,
         ),
+        retake_seed=options.retake_seed,
+        retake_variance=options.retake_variance,
         cover_noise_strength=options.cover_noise_strength,
         repaint_mode=cast(RepaintMode, options.repaint_mode),
         repaint_strength=options.repaint_strength,

@@ -128,6 +128,7 @@ class _Card:
             batch_size=1,
             duration=self.options.tier_duration if self.options.duration is None else self.options.duration,
             inference_steps=self.steps,
+            supported=self.options.tiny or self.config.supports(self.options.config_path),
         )
 
     def _boundary(self, default: Trial) -> Iterator[Planned]:

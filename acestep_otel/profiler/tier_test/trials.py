@@ -33,6 +33,7 @@ class Trial:
         batch_size: songs made together.
         duration: seconds of each.
         inference_steps: diffusion steps.
+        supported: whether the model's authors support the diffusion model on the tier.
     """
 
     memory: int
@@ -43,6 +44,7 @@ class Trial:
     batch_size: int
     duration: float
     inference_steps: int
+    supported: bool = True
 
     @property
     def variant(self) -> str:
@@ -57,7 +59,7 @@ class Trial:
     @property
     def decides(self) -> bool:
         """Whether it is what the tier runs by itself: then its failure is the command's."""
-        return self.kind == "default" or (self.is_batch and self.batch_size == 1)
+        return self.supported and (self.kind == "default" or (self.is_batch and self.batch_size == 1))
 
     @property
     def lm_size(self) -> str | None:

@@ -116,6 +116,8 @@ def _listed(values: tuple[float, ...]) -> str:
 
 def _notes(trial: Trial, seen: Observation) -> Iterator[str]:
     """What happened, as far as it got."""
+    if not trial.supported:
+        yield f"XL models are not supported on {trial.tier}"
     done = seen.effective
     if done is not None:
         decoding, placement = done["vae_decode"], done["placement"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,25 @@ def test_files_of_different_models_or_settings_say_so(capsys: pytest.CaptureFixt
         "example": [["example_05.json", "example_01.json"]],
         "dit_model": [["acestep-v15-turbo", "acestep-v15-xl-turbo"]],
     }
+
+
+def with_adapters(name: str, *adapters: dict[str, Any]) -> str:
+    content = json.loads(Path(write(name)).read_text("utf-8"))
+    content["results"][0]["runs"][0]["effective_settings"]["adapters"] = list(adapters)
+    Path(name).write_text(json.dumps(content), encoding="utf-8")
+    return name
+
+
+def test_other_adapters_are_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    piano, strings = {"name": "piano", "scale": 0.5}, {"name": "strings", "scale": 1.0}
+    files = [with_adapters("none.json"), with_adapters("one.json", piano), with_adapters("two.json", piano, strings)]
+    for a, b in itertools.combinations_with_replacement(files, 2):
+        main(["compare", a, b])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs: ")] == [
+        "differs: adapters: none in A, piano x 0.5 in B",
+        "differs: adapters: none in A, piano x 0.5 and strings x 1 in B",
+        "differs: adapters: piano x 0.5 in A, piano x 0.5 and strings x 1 in B",
+    ]
 
 
 @pytest.mark.parametrize("other", [{}, {"failed": True}])

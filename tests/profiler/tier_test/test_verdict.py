@@ -163,6 +163,11 @@ def test_notes_say_what_happened(memory: int, lm: str | None, change: dict[str, 
     assert list(result.notes) == [*notes, "compiled"]
 
 
+def test_a_note_says_that_a_model_is_tried_where_it_is_not_supported() -> None:
+    asked = trial(8, supported=False)
+    assert "XL models are not supported on tier4" in verdict(asked, observation(asked, 3.0)).notes
+
+
 @pytest.mark.parametrize(
     ("ending", "status", "error", "message"),
     [
