@@ -367,6 +367,9 @@ OUTCOME = _attribute(
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------
 LM_BACKEND = _attribute("acestep.lm.backend", str, "Backend that ran: pt, vllm or mlx.")
+DIT_PATH = _attribute(
+    "acestep.dit.path", str, "What ran the transformer: fused (Triton kernels of the engine), compiled or eager."
+)
 LM_DECODE_PATH = _attribute(
     "acestep.lm.decode.path", str, "How pt ran small passes: fused (recorded Triton kernels) or eager."
 )

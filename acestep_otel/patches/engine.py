@@ -163,7 +163,10 @@ def _denoising(call: Call) -> Attributes:
 def _denoised_steps(call: Call, loop: Stage, _latents: Any) -> Attributes:
     # Counted where steps are recorded one by one; below that level a loop that returned has run them all.
     steps = sum(child.name == semconv.DIT_STEP for child in loop.children)
-    return {semconv.DIT_STEPS: steps or len(call.arguments["schedule"].timesteps)}
+    return {
+        semconv.DIT_STEPS: steps or len(call.arguments["schedule"].timesteps),
+        semconv.DIT_PATH: call.instance.velocity.path,
+    }
 
 
 def _denoise_step(call: Call) -> Attributes:

@@ -185,7 +185,7 @@ def _velocity(
 ) -> Iterator[Pass]:
     models = renderer.models
     quantization = renderer.offloader.placement.quantization
-    fused = renderer.velocity.is_fused
+    fused = renderer.velocity.path == "fused"
     model = _remembered(
         models.transformer,
         lambda: transformer_of(models.transformer, form_of(models.dtype), quantization, fused=fused),

@@ -162,8 +162,10 @@ def test_a_caller_can_keep_the_kernels_off(models: RendererModels, monkeypatch) 
     monkeypatch.setattr(velocity_module, "can_fuse", lambda _: True)
     monkeypatch.setattr(decoder_module, "can_fuse", lambda _: True)
     offloader = ModelOffloader(CPU, Placement())
-    assert velocity_module.Velocity(models, offloader, fuse=True).is_fused
-    assert not velocity_module.Velocity(models, offloader, fuse=False).is_fused
+    compiling = ModelOffloader(CPU, Placement(compile=True))
+    assert velocity_module.Velocity(models, compiling, fuse=True).path == "fused"
+    assert velocity_module.Velocity(models, compiling, fuse=False).path == "compiled"
+    assert velocity_module.Velocity(models, offloader, fuse=False).path == "eager"
     assert not VaeDecoder(models, offloader, DecodeSettings(), fuse=False).fuses
 
 
