@@ -21,6 +21,7 @@ class Options:
     """
 
     device: str = "auto"
+    gpus: str | None = None
     lm_backend: str = "auto"
 
     config_path: str = "acestep-v15-turbo"
@@ -181,6 +182,7 @@ _MODES_OF: Final = {
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),
+    "gpus": ("benchmark", "tier-test"),
     "repeat": ("benchmark",),
     "detailed": _SINGLE_CALL_MODES,
     "llm_debug": _SINGLE_CALL_MODES,

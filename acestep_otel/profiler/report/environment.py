@@ -63,7 +63,7 @@ class Environment:
             ask_pytorch: whether PyTorch may be asked for its GPUs, which touches CUDA; else none are listed.
         """
         return cls(
-            cpu=_cpu_model(),
+            cpu=cpu_model(),
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_bytes=_memory_bytes(),
             accelerators=_accelerators() if ask_pytorch else (),
@@ -74,7 +74,8 @@ class Environment:
         )
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Name of the processor, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
