@@ -33,12 +33,6 @@ _GROUPS: Final = (
             help="Device: auto, cuda, cuda:N, mps or cpu. auto takes the first of CUDA, MPS and CPU.",
         ),
         option(
-            "--gpus",
-            metavar="N,N,...|all|cpu:N",
-            show_default="one device, in this process",
-            help="Spread a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
-        ),
-        option(
             "--lm-backend",
             metavar=f"[{'|'.join(get_args(BackendName))}]",
             default=DEFAULTS.lm_backend,
@@ -294,6 +288,12 @@ _GROUPS: Final = (
             type=WholeNumber(min=1, max=10_000),
             default=DEFAULTS.repeat,
             help="Runs of each benchmark cell: median, minimum, spread.",
+        ),
+        option(
+            "--gpus",
+            metavar="N,N,...|all|cpu:N",
+            show_default="one device, in this process",
+            help="Spread a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
         ),
         option(
             "--tier-duration",
