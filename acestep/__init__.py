@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 _MODULES = {
     "acestep.blueprints": ("create_sample", "format_sample", "understand_music", "understand_recording"),
+    "acestep.cards": ("Card", "choose_cards"),
     "acestep.checkpoints": (
         "TINY_BASE_DIT",
         "TINY_DIT",
@@ -69,6 +70,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 if TYPE_CHECKING:
     from acestep.blueprints import create_sample, format_sample, understand_music, understand_recording
+    from acestep.cards import Card, choose_cards
     from acestep.checkpoints import (
         TINY_BASE_DIT,
         TINY_DIT,
@@ -133,6 +135,7 @@ __all__ = [
     "BackendUnavailable",
     "BudgetExceeded",
     "Cancelled",
+    "Card",
     "CheckpointInvalid",
     "CheckpointNotFound",
     "DecodeSettings",
@@ -158,6 +161,7 @@ __all__ = [
     "SongMetadata",
     "SongwritingSettings",
     "VaeDecoding",
+    "choose_cards",
     "create_sample",
     "format_sample",
     "generate_music",

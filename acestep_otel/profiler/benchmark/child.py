@@ -29,6 +29,7 @@ from acestep_otel.profiler.benchmark.protocol import (
     decode_employment,
     decode_order,
 )
+from acestep_otel.profiler.children.cards import card_attributes
 from acestep_otel.profiler.children.parent import Parent
 from acestep_otel.profiler.children.processes import TRACE_PARENT
 from acestep_otel.profiler.report.environment import Environment
@@ -65,7 +66,7 @@ def serve(employment: Employment, next_order: Callable[[], Order | None], send: 
         # The driver is not asked for its view: stages that a kill cuts off are of interest here, not memory.
         journal = StageJournal(send, MemoryWatch(None))
         patcher = Patcher(journal)
-        with annotated(employment.card.attributes):
+        with annotated(card_attributes(employment.card)):
             try:
                 example = load_example(options.example)
                 memory = prepare_device(options)

@@ -8,8 +8,9 @@ from itertools import product
 from statistics import median
 from typing import Any, Final, Literal, Self
 
+from acestep.cards import Card
 from acestep.gpu_config import GPUConfig
-from acestep_otel.profiler.children.cards import Card, card_json
+from acestep_otel.profiler.children.cards import card_json
 from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown

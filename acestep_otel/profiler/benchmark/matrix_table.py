@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from acestep.cards import models_of
 from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Figures
-from acestep_otel.profiler.children.cards import models_of
 
 _RULE: Final = "-" * 122
 _ABSENT: Final = "—"

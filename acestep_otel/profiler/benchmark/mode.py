@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, Self
 
+from acestep.cards import Card
 from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.types import GenerationRequest
 from acestep_otel import __version__, semconv
@@ -26,7 +27,7 @@ from acestep_otel.profiler.benchmark.cells import (
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Matrix
 from acestep_otel.profiler.benchmark.matrix_table import render_matrix, render_spread
 from acestep_otel.profiler.benchmark.on_cards import CardCells
-from acestep_otel.profiler.children.cards import Card, card_lines
+from acestep_otel.profiler.children.cards import card_attributes, card_lines
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.files import can_be_replaced
 from acestep_otel.profiler.options import Options, command_line, shown_options
@@ -184,7 +185,7 @@ class _Benchmark:
         """Record the cell's metrics."""
         model = {semconv.REQUEST_MODEL: self.cells.model_name}
         outcome = "ok" if result.failure is None else result.failure.type
-        card = {} if result.card is None else result.card.attributes
+        card = {} if result.card is None else card_attributes(result.card)
         self.instruments.record(semconv.BENCHMARK_CELLS, 1, {**model, semconv.OUTCOME: outcome})
         attributes: dict[str, str | bool | int | float] = {
             **model,

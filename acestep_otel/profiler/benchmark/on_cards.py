@@ -17,6 +17,7 @@ from typing import Final, Self
 from opentelemetry.trace import Span, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from acestep.cards import Card, models_of
 from acestep.types import GenerationRequest
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
@@ -33,7 +34,7 @@ from acestep_otel.profiler.benchmark.protocol import (
     encode_employment,
     encode_order,
 )
-from acestep_otel.profiler.children.cards import Card, chosen_cards, models_of
+from acestep_otel.profiler.children.cards import card_attributes, chosen_cards
 from acestep_otel.profiler.children.processes import Child, Children, Ending, telemetry_environment
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import Options
@@ -192,7 +193,7 @@ class CardCells:
     def _start(self, worker: _Worker) -> None:
         worker.loaded = False
         worker.stages = OpenStages()
-        attributes = {**worker.card.attributes, semconv.CLOCK: "host"}
+        attributes = {**card_attributes(worker.card), semconv.CLOCK: "host"}
         below = set_span_in_context(self._root)
         worker.span = self._tracer.start_span(semconv.BENCHMARK_PROCESS, context=below, attributes=attributes)
         carrier: dict[str, str] = {}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
+from acestep.cards import Card
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult
-from acestep_otel.profiler.children.cards import Card
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.tier_test.protocol import (

@@ -22,9 +22,9 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from acestep.cards import Card
 from acestep.types import Progress
 from acestep_otel.profiler.benchmark.matrix import Cell
-from acestep_otel.profiler.children.cards import Card
 from acestep_otel.profiler.tier_test.trials import Trial
 
 _REDRAWS_PER_SECOND: Final = 4

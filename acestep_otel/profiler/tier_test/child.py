@@ -29,6 +29,7 @@ from acestep_otel.errors import SetupError
 from acestep_otel.patches.engine import PATCHES
 from acestep_otel.patches.patcher import Patcher
 from acestep_otel.profiler.benchmark.matrix import Failure, Figures
+from acestep_otel.profiler.children.cards import card_attributes
 from acestep_otel.profiler.children.parent import Parent
 from acestep_otel.profiler.children.processes import TRACE_PARENT
 from acestep_otel.profiler.report.breakdown import Breakdown
@@ -133,7 +134,7 @@ class _Work:
         release_memory()
         result: GenerationResult | None = None
         error: Exception | None = None
-        card = {} if self.job.card is None else self.job.card.attributes
+        card = {} if self.job.card is None else card_attributes(self.job.card)
         try:
             with annotated({**trial_attributes(trial), **card}), TemporaryDirectory() as folder:
                 if self.models is None:

@@ -19,11 +19,12 @@ from typing import Any
 from opentelemetry.trace import Span, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from acestep.cards import Card, models_of
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.matrix import Failure
-from acestep_otel.profiler.children.cards import Card, card_lines, chosen_cards, models_of
+from acestep_otel.profiler.children.cards import card_attributes, card_lines, chosen_cards
 from acestep_otel.profiler.children.processes import Child, Children, Ending
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import Options
@@ -248,7 +249,7 @@ class _Child:
 
     def start(self, children: Children[Event]) -> Child:
         """Start the process, below a span of its own."""
-        card = {} if self.card is None else self.card.attributes
+        card = {} if self.card is None else card_attributes(self.card)
         attributes = {**trial_attributes(self.job.trials[0]), **card, semconv.CLOCK: "host"}
         self._span = self._test.tracer.start_span(semconv.TIER_PROCESS, attributes=attributes)
         carrier: dict[str, str] = {}

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Self
 
+from acestep.cards import Card
 from acestep.checkpoints import TINY_LM, ModelSelection
 from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.types import GenerationRequest, Placement
 from acestep_otel import semconv
-from acestep_otel.profiler.children.cards import Card
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.run.example import Example
 from acestep_otel.profiler.run.generation_request import build_request, select_models

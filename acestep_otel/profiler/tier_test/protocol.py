@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from acestep.cards import Card
 from acestep_otel.profiler.benchmark.matrix import Failure
-from acestep_otel.profiler.children.cards import Card
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Accelerator, Environment
 from acestep_otel.profiler.tier_test.plan import Trials

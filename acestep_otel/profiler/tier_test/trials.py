@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
+from acestep.cards import Card
 from acestep.memory_cap import MemoryCap
 from acestep.types import Placement
 from acestep_otel.profiler.benchmark.matrix import Failure, Figures
-from acestep_otel.profiler.children.cards import Card, card_json
+from acestep_otel.profiler.children.cards import card_json
 
 GIB: Final = 2**30
 

@@ -7,9 +7,11 @@ from typing import Any
 import pynvml
 import pytest
 
+from acestep import Card, DeviceUnavailable, choose_cards
+from acestep.cards import models_of
 from acestep_otel import semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.children.cards import Card, chosen_cards, models_of
+from acestep_otel.profiler.children.cards import card_attributes, chosen_cards
 
 UUIDS = ("GPU-aaaa0000", "GPU-bbbb1111", "GPU-cccc2222", "GPU-dddd3333")
 MODELS = ("NVIDIA H100", "NVIDIA H100", "NVIDIA A100", "NVIDIA H100")
@@ -69,7 +71,7 @@ def test_a_child_sees_its_card_alone_and_spans_name_it(monkeypatch: pytest.Monke
     inherited = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "PATH": "/bin"}
     assert card.environment(inherited, cards=2) == {"CUDA_VISIBLE_DEVICES": UUIDS[1], "PATH": "/bin"}
     assert card.device == "cuda"
-    assert card.attributes == {
+    assert card_attributes(card) == {
         semconv.WORKER: "GPU 1",
         semconv.HOST_NAME: card.host,
         semconv.HW_ID: UUIDS[1],
@@ -83,7 +85,7 @@ def test_workers_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> 
     assert (first.label, second.label, first.uuid, first.device) == ("CPU 0", "CPU 1", None, "cpu")
     assert first.environment({}, cards=2) == {"OMP_NUM_THREADS": "8"}
     assert first.environment({"OMP_NUM_THREADS": "3"}, cards=2) == {"OMP_NUM_THREADS": "3"}
-    assert semconv.HW_ID not in first.attributes
+    assert semconv.HW_ID not in card_attributes(first)
 
 
 def test_models_are_named_once() -> None:
@@ -118,8 +120,10 @@ def test_a_choice_that_cannot_be_is_refused(gpus: str, device: str, message: str
 
 def test_hidden_gpus_and_a_missing_driver_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(SetupError, match="--gpus all: there is no GPU: CUDA_VISIBLE_DEVICES='' hides all; choose"):
-        chosen_cards("all", "auto")
+    with pytest.raises(
+        DeviceUnavailable, match="`gpus` all: there is no GPU: CUDA_VISIBLE_DEVICES='' hides all; choose"
+    ):
+        choose_cards("all")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-nowhere")
     with pytest.raises(SetupError, match="--gpus 0: no GPU can be listed, the NVIDIA driver says: "):
         chosen_cards("0", "auto")
