@@ -62,6 +62,8 @@ class Job:
         cancelled: asked to stop.
         files: the songs, once they are made.
         error: class of the error that ended it.
+        worker: card that made it, or makes it; ``None`` for the only device.
+        attempts: how often it was begun.
     """
 
     request: GenerationRequest
@@ -72,6 +74,8 @@ class Job:
     cancelled: bool = False
     files: tuple[Path, ...] = ()
     error: str | None = None
+    worker: str | None = None
+    attempts: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def move_to(self, state: State, **details: Any) -> None:
