@@ -156,6 +156,10 @@ class CardMaker:
         """What the process counts; nothing while it does not answer."""
         if self._process is None or self._process.poll() is not None:
             return ()
+        with suppress(queue.Empty):
+            # Answers that came too late.
+            while True:
+                self._counts.get_nowait()
         self._send(Count())
         with suppress(queue.Empty):
             counted = self._counts.get(timeout=_COUNT_SECONDS)

@@ -196,7 +196,7 @@ class Workers:
                 {"state": "running", "stage": progress.stage, "done": progress.done, "total": progress.total}
             )
 
-        job.move_to("running")
+        job.move_to("running", **({} if job.worker is None else {"worker": job.worker}))
         try:
             # One that is cancelled from here on ends inside: a wait that ended with a worker has a song in its trace.
             job.files = tuple(maker.make(job, self._folder / job.id, report))

@@ -200,8 +200,10 @@ def test_a_slow_worker_keeps_one_song_and_no_other(service, makers):
         others = [ask(service) for _ in range(3)]
         assert [end_of(service, song)[-1]["state"] for song in others] == ["done"] * 3
         assert card not in {service.get(f"/songs/{song}").json()["worker"] for song in others}
-        # Its metrics are missing meanwhile, and nothing else waits for them.
-        assert "acestep_queue_length" in service.get("/metrics").text
+        # Its metrics are missing meanwhile, and those of the others are there.
+        served = service.get("/metrics").text
+        assert f'acestep_worker="{card}"' not in served
+        assert "acestep_worker=" in served
     finally:
         os.kill(slow.process_id, signal.SIGCONT)
     assert end_of(service, slow_song)[-1]["state"] == "done"
