@@ -5,8 +5,8 @@
 
 Three parts, all of them unless ``--part`` names one:
 
-* ``matrix``: the same cells on each number of cards (``--gpus``). Speed-up is the time from the first request to the end
-  of the last, on one card over that on several; that of the whole command, with its start and the loading of models, is
+* ``matrix``: the same cells on each number of cards (``--gpus``). Speed-up is the time from the first request to the
+  end of the last, on one card over that on several; that of the whole command, its start and loading included, is
   beside it. What is lost is split: a card that waits at the end for the others, the time between requests, and requests
   that take longer than on one card.
 * ``service``: ``examples/serving`` under a closed loop: each client asks for the same song, follows it to its end and
