@@ -160,4 +160,5 @@ class MusicPipeline:
             weights=renderer.weights,
             placement=self.models.placement,
             vae_decode=rendered.vae_decode,
+            lm_device=str(planner.device) if planner and planner.device != self.models.device else None,
         )

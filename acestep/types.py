@@ -282,6 +282,7 @@ class EffectiveSettings:
         weights: ``synthetic`` or ``checkpoint``.
         placement: where the models lived between uses, in which form, compiled or not.
         vae_decode: how the latents were decoded.
+        lm_device: of the language model, where that is another one.
     """
 
     device: str
@@ -298,6 +299,7 @@ class EffectiveSettings:
     weights: str
     placement: Placement
     vae_decode: VaeDecoding
+    lm_device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,6 +296,16 @@ _GROUPS: Final = (
             help="Spread a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
         ),
         option(
+            "--dit-device",
+            show_default="as --device",
+            help="Device of diffusion and VAE, where the language model has another.",
+        ),
+        option(
+            "--lm-device",
+            show_default="as --device",
+            help="Device of the language model: on a card of its own it is not offloaded.",
+        ),
+        option(
             "--tier-duration",
             type=Number(),
             default=DEFAULTS.tier_duration,

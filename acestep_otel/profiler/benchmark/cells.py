@@ -39,7 +39,7 @@ def prepare_device(options: Options) -> float:
     """
     limit_threads(options)
     with setup_errors():
-        device = resolve_device(options.device)
+        device = resolve_device(options.renderer_device)
         settings = engine_settings()
         enforce_memory_cap(device, settings.memory_limit)
         return gpu_memory(device, settings)

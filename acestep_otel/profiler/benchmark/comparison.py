@@ -20,7 +20,17 @@ _ASKED_FOR: Final = (
     "task_type", "example", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language", "use_constrained_decoding",
     "lm_temperature", "lm_cfg_scale", "no_warmup", "detail",
 )  # fmt: skip
-_RAN: Final = ("device", "dtype", "weights", "dit_model", "lm_model", "lm_backend", "shift", "guidance_scale")
+_RAN: Final = (
+    "device",
+    "dtype",
+    "weights",
+    "dit_model",
+    "lm_model",
+    "lm_backend",
+    "lm_device",
+    "shift",
+    "guidance_scale",
+)
 _PLACED: Final = ("offload_to_cpu", "offload_dit_to_cpu", "quantization", "compile")
 
 

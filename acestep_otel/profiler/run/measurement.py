@@ -37,8 +37,8 @@ from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
 from acestep_otel.profiler.report.spans import Run, measured_runs
-from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
-from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.report.statistics import TokenStatistics, peak_by_device, planner_phases, token_statistics
+from acestep_otel.profiler.report.terminal import render_breakdown, render_peaks, render_token_statistics
 from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.placement import engine_settings
 from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
@@ -132,7 +132,7 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     limit_threads(options)
     with instrumented(telemetry, detail):
         with setup_errors():
-            enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
+            enforce_memory_cap(resolve_device(options.renderer_device), engine_settings().memory_limit)
             with loading("models", enabled=not options.no_progress):
                 models = call.load()
         outcome: Outcome | None = None
@@ -245,6 +245,9 @@ def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterat
     if run is not None:
         yield render_breakdown(Breakdown.of(run))
         yield ""
+        if len(peaks := peak_by_device(run)) > 1:
+            yield render_peaks(peaks)
+            yield ""
         if options.llm_debug:
             yield render_token_statistics(token_statistics(run))
             yield ""
