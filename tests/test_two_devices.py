@@ -146,7 +146,10 @@ def test_peaks_are_told_by_card() -> None:
     [
         (["--lm-device", "gpu"], "--lm-device 'gpu': choose auto, cuda, cuda:N, mps or cpu"),
         (["--dit-device", "cuda:x"], "--dit-device 'cuda:x': choose"),
-        (["--mode", "benchmark", "--gpus", "0", "--lm-device", "cuda:1"], "--gpus gives each process one card"),
+        (
+            ["--mode", "benchmark", "--gpus", "0", "--lm-device", "cuda:1"],
+            "--gpus and --ray give each process",
+        ),
         (["--mode", "tier-test", "--lm-device", "cpu"], "--lm-device belongs to --mode profile, benchmark"),
         (["--thinking", "--lm-device", "cuda:7"], "device 'cuda:7' was asked for"),
     ],

@@ -306,6 +306,12 @@ _GROUPS: Final = (
             help="Device of the language model: on a card of its own it is not offloaded.",
         ),
         option(
+            "--ray",
+            metavar="ADDRESS|auto",
+            show_default="none",
+            help="Spread a benchmark over the GPUs of a Ray cluster, an actor on each; auto: the cluster of this host.",
+        ),
+        option(
             "--tier-duration",
             type=Number(),
             default=DEFAULTS.tier_duration,

@@ -24,6 +24,7 @@ class Options:
     dit_device: str | None = None
     lm_device: str | None = None
     gpus: str | None = None
+    ray: str | None = None
     lm_backend: str = "auto"
 
     config_path: str = "acestep-v15-turbo"
@@ -190,6 +191,7 @@ _MODES_OF: Final = {
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),
     "gpus": ("benchmark", "tier-test"),
+    "ray": ("benchmark",),
     "dit_device": ("profile", "benchmark"),
     "lm_device": ("profile", "benchmark"),
     "repeat": ("benchmark",),
@@ -222,8 +224,9 @@ def require_available(options: Options) -> None:
     Raises:
         SetupError: the first such option.
     """
-    if options.gpus is not None and (options.dit_device is not None or options.lm_device is not None):
-        raise SetupError("--gpus gives each process one card: leave out --dit-device and --lm-device")
+    spread = options.gpus is not None or options.ray is not None
+    if spread and (options.dit_device is not None or options.lm_device is not None):
+        raise SetupError("--gpus and --ray give each process one card: leave out --dit-device and --lm-device")
     for field in fields(options):
         instead = _TIER_DECIDES.get(field.name) if options.mode == "tier-test" else None
         if instead is not None and getattr(options, field.name) != field.default:

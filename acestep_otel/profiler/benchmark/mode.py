@@ -8,7 +8,7 @@ each one, so an interrupted benchmark keeps what it has.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, Self
@@ -27,6 +27,7 @@ from acestep_otel.profiler.benchmark.cells import (
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Matrix
 from acestep_otel.profiler.benchmark.matrix_table import render_matrix, render_spread
 from acestep_otel.profiler.benchmark.on_cards import CardCells
+from acestep_otel.profiler.benchmark.on_ray import RayCells
 from acestep_otel.profiler.children.cards import card_attributes, card_lines
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.files import can_be_replaced
@@ -67,6 +68,13 @@ class Cells(Protocol):
     def model_name(self) -> str:
         """Name of the diffusion model."""
 
+    @property
+    def lost(self) -> Sequence[Mapping[str, Any]]:
+        """Workers that were lost whose cells were run elsewhere, as the result file has them."""
+
+    def lines(self) -> Iterator[str]:
+        """The same in words."""
+
     def results(self, requests: Mapping[Cell, GenerationRequest]) -> Iterator[CellResult]:
         """Run every cell, and give each as it ends."""
 
@@ -85,7 +93,9 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     example = load_example(options.example)
     with ExitStack() as stack:
         cells: Cells
-        if options.gpus is not None:
+        if options.ray is not None:
+            cells = stack.enter_context(RayCells(options, telemetry))
+        elif options.gpus is not None:
             cells = stack.enter_context(CardCells(options, telemetry))
         else:
             cells = stack.enter_context(OwnCells(options, telemetry, detail))
@@ -121,9 +131,14 @@ class OwnCells:
         self.memory = prepare_device(options)
         self.environment = Environment.current()
         self.cards: tuple[Card, ...] = ()
+        self.lost: tuple[Mapping[str, Any], ...] = ()
         self._options = options
         self._runner = CellRunner(options, telemetry.collector)
         self._instrumented = instrumented(telemetry, detail)
+
+    def lines(self) -> Iterator[str]:
+        """Nothing can be lost."""
+        return iter(())
 
     def __enter__(self) -> Self:
         self._instrumented.__enter__()
@@ -228,6 +243,7 @@ class _Benchmark:
                 "gpu_memory": self.cells.memory,
                 "cells": len(self.matrix.cells),
                 "clamped": [asdict(clamp) for clamp in self.matrix.clamps],
+                "lost": list(self.cells.lost),
             },
         )
         write_result(self.options.benchmark_output, document)
@@ -270,5 +286,6 @@ class _Benchmark:
         for result in rows:
             if result.failure is not None:
                 yield f"{result.cell}: {result.failure.type}: {result.failure.message}"
+        yield from self.cells.lines()
         if len(rows) < len(self.matrix.cells):
             yield f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells."

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from opentelemetry.trace import Span, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -99,6 +99,8 @@ class CardCells:
         self.environment = Environment.current(ask_pytorch=False)
         self.models_line: str | None = None
         self.model_name = ""
+        # A cell whose process died is a row of its own.
+        self.lost: tuple[Mapping[str, Any], ...] = ()
         self._options = options
         self._telemetry = telemetry
         self._tracer: Tracer = telemetry.tracer_provider.get_tracer(
@@ -169,6 +171,10 @@ class CardCells:
             self._end()
         if self._waiting:
             raise RunFailed(f"{len(self._waiting)} of {len(cells)} cells were not run, no card is left: {self._lost}")
+
+    def lines(self) -> Iterator[str]:
+        """Nothing beside the rows."""
+        return iter(())
 
     def _worker_of(self, child: Child) -> _Worker:
         return next(worker for worker in self._workers if worker.child is child)
