@@ -46,7 +46,7 @@ test-cuda: $(if $(CUDA_PYTHON),,$(VENV)-cuda/.installed)  ## Run the conformance
 			$(or $(CUDA_PYTHON),$(VENV)-cuda/bin/python) -m pytest -W default tests/conformance || exit 1; \
 	done
 
-test-ray: $(VENV)/.installed-ray  ## Run a benchmark on a Ray cluster of three nodes on this machine
+test-ray: $(VENV)/.installed-ray  ## Run a benchmark and the service on a Ray cluster of three nodes on this machine
 	# Ray and its processes give warnings of their own.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W default tests/ray
 
@@ -81,7 +81,7 @@ $(VENV)/.installed: pyproject.toml
 
 # Ray pins nothing that the tests use otherwise: it needs no environment of its own.
 $(VENV)/.installed-ray: $(VENV)/.installed-test
-	$(call pip,$(VENV),install --editable '.[ray]')
+	$(call pip,$(VENV),install --editable '.[serving-ray]')
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

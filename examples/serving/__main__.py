@@ -10,10 +10,11 @@ from typing import NoReturn
 
 from acestep import AceStepError, choose_cards
 from acestep_otel import ServiceTelemetry, SetupError
-from examples.serving.arguments import whole_number
+from examples.serving.arguments import duration, replicas, whole_number
 from examples.serving.card_process import CardMaker, Unusable
 from examples.serving.makers import Maker, OwnMaker, WorkerDied
 from examples.serving.models import load
+from examples.serving.ray_replicas import start_replicas, stop_replicas
 from examples.serving.telemetry import set_up
 
 WRONG_USAGE = 2
@@ -29,6 +30,10 @@ def main() -> None:
     parser.add_argument("--lm", help="language model, for requests with thinking")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--gpus", help="one process on each of these cards: 0,1,3, all, or cpu:N for N on the CPU")
+    parser.add_argument("--ray", metavar="ADDRESS|auto", help="replicas on the cards of this Ray cluster")
+    parser.add_argument("--replicas", type=replicas, default="1", metavar="N|N-M", help="of --ray: how many")
+    parser.add_argument("--scale-up", type=duration(86_400), default=10.0, help="of --ray: seconds to one more")
+    parser.add_argument("--scale-down", type=duration(86_400), default=600.0, help="of --ray: seconds to one less")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; ::1 for IPv6")
     parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 takes a free one")
     parser.add_argument("--queue", type=whole_number(1, 10_000), default=16, help="requests that may wait")
@@ -52,6 +57,8 @@ def makers_of(options: argparse.Namespace) -> list[Maker]:
         AceStepError: a card does not exist, or the models cannot be loaded.
         Unusable, WorkerDied: a process could not be started.
     """
+    if options.ray is not None:
+        return [*start_replicas(options)]
     if options.gpus is None:
         return [OwnMaker(load(options))]
     cards = choose_cards(options.gpus, options.device)
@@ -83,7 +90,11 @@ def serve(options: argparse.Namespace, makers: Sequence[Maker], telemetry: Servi
         port=options.port,
         drain=(lambda: app.state.workers.drain(options.drain)) if options.drain else None,
     )
-    server.run()
+    try:
+        server.run()
+    finally:
+        if options.ray is not None:
+            stop_replicas()
 
 
 def refuse(message: str) -> NoReturn:

@@ -133,6 +133,7 @@ class CardMaker:
         # Imported once the variables are known to be right: propagators read theirs while they are imported.
         from opentelemetry import propagate
 
+        job.begin(self.label)
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         self._send(Song(job.id, job.request, carrier, folder))
@@ -151,6 +152,9 @@ class CardMaker:
                     raise SongFailed(failed)
                 case unexpected:
                     raise AssertionError(unexpected)
+
+    def cancel(self) -> None:
+        """Every step notices."""
 
     def metrics(self) -> Sequence[Metric]:
         """What the process counts; nothing while it does not answer."""

@@ -78,6 +78,16 @@ class Job:
     attempts: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    def begin(self, worker: str | None) -> None:
+        """A worker has begun: the wait is over.
+
+        Args:
+            worker: card that makes it; ``None`` for the only device.
+        """
+        self.worker = worker
+        self.waiting.leave()
+        self.move_to("running", **({} if worker is None else {"worker": worker}))
+
     def move_to(self, state: State, **details: Any) -> None:
         """Change the state and tell it; a final state is the last."""
         with self._lock:

@@ -34,7 +34,7 @@ class Maker(Protocol):
         """Make the songs of a job, in the current context.
 
         Args:
-            job: what to make.
+            job: what to make; told to ``begin`` when its first step does.
             folder: where the files go.
             report: called with the progress; raises ``Cancelled`` to stop.
 
@@ -43,6 +43,9 @@ class Maker(Protocol):
             SongFailed: the song could not be made.
             WorkerDied: the process ended.
         """
+
+    def cancel(self) -> None:
+        """Stop what is made now, where no step would notice: it waits for a process."""
 
     def metrics(self) -> Sequence[Metric]:
         """What its process counts; nothing for this process, whose registry has it."""
@@ -65,8 +68,12 @@ class OwnMaker:
 
     def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
         """Make the songs of a job."""
+        job.begin(None)
         result = generate_music(self._models, job.request, save_dir=folder, progress=report)
         return [song.path for song in result.songs if song.path is not None]
+
+    def cancel(self) -> None:
+        """Every step notices."""
 
     def metrics(self) -> Sequence[Metric]:
         """Nothing: they are in this process's registry."""

@@ -74,6 +74,20 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """A replica has begun with the song."""
+
+    card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The songs of a replica, which may be on another host: content by file name."""
+
+    contents: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The songs were not made.
 

@@ -127,6 +127,9 @@ class Workers:
                 self._waiting.remove(job)
                 job.waiting.leave(CANCELLED)
                 self._finish(job, "cancelled")
+            maker = next((maker for maker, running in self._running.items() if running is job), None)
+        if maker is not None:
+            maker.cancel()
 
     def drain(self, seconds: float) -> None:
         """Take no more jobs, and wait until those that were accepted are done."""
@@ -183,9 +186,7 @@ class Workers:
             if not self._waiting:
                 return None
             self._running[maker] = job = self._waiting.popleft()
-            job.worker = maker.label
             job.attempts += 1
-            job.waiting.leave()
             return job
 
     def _make(self, maker: Maker, job: Job) -> None:
@@ -196,11 +197,12 @@ class Workers:
                 {"state": "running", "stage": progress.stage, "done": progress.done, "total": progress.total}
             )
 
-        job.move_to("running", **({} if job.worker is None else {"worker": job.worker}))
         try:
             # One that is cancelled from here on ends inside: a wait that ended with a worker has a song in its trace.
             job.files = tuple(maker.make(job, self._folder / job.id, report))
         except Cancelled:
+            # One that no worker had begun waited until now.
+            job.waiting.leave(CANCELLED)
             self._finish(job, "cancelled")
         except WorkerDied as error:
             self._ready.discard(maker)
@@ -220,6 +222,7 @@ class Workers:
         if job.cancelled or self._closed:
             self._finish(job, "cancelled")
         elif job.attempts >= ATTEMPTS:
+            job.waiting.leave(WorkerDied.__name__)
             job.error = WorkerDied.__name__
             self._finish(job, "failed", error=job.error, stage=None)
         else:

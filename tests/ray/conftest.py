@@ -1,10 +1,11 @@
-"""A real Ray cluster of three nodes on this machine; skipped where Ray is not installed (``make test-ray``)."""
+"""A real Ray cluster of three nodes on this machine; the tests are skipped without Ray (``make test-ray``)."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,17 @@ _QUICK = {
 }
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@contextmanager
+def running_cluster(environment: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head that runs nothing, and two nodes for one actor each."""
     import ray
     from ray.cluster_utils import Cluster
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    environment.setenv("RAY_AUTH_MODE", "disabled")
     for name in list(os.environ):
         if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
+            environment.delenv(name)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     found = Cluster(
         initialize_head=True,
@@ -42,3 +42,11 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     finally:
         ray.shutdown()
         found.shutdown()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """One for each test, which may remove its nodes."""
+    monkeypatch.chdir(tmp_path)
+    with running_cluster(monkeypatch) as found:
+        yield found
