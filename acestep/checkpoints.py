@@ -58,6 +58,8 @@ class ModelSelection:
         weights: ``checkpoint`` looks on disk; ``synthetic`` builds the named architecture at its true size with
             seeded random weights: real speed and memory, and noise for music.
         device: see ``acestep.devices.resolve_device``.
+        lm_device: of the language model, where that is another one. It has nothing to make room for there, so it is not
+            offloaded.
         lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
         max_batch_size: songs made together at most; vllm reserves memory for them when it starts. ``None`` is the GPU
             tier's limit.
@@ -76,6 +78,7 @@ class ModelSelection:
     lm: str | None = DEFAULT_LM
     weights: WeightsKind = "checkpoint"
     device: str = "auto"
+    lm_device: str | None = None
     lm_backend: str = "auto"
     max_batch_size: int | None = None
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
@@ -95,7 +98,7 @@ class Models:
     Attributes:
         renderer: diffusion and VAE.
         planner: the language model's side, or ``None`` when none was loaded.
-        device: device of all of them.
+        device: device of the renderer, and of the planner where it has none of its own.
     """
 
     renderer: Renderer
@@ -155,8 +158,25 @@ def load_models(selection: ModelSelection) -> Models:
     with stage_errors("model.load"):
         renderer_models = load_renderer_models(selection, device, dtype)
         renderer = Renderer(renderer_models, offloader, selection.decode, fuse=selection.fused_render)
-        planner = None if selection.lm is None else start_planner(selection, device, dtype, offloader)
+        planner = None if selection.lm is None else _planner_beside(selection, device, offloader)
     return Models(renderer, planner, device)
+
+
+def planner_device(selection: ModelSelection) -> torch.device:
+    """Device of the language model.
+
+    Raises:
+        DeviceUnavailable: it does not exist here.
+    """
+    return resolve_device(selection.device if selection.lm_device is None else selection.lm_device)
+
+
+def _planner_beside(selection: ModelSelection, device: torch.device, offloader: ModelOffloader) -> Planner:
+    """The planner that goes with a renderer: it shares the offloader with it where it shares the device."""
+    own = planner_device(selection)
+    if own != device:
+        offloader = ModelOffloader(own, effective_placement(_planner_placement(selection), own))
+    return start_planner(selection, own, default_dtype(own), offloader)
 
 
 def load_planner(selection: ModelSelection) -> Planner:
@@ -170,8 +190,8 @@ def load_planner(selection: ModelSelection) -> Planner:
         CheckpointInvalid: the weights under the name cannot be used.
         OutOfMemory: the model does not fit.
     """
-    device = resolve_device(selection.device)
-    offloader = ModelOffloader(device, effective_placement(_whereabouts(selection), device))
+    device = planner_device(selection)
+    offloader = ModelOffloader(device, effective_placement(_planner_placement(selection), device))
     resolve_backend(selection.lm_backend, device, offloader.placement)
     with stage_errors("model.load"):
         return start_planner(selection, device, default_dtype(device), offloader)
@@ -181,6 +201,12 @@ def _whereabouts(selection: ModelSelection) -> Placement:
     """The part of the placement that is about any model; the rest is about the diffusion transformer."""
     asked = selection.placement
     return Placement(offload_to_cpu=asked.offload_to_cpu, automatic_offload=asked.automatic_offload)
+
+
+def _planner_placement(selection: ModelSelection) -> Placement:
+    """Of the language model: on a device of its own it stays."""
+    shared = selection.lm_device is None or planner_device(selection) == resolve_device(selection.device)
+    return _whereabouts(selection) if shared else Placement()
 
 
 def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
@@ -212,8 +238,8 @@ def require_language_model(selection: ModelSelection) -> None:
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
-    device = resolve_device(selection.device)
-    resolve_backend(selection.lm_backend, device, effective_placement(_whereabouts(selection), device))
+    device = planner_device(selection)
+    resolve_backend(selection.lm_backend, device, effective_placement(_planner_placement(selection), device))
     folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
     if folder is not None:
         require_language_model_folder(folder)

@@ -166,4 +166,5 @@ class MusicPipeline:
             placement=self.models.placement,
             vae_decode=rendered.vae_decode,
             adapters=resolved.adapters,
+            lm_device=str(planner.device) if planner and planner.device != self.models.device else None,
         )

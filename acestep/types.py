@@ -303,6 +303,7 @@ class EffectiveSettings:
         placement: where the models lived between uses, in which form, compiled or not.
         vae_decode: how the latents were decoded.
         adapters: adapters that the songs were rendered with.
+        lm_device: of the language model, where that is another one.
     """
 
     device: str
@@ -320,6 +321,7 @@ class EffectiveSettings:
     placement: Placement
     vae_decode: VaeDecoding
     adapters: tuple[AdapterScale, ...] = ()
+    lm_device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,12 @@ TIER_PROCESS = _span(
     "One child process: from its start to its end. Its model loads and requests are children. Host clock.",
     TIER_TEST,
 )
+BENCHMARK = _span("acestep.benchmark", "All cells of a benchmark on several cards. Host clock.")
+BENCHMARK_PROCESS = _span(
+    "acestep.benchmark.process",
+    "One child process on one card: from its start to its end. Its model loads and requests are children. Host clock.",
+    BENCHMARK,
+)
 DOCTOR = _span("acestep.doctor", "A test span without content, sent by the subcommand doctor. Host clock.")
 
 
@@ -311,9 +317,16 @@ WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run,
 BENCHMARK_CELL = _attribute(
     "acestep.benchmark.cell", int, "Zero-based index of the cell in the benchmark's matrix, on every span of its runs."
 )
+BENCHMARK_EXIT_CODE = _attribute(
+    "acestep.benchmark.exit_code", int, "Exit code of a benchmark's child process; negative if a signal ended it."
+)
 BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
 )
+WORKER = _attribute(
+    "acestep.worker", str, "Worker process, by its card: GPU 0, CPU 1; absent where there is one process."
+)
+HOST_NAME = _attribute("host.name", str, "Machine of the worker process; absent where there is one process.")
 TRACE_FORCE = _attribute(
     "acestep.trace.force",
     bool,
@@ -820,7 +833,7 @@ SDK_SPANS_PROCESSED = MetricDefinition(
     "Spans that the SDK's processor completed; error.type is the reason of a loss. Recorded by the SDK, if enabled.",
     (ERROR_TYPE,),
 )  # fmt: skip
-_CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
+_CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED, HW_MODEL)
 BENCHMARK_WALL = _metric(
     "acestep.benchmark.wall", "gauge", "s", "Wall time of a benchmark's cell: the median of its runs.", _CELL
 )

@@ -6,6 +6,7 @@ vLLM's own span of a request is made a child of the phase that sent it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,8 @@ from acestep_otel.recording.trace_tree import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from acestep.planner.backends import PhaseTokens, PlannerBackend
     from acestep.planner.planner import Planner
     from acestep.planner.songwriter import Songwriter
@@ -118,6 +121,12 @@ def _sampling(call: Call) -> Attributes:
     return attributes | ({semconv.REQUEST_TOP_K: sampling.top_k} if sampling.top_k else {})
 
 
+def _device(call: Call) -> torch.device:
+    """Of a song's language model, which may have a card of its own."""
+    planner: Planner = call.instance
+    return planner.device
+
+
 def _written(call: Call, stage: Stage, written: Any) -> Attributes:
     reasoned = [
         child.attributes.get(semconv.USAGE_REASONING_OUTPUT_TOKENS, 0)
@@ -132,9 +141,10 @@ def _written(call: Call, stage: Stage, written: Any) -> Attributes:
     }
 
 
-_PLANNING: Final = StageDefinition(
+_WRITING: Final = StageDefinition(
     semconv.LM, device_clock=False, attributes_before=_sampling, attributes_after=_written
 )
+_PLANNING: Final = replace(_WRITING, device=_device)
 
 
 def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue]:
@@ -224,11 +234,12 @@ def _finish_reasons(stage: Stage, backend: PlannerBackend[Any], tokens: PhaseTok
     return tuple("stop" if ids and ids[-1] in ends else "length" for ids in tokens.ids)
 
 
-def _phase(span: str) -> StageDefinition:
+def _phase(span: str, device: Callable[[Call], torch.device] | None = None) -> StageDefinition:
     return StageDefinition(
         span,
         device_clock=False,
         tracks_memory=True,
+        device=device,
         is_lm_phase=True,
         attributes_before=partial(_phase_attributes, span),
         attributes_after=_phase_tokens,
@@ -302,9 +313,9 @@ PATCHES: Final = (
     Patch("acestep.blueprints", "BlueprintWriter.create", _text_request(semconv.CREATE_SAMPLE, ("query",), _query)),
     Patch("acestep.blueprints", "BlueprintWriter.format", _text_request(semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
     Patch("acestep.planner.planner", "Planner.plan", _PLANNING),
-    Patch("acestep.planner.planner", "Planner.reason", _phase(semconv.LM_COT)),
-    Patch("acestep.planner.planner", "Planner.compose_codes", _phase(semconv.LM_CODES)),
-    Patch("acestep.planner.songwriter", "Songwriter.write", _PLANNING),
+    Patch("acestep.planner.planner", "Planner.reason", _phase(semconv.LM_COT, _device)),
+    Patch("acestep.planner.planner", "Planner.compose_codes", _phase(semconv.LM_CODES, _device)),
+    Patch("acestep.planner.songwriter", "Songwriter.write", _WRITING),
     Patch("acestep.planner.songwriter", "Songwriter.reason", _phase(semconv.LM_COT)),
     Patch("acestep.planner.songwriter", "Songwriter.write_lyrics", _phase(semconv.LM_LYRICS)),
     *(

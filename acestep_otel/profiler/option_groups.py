@@ -302,6 +302,28 @@ _GROUPS: Final = (
             help="Runs of each benchmark cell: median, minimum, spread.",
         ),
         option(
+            "--gpus",
+            metavar="N,N,...|all|cpu:N",
+            show_default="one device, in this process",
+            help="Spread a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
+        ),
+        option(
+            "--dit-device",
+            show_default="as --device",
+            help="Device of diffusion and VAE, where the language model has another.",
+        ),
+        option(
+            "--lm-device",
+            show_default="as --device",
+            help="Device of the language model: on a card of its own it is not offloaded.",
+        ),
+        option(
+            "--ray",
+            metavar="ADDRESS|auto",
+            show_default="none",
+            help="Spread a benchmark over the GPUs of a Ray cluster, an actor on each; auto: the cluster of this host.",
+        ),
+        option(
             "--tier-duration",
             type=Number(),
             default=DEFAULTS.tier_duration,

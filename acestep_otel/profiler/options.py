@@ -21,6 +21,10 @@ class Options:
     """
 
     device: str = "auto"
+    dit_device: str | None = None
+    lm_device: str | None = None
+    gpus: str | None = None
+    ray: str | None = None
     lm_backend: str = "auto"
 
     config_path: str = "acestep-v15-turbo"
@@ -112,6 +116,11 @@ class Options:
     otlp_protocol: str | None = None
     prometheus_port: int | None = None
 
+    @property
+    def renderer_device(self) -> str:
+        """The user's word for the device of diffusion and VAE."""
+        return self.device if self.dit_device is None else self.dit_device
+
 
 DEFAULTS: Final = Options()
 
@@ -187,6 +196,10 @@ _MODES_OF: Final = {
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),
+    "gpus": ("benchmark", "tier-test"),
+    "ray": ("benchmark",),
+    "dit_device": ("profile", "benchmark"),
+    "lm_device": ("profile", "benchmark"),
     "repeat": ("benchmark",),
     "detailed": _SINGLE_CALL_MODES,
     "llm_debug": _SINGLE_CALL_MODES,
@@ -214,11 +227,14 @@ _TIER_DECIDES: Final = {
 
 
 def require_available(options: Options) -> None:
-    """Refuse options that are not available in the mode.
+    """Refuse options that are not available in the mode, or not with each other.
 
     Raises:
         SetupError: the first such option.
     """
+    spread = options.gpus is not None or options.ray is not None
+    if spread and (options.dit_device is not None or options.lm_device is not None):
+        raise SetupError("--gpus and --ray give each process one card: leave out --dit-device and --lm-device")
     for field in fields(options):
         instead = _TIER_DECIDES.get(field.name) if options.mode == "tier-test" else None
         if instead is not None and getattr(options, field.name) != field.default:

@@ -113,6 +113,7 @@ class StageDefinition:
         detail: level from which on the stage is recorded.
         device_clock: whether its times come from the device's clock; else from the host's.
         tracks_memory: whether its memory peak is taken.
+        device: reads from the call which device's memory that is; ``None`` for the request's.
         is_lm_phase: whether it collects the times of tokens while the call runs.
         times_grammar: of such a phase: whether every call of the grammar is measured, so that none means zero.
         attributes_before: read before the call; still there when the call fails.
@@ -124,6 +125,7 @@ class StageDefinition:
     detail: Detail = Detail.STAGE
     device_clock: bool = True
     tracks_memory: bool = False
+    device: Callable[[Call], torch.device] | None = None
     is_lm_phase: bool = False
     times_grammar: bool = True
     attributes_before: Callable[[Call], Attributes] | None = None

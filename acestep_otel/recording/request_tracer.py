@@ -151,7 +151,8 @@ class RequestTracer:
         recording = current_recording()
         if recording is None or recording.detail < definition.detail:
             return call.run()
-        stage = self._begin(recording, definition)
+        device = None if definition.device is None else never_raises(definition.device)(call)
+        stage = self._begin(recording, definition, device)
         if stage is None:
             return call.run()
         if definition.is_lm_phase:
@@ -161,7 +162,8 @@ class RequestTracer:
             if before is not None:
                 self._describe(stage, lambda: before(call))
             in_range = recording.run_in_range
-            result = call.run() if in_range is None else in_range(definition.span, call.run)
+            with nullcontext() if stage.device is None else self._vram.request(stage.device):
+                result = call.run() if in_range is None else in_range(definition.span, call.run)
         except BaseException as error:
             self._end(recording, stage, error)
             raise
@@ -397,12 +399,17 @@ class RequestTracer:
         self._instruments.record(semconv.REQUESTS_ACTIVE, change, metric_attributes(request.root, ""))
 
     @never_raises
-    def _begin(self, recording: RequestRecording, definition: StageDefinition) -> Stage:
+    def _begin(
+        self, recording: RequestRecording, definition: StageDefinition, device: torch.device | None = None
+    ) -> Stage:
+        if device is not None:
+            self._gpus.add(device)
         return recording.begin(
             definition.span,
             detail=definition.detail,
             device_clock=definition.device_clock,
             tracks_memory=definition.tracks_memory,
+            device=device,
         )
 
     @never_raises

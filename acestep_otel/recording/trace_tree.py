@@ -55,6 +55,7 @@ class Stage:
         songs: files of a request, where they belong in its trace.
         tracks_memory: whether its memory peak is taken when it ends.
         reads_memory: whether VRAM in use is read when it ends.
+        device: whose memory that is; ``None`` for the request's.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     songs: tuple[Path, ...] = ()
     tracks_memory: bool = False
     reads_memory: bool = True
+    device: torch.device | None = None
 
 
 class RequestRecording:
@@ -115,7 +117,9 @@ class RequestRecording:
         """The stage that is running now."""
         return self._open[-1]
 
-    def begin(self, name: str, *, detail: Detail, device_clock: bool, tracks_memory: bool) -> Stage:
+    def begin(
+        self, name: str, *, detail: Detail, device_clock: bool, tracks_memory: bool, device: torch.device | None = None
+    ) -> Stage:
         """Open a stage inside the innermost one.
 
         Args:
@@ -123,13 +127,18 @@ class RequestRecording:
             detail: level from which on it is recorded.
             device_clock: whether its times come from the device's clock.
             tracks_memory: whether its memory peak is taken.
+            device: whose memory that is; the request's when not given.
         """
+        elsewhere = device if device != self.device else None
         if tracks_memory:
-            self._vram.begin(self.device)
+            self._vram.begin(elsewhere or self.device)
         start = self._device_mark() if device_clock else host_mark()
         # Reading the counters is the most expensive part of an end: steps and tiles are read at the finest level only.
         reads_memory = tracks_memory or detail <= Detail.STAGE or self.detail >= Detail.TOKEN
         stage = Stage(name, start, device_clock, tracks_memory=tracks_memory, reads_memory=reads_memory)
+        if elsewhere is not None:
+            stage.device = elsewhere
+            stage.attributes[semconv.DEVICE] = str(elsewhere)
         self._open[-1].children.append(stage)
         self._open.append(stage)
         return stage
@@ -149,7 +158,7 @@ class RequestRecording:
             if inner.device_clock:
                 inner.end = self._device_mark()
             if inner.reads_memory:
-                inner.vram = self._vram.read(self.device)
+                inner.vram = self._vram.read(inner.device or self.device)
             if inner.tracks_memory and inner.vram is not None:
                 inner.peak = inner.vram.peak
 

@@ -68,7 +68,7 @@ def production() -> dashboard.Dashboard:
             "Stages": (_stage_durations(), _use(), _stage_table(), _stalls(), _hangs()),
             "Language model": (_first_token(), _tokens()),
             "Cost and memory": (_compute(), _audio(), _energy(), _power(), _memory(), _out_of_memory()),
-            "Hardware": (_gpu_use(), _gpu_memory()),
+            "Hardware": (_cards(), _gpu_use(), _gpu_memory()),
             "Traces": (_slowest(), _lost()),
         },
     )
@@ -299,6 +299,31 @@ def _out_of_memory() -> timeseries.Panel:
     return time_series(
         Text("Out of memory", "Errors in the time between two points, by stage.", "none"),
         Query(f"sum by ({STAGE}) ({counted(semconv.OUT_OF_MEMORY)})", f"{{{{{STAGE}}}}}"),
+    )
+
+
+def _cards() -> table.Panel:
+    worker, card = label(semconv.WORKER), label(semconv.HW_ID)
+    by = (worker, HOST, card)
+    grouping = ", ".join(by)
+    made = f'{STAGE}="generate_music"'
+    ended = f"sum by ({grouping}) (increase({selected(semconv.REQUESTS, made)}[$__range]))"
+    failed = f"sum by ({grouping}) (increase({selected(semconv.REQUESTS, made, _FAILED)}[$__range]))"
+    busy = f"sum by ({grouping}) (rate({selected(semconv.REQUEST_DURATION, made, part='sum')}[$__range]))"
+    buckets = f"sum by (le, {grouping}) (rate({selected(semconv.REQUEST_DURATION, made, part='bucket')}[$__range]))"
+    return data_table(
+        Text(
+            "Cards",
+            "Each worker of a service that has one on every card: songs that ended, share of the time that it worked, "
+            "95th percentile of a song. A service with one device is one row without a name.",
+            "none",
+        ),
+        Labels({worker: "Card", HOST: "Machine", card: "UUID"}, sort=(HOST, worker)),
+        Column("Songs", ended, decimals=0),
+        Column("Failed", f"{failed} or 0 * {ended}", decimals=0),
+        Column("Busy", busy, unit="percentunit", decimals=0),
+        Column("p95", f"histogram_quantile(0.95, {buckets})", unit="s", decimals=1),
+        size=Size(24, 7),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,17 @@ _ASKED_FOR: Final = (
     "task_type", "example", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language", "use_constrained_decoding",
     "lm_temperature", "lm_cfg_scale", "no_warmup", "detail",
 )  # fmt: skip
-_RAN: Final = ("device", "dtype", "weights", "dit_model", "lm_model", "lm_backend", "shift", "guidance_scale")
+_RAN: Final = (
+    "device",
+    "dtype",
+    "weights",
+    "dit_model",
+    "lm_model",
+    "lm_backend",
+    "lm_device",
+    "shift",
+    "guidance_scale",
+)
 _PLACED: Final = ("offload_to_cpu", "offload_dit_to_cpu", "quantization", "compile")
 
 
@@ -69,6 +80,7 @@ class ResultFile:
             mode = document["mode"]
             if mode not in _CELLS_OF:
                 raise IncomparableResults(f"{path} is of mode {mode}: compare takes {' and '.join(_CELLS_OF)}")
+            _require_like_cards(path, document["results"])
             read = list(_CELLS_OF[mode](document))
             planned = document["benchmark"]["cells"] if mode == "benchmark" else len(document["results"])
             if not document["results"]:
@@ -111,6 +123,16 @@ _ReadCell = tuple[Cell, Figures | None, dict[str, Any], Figures | None]
 def _require_times(path: Path, cell: Cell, figures: Figures | None) -> None:
     if figures is not None and (figures.wall_time <= 0 or min(figures) < 0):
         raise IncomparableResults(f"{path}, {cell}: a time is not above zero, so nothing can be compared with it")
+
+
+def _require_like_cards(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    models = Counter(card["model"] for row in rows if (card := row.get("card")) is not None)
+    if len(models) > 1:
+        counted = ", ".join(f"{count} on {model}" for model, count in models.items())
+        raise IncomparableResults(
+            f"{path} has cells of cards that are not alike ({counted}): a ratio would compare the cards; run it with "
+            "--gpus on cards of one model"
+        )
 
 
 def _benchmark_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
@@ -165,7 +187,8 @@ _CELLS_OF: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[_ReadCell]]
 
 
 def _environment(environment: Mapping[str, Any]) -> str:
-    accelerators = [accelerator["name"] for accelerator in environment["accelerators"]]
+    found = Counter(accelerator["name"] for accelerator in environment["accelerators"])
+    accelerators = [name if count == 1 else f"{count} x {name}" for name, count in found.items()]
     revision = environment["git_revision"]
     return ", ".join(
         [

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from acestep_otel.roofline.devices import processor
+from acestep.cards import processor_name
 
 _PACKAGES: Final = ("acestep-otel", "diffusers", "transformers", "opentelemetry-sdk")
 _QUERY_SECONDS: Final = 5
@@ -65,7 +65,7 @@ class Environment:
             ask_pytorch: whether PyTorch may be asked for its GPUs, which touches CUDA; else none are listed.
         """
         return cls(
-            cpu=processor(),
+            cpu=processor_name(),
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_bytes=_memory_bytes(),
             accelerators=_accelerators() if ask_pytorch else (),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from acestep_otel.profiler.report.breakdown import Breakdown, Row, breakdown_rows
 from acestep_otel.profiler.report.stage_work import RunWork
-from acestep_otel.profiler.report.statistics import TokenStatistics
+from acestep_otel.profiler.report.statistics import MemoryPeak, TokenStatistics
 from acestep_otel.profiler.report.work_table import roofline_cell
 
 _TITLE_RULE: Final = "=" * 100
@@ -59,6 +59,15 @@ def _value(row: Row) -> str:
 
 def _share(row: Row) -> str:
     return f"{_ABSENT:<4}" if row.percent is None else f"{round(row.percent, 1) + 0.0:.1f}%"
+
+
+def render_peaks(peaks: Mapping[str, MemoryPeak]) -> str:
+    """The highest peak on each device, a line each, without a final newline."""
+    lines = ["PEAK VRAM BY CARD", _TITLE_RULE, f"  {'Card':<12}{'Reserved':<14}{'Allocated':<14}Stage", _RULE]
+    for device, peak in peaks.items():
+        sizes = "".join(f"{f'{value / 2**30:.2f} GiB':<14}" for value in (peak.reserved, peak.allocated))
+        lines.append(f"  {device:<12}{sizes}{peak.stage}")
+    return "\n".join(lines)
 
 
 _LABEL_WIDTH: Final = 35

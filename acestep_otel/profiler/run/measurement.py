@@ -40,8 +40,8 @@ from acestep_otel.profiler.report.results import RunResult, result_document, wri
 from acestep_otel.profiler.report.spans import Run, measured_runs
 from acestep_otel.profiler.report.stage_work import RunWork
 from acestep_otel.profiler.report.stalls import stall_lines
-from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
-from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.report.statistics import TokenStatistics, peak_by_device, planner_phases, token_statistics
+from acestep_otel.profiler.report.terminal import render_breakdown, render_peaks, render_token_statistics
 from acestep_otel.profiler.report.work_table import render_work
 from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.placement import engine_settings
@@ -136,7 +136,7 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     limit_threads(options)
     with instrumented(telemetry, detail, "path" if options.songs_in_trace else None):
         with setup_errors():
-            enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
+            enforce_memory_cap(resolve_device(options.renderer_device), engine_settings().memory_limit)
             with loading("models", enabled=not options.no_progress):
                 models = call.load()
         outcome: Outcome | None = None
@@ -259,6 +259,9 @@ def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterat
         work = RunWork.of(run) if options.roofline else None
         yield render_breakdown(Breakdown.of(run), work)
         yield ""
+        if len(peaks := peak_by_device(run)) > 1:
+            yield render_peaks(peaks)
+            yield ""
         if work is not None:
             yield render_work(work)
             yield ""

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
+from acestep.cards import Card
 from acestep.memory_cap import MemoryCap
 from acestep.types import Placement
 from acestep_otel.profiler.benchmark.matrix import Failure, Figures
+from acestep_otel.profiler.children.cards import card_json
 
 GIB: Final = 2**30
 
@@ -219,6 +221,7 @@ class TierResult:
         observation: what the child process reported before it ended, or ``None``.
         exit_code: of a child process that this row ended; negative for a signal; ``None`` for any other row.
         notes: what happened, in a few words each.
+        card: that it was run on; ``None`` without ``--gpus``.
     """
 
     trial: Trial
@@ -227,6 +230,7 @@ class TierResult:
     observation: Observation | None = None
     exit_code: int | None = None
     notes: tuple[str, ...] = ()
+    card: Card | None = None
 
     @property
     def passed(self) -> bool:
@@ -280,6 +284,7 @@ class TierResult:
             "audio": None if seen is None or seen.audio is None else asdict(seen.audio),
             "notes": list(self.notes),
             "exit_code": self.exit_code,
+            "card": card_json(self.card),
             "run": None if seen is None else seen.run,
         }
 

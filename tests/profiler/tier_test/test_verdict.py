@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from acestep.gpu_config import gpu_config
 from acestep.memory_cap import MemoryCap
 from acestep_otel.profiler.benchmark.matrix import Failure
-from acestep_otel.profiler.tier_test.launcher import Ending
+from acestep_otel.profiler.children.processes import Ending
 from acestep_otel.profiler.tier_test.protocol import Finished
 from acestep_otel.profiler.tier_test.trials import GIB, Observation, TierResult, Trial
 from acestep_otel.profiler.tier_test.verdict import config_facts, ended, judge, skipped
