@@ -22,6 +22,8 @@ COMPILE_MODEL: Final = "ACESTEP_COMPILE_MODEL"
 """Compile the models also where nothing is quantised."""
 LM_FUSED: Final = "ACESTEP_LM_FUSED"
 """``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
+RENDERER_FUSED: Final = "ACESTEP_RENDERER_FUSED"
+"""``0`` keeps the renderer from its own Triton kernels and from recorded CUDA graphs (CUDA)."""
 VAE_ON_CPU: Final = "ACESTEP_VAE_ON_CPU"
 """Decode on the host from the start."""
 VAE_TILE_LENGTH: Final = "ACESTEP_VAE_DECODE_CHUNK_SIZE"
@@ -40,6 +42,7 @@ class EnvironmentSettings:
         gpu_memory: GiB that decide the tier; ``None`` for the device's own.
         compile: compile the models.
         fused_decode: let the pt backend decode in its own kernels.
+        fused_render: let the renderer run in its own kernels, and record what repeats.
         decode: how the VAE decodes.
     """
 
@@ -47,6 +50,7 @@ class EnvironmentSettings:
     gpu_memory: float | None = None
     compile: bool = False
     fused_decode: bool = True
+    fused_render: bool = True
     decode: DecodeSettings = DecodeSettings()  # noqa: RUF009 (immutable)
 
     @classmethod
@@ -66,6 +70,7 @@ class EnvironmentSettings:
             gpu_memory=mps_memory if memory_limit is None else memory_limit,
             compile=_says_yes(environment, COMPILE_MODEL, default=False),
             fused_decode=_says_yes(environment, LM_FUSED, default=True),
+            fused_render=_says_yes(environment, RENDERER_FUSED, default=True),
             decode=DecodeSettings(
                 on_cpu=_says_yes(environment, VAE_ON_CPU, default=False), tile_length=_tile_length(environment)
             ),

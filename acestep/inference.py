@@ -6,7 +6,9 @@ text and codes into audio; the songs are saved.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +81,7 @@ class MusicPipeline:
         self, request: GenerationRequest, save_dir: Path | None, progress: ProgressCallback | None
     ) -> GenerationResult:
         """``generate_music``."""
-        resolved = resolve_request(request, self.models.renderer.models, save_dir)
+        resolved = resolve_request(request, self.models.renderer, save_dir)
         plan = self._plan(resolved, progress)
         codes = plan.codes if plan and plan.codes else (request.audio_codes,) * request.batch_size
         metadata = plan.metadata if plan else resolved.metadata
@@ -104,12 +106,15 @@ class MusicPipeline:
                 reference=resolved.reference,
                 track_names=request.track_names,
                 cover_strength=request.audio_cover_strength,
+                retake_seeds=resolved.retake_seeds,
+                retake_variance=request.retake_variance,
                 cover_noise_strength=request.cover_noise_strength,
                 timesteps=request.timesteps,
                 use_adg=request.use_adg,
                 sampler=request.sampler,
                 repaint_mode=request.repaint_mode,
                 repaint_strength=request.repaint_strength,
+                adapters=resolved.adapters,
             ),
             progress,
         )
@@ -122,12 +127,12 @@ class MusicPipeline:
         return GenerationResult(songs, request, metadata, self._effective(resolved, plan, rendered))
 
     def save_songs(self, songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
-        """Write every song to ``directory`` and return the songs with their paths."""
+        """Write every song to ``directory``, all at once, and return the songs with their paths."""
         stems = song_stems(directory, [song.seed for song in songs])
-        return tuple(
-            replace(song, path=save_audio(song.audio, stem, audio_format))
-            for song, stem in zip(songs, stems, strict=True)
-        )
+        # libsndfile encodes on one thread, and does not hold the interpreter meanwhile.
+        with ThreadPoolExecutor(max_workers=min(len(songs), os.cpu_count() or 1)) as pool:
+            paths = pool.map(lambda song, stem: save_audio(song.audio, stem, audio_format), songs, stems)
+            return tuple(replace(song, path=path) for song, path in zip(songs, paths, strict=True))
 
     def _plan(self, resolved: ResolvedRequest, progress: ProgressCallback | None) -> Plan | None:
         request, planner = resolved.request, self.models.planner
@@ -160,4 +165,6 @@ class MusicPipeline:
             weights=renderer.weights,
             placement=self.models.placement,
             vae_decode=rendered.vae_decode,
+            adapters=resolved.adapters,
+            lm_device=str(planner.device) if planner and planner.device != self.models.device else None,
         )

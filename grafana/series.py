@@ -15,7 +15,13 @@ from typing import Final
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
 
-_UNIT_SUFFIXES: Final = {"s": "_seconds", "By": "_bytes"}
+_UNIT_SUFFIXES: Final = {
+    "s": "_seconds",
+    "By": "_bytes",
+    "J": "_joules",
+    "By/s": "_bytes_per_second",
+    "{operation}/s": "_per_second",
+}
 
 HOST: Final = "host_name"
 """Label of the machine; ``instance`` is one process on it."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -32,6 +33,7 @@ class Received:
     endpoint: str
     traces: list[trace_service_pb2.ExportTraceServiceRequest] = field(default_factory=list)
     metrics: list[metrics_service_pb2.ExportMetricsServiceRequest] = field(default_factory=list)
+    logs: list[logs_service_pb2.ExportLogsServiceRequest] = field(default_factory=list)
 
     def span_names(self) -> list[str]:
         return sorted(
@@ -41,6 +43,15 @@ class Received:
             for scope in resource.scope_spans
             for span in scope.spans
         )
+
+    def log_records(self) -> list[Any]:
+        return [
+            record
+            for request in self.logs
+            for resource in request.resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
 
     def metric_names(self) -> list[str]:
         return sorted(
@@ -127,6 +138,12 @@ def grpc_receiver(host: str = IPV4) -> Iterator[Received]:
             received.metrics.append(request)
             return metrics_service_pb2.ExportMetricsServiceResponse()
 
+    class Logs(logs_service_pb2_grpc.LogsServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - gRPC's name
+            received.logs.append(request)
+            return logs_service_pb2.ExportLogsServiceResponse()
+
+    logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), server)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
     server.start()
@@ -147,7 +164,9 @@ def http_receiver(host: str = IPV4) -> Iterator[Received]:
                 received.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
             elif self.path == "/v1/metrics":
                 received.metrics.append(metrics_service_pb2.ExportMetricsServiceRequest.FromString(body))
-            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics") else 404)
+            elif self.path == "/v1/logs":
+                received.logs.append(logs_service_pb2.ExportLogsServiceRequest.FromString(body))
+            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics", "/v1/logs") else 404)
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:

@@ -125,6 +125,19 @@ def test_output_directory_is_made_and_left_empty(tmp_path):
     assert list(directory.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["flac", "wav"])
+def test_samples_are_rounded_to_the_nearest_and_stop_at_full_scale(tmp_path, name):
+    steps = torch.tensor([0.0, 0.49, 0.51, -0.49, -0.51, 40_000.0, -40_000.0]) / 32_768
+    path = audio.save_audio(torch.stack([steps, steps]), tmp_path / "song", name)
+    read, _ = soundfile.read(path, dtype="int16")
+    assert read[:, 0].tolist() == [0, 0, 1, 0, -1, 32_767, -32_768]
+
+
+def test_a_song_that_does_not_clip_is_not_copied():
+    quiet = tone(amplitude=0.2)
+    assert audio.prevent_clipping(quiet) is quiet
+
+
 @pytest.mark.parametrize("directory", ["file", "file/below", "/proc/songs"])
 def test_an_output_directory_that_cannot_be_written_to_is_refused(tmp_path, directory):
     (tmp_path / "file").write_text("in the way")

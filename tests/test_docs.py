@@ -281,9 +281,10 @@ def test_every_command_about_tiers_is_understood(line: str) -> None:
 def test_the_page_about_tiers_has_the_table_that_the_code_has() -> None:
     rows = [re.split(r" *\| *", row.strip("| ")) for row in re.findall(r"^\| \d+ GB \|.*$", TIERS, re.MULTILINE)]
     assert [row[1] for row in rows] == [config.tier for config in GPU_CONFIGS]
-    for card, _, lm, offload, int8, *songs in rows:
+    for card, _, lm, xl, offload, int8, *songs in rows:
         config = gpu_config(float(card.split()[0]))
         assert lm == (config.recommended_lm or "none")
+        assert xl == ("with offload" if config.xl == "offload" else config.xl)
         places = ("no", "all but DiT", "all, DiT too")
         assert offload == places[config.offload_to_cpu + config.offload_dit_to_cpu]
         assert int8 == ("yes" if config.int8 else "no")

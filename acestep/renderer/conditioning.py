@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from acestep.renderer.context import silence_latents
+from acestep.renderer.encoders import Encoders
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import (
     CAPTION_TOKEN_LIMIT,
@@ -23,9 +24,9 @@ TIMBRE_FRAMES: Final = 750
 """Latent frames (30 s) of the reference that the timbre encoder reads; silence when there is no reference."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Conditions:
-    """Inputs of the transformer that stay the same over the steps, or until the switch.
+    """Inputs of the transformer that stay the same over the steps, or until the switch. Equal only to itself.
 
     Attributes:
         encoder_hidden_states: lyrics, timbre and text for the cross-attention, model dtype,
@@ -70,7 +71,7 @@ class ConditionSwitch:
 
 
 def encode_prompt(
-    models: RendererModels, request: RenderRequest, instruction: str
+    models: RendererModels, request: RenderRequest, instruction: str, encoders: Encoders
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the text encoder makes of the songs under one instruction.
 
@@ -78,19 +79,19 @@ def encode_prompt(
         models: the loaded models.
         request: caption, metadata, lyrics and length.
         instruction: the task.
+        encoders: of the models.
 
     Returns:
         Text and lyrics, each of shape ``[1, tokens, hidden]``.
     """
-    text = encode_text(models, caption_prompt(request.caption, request.metadata, request.duration, instruction))
+    prompt = caption_prompt(request.caption, request.metadata, request.duration, instruction)
+    text = encode_text(models, prompt, encoders)
     return text, embed_lyrics(models, lyrics_prompt(request.lyrics, request.metadata.language))
 
 
-def encode_text(models: RendererModels, text: str) -> torch.Tensor:
+def encode_text(models: RendererModels, text: str, encoders: Encoders) -> torch.Tensor:
     """Last hidden states of the text encoder over a caption prompt, shape ``[1, tokens, hidden]``."""
-    ids = _id_tensor(models, text, CAPTION_TOKEN_LIMIT)
-    hidden_states: torch.Tensor = models.text_encoder(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden_states
+    return encoders.text(_id_tensor(models, text, CAPTION_TOKEN_LIMIT))
 
 
 def embed_lyrics(models: RendererModels, text: str) -> torch.Tensor:
@@ -100,7 +101,12 @@ def embed_lyrics(models: RendererModels, text: str) -> torch.Tensor:
 
 
 def encode_conditions(
-    models: RendererModels, text: torch.Tensor, lyrics: torch.Tensor, timbre: torch.Tensor | None = None
+    models: RendererModels,
+    text: torch.Tensor,
+    lyrics: torch.Tensor,
+    timbre: torch.Tensor | None = None,
+    *,
+    encoders: Encoders,
 ) -> torch.Tensor:
     """Fuse text, lyrics and timbre, shape ``[1, tokens, hidden]``.
 
@@ -109,19 +115,9 @@ def encode_conditions(
         text: shape ``[1, tokens, hidden]``.
         lyrics: the same.
         timbre: latents of the reference, shape ``[1, TIMBRE_FRAMES, channels]``; ``None`` is silence.
+        encoders: of the models.
     """
-    encoder_hidden_states: torch.Tensor
-    encoder_hidden_states, _ = models.condition_encoder(
-        text_hidden_states=text,
-        text_attention_mask=torch.ones(text.shape[:2], dtype=torch.bool, device=models.device),
-        lyric_hidden_states=lyrics,
-        lyric_attention_mask=torch.ones(lyrics.shape[:2], dtype=torch.bool, device=models.device),
-        refer_audio_acoustic_hidden_states_packed=(
-            silence_latents(models, TIMBRE_FRAMES) if timbre is None else timbre
-        ),
-        refer_audio_order_mask=torch.zeros(1, dtype=torch.long, device=models.device),
-    )
-    return encoder_hidden_states
+    return encoders.conditions(text, lyrics, silence_latents(models, TIMBRE_FRAMES) if timbre is None else timbre)
 
 
 def timbre_excerpt(reference: torch.Tensor) -> torch.Tensor:

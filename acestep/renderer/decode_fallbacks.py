@@ -22,6 +22,8 @@ SHORTEST_TILE: Final = 32
 _LIVE_ACTIVATIONS: Final = 6
 """Tensors of the decoder's widest kind (its base width at the audio's rate) that are alive at its peak, compiled; 5.5
 eagerly (``benchmarks/vae_decode.py`` on an H100, bfloat16)."""
+_LIVE_ACTIVATIONS_FUSED: Final = 4
+"""The same in kernels of our own."""
 _SHARE: Final = 0.5
 """Of the free memory, for a tile: the estimate is a rough one, and others allocate too."""
 
@@ -88,9 +90,10 @@ def fitting_tile_length(free_bytes: int | None, bytes_per_frame: int) -> int:
     return next((length for length in TILE_LENGTHS if length * bytes_per_frame <= affordable), TILE_LENGTHS[-1])
 
 
-def decode_bytes_per_frame(base_width: int, dtype: torch.dtype) -> int:
+def decode_bytes_per_frame(base_width: int, dtype: torch.dtype, *, fused: bool = False) -> int:
     """Memory that the Oobleck decoder's activations take per latent frame.
 
     They peak at the audio's rate, where the decoder is ``base_width`` channels wide.
     """
-    return _LIVE_ACTIVATIONS * base_width * SAMPLES_PER_FRAME * dtype.itemsize
+    live = _LIVE_ACTIVATIONS_FUSED if fused else _LIVE_ACTIVATIONS
+    return live * base_width * SAMPLES_PER_FRAME * dtype.itemsize

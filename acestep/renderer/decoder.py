@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -13,9 +14,16 @@ from acestep.errors import stage_errors
 from acestep.memory_cap import effective_free_memory
 from acestep.offloading import ModelOffloader
 from acestep.renderer.decode_fallbacks import DecodeSettings, DecodeStep, decode_bytes_per_frame, decode_fallbacks
+from acestep.renderer.fused_decoder import FusedDecoder, can_fuse, lay_out
 from acestep.renderer.models import RendererModels
 from acestep.renderer.vae import SongTile, receptive_radius
 from acestep.types import SAMPLES_PER_FRAME, Progress, ProgressCallback, VaeDecoding
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE: Final = 0.1
+"""Relative difference that rounding to bfloat16 explains, over all layers."""
+_TRIED_FRAMES: Final = 4
 
 
 class VaeDecoder:
@@ -25,12 +33,24 @@ class VaeDecoder:
         models: loaded models; they are only read.
         offloader: where the VAE lives between uses.
         settings: what the user settled.
+        fuse: on CUDA, decode in kernels of our own where they run and agree with the model.
     """
 
-    def __init__(self, models: RendererModels, offloader: ModelOffloader, settings: DecodeSettings) -> None:
+    def __init__(
+        self, models: RendererModels, offloader: ModelOffloader, settings: DecodeSettings, *, fuse: bool
+    ) -> None:
         self.models = models
         self.offloader = offloader
         self.settings = settings
+        self._fuse: bool | None = None if fuse else False
+
+    @property
+    def fuses(self) -> bool:
+        """Whether kernels of our own decode on the device; the first to ask tries them, with the VAE there."""
+        if self._fuse is None:
+            vae = self.models.vae
+            self._fuse = self.models.device.type == "cuda" and can_fuse(vae) and decoder_agrees(vae)
+        return self._fuse
 
     def on_device(self) -> AbstractContextManager[None]:
         """The VAE on the device while the block runs, unless it is to work on the host anyway."""
@@ -45,7 +65,7 @@ class VaeDecoder:
             device=self.models.device,
             settings=self.settings,
             free_bytes=effective_free_memory(self.models.device),
-            bytes_per_frame=decode_bytes_per_frame(vae.config.decoder_channels, self.models.dtype),
+            bytes_per_frame=decode_bytes_per_frame(vae.config.decoder_channels, self.models.dtype, fused=self.fuses),
         )
 
     @stage_errors("vae.decode")
@@ -107,17 +127,15 @@ class VaeDecoder:
         self, latents: torch.Tensor, step: DecodeStep, vae: Any, progress: ProgressCallback | None
     ) -> torch.Tensor:
         tiles = step.plan.of_songs(latents.shape[0])
-        audio = torch.empty(
-            (latents.shape[0], 2, step.plan.frames * SAMPLES_PER_FRAME),
-            device="cpu" if step.location == "gpu+cpu buffer" else latents.device,
-            dtype=vae.dtype,
-        )
+        shape = (latents.shape[0], 2, step.plan.frames * SAMPLES_PER_FRAME)
+        leaves = latents.device.type == "cuda" and step.location == "gpu+cpu buffer"
+        audio = torch.empty(shape, device="cpu" if leaves else latents.device, dtype=vae.dtype)
         for tile in tiles:
             start, stop = (frame * SAMPLES_PER_FRAME for frame in tile.kept)
             audio[tile.song, :, start:stop] = self.decode_tile(latents, tile=tile, vae=vae)
             if progress is not None:
                 progress(Progress("vae.decode", tile.index + 1, len(tiles)))
-        return audio.cpu().float()
+        return _on_host(audio)
 
     def decode_tile(self, latents: torch.Tensor, *, tile: SongTile, vae: Any) -> torch.Tensor:
         """The decoder over one tile.
@@ -132,6 +150,52 @@ class VaeDecoder:
         """
         window_start, window_stop = tile.window
         window = latents[tile.song, window_start:window_stop].to(vae.dtype).T.unsqueeze(0)
-        decoded: torch.Tensor = vae.decode(window, return_dict=False)[0][0]
+        # A VAE on the host, or a copy there, is another one than the kernels read.
+        if vae is self.models.vae and window.is_cuda and self.fuses:
+            decoded = FusedDecoder(vae.decoder)(window)[0]
+        else:
+            decoded = vae.decode(window, return_dict=False)[0][0]
         start, stop = ((frame - window_start) * SAMPLES_PER_FRAME for frame in tile.kept)
         return decoded[:, start:stop]
+
+
+_PINNED_LIMIT: Final = 2**30
+"""Bytes of audio that are copied to the host through memory that cannot be swapped, which is ten times as fast."""
+
+
+def _on_host(audio: torch.Tensor) -> torch.Tensor:
+    """Songs as float32 on the host; the request's one wait for the device."""
+    if not audio.is_cuda or audio.numel() * torch.float32.itemsize > _PINNED_LIMIT:
+        return audio.cpu().float()
+    copied = torch.empty(audio.shape, dtype=torch.float32, pin_memory=True)
+    for own, song in zip(copied, audio, strict=True):
+        own.copy_(song.float(), non_blocking=True)
+    torch.cuda.current_stream(audio.device).synchronize()
+    return copied
+
+
+@torch.inference_mode()
+def decoder_agrees(vae: Any) -> bool:
+    """Lay the decoder's weights out for the kernels, and keep them so where the kernels give what the model gives.
+
+    A warning says when they do not, with this GPU, its driver and its Triton.
+    """
+    shape = (1, vae.config.decoder_input_channels, _TRIED_FRAMES)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(vae.device, vae.dtype)
+    try:
+        expected = vae.decode(latents, return_dict=False)[0].float()
+        lay_out(vae.decoder)
+        difference = float((FusedDecoder(vae.decoder)(latents).float() - expected).norm() / expected.norm())
+    except torch.OutOfMemoryError:
+        lay_out(vae.decoder, by_tap=False)
+        raise
+    # Whatever else a compiler or driver raises: the model's own code still works.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        if difference < _TOLERANCE:
+            return True
+        reason = f"their audio differs by {difference:.1%}"
+    lay_out(vae.decoder, by_tap=False)
+    logger.warning("the VAE decodes without its own kernels, several times slower: %s", reason)
+    return False

@@ -15,6 +15,7 @@ import torch
 from acestep.audio import normalise_peak, prevent_clipping
 from acestep.errors import InvalidOutput, stage_errors
 from acestep.offloading import ModelOffloader
+from acestep.renderer.adapters import AdapterSet
 from acestep.renderer.conditioning import (
     Conditions,
     ConditionSwitch,
@@ -33,11 +34,13 @@ from acestep.renderer.diffusion import (
     custom_schedule,
     make_schedule,
 )
+from acestep.renderer.encoders import Encoders
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.render_request import Rendering, RenderRequest
-from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, step_noise
+from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, retaken, step_noise
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
+from acestep.renderer.velocity import Velocity
 from acestep.types import Placement, Progress, ProgressCallback, SamplerSettings
 
 __all__ = ["RenderRequest", "Renderer", "Rendering"]
@@ -50,14 +53,27 @@ class Renderer:
         models: loaded models; they are only read.
         offloader: where they live between uses; on their device when not given.
         decoding: what the user settled about the VAE's decode.
+        fuse: on CUDA in bfloat16, run in kernels of our own and record what repeats as graphs, where both work.
     """
 
     def __init__(
-        self, models: RendererModels, offloader: ModelOffloader | None = None, decoding: DecodeSettings | None = None
+        self,
+        models: RendererModels,
+        offloader: ModelOffloader | None = None,
+        decoding: DecodeSettings | None = None,
+        *,
+        fuse: bool = True,
     ) -> None:
         self.models = models
         self.offloader = offloader or ModelOffloader(models.device, Placement())
-        self.decoder = VaeDecoder(models, self.offloader, decoding or DecodeSettings())
+        self.decoder = VaeDecoder(models, self.offloader, decoding or DecodeSettings(), fuse=fuse)
+        self.velocity = Velocity(models, self.offloader, fuse=fuse)
+        self.encoders = Encoders(models, self.offloader, record=fuse)
+        quantization = self.offloader.placement.quantization
+        merged = f"the weights are quantised ({quantization}), and hold the adapters that were loaded with them"
+        self.adapters = AdapterSet(
+            models.transformer, models.device, models.adapters, merged=merged if quantization else None
+        )
 
     def render(self, request: RenderRequest, progress: ProgressCallback | None = None) -> Rendering:
         """Render one song per seed. A song depends on its seed and codes, not on its place in the batch.
@@ -77,9 +93,14 @@ class Renderer:
         try:
             conditions = self.condition(request)
             noise = self.noise(request.seeds, conditions.context_latents.shape[1])
+            if request.retake_seeds:
+                noise = retaken(noise, self.noise(request.retake_seeds, noise.shape[1]), request.retake_variance)
             start = self._start(request, conditions, schedule, noise)
             sampler = self._sampler(request, conditions, noise)
-            with self.offloader.on_device(transformer=self.models.transformer):
+            with (
+                self.adapters.applied(request.adapters),
+                self.offloader.on_device(transformer=self.models.transformer),
+            ):
                 latents = self.denoise(conditions, schedule, guidance, start, progress, sampler)
             latents = latents[:, : request.frames]
             with self.decoder.on_device():
@@ -151,9 +172,11 @@ class Renderer:
         follows_text_later = request.cover_steps < request.steps
         instructions = (request.instruction, *((TEXT_INSTRUCTION,) if follows_text_later else ()))
         with self.offloader.on_device(text_encoder=models.text_encoder):
-            prompts = [encode_prompt(models, request, instruction) for instruction in instructions]
+            prompts = [encode_prompt(models, request, instruction, self.encoders) for instruction in instructions]
         with self.offloader.on_device(condition_encoder=models.condition_encoder, **self._code_models(request)):
-            encoded = [encode_conditions(models, text, lyrics, timbre) for text, lyrics in prompts]
+            encoded = [
+                encode_conditions(models, text, lyrics, timbre, encoders=self.encoders) for text, lyrics in prompts
+            ]
             context = task_context(models, request, source)
             clean = padded_source(models, source, context.shape[1])
             conditions = Conditions(encoded[0], context, source_latents=clean)
@@ -300,19 +323,7 @@ class Renderer:
 
     def predict_velocity(self, latents: torch.Tensor, conditions: Conditions, timestep: float) -> torch.Tensor:
         """The transformer's velocity at time t, float32, the shape of ``latents``."""
-        dtype = self.models.dtype
-        # A fill, not a copy from the host: a copy could wait for the device.
-        times = torch.full((latents.shape[0],), timestep, device=latents.device, dtype=dtype)
-        velocity: torch.Tensor
-        (velocity,) = self.models.transformer(
-            hidden_states=latents.to(dtype),
-            timestep=times,
-            timestep_r=times,
-            encoder_hidden_states=conditions.encoder_hidden_states,
-            context_latents=conditions.context_latents,
-            return_dict=False,
-        )
-        return velocity.float()
+        return self.velocity(latents, conditions, timestep)
 
 
 def require_finite(latents: torch.Tensor, audio: torch.Tensor) -> None:

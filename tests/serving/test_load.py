@@ -44,7 +44,8 @@ def ended(
 
     async def follow() -> str:
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://service") as http:
-            return await _follow(http, "/songs/1", cancel=cancel)
+            state, _, _ = await _follow(http, "/songs/1", cancel=cancel)
+            return state
 
     return asyncio.run(follow()), asked
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 
+from acestep.cuda_graphs import TensorFunction, captured
 from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.fused_sampling import can_sample, fused_sample
 from acestep.planner.sampling import sample
 from acestep.types import SamplingSettings
-
-TensorFunction = Callable[..., torch.Tensor]
 
 _RECORDED_LIMIT: Final = 16
 """Recorded functions that are kept: one per kind of candidates, number of rows and sampling settings."""
@@ -60,7 +60,11 @@ class Candidates:
 
 
 def choose(
-    candidates: Candidates, sampling: SamplingSettings, hidden: torch.Tensor, keys: torch.Tensor
+    candidates: Candidates,
+    sampling: SamplingSettings,
+    hidden: torch.Tensor,
+    keys: torch.Tensor,
+    draw: Callable[[torch.Tensor, SamplingSettings, torch.Tensor], torch.Tensor] = sample,
 ) -> torch.Tensor:
     """Guidance, head and sampling of one pass.
 
@@ -71,6 +75,7 @@ def choose(
         sampling: how.
         hidden: shape ``[rows, hidden]``: a row per key, and with guidance as many unconditional ones behind them.
         keys: of the noise, shape ``[songs]``.
+        draw: one token per row of logits.
 
     Returns:
         Token ids, int64, shape ``[songs]``.
@@ -79,11 +84,13 @@ def choose(
     if len(hidden) > len(keys):
         conditional, unconditional = hidden.chunk(2)
         hidden = unconditional + sampling.guidance_scale * (conditional - unconditional)
-    return candidates.token_ids(sample(candidates.logits(hidden), sampling, keys))
+    return candidates.token_ids(draw(candidates.logits(hidden), sampling, keys))
 
 
 class Chooser:
     """``choose``, recorded as a CUDA graph for each kind of input when it first occurs; on other devices called.
+
+    On CUDA tokens are drawn in kernels of our own.
 
     What is recorded holds the addresses of the head: weights that move need another instance.
     """
@@ -100,8 +107,10 @@ class Chooser:
         # A mask goes in as a tensor, so that all places of a grammar share one recorded choice.
         inputs = (hidden, keys) if candidates.bias is None else (hidden, keys, candidates.bias)
 
+        draw = fused_sample if can_sample(hidden.device) else sample
+
         def among(hidden: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            return choose(replace(candidates, bias=bias), sampling, hidden, keys)
+            return choose(replace(candidates, bias=bias), sampling, hidden, keys, draw)
 
         kind = (candidates.first, len(candidates.weights), sampling, *map(len, inputs))
         return self.recorded(kind, among, *inputs)(*inputs).clone()
@@ -118,43 +127,6 @@ class Chooser:
     def clear(self) -> None:
         """Free all recordings."""
         self._recorded.clear()
-
-
-def captured(function: TensorFunction, *examples: torch.Tensor) -> TensorFunction:
-    """The function for inputs like the examples: a replayed graph on CUDA, itself elsewhere."""
-    return CapturedCall(function, *examples) if examples[0].is_cuda else function
-
-
-class CapturedCall:
-    """A recorded function.
-
-    It must not read values on the host, and may keep no state but in tensors that stay where they are. Its result is
-    overwritten by the next call.
-
-    Args:
-        function: of tensors, to a tensor.
-        examples: inputs of the shapes and types that it will be called with.
-    """
-
-    def __init__(self, function: TensorFunction, *examples: torch.Tensor) -> None:
-        self._inputs = [example.clone() for example in examples]
-        # PyTorch's stubs leave graphs untyped.
-        cuda: Any = torch.cuda
-        self._graph = cuda.CUDAGraph()
-        # Kernels of Triton run on the current device, wherever their tensors are.
-        with cuda.device(examples[0].device):
-            # What is made on first use (kernels, workspaces) must not be made while recording.
-            function(*self._inputs)
-            # Other threads go on using the device.
-            with cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._output = function(*self._inputs)
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Copy the inputs and replay."""
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given)
-        self._graph.replay()
-        return self._output
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -60,8 +60,13 @@ def compare(
 
     write_outputs(
         (("Ratios", output, write_ratios), ("Report", report, write_page)),
-        lambda: (render_comparison(comparison), *([""] if output or report else [])),
+        lambda: (render_comparison(comparison), *_energies(comparison), *([""] if output or report else [])),
     )
     if regressions := comparison.regressions:
         echo("\n".join(["", *regressions]))
         raise RunFailed(f"{len(regressions)} of the figures did not pass the threshold of {threshold:g}")
+
+
+def _energies(comparison: Comparison) -> tuple[str, ...]:
+    energies = comparison.energies
+    return ("", "Energy (not judged):", *(f"  {line}" for line in energies)) if energies else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from acestep.cards import models_of
 from acestep_otel.profiler.benchmark.comparison import Comparison
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Figures
 
@@ -16,10 +17,26 @@ _FIGURES: Final = ("Wall(s)", "LM(s)", "DiT(s)", "VAE(s)")
 def render_matrix(results: Sequence[CellResult]) -> str:
     """The table, without a final newline: medians where a cell was run several times, ``—`` where it failed.
 
-    Columns start at 0, 11, 19, 27, 35, 46, 57, 68 and 79; seconds have two decimals.
+    Columns start at 0, 11, 19, 27, 35, 46, 57, 68 and 79; seconds have two decimals. Where cells were run on several
+    cards, the card is the last column, in short; cards that are not alike are named by their model too.
     """
-    rows = (_configured(result.cell, _medians(result), 11) + result.status for result in results)
-    return "\n".join([_header(_FIGURES, 11) + "Status", _RULE, *rows])
+    cards = [result.card for result in results if result.card is not None]
+    if not cards:
+        rows = (_configured(result.cell, _medians(result), 11) + result.status for result in results)
+        return "\n".join([_header(_FIGURES, 11) + "Status", _RULE, *rows])
+    width = 2 + max(len("Status"), *(len(result.status) for result in results))
+    alike = len(models_of(cards)) == 1
+    rows = (
+        f"{_configured(result.cell, _medians(result), 11)}{result.status:<{width}}{_card(result, alike=alike)}".rstrip()
+        for result in results
+    )
+    return "\n".join([f"{_header(_FIGURES, 11)}{'Status':<{width}}Card", _RULE, *rows])
+
+
+def _card(result: CellResult, *, alike: bool) -> str:
+    if result.card is None:
+        return _ABSENT
+    return result.card.label if alike else f"{result.card.label} ({result.card.model})"
 
 
 def render_spread(results: Sequence[CellResult]) -> str:

@@ -135,11 +135,29 @@ class MemoryPeak:
         stage: for example ``vae.decode``; ``generate_music`` for the whole run.
         allocated: in live tensors.
         reserved: held by the allocator.
+        device: whose memory, where it is not the run's own: a language model may have a card of its own.
     """
 
     stage: str
     allocated: int
     reserved: int
+    device: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The stage, and the device where it is another one."""
+        return self.stage if self.device is None else f"{self.stage} ({self.device})"
+
+
+def peak_by_device(run: Run) -> dict[str, MemoryPeak]:
+    """The stage with the highest peak on each device; empty off CUDA."""
+    own = str(run.root.attributes.get(semconv.DEVICE, ""))
+    highest: dict[str, MemoryPeak] = {}
+    for peak in memory_peaks(run):
+        device = peak.device or own
+        if device not in highest or peak.reserved > highest[device].reserved:
+            highest[device] = peak
+    return highest
 
 
 def memory_peaks(run: Run) -> list[MemoryPeak]:
@@ -149,6 +167,7 @@ def memory_peaks(run: Run) -> list[MemoryPeak]:
             stage=semconv.stage_of(span.name),
             allocated=int(span.attributes[semconv.VRAM_PEAK_ALLOCATED]),
             reserved=int(span.attributes[semconv.VRAM_PEAK_RESERVED]),
+            device=None if span is run.root else span.attributes.get(semconv.DEVICE),
         )
         for span in (run.root, *run.spans)
         if semconv.VRAM_PEAK_ALLOCATED in span.attributes

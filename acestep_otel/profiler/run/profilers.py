@@ -48,7 +48,7 @@ def run_profilers(options: Options, call: Callable[[], object]) -> None:
     if options.detailed:
         _profile_functions(_beside(options, ".prof"), _beside(options, ".functions.txt"), call)
     if options.torch_profile:
-        _profile_operators(_beside(options, ".torch-trace.json"), call)
+        _profile_operators(operator_trace(options), call)
 
 
 def profiler_files(options: Options) -> Iterator[Path]:
@@ -56,7 +56,12 @@ def profiler_files(options: Options) -> Iterator[Path]:
     if options.detailed:
         yield from (_beside(options, ".prof"), _beside(options, ".functions.txt"))
     if options.torch_profile:
-        yield _beside(options, ".torch-trace.json")
+        yield operator_trace(options)
+
+
+def operator_trace(options: Options) -> Path:
+    """The file of ``--torch-profile``."""
+    return _beside(options, ".torch-trace.json")
 
 
 def _beside(options: Options, suffix: str) -> Path:

@@ -76,9 +76,9 @@ def drawn_trials(*, terminal: bool, enabled: bool) -> str:
     console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
     trials = [trial(8), trial(16, lm_model="acestep-5Hz-lm-1.7B")]
     with TrialBar(trials, enabled=enabled, console=console) as bar:
-        bar.finish(trials[0])
+        bar.finish(trials[:1])
         bar.show(trials[1], "vae.decode")
-        bar.finish(trials[1])
+        bar.finish(trials[1:])
         bar.show(trials[1], "vae.decode")
     return stream.getvalue()
 

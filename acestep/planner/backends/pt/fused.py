@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
-from acestep.planner.backends.candidates import TensorFunction, captured
+from acestep.cuda_graphs import TensorFunction, captured
 from acestep.planner.budget import LanguageModel
 
 if TYPE_CHECKING:

@@ -60,8 +60,8 @@ def _peaks(peaks: list[MemoryPeak], card: tuple[float, str] | None) -> Figure:
     highest = max(peaks, key=lambda peak: peak.reserved)
     return Figure(
         chart=row_chart(
-            f"Peak VRAM by stage, the highest {size(highest.reserved)} reserved in {highest.stage}",
-            [(peak.stage, _peak_parts(peak)) for peak in peaks],
+            f"Peak VRAM by stage, the highest {size(highest.reserved)} reserved in {highest.label}",
+            [(peak.label, _peak_parts(peak)) for peak in peaks],
             size,
             stacked=False,
             unit=_GIB,
@@ -70,15 +70,15 @@ def _peaks(peaks: list[MemoryPeak], card: tuple[float, str] | None) -> Figure:
         legend=(("vram-allocated", "allocated"), ("vram-reserved", "reserved")),
         table=Table(
             ("Stage", "Allocated", "Reserved"),
-            tuple((peak.stage, size(peak.allocated), size(peak.reserved)) for peak in peaks),
+            tuple((peak.label, size(peak.allocated), size(peak.reserved)) for peak in peaks),
         ),
     )
 
 
 def _peak_parts(peak: MemoryPeak) -> list[Part]:
     return [
-        Part(peak.reserved, "vram-reserved", f"{peak.stage}, reserved: {size(peak.reserved)}"),
-        Part(peak.allocated, "vram-allocated", f"{peak.stage}, allocated: {size(peak.allocated)}"),
+        Part(peak.reserved, "vram-reserved", f"{peak.label}, reserved: {size(peak.reserved)}"),
+        Part(peak.allocated, "vram-allocated", f"{peak.label}, allocated: {size(peak.allocated)}"),
     ]
 
 

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from acestep_otel.profiler.benchmark.matrix import CellResult
+from acestep_otel.profiler.report.energy import RunEnergy
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html.figure import Figure, argument_facts, environment_facts
 from acestep_otel.profiler.report.html.headline import Headline, headline
 from acestep_otel.profiler.report.html.matrix import matrix_section
 from acestep_otel.profiler.report.html.memory import MemorySection, card_memory, memory_section
+from acestep_otel.profiler.report.html.player import PlayedSong, played_songs
 from acestep_otel.profiler.report.html.rendering import render_page, write_page
+from acestep_otel.profiler.report.html.roofline import RooflineSection, roofline_section
 from acestep_otel.profiler.report.html.sections import BreakdownSection, breakdown_section, step_section
 from acestep_otel.profiler.report.html.tiers import tier_caution, tier_section
 from acestep_otel.profiler.report.html.tokens import TokenSection, token_section
 from acestep_otel.profiler.report.html.waterfall import Waterfall, waterfall
 from acestep_otel.profiler.report.spans import Preparation, Run
+from acestep_otel.profiler.report.stalls import stall_lines
 from acestep_otel.profiler.tier_test.trials import TierResult
 
 
@@ -59,6 +63,10 @@ class RunSections:
     steps: Figure | None
     tokens: TokenSection | None
     memory: MemorySection | None
+    roofline: RooflineSection | None
+    energy: tuple[tuple[str, str], ...]
+    stalls: tuple[str, ...]
+    songs: tuple[PlayedSong, ...]
 
     @classmethod
     def of(cls, run: Run, report: Report) -> RunSections:
@@ -71,6 +79,10 @@ class RunSections:
             steps=step_section(run),
             tokens=token_section(run),
             memory=memory_section(run, card),
+            roofline=roofline_section(run),
+            energy=_energy_facts(run),
+            stalls=tuple(stall_lines(run)),
+            songs=played_songs(run),
         )
 
 
@@ -97,3 +109,8 @@ def write_report(path: Path, report: Report) -> None:
         OSError: it could not be written; what was there before is unchanged.
     """
     write_page(path, render_report(report))
+
+
+def _energy_facts(run: Run) -> tuple[tuple[str, str], ...]:
+    energy = RunEnergy.of(run)
+    return () if energy is None else tuple(energy.facts())

@@ -71,6 +71,7 @@ def _figures(result: TierResult) -> tuple[str, ...]:
     seen = result.observation
     memory = None if seen is None else seen.memory
     figures = None if seen is None else seen.figures
+    card = () if result.card is None else (result.card.label,)
     reason = () if result.failure is None else (result.failure.message,)
     return (
         _label(result),
@@ -83,5 +84,5 @@ def _figures(result: TierResult) -> tuple[str, ...]:
         size(None if memory is None else memory.allocated),
         size(None if memory is None else memory.driver),
         duration(None if figures is None else figures.wall_time),
-        ", ".join((*reason, *result.notes)),
+        ", ".join((*card, *reason, *result.notes)),
     )
