@@ -34,7 +34,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pynvml
 
@@ -45,8 +45,9 @@ from acestep_otel.profiler.report.spans import FinishedSpan
 from benchmarks.arguments import output_file, whole_number
 from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
-from benchmarks.soak import wait_until_healthy
-from examples.serving.load import Report, quantile, run_load
+
+if TYPE_CHECKING:
+    from examples.serving.load import Report
 
 PARTS: Final = ("matrix", "service", "disturb")
 CLIENTS_PER_CARD: Final = 3
@@ -148,7 +149,7 @@ def measure_matrix(options: argparse.Namespace) -> list[dict[str, Any]]:
         run = run_matrix(gpus(count, tiny=options.tiny), options, *options.matrix)
         run = {"count": count, **run}
         runs.append(run)
-        first = runs[0]
+        first = runs[0] if options.baseline is None else options.baseline["matrix"][0]
         speed_up = first["seconds"] / run["seconds"] * first["count"]
         run |= {
             "speed_up": speed_up,
@@ -170,6 +171,10 @@ def measure_matrix(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def run_service(count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Load a service of its own on some cards."""
+    # What the service needs is needed for this part alone.
+    from benchmarks.soak import wait_until_healthy
+    from examples.serving.load import run_load
+
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     clients = CLIENTS_PER_CARD * count
@@ -206,6 +211,8 @@ def seen(report: Report, start: float, seconds: float) -> dict[str, Any]:
         start: end of the warm-up, by the monotonic clock.
         seconds: from there on that count.
     """
+    from examples.serving.load import quantile
+
     counted = sorted((moment, worker) for moment, worker in report.finished if start <= moment <= start + seconds)
     if len(counted) < 2:
         raise SystemExit(f"{len(counted)} songs ended within {seconds:g} s: choose more --seconds")
@@ -228,7 +235,7 @@ def measure_service(options: argparse.Namespace) -> list[dict[str, Any]]:
     for count in options.counts:
         run = run_service(count, options)
         runs.append(run)
-        first = runs[0]
+        first = runs[0] if options.baseline is None else options.baseline["service"][0]
         speed_up = run["songs_per_hour"] / first["songs_per_hour"] * first["count"]
         wait = run["queue_wait_seconds"]["p95"]
         run |= {
@@ -322,6 +329,17 @@ def measure_disturbance(options: argparse.Namespace) -> dict[str, Any]:
     return {"cards": count, "alone": alone, "beside": beside, "ratios": ratios, "clocks_beside": clocks.means()}
 
 
+def earlier(word: str) -> dict[str, Any]:
+    """A result of this program, where one command would take too long for all numbers of cards."""
+    try:
+        found = json.loads(Path(word).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{word}: {error}") from None
+    if not isinstance(found, dict) or "clients_per_card" not in found:
+        raise argparse.ArgumentTypeError(f"{word} is no result of this program")
+    return found
+
+
 def main() -> None:
     """Measure, print, and write the result after each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -340,6 +358,7 @@ def main() -> None:
         help="options of the benchmark: the share of the default matrix that is run; '--inference-steps 8' is half",
     )
     parser.add_argument("--traces", type=Path, help="folder that keeps the trace of every run of the matrix")
+    parser.add_argument("--baseline", type=earlier, help="earlier result, whose first number of cards is compared with")
     parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
     options.counts = sorted(set(options.counts))

@@ -21,6 +21,8 @@ from tests.profiler.report.schema import violations
 from tests.receivers import grpc_receiver
 
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
+# Ray and its processes give warnings of their own.
+pytestmark = pytest.mark.filterwarnings("default")
 
 TINY = ("--tiny", "--mode", "benchmark", "--duration", "10", "--audio-format", "wav", "--no-warmup")
 OUTPUTS = ("--benchmark-output", "result.json", "--trace-output", "trace.jsonl")

@@ -26,6 +26,8 @@ from tests.receivers import Received, grpc_receiver
 from tests.serving.test_service import CALLER, InMemory
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: make test-ray")
+# Ray and its processes give warnings of their own.
+pytestmark = pytest.mark.filterwarnings("default")
 
 SONG = {"caption": "a caption nobody may see", "duration": 10, "inference_steps": 2, "seed": 1}
 LONG = {**SONG, "duration": 600, "inference_steps": 100}
