@@ -46,11 +46,11 @@ class VaeDecoder:
 
     @property
     def fuses(self) -> bool:
-        """Whether kernels of our own decode on the device; the first to ask tries them, with the VAE there."""
-        if self._fuse is None:
-            vae = self.models.vae
-            self._fuse = self.models.device.type == "cuda" and can_fuse(vae) and decoder_agrees(vae)
-        return self._fuse
+        """Whether kernels of our own decode on the device; they are tried when the VAE is there for the first time."""
+        vae = self.models.vae
+        if self._fuse is None and vae.device.type == "cuda":
+            self._fuse = can_fuse(vae) and decoder_agrees(vae)
+        return bool(self._fuse)
 
     def on_device(self) -> AbstractContextManager[None]:
         """The VAE on the device while the block runs, unless it is to work on the host anyway."""

@@ -23,8 +23,8 @@ _NARROWEST: Final = 16
 def can_fuse(vae: Any) -> bool:
     """Whether the kernels can run where the VAE is to work, in its dtype, at its sizes."""
     return (
-        vae.dtype == torch.bfloat16
-        and torch.cuda.is_available()
+        vae.device.type == "cuda"
+        and vae.dtype == torch.bfloat16
         and torch.cuda.get_device_capability(vae.device) >= _CAPABILITY
         and find_spec("triton") is not None
         and knows(vae.decoder)

@@ -18,6 +18,7 @@ from torchao.quantization import (
 )
 
 from acestep.offloading import ModelOffloader
+from acestep.renderer.fused_decoder import knows, lay_out
 from acestep.renderer.models import AudioEncoderModels, RendererModels
 from acestep.types import Quantization
 
@@ -154,6 +155,9 @@ def prepare(models: RendererModels, offloader: ModelOffloader) -> None:
     """
     placement = offloader.placement
     fold_weight_norm(models.vae)
+    if offloader.device.type == "cuda" and knows(models.vae.decoder):
+        # Before a VAE that is offloaded gets its copy in host memory; PyTorch's own convolutions take either order.
+        lay_out(models.vae.decoder)
     if placement.quantization is not None:
         quantize(models.transformer, placement.quantization, models.device)
     if placement.compile:
