@@ -67,7 +67,7 @@ stack:  ## Start collector, Jaeger, Prometheus and Grafana, and print their addr
 	docker compose up --detach --wait
 	@echo "Boards: http://localhost:3000"
 
-boards: $(VENV)/.installed-test  ## Write the dashboards anew from their source
+boards: $(VENV)/.installed-test  ## Generate the dashboards from their source
 	$(BIN)/python -m grafana.build
 
 $(VENV)/.installed: pyproject.toml

@@ -59,8 +59,8 @@ SILENCE_PEAK: Final = 1e-4
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
 _FLAC_LEVEL: Final = 0.5
-"""Of libFLAC's effort (0 to 1, 0.625 by default): it decorrelates stereo adaptively instead of trying everything, which is
-a fifth faster, and as small to 0.1 %."""
+"""Of libFLAC's effort (0 to 1, 0.625 by default): it decorrelates stereo adaptively instead of trying everything.
+That is a fifth faster, and the size is equal to 0.1 %."""
 _UNKNOWN_FRAMES: Final = 2**62
 """What libsndfile says, or more, when the header of a FLAC file says nothing."""
 _HEADER_BYTES: Final = 4_096
@@ -149,11 +149,11 @@ def load_audio(path: Path) -> torch.Tensor:
         samples = file.read(dtype="float32", always_2d=True)
     if len(samples) < declared - _TOLERATED_SAMPLES:
         raise AudioReadError(
-            f"{path} declares {declared:,} samples and holds {len(samples):,}: it is cut off; "
-            "`ffmpeg -i IN -c:a flac OUT.flac` keeps what is there"
+            f"{path} declares {declared:,} samples and contains {len(samples):,}: it is truncated; "
+            "`ffmpeg -i IN -c:a flac OUT.flac` keeps the existing part"
         )
     if not np.isfinite(samples).all():
-        raise AudioReadError(f"{path} holds NaN or infinity: export it again")
+        raise AudioReadError(f"{path} contains NaN or infinity: export it again")
     stereo = samples[:, :2] if samples.shape[1] > 1 else samples.repeat(2, axis=1)
     if rate != SAMPLE_RATE:
         stereo = soxr.resample(stereo, rate, SAMPLE_RATE, quality="HQ")
@@ -208,14 +208,14 @@ def _usable_seconds(path: Path, file: Any) -> float:
     """Length of an open recording that is neither empty nor too long."""
     if _says_no_length(path, file):
         raise AudioReadError(
-            f"{path} does not say how long it is, because it was written through a pipe: "
-            "write it again by `ffmpeg -i IN -c:a flac OUT.flac`"
+            f"{path} does not state its length, because it was written through a pipe: "
+            "rewrite it with `ffmpeg -i IN -c:a flac OUT.flac`"
         )
     if file.frames == 0:
-        raise AudioReadError(f"{path} holds no audio")
+        raise AudioReadError(f"{path} contains no audio")
     seconds: float = file.frames / file.samplerate
     if seconds > MAX_RECORDING_SECONDS:
-        raise AudioReadError(f"{path} lasts {seconds:g} s: the models take {MAX_RECORDING_SECONDS} s at most")
+        raise AudioReadError(f"{path} lasts {seconds:g} s: the models accept at most {MAX_RECORDING_SECONDS} s")
     return seconds
 
 
@@ -245,7 +245,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise AudioReadError(f"no audio file {name}: it is a folder, a pipe or a device")
     try:
         if is_lfs_pointer(path, status.st_size):
-            raise AudioReadError(f"{name} is a pointer of Git LFS and not the recording: fetch it by `git lfs pull`")
+            raise AudioReadError(f"{name} is a Git LFS pointer, not the recording: run `git lfs pull`")
         with soundfile.SoundFile(path) as file:
             yield file
     # libsndfile's wrapper raises TypeError for headerless formats, which do not say their rate and channels.

@@ -141,7 +141,7 @@ def _validate_sampler(request: GenerationRequest) -> None:
         _require_between("`timesteps`", time, 0, 1)
     falling = all(later < earlier for earlier, later in itertools.pairwise(times))
     if times and not (falling and times[0] > 0):
-        raise InvalidRequest(f"`timesteps` {', '.join(f'{time:g}' for time in times)} must fall, from above 0")
+        raise InvalidRequest(f"`timesteps` {', '.join(f'{time:g}' for time in times)} must decrease and start above 0")
 
 
 def _validate_sampling(sampling: SamplingSettings) -> None:

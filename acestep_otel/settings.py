@@ -72,7 +72,7 @@ class Settings:
         """Read both variables.
 
         Raises:
-            ValueError: a variable holds a word that it does not know; the message names both.
+            ValueError: a variable has an invalid value; the message names both.
         """
         environment = os.environ if environment is None else environment
         capture = environment.get(CAPTURE_VARIABLE, "NO_CONTENT").strip().upper() or "NO_CONTENT"
@@ -86,7 +86,7 @@ class Settings:
 
     @classmethod
     def from_environment_or_default(cls) -> Self:
-        """Read both variables of a service, which a wrong word must not keep from starting."""
+        """Read both variables; an invalid value is a warning, so that a service starts."""
         try:
             return cls.from_environment()
         except ValueError as error:

@@ -126,7 +126,7 @@ def test_silence_stays_silence():
     assert torch.equal(audio.prevent_clipping(silence), silence)
 
 
-def test_clipping_is_prevented_and_a_quiet_song_is_left_alone():
+def test_clipping_is_prevented_and_a_quiet_song_is_unchanged():
     assert audio.prevent_clipping(tone(amplitude=3.0)).abs().max() == pytest.approx(1.0)
     quiet = tone(amplitude=0.2)
     assert torch.equal(audio.prevent_clipping(quiet), quiet)
@@ -198,12 +198,12 @@ def samples_of(path: Path, samples: np.ndarray, rate: int = 48_000) -> Path:
         (lambda folder: folder, "no audio file"),
         (lambda folder: broken(folder / "broken.wav"), "cannot be read as audio"),
         (lambda folder: broken(folder / "headerless.raw"), "cannot be read as audio"),
-        (lambda folder: samples_of(folder / "empty.wav", np.zeros((0, 2))), "holds no audio"),
+        (lambda folder: samples_of(folder / "empty.wav", np.zeros((0, 2))), "contains no audio"),
         (lambda folder: samples_of(folder / "nan.wav", np.array([[0.1, np.nan]])), "NaN or infinity"),
         (lambda folder: samples_of(folder / "inf.wav", np.array([[0.1], [-np.inf]])), "NaN or infinity"),
         (
             lambda folder: samples_of(folder / "long.wav", np.zeros(601_000), 1_000),
-            "lasts 601 s: the models take 600 s",
+            "lasts 601 s: the models accept at most 600 s",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def through_a_pipe(path: Path, format: str) -> Path:
 def test_a_header_that_does_not_say_the_length_is_named_with_its_repair(tmp_path, format, read):
     """N8."""
     path = through_a_pipe(tmp_path / "piped", format)
-    with pytest.raises(AudioReadError, match=r"does not say how long it is.*`ffmpeg -i IN -c:a flac OUT\.flac"):
+    with pytest.raises(AudioReadError, match=r"does not state its length.*`ffmpeg -i IN -c:a flac OUT\.flac"):
         read(path)
 
 
@@ -264,7 +264,7 @@ def test_a_wav_file_whose_size_is_all_ones_is_as_long_as_its_file(tmp_path):
 
 def test_an_empty_recording_is_still_called_empty(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2)), 48_000)
-    with pytest.raises(AudioReadError, match="holds no audio"):
+    with pytest.raises(AudioReadError, match="contains no audio"):
         audio.require_readable(tmp_path / "empty.wav")
 
 
@@ -273,14 +273,14 @@ def test_what_was_decoded_is_compared_with_what_was_declared(tmp_path):
     path = tmp_path / "song.mp3"
     soundfile.write(path, tone(2.0).T.numpy(), 48_000, format="MP3")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(AudioReadError, match=r"declares 96,000 samples and holds [\d,]+: it is cut off"):
+    with pytest.raises(AudioReadError, match=r"declares 96,000 samples and contains [\d,]+: it is truncated"):
         audio.load_audio(path)
 
 
 def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path):
     path = tmp_path / "song.flac"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(AudioReadError, match="is a pointer of Git LFS"):
+    with pytest.raises(AudioReadError, match="is a Git LFS pointer"):
         audio.require_readable(path)
 
 

@@ -226,7 +226,9 @@ class Planner:
     def _codes_task(self, request: PlanRequest, metadata: SongMetadata) -> CodesTask:
         duration = metadata.duration if request.duration is None else request.duration
         if duration is None:
-            raise InvalidOutput("the language model named no duration: give one, or constrain it", stage=COMPOSING)
+            raise InvalidOutput(
+                "the language model wrote no duration: give one, or use constrained decoding", stage=COMPOSING
+            )
         sampling = request.sampling
         return CodesTask(
             conditional=self.prompts.codes(request.caption, request.lyrics, metadata),

@@ -139,7 +139,7 @@ class Vocabulary:
         """
         code = token_id - self.layout.code_base
         if not 0 <= code < self.layout.code_count:
-            raise ValueError(f"token {token_id} is no audio code")
+            raise ValueError(f"token {token_id} is not an audio code")
         return code
 
     @cached_property

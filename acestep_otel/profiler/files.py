@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and everything else that a path may name: devices, pipes, links."""
+"""Atomic writes of files, and writes through devices, pipes and links."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 
 def can_be_replaced(path: Path) -> bool:
-    """Whether a path leads to a regular file, or to nothing yet: it can be written again and again as a run goes on."""
+    """Whether a path is a regular file or does not exist yet, so that a run can rewrite it repeatedly."""
     try:
         return _is_replaced(_target(path))
     except (OSError, ValueError):
@@ -132,7 +132,7 @@ def _is_replaced(target: Path) -> bool:
 
 
 def _identity(path: Path) -> set[object]:
-    """By what two paths are known as one file: its name, and its number where it is there."""
+    """What identifies a file: its resolved name and, if it exists, its inode."""
     found: set[object] = {os.path.realpath(path)}
     with suppress(OSError, ValueError):
         status = path.stat()

@@ -1,4 +1,4 @@
-"""What is printed: never a reason for a run to lose its files, whoever reads it and whatever it can show."""
+"""Output to the terminal: a closed or limited terminal never makes a run lose its files."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _streams = _Streams()
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a line; when that cannot be done any more, the run goes on."""
+    """Print a line; if that fails, the run continues."""
     _streams.write(text, err=err)
 
 
 def warn(message: str) -> None:
-    """A line on standard error about something that the run goes on without."""
+    """Print a warning on standard error; the run continues."""
     echo(f"warning: {' '.join(message.split())}", err=True)
 
 
@@ -63,7 +63,7 @@ def prepare() -> None:
 
 
 def finish() -> str | None:
-    """Print what is still held back.
+    """Flush both streams.
 
     Returns:
         Why standard output could not be written, as one line; ``None`` when it could, or when its reader went away.

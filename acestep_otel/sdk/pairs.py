@@ -44,7 +44,9 @@ def parse_headers(name: str, text: str) -> dict[str, str]:
                 f"{_HEADERS_ARE}"
             )
         if not _is_text(decoded := unquote_to_bytes(value)):
-            raise SetupError(f"{name}: the value of {key!r} decodes to what no header can hold; {_HEADERS_ARE}")
+            raise SetupError(
+                f"{name}: the value of {key!r} decodes to characters that a header cannot contain; {_HEADERS_ARE}"
+            )
         headers[key.lower()] = decoded.decode("ascii").strip()
     return headers
 

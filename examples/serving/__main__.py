@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--lm", help="language model, for requests with thinking")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; ::1 for IPv6")
-    parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 takes a free one")
+    parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 selects a free one")
     parser.add_argument("--queue", type=whole_number(1, 10_000), default=16, help="requests that may wait")
     parser.add_argument("--kept", type=whole_number(1, 10_000), default=16, help="finished songs that stay on disk")
     options = parser.parse_args()

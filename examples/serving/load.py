@@ -137,7 +137,7 @@ def main() -> None:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         parser.error(f"--url {options.url!r}: {error}")
     except httpx.HTTPError as error:
-        raise SystemExit(f"error: {options.url} does not answer as the service does: {error!r}") from None
+        raise SystemExit(f"error: {options.url} does not respond as the service does: {error!r}") from None
     print(f"accepted {report.accepted}, turned away {report.turned_away}")
     print("ended: " + ", ".join(f"{state} {count}" for state, count in sorted(report.ended.items())))
     print(f"latency of finished songs: p50 {report.latency(0.5):.2f} s, p99 {report.latency(0.99):.2f} s")

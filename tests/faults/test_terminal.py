@@ -1,4 +1,4 @@
-"""N2: the result does not depend on who reads what is printed, or on what can be shown there. Whole processes."""
+"""N2: the result does not depend on the reader or the encoding of standard output. Whole processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def closed_pipe() -> int:
 
 
 @pytest.mark.parametrize("mode", [(), ("--mode", "create_sample", "--lyrics-token-limit", "16")])
-def test_a_reader_that_goes_away_costs_no_file_and_is_no_error(tmp_path: Path, mode: tuple[str, ...]) -> None:
+def test_a_closed_reader_loses_no_file_and_is_not_an_error(tmp_path: Path, mode: tuple[str, ...]) -> None:
     arguments = RUN if not mode else ("--tiny", "--no-warmup", "--no-progress")
     writer = closed_pipe()
     done = run(tmp_path, *arguments, *mode, "--benchmark-output", "r.json", "--report", "r.html", stdout=writer)

@@ -255,7 +255,7 @@ def test_r101_there_are_three_forms_and_others_are_refused(capsys):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--offload-to-cpu",), "--offload-to-cpu has no effect: this device has no memory of its own"),
+        (("--offload-to-cpu",), "--offload-to-cpu has no effect: this device has no separate memory"),
         (("--offload-dit-to-cpu",), "--offload-dit-to-cpu has no effect without --offload-to-cpu"),
     ],
 )

@@ -1,7 +1,7 @@
 """Mode ``benchmark``: a matrix of configurations, one row each.
 
-Every cell is warmed up at its own shape and then run as often as asked. A cell that fails is a row too, and the others
-go on; the result file is written again after each one, so an interrupted benchmark keeps what it has.
+Every cell is warmed up at its own shape and then run as often as asked. A failed cell is a row too, and the others
+continue. The result file is rewritten after each cell, so an interrupted benchmark keeps its rows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     """Run the mode: the table goes to standard output, files go where the options say.
 
     Raises:
-        SetupError: something the user gave cannot be used; nothing was run.
+        SetupError: an input cannot be used; nothing was run.
         AceStepError: the diffusion model could not be loaded.
         RunFailed: a cell failed; every cell is in the table.
         OSError: the result or the trace could not be written.

@@ -1,4 +1,4 @@
-"""Starts a child process, listens to it, and makes sure that it is gone afterwards."""
+"""Starts a child process, reads its events, and ensures that it has ended afterwards."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The mode itself, in the parent process: starts children one by one, judges what they say, and reports.
+"""The mode itself, in the parent process: starts children one by one, evaluates their events, and reports.
 
-The parent never touches CUDA, so it holds no memory of any card, and nothing that a child does can end it.
+The parent never uses CUDA, so it uses no memory of any card, and no failure of a child can end it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
     """Run the mode: the tables go to standard output, files go where the options say.
 
     Raises:
-        SetupError: something the user gave cannot be used; nothing was run.
+        SetupError: an input cannot be used; nothing was run.
         RunFailed: a tier does not run by its own settings; every row is in the table.
         OSError: the result, the page or the trace could not be written.
     """
@@ -149,7 +149,7 @@ class _TierTest:
             or job.trials[0].kind not in ("no-quant", "no-offload")
         ):
             return None
-        return f"on {self.device} nothing is quantised or offloaded: the default says the same"
+        return f"on {self.device} nothing is quantised or offloaded: the result would equal the default"
 
     def skip(self, trials: list[Trial] | tuple[Trial, ...], reason: str) -> None:
         """Note trials that are not tried."""
@@ -187,7 +187,7 @@ class _TierTest:
 
 
 class _Child:
-    """What the parent knows of the child that is running.
+    """State of the running child.
 
     Attributes:
         stages: that it is in.

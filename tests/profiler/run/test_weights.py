@@ -147,7 +147,7 @@ def released() -> Hub:
     return miniature_hub()
 
 
-def test_download_says_how_much_and_from_where_and_then_fetches(
+def test_download_prints_size_and_source_and_then_downloads(
     released: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(released) as hub:
@@ -166,7 +166,7 @@ def test_download_says_how_much_and_from_where_and_then_fetches(
     assert not any(name.startswith("acestep-v15-base") for name in fetched)
 
 
-def test_a_run_fetches_what_is_missing_only_when_told_to(
+def test_a_run_downloads_missing_models_only_with_the_option(
     released: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(Hub(released.repositories)) as hub:

@@ -260,4 +260,4 @@ def test_what_was_not_found_is_a_dash_and_a_cut_is_named() -> None:
         "  Language        —", "  Time signature  —", "  Lyrics", "    —",
     ]  # fmt: skip
     cut = list(render_blueprint(SongBlueprint(SongMetadata(), "la", False, EFFECTIVE), DEFAULTS))
-    assert cut[-2:] == ["  Lyrics (cut at the token limit)", "    la"]
+    assert cut[-2:] == ["  Lyrics (truncated at the token limit)", "    la"]

@@ -125,7 +125,7 @@ def test_without_spans_an_old_trace_is_not_taken_for_the_new_one(path: Path) -> 
         assert list(FinishedSpan.from_otlp_json(lines)) == []
 
 
-def test_a_full_disk_disturbs_no_request_leaves_no_half_line_and_is_told_at_the_end(
+def test_a_full_disk_disturbs_no_request_leaves_no_partial_line_and_is_reported_at_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = TraceFile(path)
