@@ -132,7 +132,7 @@ class Songwriter:
         lyrics = parse_lyrics(self._planner.vocabulary.decode(written))
         if metadata == SongMetadata() and not lyrics:
             raise InvalidOutput(
-                "the language model wrote neither metadata nor valid lyrics: use constrained decoding, or another seed",
+                "the language model wrote neither valid metadata nor lyrics: use constrained decoding, or another seed",
                 stage=REASONING,
             )
         return Draft(metadata, lyrics, written[-1:] == (self._layout.eos,), reasoned, lyrics_tokens)

@@ -198,9 +198,9 @@ _TIER_DECIDES: Final = {
     "batch_size": "--tier-batch-boundary tries several",
     "thinking": "--tier-with-lm runs the language model of the tier",
     "use_cot_metas": "--tier-with-lm runs the language model of the tier",
-    "offload_to_cpu": "--tier-boundary tries without",
-    "offload_dit_to_cpu": "--tier-boundary tries without",
-    "quantization": "--tier-boundary tries without",
+    "offload_to_cpu": "--tier-boundary also runs without it",
+    "offload_dit_to_cpu": "--tier-boundary also runs without it",
+    "quantization": "--tier-boundary also runs without it",
 }
 """Options that a tier test does not take, because the tier settles them, and what there is instead."""
 

@@ -100,7 +100,7 @@ def test_r99_where_models_wait_on_the_host_auto_takes_the_backend_whose_weights_
 
 def test_r99_an_engine_with_requested_offload_is_refused_and_the_flag_is_named(installed):
     installed |= {"vllm"}
-    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* `offload_to_cpu` asks .* `lm_backend` pt or auto"):
+    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* `offload_to_cpu` moves .* `lm_backend` pt or auto"):
         resolve_backend("vllm", CUDA, OFFLOAD)
 
 

@@ -177,7 +177,7 @@ def test_without_a_grammar_a_turn_that_ends_early_has_no_lyrics(tiny: LanguageMo
 
 def test_an_empty_answer_is_an_error(tiny: LanguageModel) -> None:
     writer, _ = scripted(tiny, "mumbling\n")
-    with pytest.raises(InvalidOutput, match="neither metadata nor lyrics") as caught:
+    with pytest.raises(InvalidOutput, match="neither valid metadata nor lyrics") as caught:
         writer.write(request(tiny, use_constrained_decoding=False))
     assert caught.value.stage == "lm.cot"
 

@@ -140,7 +140,7 @@ def test_offline_mode_is_respected_and_said(hub, tmp_path, monkeypatch):
 def test_a_commit_that_is_gone_is_one_line(hub, tmp_path):
     with pytest.raises(DownloadFailed) as caught:
         plan_download("acestep-v15-sft", tmp_path)
-    assert "acestep-v15-sft could not be fetched" in one_line(caught)
+    assert "acestep-v15-sft could not be downloaded" in one_line(caught)
 
 
 def test_an_unknown_name_lists_the_released_models(tmp_path):

@@ -144,7 +144,7 @@ def test_a_link_to_itself_is_no_endless_loop(folder):
 def test_a_missing_shard_is_named(folder):
     shards = shard(folder / "model.safetensors", 2)
     shards[1].unlink()
-    assert f"names {shards[1].name}, which is not there" in message(folder)
+    assert f"names {shards[1].name}, which does not exist" in message(folder)
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])

@@ -77,13 +77,13 @@ def test_the_placement_that_took_effect_is_printed(placement: Placement, lines: 
     assert list(describe_placement(placement, DEFAULTS)) == lines
 
 
-def test_a_language_model_on_vllm_is_not_said_to_wait() -> None:
+def test_a_language_model_on_vllm_is_not_described_as_offloaded() -> None:
     options = replace(DEFAULTS, lm_backend="vllm")
-    told = [
+    lines = [
         next(describe_placement(Placement(True, with_dit, automatic_offload=True), options))
         for with_dit in (False, True)
     ]
-    assert [line.partition(" wait")[0] for line in told] == [
+    assert [line.partition(" are kept")[0] for line in lines] == [
         "all models but the DiT and vLLM's",
         "all models but vLLM's",
     ]

@@ -115,7 +115,7 @@ def test_damaged_checkpoints_are_one_line_each_and_nothing_runs(
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "is corrupt or incomplete" in refusal(capsys, *SHORT)
     weights.unlink()
-    assert "continued by `acestep-otel download acestep-v15-turbo`" in refusal(capsys, *SHORT)
+    assert "run `acestep-otel download acestep-v15-turbo`" in refusal(capsys, *SHORT)
     assert "no LoRA adapter at nowhere" in refusal(capsys, "--tiny", *SHORT, "--lora", "nowhere")
     assert not Path("output").exists() or not list(Path("output").iterdir())
 

@@ -198,7 +198,7 @@ def test_no_constrained_decoding_lets_the_model_write_anything(mode: str, capsys
     """R112: random weights then say nothing that can be read, which is an error that keeps the measurement."""
     assert run_mode(mode, "--no-warmup", "--no-constrained-decoding") == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("error: the language model wrote neither metadata nor lyrics")
+    assert shown.err.startswith("error: the language model wrote neither valid metadata nor lyrics")
     assert "TIME COSTS BREAKDOWN" in shown.out
     (cot,) = measured(mode).named(semconv.LM_COT)
     assert cot.attributes[semconv.LM_CONSTRAINED] is False
