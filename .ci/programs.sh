@@ -2,8 +2,8 @@
 # Install the programs that `make demo` and `make test` need, where this script may: on Debian and Ubuntu, as root or
 # with passwordless sudo. Elsewhere print the command to run. A second call finds everything and does nothing.
 #
-#   sh .ci/programs.sh PYTHON            the interpreter with its venv module; fails if it cannot be had
-#   sh .ci/programs.sh PYTHON browser …  the same, and the programs of the tests; those that cannot be had are named
+#   sh .ci/programs.sh PYTHON            the interpreter with its venv module; fails if it cannot be installed
+#   sh .ci/programs.sh PYTHON browser …  the same, and the programs of the tests; those that cannot be installed are named
 set -u
 python=$1
 shift

@@ -132,7 +132,7 @@ def require_readable(path: Path) -> float:
 
 
 def load_audio(path: Path) -> torch.Tensor:
-    """Read a recording as the models hear it: 48 kHz stereo within -1 ... 1.
+    """Read a recording in the form that the models use: 48 kHz stereo within -1 ... 1.
 
     Any format, rate and number of channels that libsndfile reads. One channel is doubled; of more than two the first
     two, the front pair, are taken. Other rates go through soxr's high-quality resampler.

@@ -139,7 +139,7 @@ class MusicPipeline:
             raise InvalidRequest("`thinking` and chain-of-thought need a language model: load one, named as `lm`")
         duration = resolved.metadata.duration if request.duration is None else request.duration
         if resolved.source is not None:
-            # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
+            # The planner has a minimum duration, so a shorter source is passed with that duration.
             duration = max(resolved.source.duration, DURATION_RANGE[0])
         with planner.on_device():
             return planner.plan(PlanRequest.of(request, resolved.metadata, duration, resolved.seeds), progress)

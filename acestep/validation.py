@@ -154,7 +154,7 @@ def _validate_sampling(sampling: SamplingSettings) -> None:
 def require_task_support(task: TaskType, models: RendererModels) -> None:
     """Refuse a task that the loaded model was not trained for.
 
-    Weights tell a turbo model. Base and sft models differ in nothing but their values, so those go by their name.
+    The configuration identifies a turbo model. Base and sft models differ only in their weights, so the name decides.
 
     Raises:
         InvalidRequest: a task on single tracks, and a turbo or sft model.

@@ -1,4 +1,4 @@
-"""The diffusion transformer replayed as a CUDA graph: a harder case for clocks than the engine makes of it."""
+"""The diffusion transformer replayed as a CUDA graph: a harder case for clocks than the engine itself."""
 
 from __future__ import annotations
 

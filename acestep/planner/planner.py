@@ -247,7 +247,7 @@ class Planner:
         )
 
     def _completed(self, request: PlanRequest, reasoned: PhaseTokens) -> SongMetadata:
-        """The user's values, then what the model was asked for; what it wrote beside that is left out."""
+        """The user's values, then the requested values of the model; its other values are omitted."""
         given, found = request.given, self.found(reasoned)
         wanted = {"duration"} if request.writes_audio_codes else set()
         if request.use_cot_metas:

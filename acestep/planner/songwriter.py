@@ -29,7 +29,7 @@ def parse_lyrics(text: str) -> str:
     down are part of the words.
 
     Args:
-        text: output of the model; everything up to ``</think>`` is left out when it is there.
+        text: output of the model; everything up to ``</think>`` is omitted, if present.
 
     Returns:
         The words, possibly none.

@@ -35,7 +35,7 @@ def empty_module(role: str, config: Mapping[str, Any]) -> Any:
 
     Args:
         role: a key of ``RENDERER_MODULES``.
-        config: arguments of its class; those that it does not know are left out.
+        config: arguments of its class; unknown ones are omitted.
     """
     with warnings.catch_warnings(), torch.device("meta"):
         # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.

@@ -203,7 +203,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except SetupError as error:
         return _complain(str(error), USAGE)
     except SystemExit:
-        # Where the reader of --help has gone, click puts wrappers around both streams and ends in a failure.
+        # If the reader of --help has closed the pipe, click wraps both streams and fails.
         if sys.stdout is streams[0]:
             raise
         sys.stdout, sys.stderr = streams

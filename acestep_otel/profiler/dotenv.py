@@ -47,7 +47,7 @@ class FileDefaults:
 
 
 def read_defaults(path: Path) -> FileDefaults:
-    """Defaults by option; none when there is no such file. A key without a value is as good as absent."""
+    """Defaults by option; none when there is no such file. A key without a value counts as absent."""
     if not path.is_file():
         return FileDefaults()
     try:

@@ -116,7 +116,7 @@ def _take_over(descriptor: int, target: Path) -> None:
 def _target(path: Path) -> Path:
     """What is written to: the end of a chain of links, also where nothing is there yet.
 
-    The links of ``/dev/stdout`` end in names that cannot be opened again, such as ``pipe:[1]``; they are left alone.
+    The links of ``/dev/stdout`` end in names that cannot be opened again, such as ``pipe:[1]``; they are not resolved.
     """
     if not path.is_symlink():
         return path

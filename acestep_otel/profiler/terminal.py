@@ -30,10 +30,10 @@ class _Streams:
                 self._give_up(stream, error)
 
     def _give_up(self, stream: TextIO, error: Exception) -> None:
-        # A reader that goes away (`| head`) has what it wanted; a full disk has not.
+        # A closed reader (`| head`) is no failure; a full disk is one.
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) and self.failure is None:
             self.failure = error
-        # Python flushes once more at its end; what is left goes nowhere.
+        # Python flushes again at exit; the remaining output is discarded.
         with suppress(OSError, ValueError):
             descriptor = stream.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)

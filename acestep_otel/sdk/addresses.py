@@ -103,7 +103,7 @@ def parse_address(text: str, name: str, *, example: str, needs_scheme: bool = Tr
 
 
 def without_credentials(text: str) -> str:
-    """A text that should have been an address, fit to be shown: user information is left out, and a query too."""
+    """The text of an invalid address without user information and query, for messages."""
     shown = re.sub(r"^([^/@?]*:?//)?.*@", r"\1", text.strip(), flags=re.DOTALL)
     return shown.partition("?")[0]
 

@@ -18,12 +18,12 @@ Cause = Literal[
     "accepted", "rejected", "redirected", "foreign", "status", "no-tls-there", "tls-there", "certificate",
     "other-protocol", "unreachable", "timeout", "failed",
 ]  # fmt: skip
-"""What became of a request.
+"""The outcome of a request.
 
 ``accepted``: all of it was taken. ``rejected``: the receiver took a part (``partial_success``). ``redirected``: it
 names another place. ``foreign``: it responds, but not as an OTLP receiver does. ``status``: it refuses, with a status.
-``no-tls-there``, ``tls-there``: one side speaks TLS and the other does not. ``certificate``: its certificate is not
-trusted. ``other-protocol``: it speaks HTTP where gRPC was spoken, or the reverse. ``unreachable``, ``timeout``: there
+``no-tls-there``, ``tls-there``: one side uses TLS and the other does not. ``certificate``: its certificate is not
+trusted. ``other-protocol``: it expects HTTP where gRPC was used, or the reverse. ``unreachable``, ``timeout``: there
 is no answer. ``failed``: none of these.
 """
 
@@ -129,7 +129,7 @@ class Answers:
 
         Args:
             items: spans or data points in it.
-            succeeded: what the exporter makes of it.
+            succeeded: the exporter's result.
 
         Returns:
             Whether all of it arrived.

@@ -281,7 +281,7 @@ def answers_of(target: OtlpTarget, report: Callable[[Delivery], None] | None = N
 
     Args:
         target: where it sends.
-        report: given what became of every batch.
+        report: called with the outcome of every batch.
     """
     secrets = [word for value in target.headers.values() for word in (value, *value.split())]
     return Answers(target.signal, secrets, report)

@@ -59,7 +59,7 @@ def parse_resource_attributes(name: str, text: str) -> dict[str, str]:
     """The pairs of ``OTEL_RESOURCE_ATTRIBUTES``: ``key=value``, separated by commas, the value percent-encoded.
 
     Returns:
-        Values by key. Empty values are left out: an attribute that is empty says nothing, and its default applies.
+        Values by key. Empty values are omitted, so that their defaults apply.
 
     Raises:
         SetupError: an entry is not a pair.

@@ -1,7 +1,7 @@
 """The standard ``OTEL_*`` variables, checked against the specification before the SDK reads them.
 
 The SDK ends in a traceback for some values, drops others with a log line, and takes some for something else. Here every
-variable of the specification's list is read by its rule: an empty one is as good as unset, a legal value works, any
+variable of the specification's list is read by its rule: an empty one counts as unset, a legal value works, any
 other is one line that names the variable. No message quotes a header, a key or a token.
 
 Only the standard library is needed, so that the check can come before the SDK is imported: it reads some variables

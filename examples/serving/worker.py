@@ -102,7 +102,7 @@ class Worker:
                 self._finish(job, "cancelled")
 
     def stop(self) -> None:
-        """Take no more jobs and cancel all; whoever follows one hears of it at once."""
+        """Accept no more jobs and cancel all; subscribers are notified immediately."""
         with self._changed:
             self._closed = True
             self._changed.notify()

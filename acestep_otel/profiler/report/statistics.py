@@ -171,7 +171,7 @@ class MemorySample:
 
 def memory_samples(run: Run) -> list[MemorySample]:
     """Every reading, in order of time; empty off CUDA."""
-    # A stage ends after what is inside it, also where the clock cannot tell the two ends apart.
+    # A stage ends after what is inside it, even if both ends have the same time.
     spans = sorted((run.root, *run.spans), key=lambda span: (span.end_ns, -span.start_ns))
     return [
         MemorySample(

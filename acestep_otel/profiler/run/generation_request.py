@@ -28,7 +28,7 @@ from acestep_otel.profiler.run.weights import fetch_model, parse_adapter
 def build_request(example: Example, options: Options) -> GenerationRequest:
     """The example, with what the options override.
 
-    Values that the language model shall decide are left open even if the example has them: otherwise there would be
+    Values that the language model decides are left open even if the example has them: otherwise there would be
     nothing to decide and nothing to measure. The duration always stays, so that runs are comparable; only a source has
     a length of its own, which takes the place of the example's.
     """

@@ -88,7 +88,7 @@ def child_environment(inherited: Mapping[str, str], job: Trials, *, trace_parent
 def run_child(job: Trials, environment: Mapping[str, str], timeout: float, receive: Callable[[Event], None]) -> Ending:
     """Run a job in a process of its own and wait for its end.
 
-    Whatever happens here, an interrupt included, the process and everything that it started is gone afterwards.
+    In every case, including an interrupt, the process and everything that it started has ended afterwards.
 
     Args:
         job: what to do.

@@ -171,7 +171,7 @@ def memory_use(
     """
     if device.type != "cuda":
         return None
-    # What is reserved and what the driver sees belong together only while nothing is being allocated.
+    # The reserve and the driver's value only match while nothing is being allocated.
     torch.cuda.synchronize(device)
     held = None if view is None else view.used()
     context = REFERENCE_CONTEXT if held is None else max(0, held - torch.cuda.memory_reserved(device))

@@ -152,7 +152,7 @@ def decode_job(line: str) -> Trials:
 
 
 def _options(found: dict[str, Any]) -> Options:
-    # JSON knows neither paths nor tuples; the fields' own annotations say where they were.
+    # JSON has neither paths nor tuples; the annotations of the fields restore them.
     for option in fields(Options):
         value = found[option.name]
         if value is not None and "Path" in str(option.type):
