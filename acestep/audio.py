@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,13 +60,15 @@ SILENCE_PEAK: Final = 1e-4
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
 _FLAC_LEVEL: Final = 0.5
-"""Of libFLAC's effort (0 to 1, 0.625 by default): it decorrelates stereo adaptively instead of trying everything.
-That is a fifth faster, and the size is equal to 0.1 %."""
+"""Of libFLAC's effort (0 to 1, 0.625 by default). Stereo is decorrelated adaptively: a fifth faster, and as small to
+0.1 %."""
 _UNKNOWN_FRAMES: Final = 2**62
 """What libsndfile says, or more, when the header of a FLAC file says nothing."""
 _HEADER_BYTES: Final = 4_096
 _TOLERATED_SAMPLES: Final = 4_608
 """Four frames of MP3, whose header may count the encoder's padding."""
+_TO_THE_END: Final = b"\xff" * 4
+"""A size in a WAV header that libsndfile takes as all that the file has."""
 
 
 def available_formats() -> tuple[str, ...]:
@@ -119,7 +122,7 @@ def song_path(path_stem: Path, format: str) -> Path:
 
 
 def require_readable(path: Path) -> float:
-    """Make sure, by its header alone, that a recording can be read and is not too long.
+    """Make sure that a recording can be read and is not too long, by its header; decodes it if that says no length.
 
     Returns:
         Its length in seconds.
@@ -145,16 +148,11 @@ def load_audio(path: Path) -> torch.Tensor:
     """
     with _opened(path) as file:
         _usable_seconds(path, file)
-        declared, rate = file.frames, file.samplerate
-        samples = file.read(dtype="float32", always_2d=True)
-    if len(samples) < declared - _TOLERATED_SAMPLES:
-        raise AudioReadError(
-            f"{path} declares {declared:,} samples and contains {len(samples):,}: it is truncated; "
-            "`ffmpeg -i IN -c:a flac OUT.flac` keeps the existing part"
-        )
-    if not np.isfinite(samples).all():
-        raise AudioReadError(f"{path} contains NaN or infinity: export it again")
-    stereo = samples[:, :2] if samples.shape[1] > 1 else samples.repeat(2, axis=1)
+    # Counting has used up a recording without a length.
+    with _opened(path) as file:
+        rate = file.samplerate
+        samples = _decoded(path, file)
+    stereo = samples if samples.shape[1] > 1 else samples.repeat(2, axis=1)
     if rate != SAMPLE_RATE:
         stereo = soxr.resample(stereo, rate, SAMPLE_RATE, quality="HQ")
     return torch.from_numpy(np.ascontiguousarray(stereo.T)).clamp_(-1.0, 1.0)
@@ -204,35 +202,103 @@ def prevent_clipping(audio: torch.Tensor) -> torch.Tensor:
     return audio / peak.clamp(min=1.0) if (peak > 1.0).any() else audio
 
 
-def _usable_seconds(path: Path, file: Any) -> float:
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A recording that is read in order: one whose header does not say where it ends cannot be sought in."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Piped(io.FileIO):
+    """A WAV file that was written through a pipe, read as if its sizes said "to the end of the file".
+
+    Args:
+        path: of the file.
+        sizes: where in it the sizes of the whole and of the data are.
+    """
+
+    def __init__(self, path: Path, sizes: tuple[int, ...]) -> None:
+        super().__init__(path)
+        self._sizes = sizes
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        count = super().readinto(buffer) or 0
+        view = memoryview(buffer).cast("B")
+        for size in self._sizes:
+            for place, byte in enumerate(_TO_THE_END, start=size - start):
+                if 0 <= place < count:
+                    view[place] = byte
+        return count
+
+
+@contextmanager
+def _sound_file(path: Path) -> Iterator[_Stream]:
+    """Open a recording, whether or not its header was completed."""
+    with _Stream(path) as file:
+        sizes = _missing_sizes(path, file)
+        if not sizes:
+            yield file
+            return
+    with _Piped(path, sizes) as raw, _Stream(raw) as file:
+        yield file
+
+
+def _missing_sizes(path: Path, file: _Stream) -> tuple[int, ...]:
+    """Where in a WAV file the sizes are that were never filled in; nothing for any other file."""
+    if file.frames or file.format not in ("WAV", "WAVEX"):
+        return ()
+    with path.open("rb") as raw:
+        beginning = raw.read(_HEADER_BYTES)
+    chunk = beginning.find(b"data")
+    return (4, chunk + 4) if chunk >= 0 and path.stat().st_size > chunk + 8 else ()
+
+
+def _usable_seconds(path: Path, file: _Stream) -> float:
     """Length of an open recording that is neither empty nor too long."""
-    if _says_no_length(path, file):
-        raise AudioReadError(
-            f"{path} does not state its length, because it was written through a pipe: "
-            "rewrite it with `ffmpeg -i IN -c:a flac OUT.flac`"
-        )
-    if file.frames == 0:
-        raise AudioReadError(f"{path} contains no audio")
-    seconds: float = file.frames / file.samplerate
+    frames = file.frames
+    if frames >= _UNKNOWN_FRAMES:
+        frames = sum(len(block) for block in _blocks(path, file))
+    if frames == 0:
+        raise AudioReadError(f"{path} holds no audio")
+    seconds: float = frames / file.samplerate
     if seconds > MAX_RECORDING_SECONDS:
         raise AudioReadError(f"{path} lasts {seconds:g} s: the models accept at most {MAX_RECORDING_SECONDS} s")
     return seconds
 
 
-def _says_no_length(path: Path, file: Any) -> bool:
-    """Whether a recording was written through a pipe: its header was not completed."""
-    if file.frames >= _UNKNOWN_FRAMES:
-        return True
-    if file.frames != 0 or file.format not in ("WAV", "WAVEX"):
-        return False
-    with path.open("rb") as raw:
-        beginning = raw.read(_HEADER_BYTES)
-    chunk = beginning.find(b"data")
-    return chunk >= 0 and path.stat().st_size > chunk + 8
+def _blocks(path: Path, file: _Stream) -> Iterator[Any]:
+    """What is decoded, in order; an end is set to a recording that has none."""
+    count, most = 0, MAX_RECORDING_SECONDS * file.samplerate
+    while True:
+        block = file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
+        count += len(block)
+        if count > most + _TOLERATED_SAMPLES:
+            raise AudioReadError(f"{path} lasts longer than the {MAX_RECORDING_SECONDS} s that the models take")
+        yield block
+        if len(block) < _BLOCK_SAMPLES:
+            return
+
+
+def _decoded(path: Path, file: _Stream) -> Any:
+    """Samples of the first two channels, shape ``[samples, channels]``; as many as the header declares, if it does."""
+    blocks = []
+    for block in _blocks(path, file):
+        if not np.isfinite(block).all():
+            raise AudioReadError(f"{path} holds NaN or infinity: export it again")
+        blocks.append(block[:, :2].copy())
+    samples = np.concatenate(blocks)
+    # libsndfile gives no more than the header declares, and without a word less.
+    if len(samples) < file.frames - _TOLERATED_SAMPLES and file.frames < _UNKNOWN_FRAMES:
+        raise AudioReadError(
+            f"{path} declares {file.frames:,} samples and holds {len(samples):,}: it is cut off; "
+            "`ffmpeg -i IN -c:a flac OUT.flac` keeps what is there"
+        )
+    return samples
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[_Stream]:
     """Open a recording; what goes wrong gets its type and its name."""
     name = shown(path)
     if not is_text(str(path)):
@@ -245,8 +311,8 @@ def _opened(path: Path) -> Iterator[Any]:
         raise AudioReadError(f"no audio file {name}: it is a folder, a pipe or a device")
     try:
         if is_lfs_pointer(path, status.st_size):
-            raise AudioReadError(f"{name} is a Git LFS pointer, not the recording: run `git lfs pull`")
-        with soundfile.SoundFile(path) as file:
+            raise AudioReadError(f"{name} is a pointer of Git LFS and not the recording: fetch it by `git lfs pull`")
+        with _sound_file(path) as file:
             yield file
     # libsndfile's wrapper raises TypeError for headerless formats, which do not say their rate and channels.
     except (OSError, soundfile.SoundFileError, TypeError, ValueError, RuntimeError) as error:
@@ -278,11 +344,21 @@ def _rounded(audio: torch.Tensor) -> torch.Tensor:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    """Replace a regular file, which keeps its mode and, where that is allowed, its owner; write through all else."""
+    target = path.resolve() if path.is_symlink() else path
+    before = target.stat() if target.exists() else None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        target.write_bytes(content)
+        return
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
+            if before is not None and hasattr(os, "fchmod"):
+                with suppress(PermissionError):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
             file.write(content)
-        temporary.replace(path)
+        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -29,7 +29,7 @@ from acestep.renderer.renderer import Renderer
 from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, build_language_model
 from acestep.synthetic.renderer import RENDERER_CONFIGS, build_audio_encoder_models, build_renderer_models
 from acestep.types import Placement
-from acestep.weights.adapters import Adapter, merge_adapters
+from acestep.weights.adapters import Adapter, merge_adapters, read_adapter
 from acestep.weights.layout import candidates, find_renderer, locate, require_language_model_folder
 from acestep.weights.qwen3 import load_language_model_folder
 from acestep.weights.renderer import load_audio_encoder_weights, load_renderer
@@ -58,12 +58,15 @@ class ModelSelection:
         weights: ``checkpoint`` looks on disk; ``synthetic`` builds the named architecture at its true size with
             seeded random weights: real speed and memory, noise as audio.
         device: see ``acestep.devices.resolve_device``.
+        lm_device: of the language model, where that is another one. It has nothing to make room for there, so it is not
+            offloaded.
         lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
         max_batch_size: maximum number of songs per request; vllm reserves memory for them at start. ``None`` is the
             limit of the GPU tier.
         checkpoint_root: folder that names are looked up in.
-        placement: device and format of the models, and compilation.
-        adapters: LoRA adapters of the diffusion transformer.
+        placement: where the models live between uses, and in which form.
+        adapters: LoRA, DoRA and LoKr adapters of the diffusion transformer. Requests choose among them; on a
+            quantised transformer they are part of the weights.
         decode: how the VAE decodes.
         fused_decode: use the fused Triton kernels of the pt backend if supported (CUDA, bfloat16).
         fused_render: let the renderer run in its own Triton kernels and record CUDA graphs, where these can run.
@@ -75,6 +78,7 @@ class ModelSelection:
     lm: str | None = DEFAULT_LM
     weights: WeightsKind = "checkpoint"
     device: str = "auto"
+    lm_device: str | None = None
     lm_backend: str = "auto"
     max_batch_size: int | None = None
     checkpoint_root: Path = field(default_factory=lambda: Path("checkpoints"))
@@ -93,8 +97,8 @@ class Models:
 
     Attributes:
         renderer: diffusion and VAE.
-        planner: the language model with its prompts and grammar, or ``None`` if none was loaded.
-        device: device of all of them.
+        planner: the language model's side, or ``None`` when none was loaded.
+        device: device of the renderer, and of the planner where it has none of its own.
     """
 
     renderer: Renderer
@@ -105,6 +109,33 @@ class Models:
     def placement(self) -> Placement:
         """The placement that took effect."""
         return self.renderer.offloader.placement
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters of the diffusion transformer."""
+        return self.renderer.adapters.names
+
+    def load_adapter(self, adapter: Adapter) -> str:
+        """Load one more adapter, which requests can use from then on; the model is not loaded again.
+
+        Returns:
+            Its name.
+
+        Raises:
+            InvalidRequest: the name is taken, the name or scale cannot be used, or the weights are quantised.
+            BackendUnavailable: the library for it is not installed.
+            CheckpointNotFound: there is no adapter at the path.
+            CheckpointInvalid: it is corrupt, of a kind that is not supported, not finite, or made for another model.
+        """
+        return self.renderer.adapters.load(adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, after the requests that use it.
+
+        Raises:
+            InvalidRequest: none has that name, or the weights are quantised.
+        """
+        self.renderer.adapters.unload(name)
 
 
 def load_models(selection: ModelSelection) -> Models:
@@ -127,8 +158,25 @@ def load_models(selection: ModelSelection) -> Models:
     with stage_errors("model.load"):
         renderer_models = load_renderer_models(selection, device, dtype)
         renderer = Renderer(renderer_models, offloader, selection.decode, fuse=selection.fused_render)
-        planner = None if selection.lm is None else start_planner(selection, device, dtype, offloader)
+        planner = None if selection.lm is None else _planner_beside(selection, device, offloader)
     return Models(renderer, planner, device)
+
+
+def planner_device(selection: ModelSelection) -> torch.device:
+    """Device of the language model.
+
+    Raises:
+        DeviceUnavailable: it does not exist here.
+    """
+    return resolve_device(selection.device if selection.lm_device is None else selection.lm_device)
+
+
+def _planner_beside(selection: ModelSelection, device: torch.device, offloader: ModelOffloader) -> Planner:
+    """The planner that goes with a renderer: it shares the offloader with it where it shares the device."""
+    own = planner_device(selection)
+    if own != device:
+        offloader = ModelOffloader(own, effective_placement(_planner_placement(selection), own))
+    return start_planner(selection, own, default_dtype(own), offloader)
 
 
 def load_planner(selection: ModelSelection) -> Planner:
@@ -142,8 +190,8 @@ def load_planner(selection: ModelSelection) -> Planner:
         CheckpointInvalid: the weights under the name cannot be used.
         OutOfMemory: the model does not fit.
     """
-    device = resolve_device(selection.device)
-    offloader = ModelOffloader(device, effective_placement(_whereabouts(selection), device))
+    device = planner_device(selection)
+    offloader = ModelOffloader(device, effective_placement(_planner_placement(selection), device))
     resolve_backend(selection.lm_backend, device, offloader.placement)
     with stage_errors("model.load"):
         return start_planner(selection, device, default_dtype(device), offloader)
@@ -153,6 +201,12 @@ def _whereabouts(selection: ModelSelection) -> Placement:
     """The part of the placement that is about any model; the rest is about the diffusion transformer."""
     asked = selection.placement
     return Placement(offload_to_cpu=asked.offload_to_cpu, automatic_offload=asked.automatic_offload)
+
+
+def _planner_placement(selection: ModelSelection) -> Placement:
+    """Of the language model: on a device of its own it stays."""
+    shared = selection.lm_device is None or planner_device(selection) == resolve_device(selection.device)
+    return _whereabouts(selection) if shared else Placement()
 
 
 def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
@@ -184,15 +238,15 @@ def require_language_model(selection: ModelSelection) -> None:
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
-    device = resolve_device(selection.device)
-    resolve_backend(selection.lm_backend, device, effective_placement(_whereabouts(selection), device))
+    device = planner_device(selection)
+    resolve_backend(selection.lm_backend, device, effective_placement(_planner_placement(selection), device))
     folder = require_weights(selection.lm, selection, known=tuple(LANGUAGE_MODEL_CONFIGS))
     if folder is not None:
         require_language_model_folder(folder)
 
 
 def load_renderer_models(selection: ModelSelection, device: torch.device, dtype: torch.dtype) -> RendererModels:
-    """Diffusion transformer, condition encoders and VAE under ``selection.dit``, with its adapters merged in.
+    """Diffusion transformer, condition encoders and VAE under ``selection.dit``, with its adapters.
 
     Raises:
         CheckpointNotFound: no weights under the name.
@@ -207,7 +261,9 @@ def load_renderer_models(selection: ModelSelection, device: torch.device, dtype:
         loaded = load_renderer(find_renderer(folder, selection.checkpoint_root), device=storage, dtype=dtype)
         models = replace(loaded, device=device)
     if selection.adapters:
-        merge_adapters(models.transformer, selection.adapters)
+        models = replace(models, adapters=tuple(read_adapter(one, models.transformer) for one in selection.adapters))
+        if offloader.placement.quantization is not None:
+            merge_adapters(models.transformer, models.adapters)
     prepare(models, offloader)
     return models
 

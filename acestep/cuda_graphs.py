@@ -22,6 +22,11 @@ def captured(function: TensorFunction, *examples: torch.Tensor) -> TensorFunctio
     return CapturedCall(function, *examples) if examples[0].is_cuda else function
 
 
+def records_on(device: torch.device) -> bool:
+    """Whether a device has graphs."""
+    return device.type == "cuda"
+
+
 class CapturedCall:
     """A recorded function.
 
@@ -97,17 +102,11 @@ class GraphCache:
 
     def record(self, function: TensorFunction, *inputs: torch.Tensor) -> None:
         """Record a function that has just been called with inputs of these shapes; nothing waits for the device."""
-        stream = torch.cuda.current_stream(inputs[0].device).cuda_stream
-        if stream not in self._pools:
-            # PyTorch's stubs leave graphs untyped.
-            cuda: Any = torch.cuda
-            self._pools[stream] = cuda.graph_pool_handle()
         while len(self._graphs) >= self._limit:
             self._graphs.popitem(last=False)
         try:
-            self._graphs[_kind(function, inputs)] = CapturedCall(
-                function, *inputs, pool=self._pools[stream], warm_up=False
-            )
+            pool = self._pool(inputs[0])
+            self._graphs[_kind(function, inputs)] = CapturedCall(function, *inputs, pool=pool, warm_up=False)
         # Whatever a driver raises, the same work runs launch by launch.
         except Exception as error:
             self.is_open = False
@@ -118,9 +117,23 @@ class GraphCache:
         """Drop everything that was recorded."""
         self._graphs.clear()
 
+    def _pool(self, tensor: torch.Tensor) -> Any:
+        """Memory of the graphs on the current stream."""
+        # PyTorch's stubs leave graphs untyped.
+        cuda: Any = torch.cuda
+        stream = _stream(tensor)
+        if stream not in self._pools:
+            self._pools[stream] = cuda.graph_pool_handle() if tensor.is_cuda else None
+        return self._pools[stream]
+
 
 def _kind(function: TensorFunction, inputs: Sequence[torch.Tensor]) -> Hashable:
-    return function, torch.cuda.current_stream(inputs[0].device).cuda_stream, *(tensor.shape for tensor in inputs)
+    return function, _stream(inputs[0]), *(tensor.shape for tensor in inputs)
+
+
+def _stream(tensor: torch.Tensor) -> int:
+    """The stream that work on a tensor goes to now; there is one off CUDA."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 _CAPTURING: Final = threading.Lock()

@@ -29,7 +29,8 @@ class AceStepError(Exception):
 
     Attributes:
         stage: where it happened: ``request``, ``model.load``, ``lm.cot``, ``lm.codes``, ``lm.lyrics``, ``condition``,
-            ``dit``, ``vae.encode``, ``vae.decode``, ``audio.tokenize``, ``offload.move`` or ``audio.save``.
+            ``adapter.switch``, ``dit``, ``vae.encode``, ``vae.decode``, ``audio.tokenize``, ``offload.move`` or
+            ``audio.save``.
         metadata: what the language model had decided before writing audio codes failed; ``None`` elsewhere.
     """
 

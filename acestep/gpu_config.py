@@ -8,7 +8,9 @@ The boundaries at 4 and 6 are upper ones, which a card that reports less is unde
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal
 
 import torch
@@ -21,7 +23,13 @@ TOLERANCE_GIB: Final = 0.5
 
 TierName = Literal["tier1", "tier2", "tier3", "tier4", "tier5", "tier6a", "tier6b", "unlimited"]
 
+XLSupport = Literal["no", "marginal", "offload", "yes"]
+"""What the model's authors say of the XL models (4 billion parameters) on a tier: not supported; only with offload,
+quantisation and few songs at once; with offload; without restriction."""
+
 _GIB: Final = 2**30
+_XL_NAME: Final = re.compile(r"(?<![a-z])xl(?![a-z])", re.IGNORECASE)
+"""How such a model is called: ``acestep-v15-xl-turbo``."""
 _LM_SIZES: Final = ("0.6B", "1.7B", "4B")
 
 
@@ -53,6 +61,7 @@ class GPUConfig:
         offload_to_cpu: whether models should wait in host memory while they are not in use.
         offload_dit_to_cpu: whether the diffusion transformer should too.
         int8: whether weights should be quantised to int8.
+        xl: whether it runs the XL diffusion models.
     """
 
     tier: TierName
@@ -65,6 +74,11 @@ class GPUConfig:
     offload_to_cpu: bool
     offload_dit_to_cpu: bool
     int8: bool
+    xl: XLSupport
+
+    def supports(self, dit: str) -> bool:
+        """Whether the model's authors support a diffusion model, by its name or path, on such a card."""
+        return self.xl != "no" or _XL_NAME.search(Path(dit).name) is None
 
     def limits(self, *, with_lm: bool) -> Limits:
         """Limits of a run that has, or has not, a language model in memory."""
@@ -88,14 +102,14 @@ class GPUConfig:
 
 
 GPU_CONFIGS: Final = (
-    GPUConfig("tier1", 0, False, Limits(240, 1), Limits(480, 4), (), None, True, True, True),
-    GPUConfig("tier2", 4, False, Limits(480, 1), Limits(600, 8), (), None, True, True, True),
-    GPUConfig("tier3", 6, False, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True),
-    GPUConfig("tier4", 8, True, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True),
-    GPUConfig("tier5", 12, True, Limits(480, 4), Limits(600, 8), _LM_SIZES[:2], "1.7B", True, False, True),
-    GPUConfig("tier6a", 16, True, Limits(480, 4), Limits(600, 8), _LM_SIZES[:2], "1.7B", True, False, True),
-    GPUConfig("tier6b", 20, True, Limits(480, 4), Limits(600, 8), _LM_SIZES, "1.7B", False, False, False),
-    GPUConfig("unlimited", 24, True, Limits(600, 4), Limits(600, 8), _LM_SIZES, "4B", False, False, False),
+    GPUConfig("tier1", 0, False, Limits(240, 1), Limits(480, 4), (), None, True, True, True, "no"),
+    GPUConfig("tier2", 4, False, Limits(480, 1), Limits(600, 8), (), None, True, True, True, "no"),
+    GPUConfig("tier3", 6, False, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True, "no"),
+    GPUConfig("tier4", 8, True, Limits(480, 2), Limits(600, 8), _LM_SIZES[:1], "0.6B", True, True, True, "no"),
+    GPUConfig("tier5", 12, True, Limits(480, 4), Limits(600, 8), _LM_SIZES[:2], "1.7B", True, False, True, "marginal"),
+    GPUConfig("tier6a", 16, True, Limits(480, 4), Limits(600, 8), _LM_SIZES[:2], "1.7B", True, False, True, "offload"),
+    GPUConfig("tier6b", 20, True, Limits(480, 4), Limits(600, 8), _LM_SIZES, "1.7B", False, False, False, "yes"),
+    GPUConfig("unlimited", 24, True, Limits(600, 4), Limits(600, 8), _LM_SIZES, "4B", False, False, False, "yes"),
 )
 """Every tier, smallest first. Where the limits come from is in ``docs/tiers.md``."""
 

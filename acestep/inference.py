@@ -81,7 +81,7 @@ class MusicPipeline:
         self, request: GenerationRequest, save_dir: Path | None, progress: ProgressCallback | None
     ) -> GenerationResult:
         """``generate_music``."""
-        resolved = resolve_request(request, self.models.renderer.models, save_dir)
+        resolved = resolve_request(request, self.models.renderer, save_dir)
         plan = self._plan(resolved, progress)
         codes = plan.codes if plan and plan.codes else (request.audio_codes,) * request.batch_size
         metadata = plan.metadata if plan else resolved.metadata
@@ -106,12 +106,15 @@ class MusicPipeline:
                 reference=resolved.reference,
                 track_names=request.track_names,
                 cover_strength=request.audio_cover_strength,
+                retake_seeds=resolved.retake_seeds,
+                retake_variance=request.retake_variance,
                 cover_noise_strength=request.cover_noise_strength,
                 timesteps=request.timesteps,
                 use_adg=request.use_adg,
                 sampler=request.sampler,
                 repaint_mode=request.repaint_mode,
                 repaint_strength=request.repaint_strength,
+                adapters=resolved.adapters,
             ),
             progress,
         )
@@ -162,4 +165,6 @@ class MusicPipeline:
             weights=renderer.weights,
             placement=self.models.placement,
             vae_decode=rendered.vae_decode,
+            adapters=resolved.adapters,
+            lm_device=str(planner.device) if planner and planner.device != self.models.device else None,
         )

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from acestep.audio import check_output_directory, load_audio, load_reference, song_path
 from acestep.errors import InvalidRequest
 from acestep.renderer.source import Source
-from acestep.types import CODES_PER_SECOND, WINDOW_TASKS, GenerationRequest, SongMetadata
+from acestep.types import CODES_PER_SECOND, WINDOW_TASKS, AdapterScale, GenerationRequest, SongMetadata
 from acestep.validation import MAX_SEED, checked_metadata, require_task_support
 
 if TYPE_CHECKING:
     import torch
 
-    from acestep.renderer.models import RendererModels
+    from acestep.renderer.renderer import Renderer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class ResolvedRequest:
         shift: timestep shift.
         source: the recording to work on, with its window.
         reference: a recording whose timbre the songs should have, float32 on the host, shape ``[2, samples]``, 48 kHz.
+        adapters: of the transformer.
+        retake_seeds: one per song, or none.
     """
 
     request: GenerationRequest
@@ -42,6 +44,8 @@ class ResolvedRequest:
     shift: float
     source: Source | None
     reference: torch.Tensor | None
+    adapters: tuple[AdapterScale, ...] = ()
+    retake_seeds: tuple[int, ...] = ()
 
     @property
     def duration(self) -> float | None:
@@ -53,12 +57,12 @@ class ResolvedRequest:
         return self.metadata.duration if self.request.duration is None else self.request.duration
 
 
-def resolve_request(request: GenerationRequest, models: RendererModels, save_dir: Path | None) -> ResolvedRequest:
+def resolve_request(request: GenerationRequest, renderer: Renderer, save_dir: Path | None) -> ResolvedRequest:
     """Check a request and settle what does not need the planner.
 
     Args:
         request: as given.
-        models: that will render it.
+        renderer: that will render it.
         save_dir: folder that songs will be written to, or ``None``; it is made.
 
     Raises:
@@ -67,7 +71,8 @@ def resolve_request(request: GenerationRequest, models: RendererModels, save_dir
         AudioWriteError: the audio format is not available here, or the folder cannot be written to.
     """
     metadata = checked_metadata(request)
-    require_task_support(request.task_type, models)
+    require_task_support(request.task_type, renderer.models)
+    adapters = renderer.adapters.resolve(request.adapters)
     seeds = resolve_seeds(request)
     if save_dir is not None:
         check_output_directory(save_dir)
@@ -76,9 +81,11 @@ def resolve_request(request: GenerationRequest, models: RendererModels, save_dir
         request=request,
         metadata=metadata,
         seeds=seeds,
-        shift=models.default_shift if request.shift is None else request.shift,
+        shift=renderer.models.default_shift if request.shift is None else request.shift,
         source=_source(request),
         reference=None if request.reference_audio is None else load_reference(request.reference_audio),
+        adapters=adapters,
+        retake_seeds=() if request.retake_seed is None else _counted_up(request.retake_seed, request.batch_size),
     )
 
 
@@ -86,8 +93,11 @@ def resolve_seeds(request: GenerationRequest) -> tuple[int, ...]:
     """One seed per song, decided once: as given, or counted up from a single one, or random."""
     if len(request.seeds) == request.batch_size:
         return request.seeds
-    first = request.seeds[0] if request.seeds else secrets.randbelow(MAX_SEED + 1)
-    return tuple((first + item) % (MAX_SEED + 1) for item in range(request.batch_size))
+    return _counted_up(request.seeds[0] if request.seeds else secrets.randbelow(MAX_SEED + 1), request.batch_size)
+
+
+def _counted_up(first: int, songs: int) -> tuple[int, ...]:
+    return tuple((first + item) % (MAX_SEED + 1) for item in range(songs))
 
 
 def song_stems(directory: Path, seeds: Sequence[int]) -> list[Path]:

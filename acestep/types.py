@@ -149,6 +149,19 @@ class SamplerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterScale:
+    """An adapter in use.
+
+    Attributes:
+        name: of a loaded adapter.
+        scale: factor on what it adds; 1 is what it was trained for, 0 is off.
+    """
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One call of ``generate_music``.
 
@@ -176,20 +189,24 @@ class GenerationRequest:
         guidance_scale: classifier-free guidance of the diffusion (base and sft models; turbo models ignore it).
         guidance_interval: the range of t in which guidance is applied.
         use_adg: guide by angles (ADG) instead of projections (APG).
-        shift: timestep shift; ``None`` selects that of the model (3 for turbo, 1 otherwise).
-        timesteps: decreasing flow times to evaluate, at most 1, instead of ``inference_steps`` and ``shift``; empty for
-            none. Turbo models use the nearest times of those that they were distilled on.
-        sampler: settings of the diffusion sampler.
-        cover_noise_strength: 0 ... 1: 0 starts from noise; the closer to 1, the closer the start is to ``src_audio``.
-        repaint_mode: how closely the latents outside a repainted window follow the source.
-        repaint_strength: for mode ``balanced``: 0 is equal to ``conservative``, 1 to ``aggressive``.
-        thinking: let the language model write audio codes; without effect with a source recording.
-        use_cot_metas: let the language model decide the metadata that the user did not set.
+        shift: timestep shift; ``None`` takes the model's own (3 for turbo, 1 otherwise).
+        timesteps: flow times to evaluate, falling from at most 1, instead of ``inference_steps`` and ``shift``; empty
+            for none. A turbo model takes the nearest times that it was distilled on.
+        sampler: how the diffusion steps.
+        retake_seed: of the noise that ``retake_variance`` mixes in, for the first song; the others count up from it.
+        retake_variance: 0 ... 1: how far a song moves from that of its own seed to that of its retake seed.
+        cover_noise_strength: 0 ... 1: 0 starts from noise; towards 1 the start is nearer to ``src_audio``.
+        repaint_mode: how firmly the latents outside a repainted window are held to the source.
+        repaint_strength: of mode ``balanced``: 0 holds them as ``conservative`` does, 1 as ``aggressive``.
+        thinking: let the language model write audio codes; without effect where there is a source to follow.
+        use_cot_metas: let the language model fill the metadata that the user left open.
         use_cot_caption: let the language model rewrite the caption.
         use_cot_language: let the language model detect the language of the vocals.
         use_constrained_decoding: constrain the metadata to its grammar.
         sampling: sampling settings of the language model.
         audio_codes: codes to render instead of letting the language model write them.
+        adapters: adapters of the diffusion transformer to render with, of those that are loaded; what they add is
+            summed. Empty for none, ``None`` for all that are loaded, each at its own scale.
         audio_format: file format of the saved songs.
         peak_dbfs: peak level after normalisation; ``None`` does not normalise.
     """
@@ -214,6 +231,8 @@ class GenerationRequest:
     shift: float | None = None
     timesteps: tuple[float, ...] = ()
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    retake_seed: int | None = None
+    retake_variance: float = 0.0
     cover_noise_strength: float = 0.0
     repaint_mode: RepaintMode = "balanced"
     repaint_strength: float = 0.5
@@ -224,6 +243,7 @@ class GenerationRequest:
     use_constrained_decoding: bool = True
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     audio_codes: tuple[int, ...] = ()
+    adapters: tuple[AdapterScale, ...] | None = None
     audio_format: str = "flac"
     peak_dbfs: float | None = -1.0
 
@@ -282,6 +302,8 @@ class EffectiveSettings:
         weights: ``synthetic`` or ``checkpoint``.
         placement: device and format of the models, and whether they were compiled.
         vae_decode: how the latents were decoded.
+        adapters: adapters that the songs were rendered with.
+        lm_device: of the language model, where that is another one.
     """
 
     device: str
@@ -298,6 +320,8 @@ class EffectiveSettings:
     weights: str
     placement: Placement
     vae_decode: VaeDecoding
+    adapters: tuple[AdapterScale, ...] = ()
+    lm_device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,11 @@ def _validate_sampler(request: GenerationRequest) -> None:
     _require_between("`sampler.velocity_ema_factor`", sampler.velocity_ema_factor, 0, 1)
     _require_between("`cover_noise_strength`", request.cover_noise_strength, 0, 1)
     _require_between("`repaint_strength`", request.repaint_strength, 0, 1)
+    _require_between("`retake_variance`", request.retake_variance, 0, 1)
+    if request.retake_seed is not None:
+        _require_between("`retake_seed`", request.retake_seed, 0, MAX_SEED)
+    if (request.retake_seed is None) != (request.retake_variance == 0):
+        raise InvalidRequest("`retake_variance` mixes in the noise of `retake_seed`: give both, or neither")
     if request.cover_noise_strength and request.src_audio is None:
         raise InvalidRequest("`cover_noise_strength` starts from a recording: give `src_audio`")
     for time in times:

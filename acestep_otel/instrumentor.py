@@ -17,8 +17,9 @@ request that is sampled out is counted and not recorded.
 
 Configuration
 -------------
-``instrument`` takes ``tracer_provider``, ``meter_provider``, ``detail`` (a ``Detail`` or its name) and ``run_id``.
-Defaults come from the global providers and from the environment variables in ``acestep_otel.settings``.
+``instrument`` takes ``tracer_provider``, ``meter_provider``, ``detail`` (a ``Detail`` or its name), ``run_id`` and
+``songs`` (``path``, or a URL, to put the songs of a request on its root span).
+What is not given comes from the global providers and from the environment variables in ``acestep_otel.settings``.
 
 Spans of a request are created on a background thread when it ends. ``flush`` waits for them; ``uninstrument`` and the
 exit of the process do so automatically.
@@ -60,6 +61,8 @@ class AceStepInstrumentor(BaseInstrumentor):
 
     def _instrument(self, **kwargs: Any) -> None:
         settings = _settings(kwargs.get("detail"))
+        if (songs := kwargs.get("songs")) is not None:
+            settings = replace(settings, songs=songs)
         if settings.detail is Detail.OFF:
             return
         tracer = RequestTracer(

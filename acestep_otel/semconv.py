@@ -1,9 +1,9 @@
 """Semantic conventions: the name, type, unit and meaning of everything this package emits, each once.
 
 Spans, attributes and metrics are declared here and nowhere else; code imports the constants. ``gen_ai.*`` names
-are those of the OpenTelemetry GenAI conventions (schema gen-ai/1.42.0), ``hw.*`` names those of the conventions for
-hardware; everything the conventions have no name for is ``acestep.*``. Units are UCUM. Durations held in attributes
-are seconds.
+are those of the OpenTelemetry GenAI conventions (schema gen-ai-dev/1.42.0-dev, the development channel), ``hw.*`` names
+those of the conventions for hardware; everything the conventions have no name for is ``acestep.*``. The table of
+``docs/conventions.md`` has what differs, and why. Units are UCUM. Durations held in attributes are seconds.
 
 Two clocks appear in ``acestep.clock``:
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai/1.42.0"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/gen-ai-dev/1.42.0-dev"
 
 MetricKind = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
@@ -134,6 +134,12 @@ AUDIO_TOKENIZE = _span(
     "Latents of a recording to audio codes, and their copy to the host. Device clock.",
     UNDERSTAND_MUSIC,
 )
+ADAPTER_SWITCH = _span(
+    "acestep.adapter.switch",
+    "The transformer's weights are put under other adapters than those of the request before; the wait for requests "
+    "that use the former ones is included. Device clock.",
+    GENERATE_MUSIC,
+)
 DIT = _span(
     "acestep.dit",
     "The diffusion loop: all steps and the time between them. Device clock.",
@@ -162,6 +168,14 @@ OFFLOAD_MOVE = _span(
     CONDITION,
     VAE_DECODE,
 )
+REQUEST_HANG = _span(
+    "acestep.request.hang",
+    "A moment: the snapshot of a request past its deadline, emitted while it goes on. Host clock.",
+    GENERATE_MUSIC,
+    UNDERSTAND_MUSIC,
+    CREATE_SAMPLE,
+    FORMAT_SAMPLE,
+)
 AUDIO_SAVE = _span("acestep.audio.save", "Encoding and writing the audio files. Host clock.", GENERATE_MUSIC)
 QUEUE_WAIT = _span(
     "acestep.queue.wait",
@@ -173,6 +187,12 @@ TIER_PROCESS = _span(
     "acestep.tier_test.process",
     "One child process: from its start to its end. Its model loads and requests are children. Host clock.",
     TIER_TEST,
+)
+BENCHMARK = _span("acestep.benchmark", "All cells of a benchmark on several cards. Host clock.")
+BENCHMARK_PROCESS = _span(
+    "acestep.benchmark.process",
+    "One child process on one card: from its start to its end. Its model loads and requests are children. Host clock.",
+    BENCHMARK,
 )
 DOCTOR = _span("acestep.doctor", "A test span without content, sent by the subcommand doctor. Host clock.")
 
@@ -207,6 +227,40 @@ USAGE_OUTPUT_TOKENS = _attribute(
 )
 USAGE_REASONING_OUTPUT_TOKENS = _attribute(
     "gen_ai.usage.reasoning.output_tokens", int, "Those of them that phase 1 reasoned the metadata with.", "{token}"
+)
+USAGE_AUDIO_OUTPUT_TOKENS = _attribute(
+    "gen_ai.usage.audio.output_tokens", int, "Those of them that are audio codes.", "{token}"
+)
+USAGE_TEXT_OUTPUT_TOKENS = _attribute(
+    "gen_ai.usage.text.output_tokens", int, "Those of them that are text: metadata and lyrics.", "{token}"
+)
+USAGE_AUDIO_INPUT_TOKENS = _attribute(
+    "gen_ai.usage.audio.input_tokens", int, "Audio codes in the prompt of understand_music.", "{token}"
+)
+REQUEST_SEED = _attribute(
+    "gen_ai.request.seed", int, "Seed of the first song: the one given, else the one that was drawn."
+)
+RESPONSE_MODEL = _attribute("gen_ai.response.model", str, "Model that answered; that of gen_ai.request.model.")
+RESPONSE_FINISH_REASONS = _attribute(
+    "gen_ai.response.finish_reasons",
+    tuple,
+    "One for each song or text: stop, or length where a token limit ended it.",
+)
+LATENCY_E2E = _attribute(
+    "gen_ai.latency.e2e", float, "De facto, as vLLM and SGLang have it: duration of the root span.", "s"
+)
+LATENCY_TIME_TO_FIRST_TOKEN = _attribute(
+    "gen_ai.latency.time_to_first_token", float, "De facto: acestep.lm.time_to_first_token.", "s"
+)
+LATENCY_PREFILL = _attribute(
+    "gen_ai.latency.time_in_model_prefill", float, "De facto: acestep.lm.prefill.duration.", "s"
+)
+LATENCY_DECODE = _attribute("gen_ai.latency.time_in_model_decode", float, "De facto: acestep.lm.decode.duration.", "s")
+LATENCY_QUEUE = _attribute(
+    "gen_ai.latency.time_in_queue",
+    float,
+    "De facto: acestep.lm.engine.queue.duration, where an engine has a queue.",
+    "s",
 )
 INPUT_MESSAGES = _attribute(
     "gen_ai.input.messages",
@@ -252,14 +306,27 @@ QUANTIZATION = _attribute(
     "acestep.quantization", str, "Form of the DiT's weights: none, int8_weight_only, fp8_weight_only or w8a8_dynamic."
 )
 COMPILED = _attribute("acestep.compiled", bool, "Whether the DiT's blocks and the VAE's decoder are compiled.")
+ADAPTER_NAMES = _attribute(
+    "acestep.adapter.names",
+    str,
+    "Names of the adapters (LoRA, DoRA, LoKr) that the DiT runs with, separated by commas; absent without any.",
+)
+ADAPTER_SCALES = _attribute("acestep.adapter.scales", str, "Their scales, in the same order.")
 RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
 WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
 BENCHMARK_CELL = _attribute(
     "acestep.benchmark.cell", int, "Zero-based index of the cell in the benchmark's matrix, on every span of its runs."
 )
+BENCHMARK_EXIT_CODE = _attribute(
+    "acestep.benchmark.exit_code", int, "Exit code of a benchmark's child process; negative if a signal ended it."
+)
 BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
 )
+WORKER = _attribute(
+    "acestep.worker", str, "Worker process, by its card: GPU 0, CPU 1; absent where there is one process."
+)
+HOST_NAME = _attribute("host.name", str, "Machine of the worker process; absent where there is one process.")
 TRACE_FORCE = _attribute(
     "acestep.trace.force",
     bool,
@@ -313,6 +380,9 @@ OUTCOME = _attribute(
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------
 LM_BACKEND = _attribute("acestep.lm.backend", str, "Backend that ran: pt, vllm or mlx.")
+DIT_PATH = _attribute(
+    "acestep.dit.path", str, "What ran the transformer: fused (Triton kernels of the engine), compiled or eager."
+)
 LM_DECODE_PATH = _attribute(
     "acestep.lm.decode.path", str, "How pt ran small passes: fused (recorded Triton kernels) or eager."
 )
@@ -404,6 +474,15 @@ LM_WINDOW_TOKENS = _attribute("acestep.lm.window.tokens", int, "Tokens in the wi
 DIT_STEPS_REQUESTED = _attribute("acestep.dit.steps.requested", int, "Requested steps.", "{step}")
 DIT_STEPS = _attribute("acestep.dit.steps", int, "Steps executed.", "{step}")
 DIT_SHIFT = _attribute("acestep.dit.shift", float, "Timestep shift of the schedule.")
+DIT_INFER_METHOD = _attribute(
+    "acestep.dit.infer_method", str, "ode (the velocity is followed) or sde (new noise at every step)."
+)
+DIT_SAMPLER_MODE = _attribute(
+    "acestep.dit.sampler_mode", str, "Solver of the steps: euler (one evaluation of the transformer) or heun (two)."
+)
+DIT_DCW = _attribute(
+    "acestep.dit.dcw", bool, "Whether the latents are corrected after each step (differential correction, DCW)."
+)
 DIT_GUIDANCE_SCALE = _attribute("acestep.dit.guidance_scale", float, "Classifier-free guidance applied; 1 is off.")
 DIT_STEP_INDEX = _attribute("acestep.dit.step.index", int, "Zero-based index of the step.")
 DIT_STEP_TIMESTEP = _attribute("acestep.dit.step.timestep", float, "Flow time t at the start of the step, 1 ... 0.")
@@ -432,6 +511,116 @@ AUDIO_FORMAT = _attribute("acestep.audio.format", str, "flac, wav, wav32, mp3, o
 AUDIO_FILES = _attribute("acestep.audio.files", int, "Files written.", "{file}")
 AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 
+# --- Attributes: work ---------------------------------------------------------------------------------------------
+WORK_OPERATIONS = _attribute(
+    "acestep.work.operations",
+    float,
+    "Operations of matrix products, convolutions and attention, two per multiply-add, by the shapes of the passes "
+    "(acestep_otel.roofline.work); everything below the span included.",
+    "{operation}",
+)
+WORK_BYTES = _attribute(
+    "acestep.work.bytes",
+    float,
+    "Bytes that those operators cannot but read and write: operands, weights and results, once each.",
+    "By",
+)
+WORK_OPERATION_RATE = _attribute(
+    "acestep.compute.throughput", float, "acestep.work.operations over the span's duration.", "{operation}/s"
+)
+WORK_BYTE_RATE = _attribute("acestep.memory.throughput", float, "acestep.work.bytes over the span's duration.", "By/s")
+ROOFLINE_SHARE = _attribute(
+    "acestep.roofline.share",
+    float,
+    "The shortest time that the device's peaks allow for the work, pass by pass, over the span's duration: 1 is the "
+    "roofline. Absent where the device's peaks are not known.",
+    "1",
+)
+ROOFLINE_CEILING = _attribute(
+    "acestep.roofline.ceiling", str, "Peak that the larger part of that time is at: compute or memory."
+)
+ROOFLINE_BOUND = _attribute(
+    "acestep.roofline.bound",
+    str,
+    "launch where the share is below 0.5 and the device waited for the host: the host was busy in the call for 0.9 of "
+    "the device's time or more (diffusion, steps, tiles), or the device ran passes of the language model as soon as "
+    "they were enqueued; otherwise the ceiling.",
+)
+DEVICE_PEAK_BANDWIDTH = _attribute(
+    "acestep.device.peak.bandwidth", float, "Peak bandwidth of the device's memory, on root spans.", "By/s"
+)
+DEVICE_PEAK_OPERATIONS = _attribute(
+    "acestep.device.peak.operations",
+    float,
+    "Peak rate of the device in the type of the weights (acestep.dtype), on root spans.",
+    "{operation}/s",
+)
+DEVICE_PEAK_SOURCE = _attribute(
+    "acestep.device.peak.source",
+    str,
+    "measured (acestep-otel doctor --measure-device), datasheet, or calculated from clock and multiprocessors.",
+)
+
+ENERGY = _attribute(
+    "acestep.energy",
+    float,
+    "Joules that the card used during the span, by its driver's counter, other processes and idle power included; "
+    "absent for spans shorter than ten resolutions, and where the card keeps no counter.",
+    "J",
+)
+ENERGY_RESOLUTION = _attribute(
+    "acestep.energy.resolution",
+    float,
+    "Period of the counter and time between two readings: what a span's energy is uncertain by, at most; on root "
+    "spans.",
+    "s",
+)
+ENERGY_SHARED = _attribute(
+    "acestep.energy.shared",
+    bool,
+    "True if another request ran on the card during this one, so that the energy is that of both; on root spans.",
+)
+ENERGY_PER_MINUTE = _attribute(
+    "acestep.energy.per_minute",
+    float,
+    "Watt-hours of the request over the minutes of audio of all its songs; absent where the energy was shared.",
+    "W.h/min",
+)
+
+# --- Attributes: stalls -------------------------------------------------------------------------------------------
+STALL_EVENT: Final = "acestep.stall"
+"""Event of a step or a tile that took many times the running median of its shape."""
+STALL_CAUSE = _attribute(
+    "acestep.stall.cause",
+    str,
+    "out_of_memory, allocator, offload, throttled, driver_spill, host, or unknown where no counter explains it.",
+)
+STALL_EVIDENCE = _attribute("acestep.stall.evidence", str, "What speaks for the cause.")
+STALL_RATIO = _attribute("acestep.stall.ratio", float, "Duration over the running median.", "1")
+STALL_USUAL = _attribute("acestep.stall.usual", float, "The running median at that time.", "s")
+HANG_STAGE = _attribute("acestep.hang.stage", str, "Innermost open stage of a request past its deadline, or unknown.")
+HANG_SECONDS = _attribute("acestep.hang.duration", float, "Seconds since the request began.", "s")
+HANG_STAGE_SECONDS = _attribute("acestep.hang.stage.duration", float, "Seconds since that stage began.", "s")
+HANG_FINISHED = _attribute("acestep.hang.finished", int, "Stages that have ended inside it: steps, tiles.", "{stage}")
+HANG_DEVICE_BUSY = _attribute(
+    "acestep.hang.device_busy", bool, "Whether the device has not yet done what was marked last."
+)
+HANG_STACK = _attribute(
+    "acestep.hang.stack", str, "Python stack of the request's thread: file, line and function, no values."
+)
+
+PROFILE_FILE = _attribute(
+    "acestep.profile.file", str, "Path or URL of the request's torch.profiler trace, on root spans that have one."
+)
+
+SONG_LOCATIONS = _attribute(
+    "acestep.song.locations",
+    tuple,
+    "Path or URL of each song, on root spans; only after opt-in (ACESTEP_OTEL_SONGS).",
+)
+SONG_HASHES = _attribute("acestep.song.sha256", tuple, "SHA-256 of each song's file, in hexadecimal; likewise.")
+SONG_MIME_TYPES = _attribute("acestep.song.mime_types", tuple, "MIME type of each song's file; likewise.")
+
 # --- Attributes: memory -------------------------------------------------------------------------------------------
 VRAM_ALLOCATED = _attribute(
     "acestep.vram.allocated",
@@ -458,7 +647,10 @@ VRAM_KIND = _attribute(
     "acestep.vram.kind", str, "allocated, reserved or process (all memory of the process, by the driver)."
 )
 HW_ID = _attribute("hw.id", str, "UUID of the GPU, from its driver.")
-HW_NAME = _attribute("hw.name", str, "Model of the GPU.")
+HW_MODEL = _attribute("hw.model", str, "Model of the GPU, as its driver calls it.")
+HW_VENDOR = _attribute("hw.vendor", str, "Maker of the GPU.")
+HW_DRIVER_VERSION = _attribute("hw.driver_version", str, "Version of the GPU's driver.")
+HW_TYPE = _attribute("hw.type", str, "Always gpu; on metrics that the conventions have for hardware of all kinds.")
 HW_GPU_TASK = _attribute("hw.gpu.task", str, "general: kernels of any kind.")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
 PROFILE_ROW = _attribute("acestep.profile.row", str, "Row of the time breakdown: planner, diffusion, wall, ...")
@@ -474,6 +666,9 @@ _FIRST_TOKEN_BUCKETS = (
 _PER_TOKEN_BUCKETS = (
     0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.0035, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
     0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+_ENERGY_BUCKETS = (
+    10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 300.0, 500.0, 750.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0,
 )  # fmt: skip
 _COMPUTE_BUCKETS = (
     0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -505,12 +700,58 @@ VAE_TILE_DURATION = _metric(
 LM_TOKENS_COUNT = _metric(
     "acestep.lm.tokens", "counter", "{token}", "Tokens of the planner by kind.", (REQUEST_MODEL, STAGE, TOKEN_KIND)
 )
+WORK_OPERATIONS_COUNT = _metric(
+    "acestep.work.operations", "counter", "{operation}",
+    "Operations of each stage: matrix products, convolutions and attention.", (STAGE, REQUEST_MODEL),
+)  # fmt: skip
+WORK_BYTES_COUNT = _metric(
+    "acestep.work.bytes", "counter", "By", "Bytes that those operators read and write.", (STAGE, REQUEST_MODEL)
+)
+WORK_OPERATION_RATE_LAST = _metric(
+    "acestep.compute.throughput", "gauge", "{operation}/s", "Operations per second of the last run of each stage.",
+    (STAGE, REQUEST_MODEL),
+)  # fmt: skip
+WORK_BYTE_RATE_LAST = _metric(
+    "acestep.memory.throughput",
+    "gauge",
+    "By/s",
+    "Bytes per second of the last run of each stage.",
+    (STAGE, REQUEST_MODEL),
+)
+ROOFLINE_SHARE_LAST = _metric(
+    "acestep.roofline.share", "gauge", "{share}",
+    "Share of the roofline that the last run of each stage reached; by what limits it.",
+    (STAGE, REQUEST_MODEL, ROOFLINE_BOUND),
+)  # fmt: skip
+ENERGY_USED = _metric(
+    "acestep.energy", "counter", "J",
+    "Joules of requests (stage: their root span) and of stages that are long enough; not of requests that shared the "
+    "card.", (STAGE, REQUEST_MODEL),
+)  # fmt: skip
+AUDIO_ENERGY = _metric(
+    "acestep.audio.energy", "histogram", "J",
+    "Joules of a request over the minutes of audio of all its songs; 3,600 are a watt-hour. Absent where the card was "
+    "shared.", (REQUEST_MODEL,), _ENERGY_BUCKETS,
+)  # fmt: skip
 REQUESTS = _metric(
     "acestep.requests", "counter", "{request}", "Finished requests by outcome.", (REQUEST_MODEL, STAGE, OUTCOME)
 )
 REQUESTS_ACTIVE = _metric(
     "acestep.requests.active", "up_down_counter", "{request}", "Requests in progress.",
     (REQUEST_MODEL, STAGE),
+)  # fmt: skip
+PROFILES = _metric(
+    "acestep.profiles", "counter", "{profile}",
+    "Profiles on demand by outcome: stored, refused (one is running, or has just ended), or the class of the error.",
+    (OUTCOME,),
+)  # fmt: skip
+STALLS = _metric(
+    "acestep.stalls", "counter", "{stall}", "Steps and tiles that took many times their running median.",
+    (STAGE, REQUEST_MODEL, STALL_CAUSE),
+)  # fmt: skip
+HANGS = _metric(
+    "acestep.requests.hanging", "counter", "{snapshot}", "Snapshots of requests past their deadline.",
+    (STAGE, REQUEST_MODEL, HANG_STAGE),
 )  # fmt: skip
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
 AUDIO_SECONDS = _metric(
@@ -529,18 +770,32 @@ VRAM_LIMIT = _metric(
     "acestep.vram.limit", "gauge", "By",
     "Device memory that the process may use: all of it, or the fraction that limits it; absent off CUDA.", (),
 )  # fmt: skip
+_CARD = (HW_ID, HW_MODEL, HW_VENDOR, HW_DRIVER_VERSION)
 HW_GPU_UTILIZATION = _metric(
     "hw.gpu.utilization", "gauge", "1",
     "Share of the driver's last sampling period in which the GPU ran a kernel, of any process; absent without NVML.",
-    (HW_ID, HW_NAME, HW_GPU_TASK), observed=True,
+    (*_CARD, HW_GPU_TASK), observed=True,
 )  # fmt: skip
 HW_GPU_MEMORY_USAGE = _metric(
     "hw.gpu.memory.usage", "up_down_counter", "By",
-    "Used memory of the GPU, by all processes; absent without NVML.", (HW_ID, HW_NAME), observed=True,
+    "Used memory of the GPU, by all processes; absent without NVML.", _CARD, observed=True,
 )  # fmt: skip
 HW_GPU_MEMORY_LIMIT = _metric(
-    "hw.gpu.memory.limit", "up_down_counter", "By", "Memory of the GPU; absent without NVML.", (HW_ID, HW_NAME),
+    "hw.gpu.memory.limit", "up_down_counter", "By", "Memory of the GPU; absent without NVML.", _CARD, observed=True
+)
+HW_GPU_MEMORY_UTILIZATION = _metric(
+    "hw.gpu.memory.utilization", "gauge", "1", "Share of the GPU's memory that is used, by all processes.", _CARD,
     observed=True,
+)  # fmt: skip
+HW_ENERGY = _metric(
+    "hw.energy", "counter", "J",
+    "Joules that the GPU used since its driver was loaded; absent on cards without such a counter.",
+    (*_CARD, HW_TYPE), observed=True,
+)  # fmt: skip
+HW_ERRORS = _metric(
+    "hw.errors", "counter", "{error}",
+    "Memory errors of the GPU since it was reset (ECC), by error.type: corrected or uncorrected; absent without ECC.",
+    (*_CARD, HW_TYPE, ERROR_TYPE), observed=True,
 )  # fmt: skip
 PROFILE_DURATION = _metric(
     "acestep.profile.duration", "gauge", "s", "A row of the last measured run's time breakdown.",
@@ -578,7 +833,7 @@ SDK_SPANS_PROCESSED = MetricDefinition(
     "Spans that the SDK's processor completed; error.type is the reason of a loss. Recorded by the SDK, if enabled.",
     (ERROR_TYPE,),
 )  # fmt: skip
-_CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED)
+_CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED, HW_MODEL)
 BENCHMARK_WALL = _metric(
     "acestep.benchmark.wall", "gauge", "s", "Wall time of a benchmark's cell: the median of its runs.", _CELL
 )

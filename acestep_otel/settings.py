@@ -17,8 +17,14 @@ from typing import Final, Self
 logger = logging.getLogger("acestep_otel")
 
 DETAIL_VARIABLE: Final = "ACESTEP_OTEL_DETAIL"
+DEADLINE_VARIABLE: Final = "ACESTEP_OTEL_DEADLINE"
+PROFILE_FOLDER_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_DIR"
+PROFILE_URL_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_URL"
+PROFILE_TOKEN_VARIABLE: Final = "ACESTEP_OTEL_PROFILE_TOKEN"
+SONGS_VARIABLE: Final = "ACESTEP_OTEL_SONGS"
 CAPTURE_VARIABLE: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
+DEFAULT_DEADLINE: Final = 600.0
 _CAPTURE_VALUES: Final = {
     "NO_CONTENT": False,
     "FALSE": False,
@@ -62,14 +68,22 @@ class Settings:
     Attributes:
         detail: how deep the span tree goes.
         capture_content: whether captions and lyrics are put on spans.
+        deadline: seconds after which a request that is still running is looked at; 0 never does.
+        profile_folder: of profiles on demand; ``None`` makes none.
+        songs: ``path``, or the URL that songs are served under, to put them on root spans; ``None`` does not.
+        profile_url: what the folder is called from outside, for example a bucket that it is a mount of.
     """
 
     detail: Detail = Detail.STEP
     capture_content: bool = False
+    deadline: float = DEFAULT_DEADLINE
+    profile_folder: str | None = None
+    profile_url: str | None = None
+    songs: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Read both variables.
+        """Read the variables.
 
         Raises:
             ValueError: a variable has an invalid value; the message names both.
@@ -82,16 +96,41 @@ class Settings:
             detail = Detail.parse(environment.get(DETAIL_VARIABLE, "") or Detail.STEP.name)
         except ValueError as error:
             raise ValueError(f"{DETAIL_VARIABLE}: {error}") from None
-        return cls(detail=detail, capture_content=_CAPTURE_VALUES[capture])
+        return cls(
+            detail=detail,
+            capture_content=_CAPTURE_VALUES[capture],
+            deadline=_deadline(environment),
+            profile_folder=environment.get(PROFILE_FOLDER_VARIABLE, "").strip() or None,
+            profile_url=environment.get(PROFILE_URL_VARIABLE, "").strip() or None,
+            songs=_songs(environment),
+        )
 
     @classmethod
     def from_environment_or_default(cls) -> Self:
-        """Read both variables; an invalid value is a warning, so that a service starts."""
+        """Read the variables of a service, which a wrong word must not keep from starting."""
         try:
             return cls.from_environment()
         except ValueError as error:
             _warn_once(f"{error}; using the defaults")
             return cls()
+
+
+def _songs(environment: Mapping[str, str]) -> str | None:
+    word = environment.get(SONGS_VARIABLE, "").strip()
+    if word and word != "path" and "://" not in word:
+        raise ValueError(f"{SONGS_VARIABLE}={word!r}: give path, or the URL that songs are served under")
+    return word or None
+
+
+def _deadline(environment: Mapping[str, str]) -> float:
+    word = environment.get(DEADLINE_VARIABLE, "").strip()
+    try:
+        seconds = float(word) if word else DEFAULT_DEADLINE
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{DEADLINE_VARIABLE}={word!r}: give a number of seconds, or 0 for none")
+    return seconds
 
 
 @cache

@@ -2,12 +2,12 @@
 
     python -m benchmarks.abuse --minutes 10
 
-A normal load runs all the time, at first alone and then beside an abuse of every kind that its tests know: bodies of
-50 MB, without an end, that are not JSON or not the schema; made-up hosts, methods, paths and queries; broken trace
-headers and baggage of 60 kB; connections that send nothing, half a request or a byte at a time; followers that go away.
-Each carries a planted word, captions and lyrics that are accepted too. At the end the word must be in nothing that was
-written: log, spans, metrics, refusals. Memory must be flat, the number of series the same, and the normal callers'
-95th percentile near that before.
+A normal load runs by turns alone and beside an abuse of every kind that its tests know, so that other work of the
+machine counts on both sides: bodies of 50 MB, without an end, that are not JSON or not the schema; made-up hosts,
+methods, paths and queries; broken trace headers and baggage of 60 kB; connections that send nothing, half a request
+or a byte at a time; followers that go away. Each carries a planted word, captions and lyrics that are accepted too.
+At the end the word must be in nothing that was written: log, spans, metrics, refusals. Memory must be flat, the
+number of series the same, and the normal callers' 95th percentile near that without abuse.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
 from benchmarks.soak import EXIT_SECONDS, Memory, growth, wait_until_healthy
 from benchmarks.trace_store import TraceStore, trace_store
-from examples.serving.load import Report, run_load
+from examples.serving.load import Report, run_load, shown_latency
 
 PLANTED: Final = "PLANTED"
 QUIET_SHARE: Final = 0.3
-"""Of the time of the abuse: how long the normal load runs alone before it, and then until the first count of series."""
+"""Of the time of the abuse: how long the normal load runs alone, and then until the first count of series."""
+TURNS: Final = 10
+"""At most: how often the load is alone and then beside the abuse."""
+SHORTEST_TURN: Final = 20
+"""Seconds of abuse."""
 IDLE_CONNECTIONS: Final = 1_100
 """More than the service may have files open."""
 USUAL_FILES: Final = 1_024
@@ -52,6 +56,8 @@ ALLOWED_SERIES: Final = 60
 """Of rare answers, for example the first song that fails; a label that callers choose makes thousands."""
 ALLOWED_SLOWDOWN: Final = 1.5
 """Of the 95th percentile: the abuse takes processor time, also of the machine that it runs on itself."""
+START_SECONDS: Final = 3
+"""Until the abusers' program runs."""
 PAUSE_SECONDS: Final = 0.1
 """Between two requests of one abuser."""
 
@@ -178,36 +184,68 @@ async def hold_connections(url: str, deadline: float, number: int) -> None:
     await asyncio.gather(*(hold(index) for index in range(number)))
 
 
-async def all_abuse(url: str, seconds: float, connections: int, answers: Counter[str], quoted: list[str]) -> None:
-    """Every kind at once."""
-    deadline = time.monotonic() + seconds
-    await asyncio.gather(
-        *(abuse_with(kind, url, deadline, answers, quoted) for kind in ABUSES),
-        hold_connections(url, deadline, connections),
+async def all_abuse(url: str, connections: int, seen: Path) -> None:
+    """Every kind at once until SIGTERM; what it saw is written to a file."""
+    answers: Counter[str] = Counter()
+    quoted: list[str] = []
+    never = float("inf")
+    everything = asyncio.gather(
+        *(abuse_with(kind, url, never, answers, quoted) for kind in ABUSES), hold_connections(url, never, connections)
     )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, everything.cancel)
+    with suppress(asyncio.CancelledError):
+        await everything
+    seen.write_text(json.dumps({"answers": answers, "quoted": quoted, "cpu_seconds": time.process_time()}))
+
+
+class Abusers:
+    """The abuse, in a process of its own that can be held."""
+
+    def __init__(self, url: str, connections: int, folder: Path) -> None:
+        self._seen = folder / "seen.json"
+        program = (
+            "import asyncio, pathlib, sys\n"
+            "from benchmarks.abuse import all_abuse\n"
+            "asyncio.run(all_abuse(sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])))\n"
+        )
+        self._process = subprocess.Popen([sys.executable, "-c", program, url, str(connections), str(self._seen)])
+
+    def hold(self) -> None:
+        """Let them do nothing; their connections stay open."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> dict[str, Any]:
+        """End them, and say what they saw."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(120)
+        return dict(json.loads(self._seen.read_text()))
+
+    def kill(self) -> None:
+        """End them in any case."""
+        self._process.kill()
+        self._process.wait()
 
 
 @contextmanager
-def abusers(url: str, seconds: float, connections: int) -> Iterator[dict[str, Any]]:
-    """The abuse, in a process of its own; what it saw is in what was yielded when the block has ended."""
-    result: dict[str, Any] = {}
+def abusers(url: str, connections: int) -> Iterator[Abusers]:
+    """Start the abuse."""
     with tempfile.TemporaryDirectory() as folder:
-        seen = Path(folder) / "seen.json"
-        program = (
-            "import asyncio, collections, json, pathlib, sys\n"
-            "from benchmarks import abuse\n"
-            "answers, quoted = collections.Counter(), []\n"
-            "asyncio.run(abuse.all_abuse(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), answers, quoted))\n"
-            "pathlib.Path(sys.argv[4]).write_text(json.dumps({'answers': answers, 'quoted': quoted}))\n"
-        )
-        process = subprocess.Popen([sys.executable, "-c", program, url, str(seconds), str(connections), str(seen)])
+        found = Abusers(url, connections, Path(folder))
         try:
-            yield result
-            process.wait(120)
-            result |= json.loads(seen.read_text())
+            yield found
         finally:
-            process.kill()
-            process.wait()
+            found.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    # The name of the program, in parentheses, may hold blanks.
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def series(url: str) -> tuple[int, str]:
@@ -256,13 +294,21 @@ def run(
         process = subprocess.Popen(command, env={**os.environ, **export}, stdout=log, stderr=log)
         try:
             wait_until_healthy(url, process)
-            before, healthy_before = asyncio.run(normal_load(url, seconds * QUIET_SHARE, clients))
+            turns = max(1, min(TURNS, int(seconds // SHORTEST_TURN)))
+            alone, beside = Phase(process.pid, clients), Phase(process.pid, clients)
             memory = Memory(process.pid)
-            with abusers(url, seconds, connections) as abuse:
-                # By then each kind of answer has its series.
-                early = asyncio.run(normal_load(url, seconds * QUIET_SHARE, clients))
-                series_early, _ = series(url)
-                late = asyncio.run(normal_load(url, seconds * (1 - QUIET_SHARE), clients, seed=1))
+            with abusers(url, connections) as abuse:
+                for turn in range(turns):
+                    abuse.hold()
+                    alone.add(url, seconds * QUIET_SHARE / turns)
+                    abuse.go_on()
+                    if turn == 0:
+                        # Their program has to start, and by then each kind of answer has its series.
+                        time.sleep(START_SECONDS)
+                    beside.add(url, seconds / turns)
+                    if turn == int(turns * QUIET_SHARE):
+                        series_early, _ = series(url)
+                seen = abuse.end()
             memory.stop()
             series_late, page = series(url)
             process.send_signal(signal.SIGTERM)
@@ -278,12 +324,20 @@ def run(
         "log": PLANTED in written,
         "metrics": PLANTED in page,
         "telemetry": store.holds(PLANTED),
-        "answers": bool(abuse["quoted"]),
+        "answers": bool(seen["quoted"]),
     }
     return {
-        "before": figures(before, healthy_before),
-        "during": figures(together(early[0], late[0]), early[1] + late[1]),
-        "abuse": abuse["answers"],
+        "turns": turns,
+        "before": figures(alone.report, alone.healthy),
+        "during": figures(beside.report, beside.healthy),
+        "processors": {
+            "of_the_machine": os.cpu_count(),
+            "service_before": alone.cpu_seconds / alone.seconds,
+            "service_during": beside.cpu_seconds / beside.seconds,
+            "abusers": seen["cpu_seconds"] / beside.seconds,
+        },
+        "load_average": os.getloadavg()[1],
+        "abuse": seen["answers"],
         "connections_held": connections,
         "planted_words_in": [place for place, is_there in planted.items() if is_there],
         "log_bytes": len(written),
@@ -296,14 +350,29 @@ def run(
     }
 
 
-def together(first: Report, second: Report) -> Report:
-    """What the callers of both saw."""
-    return Report(
-        first.ended + second.ended,
-        first.turned_away + second.turned_away,
-        first.latencies + second.latencies,
-        first.traces + second.traces,
-    )
+class Phase:
+    """What normal callers saw in all turns of one kind, and the processor time that the service took."""
+
+    def __init__(self, pid: int, clients: int) -> None:
+        self._pid = pid
+        self._clients = clients
+        self.report = Report()
+        self.healthy: list[float] = []
+        self.seconds = 0.0
+        self.cpu_seconds = 0.0
+
+    def add(self, url: str, seconds: float) -> None:
+        """One more turn."""
+        started, used = time.monotonic(), cpu_seconds(self._pid)
+        # Each turn is a load of its own.
+        found, healthy = asyncio.run(normal_load(url, seconds, self._clients, seed=int(started * 1_000) % 2**31))
+        self.seconds += time.monotonic() - started
+        self.cpu_seconds += cpu_seconds(self._pid) - used
+        self.report.ended.update(found.ended)
+        self.report.turned_away += found.turned_away
+        self.report.latencies += found.latencies
+        self.report.traces += found.traces
+        self.healthy += healthy
 
 
 def figures(report: Report, healthy: list[float]) -> dict[str, Any]:
@@ -328,8 +397,10 @@ def verdict(result: dict[str, Any]) -> list[str]:
         failures.append(f"series grew from {result['series']['early']} to {result['series']['late']}")
     if set(result["during"]["ended"]) - {"done", "cancelled"}:
         failures.append(f"songs of normal callers ended {result['during']['ended']}")
-    slowdown = result["during"]["latency_seconds"]["p95"] / max(1e-9, result["before"]["latency_seconds"]["p95"])
-    if slowdown > ALLOWED_SLOWDOWN:
+    before, during = (result[phase]["latency_seconds"]["p95"] for phase in ("before", "during"))
+    if before is None or during is None:
+        failures.append("no song of a normal caller was finished, so there is no percentile to compare")
+    elif (slowdown := during / before) > ALLOWED_SLOWDOWN:
         failures.append(f"the 95th percentile of normal callers grew by {slowdown:.2f}")
     if result["exit_seconds"] > EXIT_SECONDS:
         failures.append(f"the exit took {result['exit_seconds']:.1f} s")
@@ -358,10 +429,16 @@ def main() -> None:
         seen = result[phase]
         print(
             f"{phase}: accepted {seen['accepted']}, ended {seen['ended']}, "
-            f"p50 {seen['latency_seconds']['p50']:.2f} s, p95 {seen['latency_seconds']['p95']:.2f} s, "
+            f"p50 {shown_latency(seen['latency_seconds']['p50'])}, "
+            f"p95 {shown_latency(seen['latency_seconds']['p95'])}, "
             f"/healthz p50 {seen['healthz_seconds']['p50'] * 1e3:.0f} ms, "
             f"at most {seen['healthz_seconds']['highest'] * 1e3:.0f} ms"
         )
+    busy = result["processors"]
+    print(
+        f"processors in use: {busy['service_before']:.2f} by the service before, {busy['service_during']:.2f} during, "
+        f"{busy['abusers']:.2f} by the abusers, of {busy['of_the_machine']}; load average {result['load_average']:.1f}"
+    )
     print("abuse: " + ", ".join(f"{kind} {count}" for kind, count in sorted(result["abuse"].items())))
     mebibytes = {moment: size / 2**20 for moment, size in result["memory_bytes"].items()}
     print("memory {first:.0f} MiB at first, {last:.0f} at last, {highest:.0f} at most".format(**mebibytes), end="")

@@ -31,7 +31,7 @@ from benchmarks.arguments import minutes, output_file, whole_number
 from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
 from benchmarks.trace_store import StoredSpan, TraceStore, trace_store
-from examples.serving.load import Report, run_load
+from examples.serving.load import Report, run_load, shown_latency
 
 START_SECONDS: Final = 120
 EXIT_SECONDS: Final = 10.0
@@ -195,7 +195,8 @@ def main() -> None:
         result = soak(store, seconds=options.minutes * 60, clients=options.clients, queue=options.queue)
     mebibytes = {moment: size / 2**20 for moment, size in result["memory_bytes"].items()}
     print(f"accepted {result['accepted']}, turned away {result['turned_away']}, ended {result['ended']}")
-    print("latency p50 {p50:.2f} s, p99 {p99:.2f} s".format(**result["latency_seconds"]))
+    p50, p99 = (shown_latency(result["latency_seconds"][share]) for share in ("p50", "p99"))
+    print(f"latency p50 {p50}, p99 {p99}")
     print("memory {first:.0f} MiB at first, {last:.0f} at last, {highest:.0f} at most; ".format(**mebibytes), end="")
     print(f"growth after warm-up {result['memory_growth']:+.2%}")
     print(

@@ -38,6 +38,7 @@ def _load(options: argparse.Namespace) -> Models:
             weights="synthetic",
             device=str(options.device),
             placement=Placement(compile=options.compile),
+            fused_render=not options.plain,
         )
     )
 

@@ -15,7 +15,13 @@ from typing import Final
 from acestep_otel import semconv
 from acestep_otel.semconv import MetricDefinition
 
-_UNIT_SUFFIXES: Final = {"s": "_seconds", "By": "_bytes"}
+_UNIT_SUFFIXES: Final = {
+    "s": "_seconds",
+    "By": "_bytes",
+    "J": "_joules",
+    "By/s": "_bytes_per_second",
+    "{operation}/s": "_per_second",
+}
 
 HOST: Final = "host_name"
 """Label of the machine; ``instance`` is one process on it."""
@@ -170,6 +176,22 @@ def values_of(metric: MetricDefinition, name: str, *matchers: str) -> str:
         if matchers
         else (f"label_values({series(metric)}, {name})")
     )
+
+
+_SERVICE: Final = "service_name"
+SERVICES: Final = f'/{_SERVICE}="(.*)"\\}} /'
+"""Regular expression of the values in what ``services_of`` finds."""
+
+
+def services_of(metric: MetricDefinition) -> str:
+    """Query of a template variable: the services of a metric, by the names that their traces have.
+
+    A trace store has ``service.name``; the label ``job`` has the namespace before it. Where Prometheus does not promote
+    the attribute to a label, there is the job alone, and what comes before its first slash is taken for the namespace.
+    """
+    found = f'label_join(last_over_time({series(metric)}[{RANGE}]), "name_and_job", ";", "{_SERVICE}", "job")'
+    named = f'label_replace({found}, "{_SERVICE}", "$1", "name_and_job", ";(?:[^/]*/)?(.*)")'
+    return f"query_result(count by ({_SERVICE}) ({named}))"
 
 
 CELL: Final = tuple(

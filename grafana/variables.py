@@ -9,7 +9,9 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog import builder as cog
 from grafana_foundation_sdk.models import dashboard as models
 
+from acestep_otel.semconv import MetricDefinition
 from grafana.panels import METRICS, METRICS_UID, TRACES_UID
+from grafana.series import SERVICES, services_of
 
 ALL: Final = models.VariableOption(selected=True, text="All", value="$__all")
 
@@ -63,15 +65,16 @@ def board(uid: str, title: str, description: str, *, from_: str, refresh: str = 
     return found.refresh(refresh) if refresh else found
 
 
-def with_traces(found: dashboard.Dashboard, query: str) -> dashboard.Dashboard:
+def with_traces(found: dashboard.Dashboard, metric: MetricDefinition) -> dashboard.Dashboard:
     """Add what a panel of traces needs: their data source and one service.
 
     Args:
         found: the board.
-        query: of the services, from ``grafana.series.values_of``.
+        metric: of the services that can be chosen.
     """
     source = _data_source("traces", "Traces", "jaeger", TRACES_UID)
-    return found.with_variable(source).with_variable(choice("service", "Traces of", query, several=False))
+    service = choice("service", "Traces of", services_of(metric), several=False).regex(SERVICES)
+    return found.with_variable(source).with_variable(service)
 
 
 def _data_source(name: str, title: str, kind: str, uid: str) -> dashboard.DatasourceVariable:

@@ -33,11 +33,11 @@ class Visit:
     requests: list[str]
 
 
-def visit(page: Path) -> Visit:
-    """Open a page and let its scripts run."""
+def visit(page: Path, width: int = 1100) -> Visit:
+    """Open a page in a window of a width and let its scripts run."""
     with TemporaryDirectory() as folder:
         log = Path(folder) / "net.json"
-        done = _run(page, folder, f"--log-net-log={log}", "--dump-dom")
+        done = _run(page, folder, f"--window-size={width},900", f"--log-net-log={log}", "--dump-dom")
         events = json.loads(log.read_text("utf-8"))["events"]
     parameters = [event.get("params", {}) for event in events]
     requests = [

@@ -21,6 +21,11 @@ class Nvml:
         self.busy: int | None = 0
         self.processes: list[Any] | None = []
         monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+        self.joules: float | None = None
+        self.corrected: int | None = None
+        monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "575.57")
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", self.energy)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEccErrors", self.errors)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
@@ -38,6 +43,17 @@ class Nvml:
         if self.busy is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return SimpleNamespace(gpu=self.busy, memory=0)
+
+    def energy(self, _handle: Any) -> int:
+        """Millijoules."""
+        if self.joules is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return round(1000 * self.joules)
+
+    def errors(self, _handle: Any, kind: int, _counter: int) -> int:
+        if self.corrected is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return self.corrected if kind == pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED else 0
 
     def listed(self) -> list[Any]:
         if self.processes is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -32,6 +33,7 @@ class Received:
     endpoint: str
     traces: list[trace_service_pb2.ExportTraceServiceRequest] = field(default_factory=list)
     metrics: list[metrics_service_pb2.ExportMetricsServiceRequest] = field(default_factory=list)
+    logs: list[logs_service_pb2.ExportLogsServiceRequest] = field(default_factory=list)
 
     def span_names(self) -> list[str]:
         return sorted(
@@ -41,6 +43,15 @@ class Received:
             for scope in resource.scope_spans
             for span in scope.spans
         )
+
+    def log_records(self) -> list[Any]:
+        return [
+            record
+            for request in self.logs
+            for resource in request.resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
 
     def metric_names(self) -> list[str]:
         return sorted(
@@ -88,10 +99,34 @@ def _value(encoded: Any) -> Any:
     return getattr(encoded, encoded.WhichOneof("value"))
 
 
+IPV4, IPV6 = "127.0.0.1", "[::1]"
+"""Where a receiver may listen, as an address has it."""
+
+
+class _HttpServer(ThreadingHTTPServer):
+    """A server at an address of either family."""
+
+    def __init__(self, host: str, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if host == IPV6 else socket.AF_INET
+        super().__init__((host.strip("[]"), 0), handler)
+
+
 @contextmanager
-def grpc_receiver() -> Iterator[Received]:
+def serving(handler: type[BaseHTTPRequestHandler], host: str = IPV4) -> Iterator[str]:
+    """An HTTP server; yields its address."""
+    server = _HttpServer(host, handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://{host}:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def grpc_receiver(host: str = IPV4) -> Iterator[Received]:
     server = grpc.server(ThreadPoolExecutor(2))
-    received = Received(f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    received = Received(f"http://{host}:{server.add_insecure_port(f'{host}:0')}")
 
     class Traces(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request, context):  # noqa: N802 - gRPC's name
@@ -103,6 +138,12 @@ def grpc_receiver() -> Iterator[Received]:
             received.metrics.append(request)
             return metrics_service_pb2.ExportMetricsServiceResponse()
 
+    class Logs(logs_service_pb2_grpc.LogsServiceServicer):
+        def Export(self, request, context):  # noqa: N802 - gRPC's name
+            received.logs.append(request)
+            return logs_service_pb2.ExportLogsServiceResponse()
+
+    logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), server)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
     server.start()
@@ -113,7 +154,7 @@ def grpc_receiver() -> Iterator[Received]:
 
 
 @contextmanager
-def http_receiver() -> Iterator[Received]:
+def http_receiver(host: str = IPV4) -> Iterator[Received]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -123,20 +164,17 @@ def http_receiver() -> Iterator[Received]:
                 received.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
             elif self.path == "/v1/metrics":
                 received.metrics.append(metrics_service_pb2.ExportMetricsServiceRequest.FromString(body))
-            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics") else 404)
+            elif self.path == "/v1/logs":
+                received.logs.append(logs_service_pb2.ExportLogsServiceRequest.FromString(body))
+            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics", "/v1/logs") else 404)
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    received = Received(f"http://127.0.0.1:{server.server_address[1]}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler, host) as endpoint:
+        received = Received(endpoint)
         yield received
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @contextmanager
@@ -148,9 +186,9 @@ def collector(behind: str, ports: tuple[int, int] | None = None) -> Iterator[tup
 
 
 @contextmanager
-def refusing_endpoint() -> Iterator[str]:
-    """A closed port."""
-    yield f"http://127.0.0.1:{free_port()}"
+def refusing_endpoint(host: str = IPV4) -> Iterator[str]:
+    """A port where nobody listens."""
+    yield f"http://{host}:{free_port()}"
 
 
 @contextmanager
@@ -178,13 +216,8 @@ def answering(
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as endpoint:
+        yield endpoint
 
 
 @contextmanager
@@ -221,12 +254,12 @@ def grpc_answering(
 
 
 @contextmanager
-def tls_port(folder: Path) -> Iterator[int]:
-    """A TLS port with a self-signed certificate that answers nothing beyond the handshake."""
+def tls_port(folder: Path, host: str = IPV4) -> Iterator[int]:
+    """A port that speaks TLS, with a certificate of its own, and answers nothing beyond the handshake."""
     chain, key = folder / "chain.pem", folder / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-keyout", str(key), "-out", str(chain), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+         "-keyout", str(key), "-out", str(chain), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1"],
         check=True, capture_output=True,
     )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -241,6 +274,7 @@ def tls_port(folder: Path) -> Iterator[int]:
             with connection, suppress(OSError), context.wrap_socket(connection, server_side=True) as channel:
                 channel.recv(1)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    family = socket.AF_INET6 if host == IPV6 else socket.AF_INET
+    with socket.create_server((host.strip("[]"), 0), family=family) as listener:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
         yield int(listener.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,6 +89,31 @@ def test_a_full_disk_leaves_no_half_song_and_keeps_the_old_one(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_song_that_is_replaced_keeps_its_mode_and_a_link_stays_one(tmp_path):
+    """N1."""
+    kept = tmp_path / "kept.wav"
+    kept.write_bytes(b"old")
+    kept.chmod(0o600)
+    (tmp_path / "song.wav").symlink_to(kept)
+    assert audio.save_audio(tone(), tmp_path / "song", "wav") == tmp_path / "song.wav"
+    assert (tmp_path / "song.wav").is_symlink()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert soundfile.info(kept).frames == 24_000
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.wav", "song.wav"}
+
+
+def test_a_song_is_written_through_a_pipe_and_does_not_take_its_place(tmp_path):
+    """N1."""
+    os.mkfifo(tmp_path / "song.wav")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "song.wav").read_bytes()))
+    reader.start()
+    audio.save_audio(tone(), tmp_path / "song", "wav")
+    reader.join(30)
+    assert (tmp_path / "song.wav").is_fifo()
+    assert soundfile.info(io.BytesIO(read[0])).frames == 24_000
+
+
 def test_a_directory_that_is_not_there_is_one_clear_error(tmp_path):
     with pytest.raises(AudioWriteError, match="missing"):
         audio.save_audio(tone(), tmp_path / "missing" / "song")
@@ -97,6 +123,19 @@ def test_output_directory_is_made_and_left_empty(tmp_path):
     directory = tmp_path / "a" / "b"
     audio.check_output_directory(directory)
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["flac", "wav"])
+def test_samples_are_rounded_to_the_nearest_and_stop_at_full_scale(tmp_path, name):
+    steps = torch.tensor([0.0, 0.49, 0.51, -0.49, -0.51, 40_000.0, -40_000.0]) / 32_768
+    path = audio.save_audio(torch.stack([steps, steps]), tmp_path / "song", name)
+    read, _ = soundfile.read(path, dtype="int16")
+    assert read[:, 0].tolist() == [0, 0, 1, 0, -1, 32_767, -32_768]
+
+
+def test_a_song_that_does_not_clip_is_not_copied():
+    quiet = tone(amplitude=0.2)
+    assert audio.prevent_clipping(quiet) is quiet
 
 
 @pytest.mark.parametrize("directory", ["file", "file/below", "/proc/songs"])
@@ -228,9 +267,9 @@ def test_a_quiet_reference_is_heard(tmp_path):
     assert torch.equal(audio.load_reference(path), audio.load_audio(path))
 
 
-def through_a_pipe(path: Path, format: str) -> Path:
+def through_a_pipe(path: Path, format: str, seconds: float = 0.5) -> Path:
     """A recording as a program leaves it that could not go back to complete the header."""
-    soundfile.write(path, tone().T.numpy(), 48_000, format=format)
+    soundfile.write(path, tone(seconds).T.numpy(), 48_000, format=format)
     content = bytearray(path.read_bytes())
     if format == "WAV":
         sizes = content.index(b"data") + 4
@@ -244,12 +283,57 @@ def through_a_pipe(path: Path, format: str) -> Path:
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC"])
-@pytest.mark.parametrize("read", [audio.require_readable, audio.load_audio])
-def test_a_header_that_does_not_say_the_length_is_named_with_its_repair(tmp_path, format, read):
+@pytest.mark.parametrize("seconds", [0.5, 2 * 65_536 / 48_000, 3.0])
+def test_a_recording_whose_header_does_not_say_its_length_is_decoded_and_counted(tmp_path, format, seconds):
     """N8."""
-    path = through_a_pipe(tmp_path / "piped", format)
-    with pytest.raises(AudioReadError, match=r"does not state its length.*`ffmpeg -i IN -c:a flac OUT\.flac"):
-        read(path)
+    whole = tmp_path / "whole"
+    soundfile.write(whole, tone(seconds).T.numpy(), 48_000, format=format)
+    piped = through_a_pipe(tmp_path / "piped", format, seconds)
+    assert piped.read_bytes() != whole.read_bytes()
+    assert audio.require_readable(piped) == pytest.approx(seconds)
+    assert torch.equal(audio.load_audio(piped), audio.load_audio(whole))
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+@pytest.mark.parametrize("read", [audio.require_readable, audio.load_audio])
+def test_a_length_that_is_not_declared_has_the_same_limit(tmp_path, monkeypatch, format, read):
+    monkeypatch.setattr(audio, "MAX_RECORDING_SECONDS", 2)
+    with pytest.raises(AudioReadError, match=r"lasts 3 s: the models take 2 s|lasts longer than the 2 s that"):
+        read(through_a_pipe(tmp_path / "piped", format, 3.0))
+
+
+def test_a_flac_file_without_a_length_that_is_cut_off_is_one_error(tmp_path):
+    path = through_a_pipe(tmp_path / "piped.flac", "FLAC", 3.0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(AudioReadError, match="cannot be read as audio"):
+        audio.load_audio(path)
+
+
+@pytest.mark.parametrize("encoding", ["PCM_16", "PCM_24", "FLOAT", "ULAW", "IMA_ADPCM"])
+def test_every_encoding_of_a_piped_wav_file_is_read_to_its_end(tmp_path, encoding):
+    path = tmp_path / "song.wav"
+    soundfile.write(path, tone(2.0).T.numpy(), 48_000, subtype=encoding)
+    whole = audio.load_audio(path)
+    content = bytearray(path.read_bytes())
+    sizes = content.index(b"data") + 4
+    content[4:8] = content[sizes : sizes + 4] = bytes(4)
+    path.write_bytes(content)
+    assert torch.equal(audio.load_audio(path), whole)
+
+
+@pytest.mark.parametrize(("declared", "heard"), [(10_000, 10_000), (60_000, None)])
+def test_no_more_than_is_declared_is_read_from_a_flac_file_and_less_is_refused(tmp_path, declared, heard):
+    """N8: what was decoded is compared with what was declared."""
+    path = tmp_path / "song.flac"
+    soundfile.write(path, tone(0.5).T.numpy(), 48_000)
+    content = bytearray(path.read_bytes())
+    content[22:26] = declared.to_bytes(4, "big")
+    path.write_bytes(content)
+    if heard is None:
+        with pytest.raises(AudioReadError, match="declares 60,000 samples and holds 24,000: it is cut off"):
+            audio.load_audio(path)
+    else:
+        assert audio.load_audio(path).shape == (2, heard)
 
 
 def test_a_wav_file_whose_size_is_all_ones_is_as_long_as_its_file(tmp_path):

@@ -7,23 +7,29 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
+import torch
+from transformers import Qwen3Model
 
 from acestep.gpu_config import GPU_CONFIGS, gpu_config
 from acestep.renderer import preparation
 from acestep.renderer.preparation import compile_models
+from acestep.synthetic.language_model import LANGUAGE_MODEL_CONFIGS, qwen3_config
+from acestep.synthetic.renderer import RENDERER_CONFIGS, diffusers_modules, text_encoder_config
 from acestep.types import BackendName
 from acestep_otel.patches.engine import PATCHES
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.options import DEFAULTS, require_available
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.terminal import render_breakdown
+from docs.render_demo import demo_command
 from tests.profiler.report.recorded import guide_spans, run_of
 from tests.programs import program
 from tests.weights.hub import Hub, miniature_hub, serve, use_endpoint
@@ -125,6 +131,58 @@ def test_the_python_example_runs(path: str) -> None:
     assert song.audio.shape == (2, 10 * 48_000)
 
 
+def test_the_picture_of_the_demo_is_what_its_command_prints(tmp_path: Path) -> None:
+    picture = ElementTree.parse(ROOT / "docs" / "images" / "demo.svg")
+    drawn: dict[float, str] = {}
+    for word in picture.iter("{http://www.w3.org/2000/svg}text"):
+        # A line is drawn in pieces of one style; the title of the window has a class of another name.
+        if (word.get("class") or "").rpartition("-")[2].startswith("r"):
+            line = float(word.get("y", "0"))
+            drawn[line] = drawn.get(line, "") + (word.text or "").replace("\xa0", " ")
+    python, script, *options = demo_command()
+    fewest = ("--duration", "10", "--no-warmup", "--no-progress")
+    done = subprocess.run(
+        [python, str(ROOT / script), *options, *fewest], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, *lines = (drawn[line] for line in sorted(drawn))
+    assert first.strip() == "$ make demo"
+    assert without_figures(lines) == without_figures(done.stdout.splitlines())
+
+
+def without_figures(lines: Iterable[str]) -> list[str]:
+    """The words of each line that has any: a figure is of one run."""
+    words = (re.findall(r"[^\W\d_]+", line.replace("tiles", "tile")) for line in lines)
+    return [" ".join(found) for found in words if found]
+
+
+def test_the_sizes_of_downloads_are_those_of_the_models() -> None:
+    def gigabytes(*modules: torch.nn.Module) -> str:
+        return f"{2 * sum(weight.numel() for module in modules for weight in module.parameters()) / 1e9:.1f}"
+
+    with torch.device("meta"):
+        planners = {
+            name: gigabytes(Qwen3Model(qwen3_config(config))) for name, config in LANGUAGE_MODEL_CONFIGS.items()
+        }
+        parts = {}
+        for name in ("acestep-v15-turbo", "acestep-v15-xl-turbo"):
+            modules, encoder = (
+                diffusers_modules(RENDERER_CONFIGS[name]),
+                Qwen3Model(text_encoder_config(RENDERER_CONFIGS[name])),
+            )
+            vae = modules.pop("vae")
+            parts[name] = [gigabytes(*modules.values(), vae, encoder), gigabytes(*modules.values()), gigabytes(vae)]
+    (whole, alone, vae_size), (xl, xl_alone, _) = parts.values()
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert (
+        f"| a diffusion model, the VAE ({vae_size} GB) and the text encoder (1.2 GB) | {whole} GB; XL {xl} GB |"
+        in readme
+    )
+    assert f"| a further diffusion model | {alone} GB; XL {xl_alone} GB |" in readme
+    sizes = "; ".join(f"{size} {planners[f'acestep-5Hz-lm-{size}']} GB" for size in ("0.6B", "1.7B", "4B"))
+    assert f"| a language model | {sizes} |" in readme
+    assert f"# {float(whole) + float(planners['acestep-5Hz-lm-1.7B']):.1f} GB" in readme
+
+
 def test_both_languages_show_the_same_commands_and_the_same_table() -> None:
     """R166."""
     assert blocks("en") == blocks("zh")
@@ -223,9 +281,10 @@ def test_every_command_about_tiers_is_understood(line: str) -> None:
 def test_the_page_about_tiers_has_the_table_that_the_code_has() -> None:
     rows = [re.split(r" *\| *", row.strip("| ")) for row in re.findall(r"^\| \d+ GB \|.*$", TIERS, re.MULTILINE)]
     assert [row[1] for row in rows] == [config.tier for config in GPU_CONFIGS]
-    for card, _, lm, offload, int8, *songs in rows:
+    for card, _, lm, xl, offload, int8, *songs in rows:
         config = gpu_config(float(card.split()[0]))
         assert lm == (config.recommended_lm or "none")
+        assert xl == ("with offload" if config.xl == "offload" else config.xl)
         places = ("no", "all but DiT", "all, DiT too")
         assert offload == places[config.offload_to_cpu + config.offload_dit_to_cpu]
         assert int8 == ("yes" if config.int8 else "no")

@@ -45,6 +45,11 @@ def test_the_kernels_of_the_language_model_can_be_switched_off(word: str, used: 
     assert EnvironmentSettings.read({"ACESTEP_LM_FUSED": word}).fused_decode is used
 
 
+@pytest.mark.parametrize(("word", "used"), [("", True), ("1", True), ("0", False)])
+def test_the_kernels_and_graphs_of_the_renderer_can_be_switched_off(word: str, used: bool) -> None:
+    assert EnvironmentSettings.read({"ACESTEP_RENDERER_FUSED": word}).fused_render is used
+
+
 @pytest.mark.parametrize(
     ("variable", "words"),
     [
@@ -53,6 +58,7 @@ def test_the_kernels_of_the_language_model_can_be_switched_off(word: str, used: 
         ("ACESTEP_VAE_DECODE_CHUNK_SIZE", ["0", "31", "-64", "many", "64.5"]),
         ("ACESTEP_VAE_ON_CPU", ["maybe"]),
         ("ACESTEP_LM_FUSED", ["maybe"]),
+        ("ACESTEP_RENDERER_FUSED", ["maybe"]),
         ("ACESTEP_COMPILE_MODEL", ["maybe"]),
     ],
 )

@@ -109,6 +109,19 @@ def test_what_keeps_a_tier_within_its_memory(memory: float, offload: bool, offlo
     assert (config.offload_to_cpu, config.offload_dit_to_cpu, config.int8) == (offload, offload_dit, int8)
 
 
+@pytest.mark.parametrize(
+    ("memory", "xl"),
+    [(0, "no"), (4, "no"), (7, "no"), (8, "no"), (12, "marginal"), (16, "offload"), (20, "yes"), (24, "yes")],
+)
+def test_which_tiers_run_the_xl_models(memory: float, xl: str) -> None:
+    config = gpu_config(memory)
+    assert config.xl == xl
+    for name in ("acestep-v15-xl-turbo", "models/ACE-Step-v15-XL-base", "xl"):
+        assert config.supports(name) is (xl != "no")
+    for name in ("acestep-v15-turbo", "xl/acestep-v15-base", "acestep-v15-axle"):
+        assert config.supports(name)
+
+
 def test_a_tier_recommends_what_fits_it() -> None:
     for config in GPU_CONFIGS:
         assert config.recommended_lm is None or config.recommended_lm in config.lm_sizes

@@ -142,6 +142,19 @@ def test_the_global_random_state_is_neither_used_nor_moved(tiny_models):
     assert torch.equal(generate_music(tiny_models, replace(SONG, thinking=True)).songs[0].audio, first.audio)
 
 
+def test_a_retake_leads_from_the_song_of_one_seed_to_that_of_another(tiny_models):
+    songs = [
+        generate_music(tiny_models, replace(SONG, batch_size=2, seeds=(3, 4), **changed)).songs
+        for changed in ({}, {"retake_seed": 8, "retake_variance": 1.0}, {"retake_seed": 8, "retake_variance": 0.2})
+    ]
+    others = generate_music(tiny_models, replace(SONG, batch_size=2, seeds=(8, 9))).songs
+    for plain, whole, part, other in zip(*songs, others, strict=True):
+        assert torch.allclose(whole.audio, other.audio, atol=1e-4)
+        assert not torch.allclose(part.audio, plain.audio, atol=1e-2)
+        assert not torch.allclose(part.audio, other.audio, atol=1e-2)
+        assert part.seed == plain.seed
+
+
 def test_seeds_are_resolved_once():
     assert resolve_seeds(GenerationRequest(seeds=(3, 1), batch_size=2)) == (3, 1)
     assert resolve_seeds(GenerationRequest(seeds=(3,), batch_size=3)) == (3, 4, 5)

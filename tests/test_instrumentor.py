@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from opentelemetry.trace import StatusCode
 
 from acestep import checkpoints
 from acestep.blueprints import BlueprintWriter, create_sample, format_sample, understand_music, understand_recording
-from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection
+from acestep.checkpoints import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
 from acestep.errors import AceStepError, AudioReadError, InvalidRequest, OutOfMemory
 from acestep.inference import MusicPipeline, generate_music
 from acestep.offloading import ModelOffloader, stored_bytes
@@ -30,7 +31,16 @@ from acestep.renderer.preparation import prepare
 from acestep.renderer.renderer import Renderer
 from acestep.synthetic.language_model import build_language_model
 from acestep.synthetic.renderer import build_renderer_models
-from acestep.types import GenerationRequest, Placement, SamplingSettings, SongMetadata, SongwritingSettings
+from acestep.types import (
+    AdapterScale,
+    GenerationRequest,
+    Placement,
+    SamplerSettings,
+    SamplingSettings,
+    SongMetadata,
+    SongwritingSettings,
+)
+from acestep.weights.adapters import Adapter
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.recording import guidance_share, measure_guidance_share, warmup
@@ -38,6 +48,7 @@ from acestep_otel.recording.clock import HostClock
 from acestep_otel.recording.trace_tree import RequestRecording
 from acestep_otel.recording.vram import VramTracker
 from tests.tracing import tree
+from tests.weights.test_adapters import write_adapter
 
 SONG = GenerationRequest(
     caption="a caption nobody may see",
@@ -140,6 +151,48 @@ def test_models_that_wait_on_the_host_move_once_around_what_needs_them(traced):
     (root,) = traced.named("generate_music")
     assert root.attributes["acestep.offload"] is root.attributes["acestep.offload.dit"] is True
     assert root.attributes["acestep.quantization"] == "none"
+
+
+def test_adapters_are_on_the_request_and_a_switch_is_a_span(traced, tmp_path):
+    for seed, name in enumerate(("piano", "strings")):
+        write_adapter(tmp_path / name, seed=seed)
+    adapters = (Adapter(tmp_path / "piano", 0.8), Adapter(tmp_path / "strings", name="violins"))
+    models = load_models(ModelSelection(dit=TINY_DIT, lm=None, device="cpu", adapters=adapters))
+    song = replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False, inference_steps=1)
+    traced.instrument(detail="stage")
+    violins = (AdapterScale("violins", 0.25), AdapterScale("piano", 0.0))
+    for chosen in (None, None, violins, ()):
+        generate_music(models, replace(song, adapters=chosen))
+    with pytest.raises(InvalidRequest):
+        generate_music(models, replace(song, adapters=(AdapterScale("words nobody may see"), AdapterScale("piano"))))
+    used = [
+        (root.attributes.get(semconv.ADAPTER_NAMES), root.attributes.get(semconv.ADAPTER_SCALES))
+        for root in traced.named("generate_music")
+    ]
+    assert used == [("piano,violins", "0.8,1")] * 2 + [("violins", "0.25"), (None, None), ("piano", "1")]
+    stages = ["acestep.condition", "acestep.dit", "acestep.vae.decode"]
+    switched = ["acestep.condition", "acestep.adapter.switch", *stages[1:]]
+    assert [children for _, children in tree(traced.spans)[:4]] == [switched, stages, switched, switched]
+    switches = traced.named("acestep.adapter.switch")
+    assert [span.attributes.get(semconv.ADAPTER_NAMES) for span in switches] == ["piano,violins", "violins", None]
+    assert "nobody may see" not in "".join(span.to_json() for span in traced.spans)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "attributes"),
+    [
+        (SamplerSettings(), ("ode", "euler", True)),
+        (SamplerSettings(sampler_mode="heun", dcw_enabled=False), ("ode", "heun", False)),
+        (SamplerSettings(infer_method="sde", sampler_mode="heun"), ("sde", "euler", True)),
+    ],
+)
+def test_the_diffusion_names_its_sampler(traced, tiny_models, sampler, attributes):
+    traced.instrument(detail="stage")
+    song = replace(SONG, thinking=False, use_cot_metas=False, use_cot_caption=False, inference_steps=2)
+    generate_music(tiny_models, replace(song, sampler=sampler))
+    (dit,) = traced.named("acestep.dit")
+    names = (semconv.DIT_INFER_METHOD, semconv.DIT_SAMPLER_MODE, semconv.DIT_DCW)
+    assert tuple(dit.attributes[name] for name in names) == attributes
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -532,6 +585,20 @@ def test_a_failed_load_gives_the_reason_without_the_path(traced, tmp_path):
     assert load.status.status_code is StatusCode.ERROR
     assert load.attributes[semconv.ERROR_TYPE] in event.attributes["exception.type"]
     assert str(folder) not in str(event.attributes)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_nor_does_it_name_the_folder_of_an_adapter(traced, tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("what nobody may see") if relative else tmp_path / "what nobody may see"
+    traced.instrument()
+    with pytest.raises(AceStepError, match="nobody may see"):
+        checkpoints.load_models(
+            ModelSelection(dit=TINY_DIT, lm=None, device="cpu", adapters=(Adapter(folder / "lora"),))
+        )
+    (load,) = traced.named("acestep.model.load")
+    assert load.status.status_code is StatusCode.ERROR
+    assert "nobody may see" not in load.to_json()
 
 
 def test_the_request_joins_the_caller_s_trace(traced, tiny_models):

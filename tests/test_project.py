@@ -53,12 +53,20 @@ def test_continuous_integration_runs_the_commands_that_people_run() -> None:
     engines = workflow()["jobs"]["engines"]["strategy"]["matrix"]["target"]
     named = {target for step in steps() for target in re.findall(r"\bmake ([a-z-]+)", step)}
     assert {"test", "demo", "docs"} <= named <= targets()
-    assert set(engines) == {"test-vllm", "test-mlx"} <= targets()
+    assert set(engines) == {"test-vllm", "test-mlx", "test-released", "test-ray"} <= targets()
 
 
 def test_a_checkout_is_checked_by_targets_of_make_alone() -> None:
     text = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert re.findall(r"^make (.*)$", text, re.MULTILINE) == ["test", "test-vllm", "test-mlx", "docs", "demo"]
+    assert re.findall(r"^make (.*)$", text, re.MULTILINE) == [
+        "test",
+        "test-vllm",
+        "test-mlx",
+        "test-released",
+        "test-ray",
+        "docs",
+        "demo",
+    ]
     assert set(re.findall(r"install\b[^\n;}]*?(\S+);", text)) == {"make"}
 
 

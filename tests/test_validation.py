@@ -32,6 +32,10 @@ def test_a_duration_outside_10_to_600_seconds_is_refused(duration):
         ({"sampler": SamplerSettings(dcw_scaler=2.0)}, "`sampler.dcw_scaler` 2 is out of range: 0 ... 1"),
         ({"sampler": SamplerSettings(velocity_ema_factor=-0.1)}, "`sampler.velocity_ema_factor` -0.1"),
         ({"repaint_mode": "wild"}, "no `repaint_mode` 'wild'"),
+        ({"retake_variance": 0.5}, "`retake_variance` mixes in the noise of `retake_seed`: give both, or neither"),
+        ({"retake_seed": 5}, "`retake_variance` mixes in the noise of `retake_seed`"),
+        ({"retake_seed": 5, "retake_variance": 1.5}, "`retake_variance` 1.5 is out of range: 0 ... 1"),
+        ({"retake_seed": -1, "retake_variance": 0.5}, "`retake_seed` -1 is out of range"),
         ({"cover_noise_strength": 0.5}, "`cover_noise_strength` starts from a recording"),
     ],
 )

@@ -52,6 +52,9 @@ def test_a_service_is_traced_and_makes_the_same_song(tmp_path):
 def test_the_entry_points_lead_somewhere():
     from importlib.metadata import entry_points
 
+    # The agent reads names of variables from a module; there are none in it.
+    (environment,) = entry_points(group="opentelemetry_environment_variables", name="acestep")
+    assert not [name for name in dir(environment.load()) if name.startswith("OTEL_")]
     groups = ("instrumentor", "post_instrument", "propagator", "traces_sampler")
     for group in groups:
         found = [e for e in entry_points(group=f"opentelemetry_{group}") if e.name.startswith("acestep")]
@@ -93,10 +96,9 @@ def test_it_can_be_switched_off_by_name(tmp_path):
             {"OTEL_TRACES_SAMPLER": "acestep_forcible_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "abc"},
             "OTEL_TRACES_SAMPLER_ARG='abc' is not supported: give a share from 0 to 1",
         ),
-        (
-            {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id="},
-            "OTEL_RESOURCE_ATTRIBUTES: service.instance.id is empty",
-        ),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id"}, "OTEL_RESOURCE_ATTRIBUTES: entry 1"),
+        ({"OTEL_METRICS_EXEMPLAR_FILTER": "bogus"}, "OTEL_METRICS_EXEMPLAR_FILTER='bogus' is not supported"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT='abc' is not supported"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "api-key: PLANTED"}, "OTEL_EXPORTER_OTLP_HEADERS: entry 1"),
         ({"ACESTEP_OTEL_DETAIL": "deep"}, "ACESTEP_OTEL_DETAIL: 'deep' is not a detail level"),
         ({"OTEL_SERVICE_NAME": ""}, None),
@@ -111,3 +113,26 @@ def test_a_wrong_variable_is_one_warning_that_names_it_and_the_service_starts(va
     ours = [line for line in done.stderr.splitlines() if said is not None and line.startswith(said)]
     assert len(ours) == (said is not None), done.stderr
     assert "PLANTED" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "OTEL_BSP_SCHEDULE_DELAY=0", "OTEL_BLRP_SCHEDULE_DELAY=0", "OTEL_METRIC_EXPORT_INTERVAL=0",
+        "OTEL_BSP_MAX_QUEUE_SIZE=100", "OTEL_RESOURCE_ATTRIBUTES=service.instance.id=,service.name=",
+        "OTEL_RESOURCE_ATTRIBUTES= , ", "OTEL_TRACES_EXPORTER= ", "OTEL_EXPORTER_OTLP_TIMEOUT=",
+    ],
+)  # fmt: skip
+def test_a_legal_or_empty_value_that_the_sdk_refuses_works_and_is_delivered(variable, tmp_path):
+    """N25, N4: empty is unset, and legal values work, as in the command line."""
+    program = "from opentelemetry import trace\ntrace.get_tracer('t').start_span('seen').end()"
+    name, _, value = variable.partition("=")
+    with http_receiver() as received:
+        environment = variables(received.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf") | {name: value}
+        done = subprocess.run(
+            [INSTRUMENT, sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert received.span_names() == ["seen"]
+    assert all(received.resource()[name].strip() for name in ("service.instance.id", "service.name"))

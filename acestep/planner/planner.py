@@ -7,7 +7,7 @@ five per second, under the finished metadata.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Final
@@ -117,14 +117,16 @@ class Planner:
         One block around everything that a request asks of the model means one way there and one back.
         """
         body = self.backend.movable_weights if self.offloader.offloads(LANGUAGE_MODEL) else None
-        if body is None:
-            yield
-            return
-        with self.offloader.on_device(**{LANGUAGE_MODEL: body}):
-            try:
+        # Kernels that are launched by other means than PyTorch's go to the current device.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            if body is None:
                 yield
-            finally:
-                self.backend.release()
+                return
+            with self.offloader.on_device(**{LANGUAGE_MODEL: body}):
+                try:
+                    yield
+                finally:
+                    self.backend.release()
 
     def plan(self, request: PlanRequest, progress: ProgressCallback | None = None) -> Plan:
         """Decide what the user left open, then write the codes.

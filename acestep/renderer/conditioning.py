@@ -85,8 +85,13 @@ def encode_prompt(
         Text and lyrics, each of shape ``[1, tokens, hidden]``.
     """
     prompt = caption_prompt(request.caption, request.metadata, request.duration, instruction)
-    text = encoders.text(_id_tensor(models, prompt, CAPTION_TOKEN_LIMIT))
+    text = encode_text(models, prompt, encoders)
     return text, embed_lyrics(models, lyrics_prompt(request.lyrics, request.metadata.language))
+
+
+def encode_text(models: RendererModels, text: str, encoders: Encoders) -> torch.Tensor:
+    """Last hidden states of the text encoder over a caption prompt, shape ``[1, tokens, hidden]``."""
+    return encoders.text(_id_tensor(models, text, CAPTION_TOKEN_LIMIT))
 
 
 def embed_lyrics(models: RendererModels, text: str) -> torch.Tensor:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _TOLERANCE: Final = 0.1
 """Relative difference that rounding to bfloat16 explains, over all layers."""
-_TRIED_FRAMES: Final = 20
+_TRIED_FRAMES: Final = 4
 
 
 class VaeDecoder:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-from acestep.cuda_graphs import GraphCache, TensorFunction
+from acestep.cuda_graphs import GraphCache, TensorFunction, records_on
 from acestep.offloading import ModelOffloader
 from acestep.renderer.models import RendererModels
 
@@ -34,7 +34,7 @@ class Encoders:
         self._models = models
         self._graphs = GraphCache("an encoder", RECORDED_LIMIT)
         moves = offloader.offloads("text_encoder") or offloader.offloads("condition_encoder")
-        self._graphs.is_open = record and models.device.type == "cuda" and not moves
+        self._graphs.is_open = record and records_on(models.device) and not moves
         self._lock = threading.Lock()
 
     def text(self, ids: torch.Tensor) -> torch.Tensor:

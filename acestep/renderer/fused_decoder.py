@@ -167,7 +167,8 @@ class FusedDecoder:
         tile["K_BLOCK"] = min(TILE["K_BLOCK"], channels & -channels)
         programs = -(-rows // tile["T_BLOCK"]) * -(-columns // tile["N_BLOCK"])
         # A pointer that is not read has to be some tensor.
-        weight = _by_tap(layer)
+        # Weights that were laid out are not copied.
+        weight = _by_tap(layer).contiguous()
         self._kernels.convolve[(programs,)](
             x,
             weight,

@@ -134,7 +134,8 @@ class FusedTransformer:
         projection, size = self._model.proj_out_conv, self._model.patch_size
         patches: torch.Tensor = hidden @ projection.weight.flatten(1)
         samples = patches.view(*patches.shape[:2], -1, size).transpose(2, 3).flatten(1, 2)
-        return (samples[:, :frames] + projection.bias).float()
+        velocity: torch.Tensor = (samples[:, :frames] + projection.bias).float()
+        return velocity
 
     def _norm(
         self,

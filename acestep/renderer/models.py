@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
+    from acestep.weights.adapters import LoadedAdapter
+
 
 @dataclass(frozen=True, slots=True)
 class RendererModels:
@@ -28,6 +30,7 @@ class RendererModels:
         text_tokenizer: its tokenizer.
         device: where the models live.
         dtype: of their weights.
+        adapters: of the transformer.
     """
 
     name: str
@@ -43,6 +46,7 @@ class RendererModels:
     text_tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype
+    adapters: tuple[LoadedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

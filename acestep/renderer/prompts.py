@@ -79,10 +79,12 @@ def token_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
     What lies beyond the longest text that so many tokens can spell is cut before it is tokenised: a text of 50 MB takes
     12 GB and a minute there.
     """
-    encoding = tokenizer.encode(text[: limit * _LONGEST_TOKEN], add_special_tokens=False)
+    begin = text[: limit * _LONGEST_TOKEN]
+    encoding = tokenizer.encode(begin, add_special_tokens=False)
     room = limit - tokenizer.num_special_tokens_to_add(False)
     if len(encoding) > room:
-        logger.warning("prompt of %d tokens cut to the %d that the model reads", len(encoding), room)
+        least = "" if begin == text else "more than "
+        logger.warning("prompt of %s%d tokens cut to the %d that the model reads", least, len(encoding), room)
         encoding.truncate(room)
     ids: list[int] = tokenizer.post_process(encoding).ids
     return ids

@@ -11,6 +11,7 @@ from acestep.types import (
     FRAMES_PER_CODE,
     FRAMES_PER_SECOND,
     SAMPLES_PER_FRAME,
+    AdapterScale,
     RepaintMode,
     SamplerSettings,
     SongMetadata,
@@ -46,12 +47,15 @@ class RenderRequest:
         reference: a recording whose timbre the songs should have, float32 on the host, shape ``[2, samples]``, 48 kHz.
         track_names: tracks that the task is about.
         cover_strength: share of the steps that follow the source (``cover``) or the codes; the others follow the text.
+        retake_seeds: one per song, of the noise that is mixed in; empty for none.
+        retake_variance: how much of it.
         cover_noise_strength: 0 starts from noise; towards 1 the start is nearer to the source.
         timesteps: times to evaluate instead of ``steps`` and ``shift``; empty for none.
         use_adg: guide by angles.
         sampler: how the latents are sampled.
         repaint_mode: how firmly a repaint is held to its source.
         repaint_strength: of mode ``balanced``.
+        adapters: of the transformer.
     """
 
     caption: str
@@ -70,12 +74,15 @@ class RenderRequest:
     reference: torch.Tensor | None = None
     track_names: tuple[str, ...] = ()
     cover_strength: float = 1.0
+    retake_seeds: tuple[int, ...] = ()
+    retake_variance: float = 0.0
     cover_noise_strength: float = 0.0
     timesteps: tuple[float, ...] = ()
     use_adg: bool = False
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     repaint_mode: RepaintMode = "balanced"
     repaint_strength: float = 0.5
+    adapters: tuple[AdapterScale, ...] = ()
 
     @property
     def has_codes(self) -> bool:

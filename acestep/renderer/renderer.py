@@ -15,6 +15,7 @@ import torch
 from acestep.audio import normalise_peak, prevent_clipping
 from acestep.errors import InvalidOutput, stage_errors
 from acestep.offloading import ModelOffloader
+from acestep.renderer.adapters import AdapterSet
 from acestep.renderer.conditioning import (
     Conditions,
     ConditionSwitch,
@@ -37,7 +38,7 @@ from acestep.renderer.encoders import Encoders
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import TEXT_INSTRUCTION
 from acestep.renderer.render_request import Rendering, RenderRequest
-from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, step_noise
+from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, retaken, step_noise
 from acestep.renderer.vae import TilePlan, encode, plan_encoding
 from acestep.renderer.velocity import Velocity
 from acestep.types import Placement, Progress, ProgressCallback, SamplerSettings
@@ -68,6 +69,11 @@ class Renderer:
         self.decoder = VaeDecoder(models, self.offloader, decoding or DecodeSettings(), fuse=fuse)
         self.velocity = Velocity(models, self.offloader, fuse=fuse)
         self.encoders = Encoders(models, self.offloader, record=fuse)
+        quantization = self.offloader.placement.quantization
+        merged = f"the weights are quantised ({quantization}), and hold the adapters that were loaded with them"
+        self.adapters = AdapterSet(
+            models.transformer, models.device, models.adapters, merged=merged if quantization else None
+        )
 
     def render(self, request: RenderRequest, progress: ProgressCallback | None = None) -> Rendering:
         """Render one song per seed. A song depends on its seed and codes, not on its place in the batch.
@@ -87,9 +93,14 @@ class Renderer:
         try:
             conditions = self.condition(request)
             noise = self.noise(request.seeds, conditions.context_latents.shape[1])
+            if request.retake_seeds:
+                noise = retaken(noise, self.noise(request.retake_seeds, noise.shape[1]), request.retake_variance)
             start = self._start(request, conditions, schedule, noise)
             sampler = self._sampler(request, conditions, noise)
-            with self.offloader.on_device(transformer=self.models.transformer):
+            with (
+                self.adapters.applied(request.adapters),
+                self.offloader.on_device(transformer=self.models.transformer),
+            ):
                 latents = self.denoise(conditions, schedule, guidance, start, progress, sampler)
             latents = latents[:, : request.frames]
             with self.decoder.on_device():

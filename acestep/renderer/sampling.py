@@ -6,6 +6,7 @@ solver's update, the differential correction, and the source outside a repainted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -108,6 +109,18 @@ def step_noise(seeds: Sequence[int], shape: Sequence[int]) -> Iterator[torch.Ten
         torch.randn(*shape, generator=generator)
     while True:
         yield torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+
+
+def retaken(noise: torch.Tensor, other: torch.Tensor, variance: float) -> torch.Tensor:
+    """Noise on the way from one draw to another; its variance is that of either.
+
+    Args:
+        noise: of the song.
+        other: of its retake, the same shape.
+        variance: 0 is ``noise``, 1 is ``other``.
+    """
+    angle = variance * math.pi / 2
+    return math.cos(angle) * noise + math.sin(angle) * other
 
 
 class Sampler:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 
-from acestep.cuda_graphs import GraphCache
+from acestep.cuda_graphs import GraphCache, records_on
 from acestep.offloading import TRANSFORMER, ModelOffloader
 from acestep.renderer.conditioning import Conditions
 from acestep.renderer.fused_transformer import FusedTransformer, can_fuse
@@ -80,16 +80,19 @@ class Velocity:
     def __init__(self, models: RendererModels, offloader: ModelOffloader, *, fuse: bool) -> None:
         self._models = models
         self._fuse = fuse
+        self._compiled = offloader.placement.compile
         self._graphs = GraphCache("a diffusion step", RECORDED_LIMIT)
-        self._graphs.is_open = fuse and models.device.type == "cuda" and not offloader.offloads(TRANSFORMER)
+        self._graphs.is_open = fuse and records_on(models.device) and not offloader.offloads(TRANSFORMER)
         self._chosen: VelocityFunction | None = None
         self._prepared: weakref.WeakKeyDictionary[Conditions, tuple[torch.Tensor, ...]] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
 
     @property
-    def is_fused(self) -> bool:
-        """Whether kernels of our own run the transformer; the first to ask waits until they were tried."""
-        return isinstance(self._function, FusedTransformer)
+    def path(self) -> Literal["fused", "compiled", "eager"]:
+        """What runs the transformer: kernels of our own, or the model's code. The first to ask waits for the choice."""
+        if isinstance(self._function, FusedTransformer):
+            return "fused"
+        return "compiled" if self._compiled else "eager"
 
     def forget(self) -> None:
         """Drop what was recorded and chosen; to be called after the transformer's layers or weights were replaced."""

@@ -1,71 +1,153 @@
-"""LoRA adapters of the diffusion transformer, merged into its weights when it is loaded.
+"""Adapters of the diffusion transformer as they are stored: LoRA, DoRA and LoKr.
 
-Merged, an adapter costs nothing per step, and quantisation and compilation see plain linear layers.
+An adapter says how the weights of some linear layers change. Three forms are read: a folder or a file of PEFT, which
+ACE-Step's own training writes for LoRA and DoRA, and a file of diffusers (``peft_adapters``); and a file of LyCORIS,
+which that training writes for LoKr (``lycoris_adapters``). Changes are computed in float32, on the weights that the
+model was loaded with.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import nn
 
-from acestep.errors import BackendUnavailable, CheckpointInvalid, CheckpointNotFound
-from acestep.weights.layout import read_json
+from acestep.errors import CheckpointInvalid, CheckpointNotFound, InvalidRequest
+from acestep.weights.lycoris_adapters import is_lycoris, lycoris_change
+from acestep.weights.peft_adapters import PEFT_FILE, peft_change
 from acestep.weights.tensor_files import TensorFiles
 
-_FILES: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-"""What PEFT (and ACE-Step's own training) and diffusers call an adapter's file."""
-_CONFIG: Final = "adapter_config.json"
-_ROLE: Final = "transformer."
-_NAME: Final = "adapter"
-"""Of each in turn: one is merged before the next is loaded."""
+_FILES: Final = (PEFT_FILE, "pytorch_lora_weights.safetensors", "lokr_weights.safetensors")
+"""What PEFT, diffusers and ACE-Step's training of LoKr call an adapter's file."""
+LONGEST_NAME: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One LoRA adapter.
+    """Where an adapter is, and what it is called.
 
     Attributes:
         path: its safetensors file, or the folder that holds it.
-        scale: factor on what it adds; 1 is what it was trained for.
+        scale: factor on what it adds, where a request does not say otherwise; 1 is what it was trained for, 0 is off.
+        name: what requests and spans call it; by default the name of the folder, or of a file with a name of its own.
     """
 
     path: Path
     scale: float = 1.0
+    name: str | None = None
+
+    @property
+    def called(self) -> str:
+        """The name, given or not."""
+        if self.name is not None:
+            return self.name
+        path = self.path.absolute()
+        return path.parent.name if path.name in _FILES else path.stem if path.suffix == ".safetensors" else path.name
 
 
-def merge_adapters(transformer: Any, adapters: Sequence[Adapter]) -> None:
-    """Add adapters to a transformer's weights.
+class WeightChange(Protocol):
+    """What an adapter does to the weights of linear layers."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that it changes."""
+
+    def difference(self, layer: str, weight: torch.Tensor, scale: float) -> torch.Tensor:
+        """What is added to a layer's weight.
+
+        Args:
+            layer: one of ``layers``.
+            weight: of the model without adapters, float32, shape ``[out, in]``.
+            scale: factor on the adapter.
+
+        Returns:
+            float32, on the device and of the shape of ``weight``.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """An adapter in host memory.
+
+    Attributes:
+        name: its name.
+        scale: its scale where a request does not say otherwise.
+        change: what it does.
+    """
+
+    name: str
+    scale: float
+    change: WeightChange
+
+
+def read_adapter(adapter: Adapter, transformer: Any) -> LoadedAdapter:
+    """Read an adapter and make sure that all of it fits a model.
 
     Args:
-        transformer: ``diffusers.AceStepTransformer1DModel``.
-        adapters: in any order: what they add is summed.
+        adapter: where it is.
+        transformer: ``diffusers.AceStepTransformer1DModel`` that it is for, in any form; it is not changed.
 
     Raises:
+        InvalidRequest: the name or the scale cannot be used.
         BackendUnavailable: the library for it is not installed.
-        CheckpointNotFound: there is no adapter at a path.
-        CheckpointInvalid: an adapter is corrupt, of a kind that is not supported, or made for another model.
+        CheckpointNotFound: there is no adapter at the path.
+        CheckpointInvalid: it is corrupt, of a kind that is not supported, not finite, or made for another model.
     """
-    if find_spec("peft") is None:
-        raise BackendUnavailable("LoRA adapters need peft: pip install 'acestep-otel[lora]'")
-    for adapter in adapters:
-        file = _adapter_file(adapter.path)
-        scale = adapter.scale * _trained_scale(file)
-        _load(transformer, file)
-        transformer.set_adapters([_NAME], [scale])
-        transformer.fuse_lora()
-        transformer.unload_lora()
-    transformer.requires_grad_(False)
+    if not 1 <= len(adapter.called) <= LONGEST_NAME or not adapter.called.isprintable() or "," in adapter.called:
+        raise InvalidRequest(
+            f"{adapter.called!r} is no name for an adapter: give it 1 to {LONGEST_NAME} printable characters without a "
+            "comma"
+        )
+    require_scale(adapter.called, adapter.scale)
+    file = _adapter_file(adapter.path)
+    shapes = {name: layer.weight.shape for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
+    state = _read(file)
+    read_change = lycoris_change if is_lycoris(state) else peft_change
+    return LoadedAdapter(adapter.called, float(adapter.scale), read_change(file, state, shapes))
+
+
+def require_scale(name: str, scale: object) -> None:
+    """Refuse a scale that nothing can be multiplied by.
+
+    Raises:
+        InvalidRequest: it is no finite number.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise InvalidRequest(f"the scale of adapter {name} is {scale!r}: it must be a finite number")
+
+
+def combined(layer: str, weight: torch.Tensor, adapters: Iterable[tuple[LoadedAdapter, float]]) -> torch.Tensor:
+    """A layer's weight under several adapters: what they add is summed.
+
+    Args:
+        layer: its name.
+        weight: of the model without adapters, float32.
+        adapters: each with its scale; those that do not change the layer are passed over.
+    """
+    total = weight
+    for adapter, scale in adapters:
+        if scale and layer in adapter.change.layers:
+            total = total + adapter.change.difference(layer, weight, scale)
+    return total
+
+
+def merge_adapters(transformer: Any, adapters: Sequence[LoadedAdapter]) -> None:
+    """Add adapters to a transformer's weights for good, at their own scales."""
+    with torch.no_grad():
+        for layer in dict.fromkeys(layer for adapter in adapters for layer in adapter.change.layers):
+            weight = transformer.get_submodule(layer).weight
+            weight.copy_(combined(layer, weight.float(), [(adapter, adapter.scale) for adapter in adapters]))
 
 
 def _adapter_file(path: Path) -> Path:
     if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointInvalid(f"{path} is no safetensors file, which is the only form of adapters that is read")
         return path
     for name in _FILES:
         if (path / name).is_file():
@@ -73,53 +155,14 @@ def _adapter_file(path: Path) -> Path:
     raise CheckpointNotFound(f"no LoRA adapter at {path}: give a safetensors file, or a folder with {_FILES[0]}")
 
 
-def _load(transformer: Any, file: Path) -> None:
-    # Imported here because the loaders of every model of diffusers come with it.
-    from diffusers.loaders.lora_pipeline import AceStepLoraLoaderMixin
-
-    # Read once for its errors, which name the file.
-    TensorFiles([file])
-    try:
-        state, metadata = AceStepLoraLoaderMixin.lora_state_dict(
-            str(file), use_safetensors=True, local_files_only=True, return_lora_metadata=True
-        )
-        _require_places(transformer, state, file)
-        AceStepLoraLoaderMixin.load_lora_into_transformer(state, transformer, adapter_name=_NAME, metadata=metadata)
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise CheckpointInvalid(f"{file} cannot be merged: {' '.join(str(error).split())}") from error
-
-
-def _require_places(transformer: Any, state: Mapping[str, torch.Tensor], file: Path) -> None:
-    """The loader passes over tensors that it has no place for; a song would then be made with half an adapter."""
-    shapes = {
-        f"{_ROLE}{name}": layer.weight.shape
-        for name, layer in transformer.named_modules()
-        if isinstance(layer, nn.Linear)
-    }
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in float32."""
+    files = TensorFiles([file])
+    state = {name: torch.empty(stored.shape) for name, stored in files.tensors.items()}
+    if not state:
+        raise CheckpointInvalid(f"{file} holds no tensors")
+    files.read_into(state)
     for name, tensor in state.items():
-        layer, _, factor = name.partition(".lora_")
-        if layer not in shapes or factor not in ("A.weight", "B.weight"):
-            raise CheckpointInvalid(f"{file} has the tensor {name}, which is no LoRA of a linear layer of this model")
-        rows, columns = shapes[layer]
-        expected = (tensor.shape[0], columns) if factor == "A.weight" else (rows, tensor.shape[1])
-        if tuple(tensor.shape) != expected:
-            raise CheckpointInvalid(f"{file} has {name} of shape {list(tensor.shape)}, its layer is {rows} x {columns}")
-
-
-def _trained_scale(file: Path) -> float:
-    """The scale of PEFT's configuration file, which diffusers does not read: without it, it takes alpha as the rank.
-
-    Raises:
-        CheckpointInvalid: the configuration asks for what the merge cannot do.
-    """
-    path = file.parent / _CONFIG
-    if file.name != _FILES[0] or not path.exists():
-        return 1.0
-    config = read_json(path)
-    unsupported = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
-    if unsupported:
-        raise CheckpointInvalid(f"{path} sets {unsupported[0]}, which is not supported")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise CheckpointInvalid(f"{path} has no usable r and lora_alpha")
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+        if not torch.isfinite(tensor).all():
+            raise CheckpointInvalid(f"{file} has NaN or infinity in {name}")
+    return state

@@ -91,7 +91,7 @@ NULL_CONDITION: Final = "null_condition_emb"
 """Belongs to diffusers' condition encoder, and stands beside the four models in the official file."""
 SILENCE: Final = "silence_latent"
 """Belongs to diffusers' condition encoder, and has a file of its own in the official layout."""
-_ATTENTION_NAMES: Final[Mapping[str, str]] = {
+ATTENTION_NAMES: Final[Mapping[str, str]] = {
     "to_q": "q_proj",
     "to_k": "k_proj",
     "to_v": "v_proj",
@@ -99,6 +99,7 @@ _ATTENTION_NAMES: Final[Mapping[str, str]] = {
     "norm_q": "q_norm",
     "norm_k": "k_norm",
 }
+"""Names in diffusers' attention layers, and in official files."""
 _PATCHES: Final[Mapping[str, str]] = {"proj_in_conv": "proj_in.1", "proj_out_conv": "proj_out.1"}
 
 
@@ -112,7 +113,7 @@ def official_name(role: str, name: str) -> str | None:
     if role == "condition_encoder" and name in (NULL_CONDITION, SILENCE):
         return name if name == NULL_CONDITION else None
     module, _, leaf = name.rpartition(".")
-    for ours, theirs in _ATTENTION_NAMES.items():
+    for ours, theirs in ATTENTION_NAMES.items():
         if module.endswith(f"attn.{ours}"):
             module = module.removesuffix(ours) + theirs
     module = _PATCHES.get(module, module)

@@ -182,6 +182,17 @@ def require_regular(path: Path) -> None:
         raise CheckpointInvalid(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
 
 
+def stored_metadata(path: Path) -> Mapping[str, str]:
+    """The texts in the header of one file.
+
+    Raises:
+        CheckpointInvalid: the file is corrupt or incomplete.
+    """
+    with _opened(path) as file:
+        found: Mapping[str, str] = file.metadata() or {}
+        return found
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a file; the library's own messages do not say which one is damaged."""

@@ -29,6 +29,11 @@ def is_forced(context: Context | None = None) -> bool:
     return bool(get_value(_FORCED, context))
 
 
+def forced(context: Context | None = None) -> Context:
+    """The context of a request that is to be traced in any case."""
+    return set_value(_FORCED, True, context)
+
+
 class ForcePropagator(TextMapPropagator):
     """Carries the header; add ``acestep_force`` to ``OTEL_PROPAGATORS``."""
 
@@ -38,7 +43,7 @@ class ForcePropagator(TextMapPropagator):
         """The context, with the mark where the header says so."""
         values = getter.get(carrier, HEADER) or []
         if any(value.strip().lower() in _YES for value in values):
-            return set_value(_FORCED, True, context)
+            return forced(context)
         return Context() if context is None else context
 
     def inject(

@@ -15,6 +15,7 @@ import wrapt
 
 from acestep_otel import semconv
 from acestep_otel.patches.patcher import Patch, Wrapper, device_named
+from acestep_otel.patches.song_settings import adapter_attributes, sampler_attributes
 from acestep_otel.recording.call import Call, RequestDefinition, RequestStart, StageDefinition
 from acestep_otel.recording.request_tracer import RequestTracer
 from acestep_otel.recording.trace_tree import Attributes, AttributeValue, never_raises
@@ -44,7 +45,11 @@ def _request(tracer: RequestTracer) -> Wrapper:
         start = _request_start(call, tracer.settings.capture_content)
         if start is None:
             return call.run()
-        song = _Song(steps=call.arguments["num_inference_steps"], songs=int(start.attributes[semconv.BATCH_SIZE]))
+        song = _Song(
+            steps=call.arguments["num_inference_steps"],
+            songs=int(start.attributes[semconv.BATCH_SIZE]),
+            sampler=_sampler(instance.scheduler) or {},
+        )
         pipeline = _Pipeline(instance, tracer, song)
         definition = RequestDefinition(
             semconv.GENERATE_MUSIC,
@@ -77,12 +82,36 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
         semconv.DEVICE: str(pipeline._execution_device),
         semconv.DTYPE: str(pipeline.transformer.dtype).removeprefix("torch."),
         semconv.WEIGHTS: "checkpoint",
+        **(_adapters(pipeline) or {}),
     }
     if arguments["audio_duration"]:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(arguments["audio_duration"])
     if capture_content:
         attributes[semconv.CAPTION], attributes[semconv.LYRICS] = "\n".join(captions), "\n".join(lyrics)
     return RequestStart(device_named(str(pipeline._execution_device)), attributes, (*captions, *lyrics, *instructions))
+
+
+@never_raises
+def _sampler(scheduler: Any) -> Attributes:
+    """What a scheduler of diffusers does, by the released package's names; the pipeline corrects no latents."""
+    name = type(scheduler).__name__
+    solver = next((solver for solver in ("euler", "heun") if solver in name.lower()), None)
+    stochastic = scheduler.config.get("stochastic_sampling", False)
+    return sampler_attributes("sde" if stochastic else "ode", solver, False)
+
+
+@never_raises
+def _adapters(pipeline: Any) -> Attributes:
+    """Active LoRA adapters, and their scales as they were set; PEFT's layers keep them times alpha over rank."""
+    scales: dict[str, float] = {}
+    for layer in pipeline.transformer.modules():
+        if not getattr(layer, "scaling", None) or getattr(layer, "disable_adapters", True):
+            continue
+        for name in layer.active_adapters:
+            if name in layer.scaling and name not in scales:
+                rank = layer.r[name] ** (0.5 if layer.use_rslora.get(name) else 1.0)
+                scales[name] = layer.scaling[name] * rank / layer.lora_alpha[name]
+    return adapter_attributes(scales.items())
 
 
 def _texts(value: str | list[str]) -> list[str]:
@@ -92,8 +121,9 @@ def _texts(value: str | list[str]) -> list[str]:
 class _Song:
     """What is learnt while a song is made."""
 
-    def __init__(self, *, steps: int, songs: int) -> None:
+    def __init__(self, *, steps: int, songs: int, sampler: Attributes) -> None:
         self.steps = steps
+        self.sampler = sampler
         self.songs = songs
         self.steps_done = 0
         self.timesteps: list[float] = []
@@ -112,7 +142,7 @@ class _Song:
         """Attributes of the diffusion loop; ``sigmas`` is what the scheduler was given, on the host."""
         self.steps = count
         self.timesteps = [float(sigma) for sigma in sigmas or ()]
-        return {semconv.DIT_STEPS_REQUESTED: count, semconv.BATCH_SIZE: self.songs}
+        return {semconv.DIT_STEPS_REQUESTED: count, semconv.BATCH_SIZE: self.songs, **self.sampler}
 
     def step(self, latents: Any) -> Attributes:
         """Attributes of the step that is about to run."""

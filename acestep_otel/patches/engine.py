@@ -7,15 +7,16 @@ layer's sake. What the engine guarantees to an observer is in ``docs/architectur
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from acestep_otel import semconv
-from acestep_otel.patches import engine_language_model
+from acestep_otel.patches import engine_language_model, engine_work
 from acestep_otel.patches.messages import input_messages
 from acestep_otel.patches.patcher import Patch
+from acestep_otel.patches.song_settings import adapter_attributes, sampler_attributes
 from acestep_otel.recording.call import (
     Call,
     LoadDefinition,
@@ -29,7 +30,7 @@ from acestep_otel.recording.trace_tree import Attributes, AttributeValue, Stage
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
-    from acestep.checkpoints import Models
+    from acestep.checkpoints import Models, ModelSelection
     from acestep.renderer.vae import TilePlan
     from acestep.types import GenerationRequest, GenerationResult, VaeDecoding
 
@@ -80,6 +81,12 @@ def _generation_attributes(
         semconv.QUANTIZATION: models.placement.quantization or "none",
         semconv.COMPILED: models.placement.compile,
     }
+    # Names that no adapter has are the caller's own words.
+    known = models.renderer.adapters
+    asked = known.defaults if request.adapters is None else request.adapters
+    attributes |= adapter_attributes(
+        [(one.name, one.scale) for one in asked if one.name in known.names and one.scale != 0]
+    )
     if request.duration is not None:
         attributes[semconv.AUDIO_DURATION_REQUESTED] = float(request.duration)
     if capture_content:
@@ -90,17 +97,31 @@ def _generation_attributes(
 
 
 def _generation_result(_call: Call, result: GenerationResult) -> Attributes:
-    return {semconv.AUDIO_DURATION: result.effective.duration, semconv.DIT_STEPS: result.effective.steps}
+    effective = result.effective
+    return {
+        semconv.AUDIO_DURATION: effective.duration,
+        semconv.DIT_STEPS: effective.steps,
+        semconv.REQUEST_SEED: effective.seeds[0],
+        semconv.RESPONSE_MODEL: effective.dit_model,
+    }
+
+
+def _saved_songs(result: GenerationResult) -> Sequence[Path]:
+    return [song.path for song in result.songs if song.path is not None]
 
 
 def _loads(field: str) -> Callable[[Call], ModelLoad]:
     """Reads the model that a field of the selection names."""
 
     def load(call: Call) -> ModelLoad:
-        named = str(getattr(call.arguments["selection"], field))
+        selection: ModelSelection = call.arguments["selection"]
+        named = str(getattr(selection, field))
         model = Path(named).absolute().name
-        # A model may be named by a path, which may say who the user is.
-        return ModelLoad(model, call.arguments["device"], () if model == named else tuple(file_names(named)))
+        # A model may be named by a path, which may say who the user is; so may the folder of an adapter.
+        paths = [path for adapter in selection.adapters for path in (adapter.path, adapter.path.absolute())]
+        folders = [str(path.parent) for path in paths if path.parent != Path()]
+        texts = (*(() if model == named else file_names(named)), *folders)
+        return ModelLoad(model, call.arguments["device"], texts)
 
     return load
 
@@ -123,8 +144,14 @@ def _tiling(call: Call) -> Attributes:
 
 
 def _denoising(call: Call) -> Attributes:
-    schedule, guidance, noise = (call.arguments[name] for name in ("schedule", "guidance", "noise"))
+    schedule, guidance, noise, sampler = (call.arguments[name] for name in ("schedule", "guidance", "noise", "sampler"))
+    settings = None if sampler is None else sampler.settings
     return {
+        **(
+            {}
+            if settings is None
+            else sampler_attributes(settings.infer_method, settings.sampler_mode, settings.dcw_enabled)
+        ),
         semconv.DIT_STEPS_REQUESTED: len(schedule.timesteps),
         semconv.DIT_SHIFT: float(schedule.shift),
         semconv.DIT_GUIDANCE_SCALE: 1.0 if guidance is None else float(guidance.scale),
@@ -136,7 +163,10 @@ def _denoising(call: Call) -> Attributes:
 def _denoised_steps(call: Call, loop: Stage, _latents: Any) -> Attributes:
     # Counted where steps are recorded one by one; below that level a loop that returned has run them all.
     steps = sum(child.name == semconv.DIT_STEP for child in loop.children)
-    return {semconv.DIT_STEPS: steps or len(call.arguments["schedule"].timesteps)}
+    return {
+        semconv.DIT_STEPS: steps or len(call.arguments["schedule"].timesteps),
+        semconv.DIT_PATH: call.instance.velocity.path,
+    }
 
 
 def _denoise_step(call: Call) -> Attributes:
@@ -169,6 +199,10 @@ def _tile(call: Call) -> Attributes:
     return {semconv.VAE_TILE_INDEX: tile.index, semconv.VAE_TILE_FRAMES: stop - start}
 
 
+def _switched_to(call: Call) -> Attributes:
+    return adapter_attributes([(adapter.name, adapter.scale) for adapter in call.arguments["adapters"]])
+
+
 def _move(call: Call) -> Attributes:
     to_device = call.arguments["destination"] == call.instance.device
     return {
@@ -178,10 +212,11 @@ def _move(call: Call) -> Attributes:
 
 
 PATCHES: Final = (
+    *engine_work.PATCHES,
     Patch(
         "acestep.inference",
         "MusicPipeline.generate",
-        RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result),
+        RequestDefinition(semconv.GENERATE_MUSIC, _generation_start, _generation_result, files_after=_saved_songs),
     ),
     Patch(
         "acestep.inference",
@@ -210,6 +245,11 @@ PATCHES: Final = (
     # Inside acestep.condition, which tracks the memory peak of both.
     Patch(
         "acestep.renderer.renderer", "Renderer.encode", StageDefinition(semconv.VAE_ENCODE, attributes_before=_tiling)
+    ),
+    Patch(
+        "acestep.renderer.adapters",
+        "AdapterSet.switch",
+        StageDefinition(semconv.ADAPTER_SWITCH, attributes_before=_switched_to),
     ),
     Patch(
         "acestep.renderer.renderer",

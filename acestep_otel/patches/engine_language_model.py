@@ -6,6 +6,7 @@ vLLM's own span of a request is made a child of the phase that sent it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from acestep_otel import semconv
+from acestep_otel.patches.engine_work import list_of_passes
 from acestep_otel.patches.messages import input_messages, output_messages
 from acestep_otel.patches.patcher import CustomWrapper, Patch, Wrapper
 from acestep_otel.patches.phase_marks import decode_pass, grammar, prompt_pass
@@ -28,6 +30,8 @@ from acestep_otel.recording.trace_tree import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from acestep.planner.backends import PhaseTokens, PlannerBackend
     from acestep.planner.planner import Planner
     from acestep.planner.songwriter import Songwriter
@@ -42,7 +46,8 @@ _TEXTS: Final = {
 
 
 def _codes(call: Call) -> Attributes:
-    return {semconv.AUDIO_CODES_COUNT: len(call.arguments["audio_codes"])}
+    codes = len(call.arguments["audio_codes"])
+    return {semconv.AUDIO_CODES_COUNT: codes, semconv.USAGE_AUDIO_INPUT_TOKENS: codes}
 
 
 def _query(call: Call) -> Attributes:
@@ -90,8 +95,11 @@ def _text_request(
     return RequestDefinition(span, start, _blueprint, _blueprint_texts)
 
 
-def _blueprint(_call: Call, blueprint: SongBlueprint) -> Attributes:
-    attributes: dict[str, AttributeValue] = {semconv.LYRICS_COMPLETE: blueprint.lyrics_complete}
+def _blueprint(call: Call, blueprint: SongBlueprint) -> Attributes:
+    attributes: dict[str, AttributeValue] = {
+        semconv.LYRICS_COMPLETE: blueprint.lyrics_complete,
+        semconv.RESPONSE_MODEL: call.instance.planner.model_name,
+    }
     if blueprint.audio_codes:
         attributes[semconv.AUDIO_CODES_COUNT] = len(blueprint.audio_codes)
     return attributes
@@ -113,6 +121,12 @@ def _sampling(call: Call) -> Attributes:
     return attributes | ({semconv.REQUEST_TOP_K: sampling.top_k} if sampling.top_k else {})
 
 
+def _device(call: Call) -> torch.device:
+    """Of a song's language model, which may have a card of its own."""
+    planner: Planner = call.instance
+    return planner.device
+
+
 def _written(call: Call, stage: Stage, written: Any) -> Attributes:
     reasoned = [
         child.attributes.get(semconv.USAGE_REASONING_OUTPUT_TOKENS, 0)
@@ -121,14 +135,16 @@ def _written(call: Call, stage: Stage, written: Any) -> Attributes:
     ]
     return {
         **_summed_tokens(written.phases),
+        **_kinds_of_tokens(stage.children),
         semconv.USAGE_REASONING_OUTPUT_TOKENS: sum(map(int, reasoned)),
         **_decode_path(call.instance.backend),
     }
 
 
-_PLANNING: Final = StageDefinition(
+_WRITING: Final = StageDefinition(
     semconv.LM, device_clock=False, attributes_before=_sampling, attributes_after=_written
 )
+_PLANNING: Final = replace(_WRITING, device=_device)
 
 
 def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue]:
@@ -136,6 +152,7 @@ def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue
         semconv.OPERATION_NAME: "generate_content",
         semconv.PROVIDER_NAME: "ace_step",
         semconv.REQUEST_MODEL: planner.model_name,
+        semconv.RESPONSE_MODEL: planner.model_name,
     }
 
 
@@ -164,6 +181,7 @@ def _engine_times(tokens: PhaseTokens) -> Attributes:
         return {}
     return {
         semconv.LM_ENGINE_QUEUE_DURATION: times.queue,
+        semconv.LATENCY_QUEUE: times.queue,
         semconv.LM_ENGINE_TIME_TO_FIRST_TOKEN: times.time_to_first_token,
         semconv.LM_ENGINE_PREFILL_DURATION: times.prefill,
         semconv.LM_ENGINE_DECODE_DURATION: times.decode,
@@ -175,21 +193,53 @@ def _phase_attributes(span: str, call: Call) -> Attributes:
     return _model_attributes(call.instance) | {semconv.LM_CONSTRAINED: constrained}
 
 
-def _phase_tokens(_call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
+def _phase_tokens(call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
+    drawn_from = None if stage.phase is None else stage.phase.mean_candidates
+    # What the work cannot be read from must not cost the tokens' attributes.
+    stage.passes.extend(never_raises(list_of_passes)(call.instance.backend, tokens, drawn_from) or ())
     attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
+    written = int(attributes[semconv.USAGE_OUTPUT_TOKENS])
+    attributes[_KINDS[stage.name]] = written
     if stage.name == semconv.LM_COT:
-        attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = attributes[semconv.USAGE_OUTPUT_TOKENS]
+        attributes[semconv.USAGE_REASONING_OUTPUT_TOKENS] = written
+    stage.finish_reasons = _finish_reasons(stage, call.instance.backend, tokens)
     share = current_guidance_share()
     if tokens.unconditional_tokens and share is not None:
         attributes |= {semconv.LM_CFG_SHARE: share.decode, semconv.LM_CFG_PREFILL_SHARE: share.prefill}
     return attributes
 
 
-def _phase(span: str) -> StageDefinition:
+_KINDS: Final = {
+    semconv.LM_COT: semconv.USAGE_TEXT_OUTPUT_TOKENS,
+    semconv.LM_CODES: semconv.USAGE_AUDIO_OUTPUT_TOKENS,
+    semconv.LM_LYRICS: semconv.USAGE_TEXT_OUTPUT_TOKENS,
+}
+"""What a phase writes, by the name of the attribute that counts it."""
+
+
+def _kinds_of_tokens(phases: Sequence[Stage]) -> Attributes:
+    counted: dict[str, int] = {}
+    for phase in phases:
+        if (kind := _KINDS.get(phase.name)) is not None and kind in phase.attributes:
+            counted[kind] = counted.get(kind, 0) + int(phase.attributes[kind])
+    return counted
+
+
+def _finish_reasons(stage: Stage, backend: PlannerBackend[Any], tokens: PhaseTokens) -> tuple[str, ...]:
+    """Codes, and what a grammar holds, end when they are complete; a free text that has no end met its limit."""
+    if stage.name == semconv.LM_CODES or stage.attributes.get(semconv.LM_CONSTRAINED):
+        return ("stop",) * len(tokens.ids)
+    layout = backend.vocabulary.layout
+    ends = (layout.think_close, layout.eos, layout.pad)
+    return tuple("stop" if ids and ids[-1] in ends else "length" for ids in tokens.ids)
+
+
+def _phase(span: str, device: Callable[[Call], torch.device] | None = None) -> StageDefinition:
     return StageDefinition(
         span,
         device_clock=False,
         tracks_memory=True,
+        device=device,
         is_lm_phase=True,
         attributes_before=partial(_phase_attributes, span),
         attributes_after=_phase_tokens,
@@ -263,9 +313,9 @@ PATCHES: Final = (
     Patch("acestep.blueprints", "BlueprintWriter.create", _text_request(semconv.CREATE_SAMPLE, ("query",), _query)),
     Patch("acestep.blueprints", "BlueprintWriter.format", _text_request(semconv.FORMAT_SAMPLE, ("caption", "lyrics"))),
     Patch("acestep.planner.planner", "Planner.plan", _PLANNING),
-    Patch("acestep.planner.planner", "Planner.reason", _phase(semconv.LM_COT)),
-    Patch("acestep.planner.planner", "Planner.compose_codes", _phase(semconv.LM_CODES)),
-    Patch("acestep.planner.songwriter", "Songwriter.write", _PLANNING),
+    Patch("acestep.planner.planner", "Planner.reason", _phase(semconv.LM_COT, _device)),
+    Patch("acestep.planner.planner", "Planner.compose_codes", _phase(semconv.LM_CODES, _device)),
+    Patch("acestep.planner.songwriter", "Songwriter.write", _WRITING),
     Patch("acestep.planner.songwriter", "Songwriter.reason", _phase(semconv.LM_COT)),
     Patch("acestep.planner.songwriter", "Songwriter.write_lyrics", _phase(semconv.LM_LYRICS)),
     *(

@@ -23,6 +23,7 @@ from acestep_otel.patches.official_package_language_model import (
 )
 from acestep_otel.patches.official_package_renderer import SAVE, RendererPatches, renderer_name
 from acestep_otel.patches.patcher import Gaps, Patch, Wrapper, device_named
+from acestep_otel.patches.song_settings import adapter_attributes
 from acestep_otel.patches.tolerant import argument, field, positive, readable, texts
 from acestep_otel.recording.call import Call, RequestDefinition, RequestStart
 from acestep_otel.recording.redaction import file_names
@@ -280,7 +281,24 @@ def _about_renderer(handler: Any) -> dict[str, Any]:
         semconv.OFFLOAD_DIT: field(handler, "offload_dit_to_cpu"),
         semconv.QUANTIZATION: field(handler, "quantization") or "none",
         semconv.COMPILED: field(handler, "compiled"),
+        **adapter_attributes(_adapters(handler)),
     }
+
+
+def _adapters(handler: Any) -> list[tuple[str, float]]:
+    """The adapter that a handler renders with, and its scale: one at a time, whatever else is loaded.
+
+    The first versions keep the scale alone; there PEFT knows the name. A LoKr is not among PEFT's adapters.
+    """
+    if field(handler, "use_lora") is not True:
+        return []
+    scales = field(handler, "_active_loras") or {}
+    active = field(handler, "_lora_active_adapter") or field(handler, "model", "decoder", "active_adapter")
+    if not isinstance(active, str):
+        active = next(iter(scales), "default")
+    scale = field(scales, active)
+    scale = field(handler, "lora_scale") if scale is None else scale
+    return [(active, scale)] if isinstance(scale, int | float) else []
 
 
 def _made(_call: Call, result: Any) -> Attributes:

@@ -8,7 +8,7 @@ nothing of its caller; the two are brought together by an object that both hold.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from acestep_otel import semconv
 from acestep_otel.patches.official_package_language_model import base_name, load_failure, remembering
 from acestep_otel.patches.patcher import Gaps, TemporaryPatches, device_named
+from acestep_otel.patches.song_settings import sampler_attributes
 from acestep_otel.patches.tolerant import argument, field, readable
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, StageDefinition
 from acestep_otel.recording.redaction import file_names
@@ -35,6 +36,9 @@ from acestep_otel.settings import Detail
 _MOVED: Final = {"model": "transformer", "vae": "vae", "text_encoder": "text_encoder"}
 """Models that the handler offloads, by the attribute that holds them."""
 
+_SAMPLER: Final[Mapping[str, str | bool]] = {"infer_method": "ode", "sampler_mode": "euler", "dcw_enabled": False}
+"""Arguments of ``service_generate``, and how versions without them sample."""
+
 _models: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """Models of handlers, by what they were initialized with."""
 
@@ -47,13 +51,50 @@ def renderer_name(handler: Any) -> str | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Solver:
+    """How many calls of the transformer make a step.
+
+    Attributes:
+        heun: two; of a turbo model's last step one.
+        edited: steps of a flow edit that follow the difference of two texts; after them a step is one call.
+        calls_per_edit: of each of those steps: for both texts, as often as noise is drawn.
+    """
+
+    heun: bool = False
+    edited: int = 0
+    calls_per_edit: int = 1
+
+    @classmethod
+    def of(cls, call: Call) -> _Solver:
+        """Read from a call of ``service_generate``."""
+        steps, times = argument(call, "infer_steps"), argument(call, "timesteps")
+        if argument(call, "flow_edit_morph") is True and isinstance(steps, int):
+            if isinstance(times, list | tuple) and times:
+                steps = len(times) - (times[-1] == 0)
+            first, last = (
+                int(steps * argument(call, name, otherwise))
+                for name, otherwise in (("flow_edit_n_min", 0.0), ("flow_edit_n_max", 1.0))
+            )
+            return cls(edited=last - first, calls_per_edit=2 * argument(call, "flow_edit_n_avg", 1))
+        return cls(heun=argument(call, "sampler_mode") == "heun" and argument(call, "infer_method") != "sde")
+
+    def place(self, number: int) -> tuple[int, bool, bool]:
+        """Where a call belongs: its step, and whether it is the first and the last of it."""
+        per_step = 2 if self.heun else self.calls_per_edit if number < self.edited * self.calls_per_edit else 1
+        if per_step == 1:
+            return number - self.edited * (self.calls_per_edit - 1), True, True
+        step, within = divmod(number, per_step)
+        return step, within == 0, within == per_step - 1
+
+
 @dataclass(slots=True)
 class _Loop:
     """One diffusion loop, by what ``service_generate`` was given and what the transformer is called with.
 
     Attributes:
-        songs: rows that are songs; with guidance the transformer processes twice as many.
-        heun: whether a step calls the transformer a second time, to correct itself.
+        songs: rows that are songs; with guidance the transformer sees twice as many.
+        solver: how many calls make a step.
         guidance_scale: 1 is off.
         interval: flow times in which guidance is applied.
         given: attributes that are known before.
@@ -63,7 +104,7 @@ class _Loop:
     """
 
     songs: int | None
-    heun: bool
+    solver: _Solver
     guidance_scale: float | None
     interval: tuple[float, float]
     given: Attributes
@@ -79,21 +120,24 @@ class _Loop:
         songs = len(captions) if isinstance(captions, list | tuple) else 1 if isinstance(captions, str) else None
         return cls(
             songs=songs,
-            heun=argument(call, "sampler_mode") == "heun" and argument(call, "infer_method") != "sde",
+            solver=_Solver.of(call),
             guidance_scale=scale if isinstance(scale, int | float) else None,
             interval=(argument(call, "cfg_interval_start") or 0.0, _or_one(argument(call, "cfg_interval_end"))),
-            given=readable(
-                {
-                    semconv.DIT_STEPS_REQUESTED: argument(call, "infer_steps"),
-                    semconv.DIT_SHIFT: argument(call, "shift"),
-                    semconv.BATCH_SIZE: songs,
-                }
-            ),
+            given={
+                **readable(
+                    {
+                        semconv.DIT_STEPS_REQUESTED: argument(call, "infer_steps"),
+                        semconv.DIT_SHIFT: argument(call, "shift"),
+                        semconv.BATCH_SIZE: songs,
+                    }
+                ),
+                **_sampler(call),
+            },
         )
 
     @property
     def steps_done(self) -> int:
-        return -(-self.calls // 2) if self.heun else self.calls
+        return self.solver.place(self.calls - 1)[0] + 1 if self.calls else 0
 
     def begin(self, latents: Any) -> Attributes:
         """Attributes of the loop, from the first call's latents."""
@@ -120,6 +164,18 @@ class _Loop:
             stage.attributes[semconv.DIT_STEP_TIMESTEP] = time
             stage.attributes[semconv.DIT_STEP_GUIDED] = self.doubled and self.interval[0] <= time <= self.interval[1]
         self.steps.clear()
+
+
+def _sampler(call: Call) -> Attributes:
+    # What a version has no argument for, it does not do.
+    if argument(call, "flow_edit_morph") is True:
+        # Whatever else was asked for.
+        return sampler_attributes("ode", "euler", False)
+    method, solver, corrects = (argument(call, name, otherwise) for name, otherwise in _SAMPLER.items())
+    if corrects is None:
+        # The newest versions decide by the model.
+        corrects = field(call.instance, "model", "config", "is_turbo")
+    return sampler_attributes(method, solver, corrects)
 
 
 def _or_one(value: Any) -> float:
@@ -223,24 +279,24 @@ class RendererPatches:
     def _transformer(
         self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A call of the transformer: a step, or with Heun's method one of the two calls of a step."""
+        """A call of the transformer: a step, or one of the calls of a step."""
         call = Call(wrapped, instance, args, kwargs)
         loop = _loop.get()
         if loop is None or current_recording() is None:
             return call.run()
-        corrects = loop.heun and loop.calls % 2 == 1
-        if not corrects:
+        index, is_first, is_last = loop.solver.place(loop.calls)
+        if is_first:
             self._tracer.end(semconv.DIT_STEP)
         latents = argument(call, "hidden_states")
         self._tracer.end(semconv.CONDITION, lambda _: {semconv.LATENT_FRAMES: latents.shape[1]})
         self._tracer.begin(_DIT, lambda: loop.begin(latents))
-        index, loop.calls = loop.steps_done, loop.calls + 1
-        if not loop.heun:
+        loop.calls += 1
+        if is_first and is_last:
             return self._tracer.stage(_step(loop, index), call)
-        if not corrects:
+        if is_first:
             self._tracer.begin(_DIT_STEP, lambda: _step_attributes(loop, index, call))
         result = call.run()
-        if corrects:
+        if is_last:
             self._tracer.end(semconv.DIT_STEP)
         return result
 

@@ -21,12 +21,18 @@ def field(owner: Any, *path: str) -> Any:
     return owner
 
 
-def argument(call: Call, name: str) -> Any:
-    """An argument of a call by its name; ``None`` where it was not given, or the call does not fit the function."""
+def argument(call: Call, name: str, otherwise: Any = None) -> Any:
+    """An argument of a call by its name.
+
+    Args:
+        call: the call, which may not fit the function.
+        name: of the argument.
+        otherwise: where the function has no such argument, or it was not given.
+    """
     try:
-        return call.arguments.get(name)
+        return call.arguments.get(name, otherwise)
     except TypeError:
-        return call.kwargs.get(name)
+        return call.kwargs.get(name, otherwise)
 
 
 def readable(values: Mapping[str, Any]) -> dict[str, AttributeValue]:

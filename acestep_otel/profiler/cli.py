@@ -36,8 +36,11 @@ _KEPT_END: Final = 200
 """Characters of a longer message that are kept at its end."""
 
 _FILE_DEFAULTS: Final = f"{__name__}.file_defaults"
+_DEVICE_WORDS: Final = (re.compile(r"auto|cuda(:[0-9]{1,4})?|mps|cpu"), "auto, cuda, cuda:N, mps or cpu")
 _WORDS: Final = {
-    "device": (re.compile(r"auto|cuda(:[0-9]{1,4})?|mps|cpu"), "auto, cuda, cuda:N, mps or cpu"),
+    "device": _DEVICE_WORDS,
+    "dit_device": _DEVICE_WORDS,
+    "lm_device": _DEVICE_WORDS,
     "lm_backend": (re.compile(r"auto|vllm|pt|mlx"), "auto, vllm, pt or mlx"),
 }
 """What may be said, where that is known without loading anything."""
@@ -137,7 +140,7 @@ def _require_words(context: click.Context, values: Mapping[str, Any]) -> None:
     if defaults.problem is not None:
         raise SetupError(defaults.problem)
     for name, (words, choices) in _WORDS.items():
-        if words.fullmatch(values[name]):
+        if values[name] is None or words.fullmatch(values[name]):
             continue
         match context.get_parameter_source(name):
             case ParameterSource.ENVIRONMENT:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ VARIABLES: Final = {
     "lm_model": "ACESTEP_LM_MODEL_PATH",
     "device": "ACESTEP_DEVICE",
     "lm_backend": "ACESTEP_LM_BACKEND",
+    "checkpoint_dir": "ACESTEP_CHECKPOINTS_DIR",
 }
 """Environment variable of each option that has one (docs/settings.md)."""
 
@@ -65,7 +67,8 @@ def read_defaults(path: Path) -> FileDefaults:
             problem = problem or f"{path}, line {line}: the line is not of the form KEY=VALUE"
         option = _OPTIONS.get(binding.key or "")
         if option is not None and binding.value and binding.value.strip():
-            values[option] = binding.value
+            # As a shell expands it where the variable is set there.
+            values[option] = os.path.expanduser(binding.value) if option == "checkpoint_dir" else binding.value  # noqa: PTH111
             places[option] = f"{path}, line {line}: {binding.key}"
     return FileDefaults(values, places, problem)
 

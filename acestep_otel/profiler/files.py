@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, BinaryIO, TextIO, cast
 
 from acestep.documents import shown
 from acestep_otel.errors import SetupError
@@ -66,13 +66,27 @@ def replacing(path: Path) -> Iterator[TextIO]:
     Raises:
         OSError: it could not be written; what was there before is unchanged. The message names the file.
     """
+    with _replacing(path, "utf-8") as stream:
+        yield cast(TextIO, stream)
+
+
+@contextmanager
+def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
+    """The same for what is no text."""
+    with _replacing(path, None) as stream:
+        yield cast(BinaryIO, stream)
+
+
+@contextmanager
+def _replacing(path: Path, encoding: str | None) -> Iterator[IO[Any]]:
+    mode = "b" if encoding is None else ""
     try:
         target = _target(path)
         if _is_replaced(target):
-            with _replaced(target) as stream:
+            with _replaced(target, mode, encoding) as stream:
                 yield stream
         else:
-            with target.open("w", encoding="utf-8") as stream:
+            with target.open(f"w{mode}", encoding=encoding) as stream:
                 yield stream
     except OSError as error:
         raise OSError(f"cannot write {shown(path)}: {error.strerror or error}") from error
@@ -87,10 +101,10 @@ def can_be_replaced(path: Path) -> bool:
 
 
 @contextmanager
-def _replaced(target: Path) -> Iterator[TextIO]:
+def _replaced(target: Path, mode: str, encoding: str | None) -> Iterator[IO[Any]]:
     draft = _beside(target, "draft")
     try:
-        with draft.open("x", encoding="utf-8") as stream:
+        with draft.open(f"x{mode}", encoding=encoding) as stream:
             _take_over(stream.fileno(), target)
             yield stream
             stream.flush()

@@ -10,6 +10,7 @@ from acestep.errors import FIELD, AceStepError, CheckpointNotFound
 from acestep_otel.profiler.options import DEFAULTS
 
 _NAMED_OTHERWISE: Final = {
+    "adapters": "--lora",
     "checkpoint_root": "--checkpoint-dir",
     "compile": COMPILE_MODEL,
     "dit": "--config-path",

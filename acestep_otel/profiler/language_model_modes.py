@@ -110,16 +110,25 @@ def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str
 
 
 def _shown_lyrics(lyrics: str) -> Iterator[str]:
-    """The beginning of the lyrics, for the terminal; the result file contains all of them."""
-    shown = 0
+    """The words as far as a reader of a table wants them; the result file has them all."""
     lines = lyrics.splitlines() or [_ABSENT]
+    room = _SHOWN_CHARACTERS
     for number, line in enumerate(lines):
-        room = _SHOWN_CHARACTERS - shown
         if number == _SHOWN_LINES or room <= 0:
-            yield f"    … {len(lines) - number} more lines (--benchmark-output has them all)"
+            yield f"    … {_counted(len(lines) - number, 'more line')} (--benchmark-output has them all)"
             return
-        yield f"    {line if len(line) <= room else line[:room] + ' …'}".rstrip()
-        shown += len(line)
+        yield f"    {line[:room]}".rstrip()
+        if len(line) > room:
+            left = f"{len(line) - room:,} more characters"
+            if lines[number + 1 :]:
+                left += f" and {_counted(len(lines) - number - 1, 'more line')}"
+            yield f"    … {left} (--benchmark-output has them all)"
+            return
+        room -= len(line)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 _TOKENS: Final = re.compile(r"(?:\s*<\|audio_code_[0-9]{1,9}\|>)+\s*")

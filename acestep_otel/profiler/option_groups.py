@@ -222,6 +222,18 @@ _GROUPS: Final = (
             help="Strength of the high band in mode double.",
         ),
         option(
+            "--retake-seed",
+            type=WholeNumber(),
+            show_default="none",
+            help="Seed of the noise that --retake-variance mixes in.",
+        ),
+        option(
+            "--retake-variance",
+            type=Number(),
+            default=DEFAULTS.retake_variance,
+            help="0 to 1: how far a song moves from that of its seed to that of its retake seed.",
+        ),
+        option(
             "--lm-top-k",
             type=WholeNumber(),
             default=DEFAULTS.lm_top_k,
@@ -290,6 +302,28 @@ _GROUPS: Final = (
             help="Runs of each benchmark cell: median, minimum, spread.",
         ),
         option(
+            "--gpus",
+            metavar="N,N,...|all|cpu:N",
+            show_default="one device, in this process",
+            help="Spread a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
+        ),
+        option(
+            "--dit-device",
+            show_default="as --device",
+            help="Device of diffusion and VAE, where the language model has another.",
+        ),
+        option(
+            "--lm-device",
+            show_default="as --device",
+            help="Device of the language model: on a card of its own it is not offloaded.",
+        ),
+        option(
+            "--ray",
+            metavar="ADDRESS|auto",
+            show_default="none",
+            help="Spread a benchmark over the GPUs of a Ray cluster, an actor on each; auto: the cluster of this host.",
+        ),
+        option(
             "--tier-duration",
             type=Number(),
             default=DEFAULTS.tier_duration,
@@ -308,6 +342,11 @@ _GROUPS: Final = (
             is_flag=True,
             help="One more run under torch.profiler: a trace for Perfetto or chrome://tracing.",
         ),
+        option(
+            "--roofline",
+            is_flag=True,
+            help="Share of the device's peaks that each stage reached, and what limits it.",
+        ),
     ),
     option_group(
         "Weights & Output",
@@ -323,13 +362,18 @@ _GROUPS: Final = (
         option(
             "--lora",
             multiple=True,
-            metavar="PATH[:SCALE]",
+            metavar="[NAME=]PATH[:SCALE]",
             show_default="none",
-            help="LoRA adapter of the DiT: a safetensors file or its folder; may be repeated.",
+            help="LoRA, DoRA or LoKr adapter of the DiT, a safetensors file or its folder; may be repeated.",
         ),
         option("--output-dir", type=_FILE, default=DEFAULTS.output_dir, help="Folder for the songs."),
         option("--audio-format", default=DEFAULTS.audio_format, help="flac, wav, wav32, mp3, ogg or opus."),
         option("--report", type=_FILE, show_default="none", help="Write an HTML report."),
+        option(
+            "--songs-in-trace",
+            is_flag=True,
+            help="Put path, hash and type of the songs on the root span; the report plays them.",
+        ),
         option(
             "--lyrics-token-limit",
             type=WholeNumber(),

@@ -21,6 +21,10 @@ class Options:
     """
 
     device: str = "auto"
+    dit_device: str | None = None
+    lm_device: str | None = None
+    gpus: str | None = None
+    ray: str | None = None
     lm_backend: str = "auto"
 
     config_path: str = "acestep-v15-turbo"
@@ -47,6 +51,8 @@ class Options:
     dcw_mode: str = "double"
     dcw_scaler: float = 0.05
     dcw_high_scaler: float = 0.02
+    retake_seed: int | None = None
+    retake_variance: float = 0.0
 
     thinking: bool = False
     use_cot_metas: bool = False
@@ -66,6 +72,7 @@ class Options:
     benchmark_output: Path | None = None
     repeat: int = 1
     torch_profile: bool = False
+    roofline: bool = False
 
     tiers: tuple[int, ...] = (4, 6, 8, 12, 16, 20, 24)
     tier_with_lm: bool = False
@@ -99,6 +106,7 @@ class Options:
     output_dir: Path = Path("output")
     audio_format: str = "flac"
     report: Path | None = None
+    songs_in_trace: bool = False
     lyrics_token_limit: int = 2_048
     no_progress: bool = False
 
@@ -107,6 +115,11 @@ class Options:
     otlp_endpoint: str | None = None
     otlp_protocol: str | None = None
     prometheus_port: int | None = None
+
+    @property
+    def renderer_device(self) -> str:
+        """The user's word for the device of diffusion and VAE."""
+        return self.device if self.dit_device is None else self.dit_device
 
 
 DEFAULTS: Final = Options()
@@ -154,6 +167,8 @@ _MODES_OF: Final = {
     "dcw_mode": _MUSIC_MODES,
     "dcw_scaler": _MUSIC_MODES,
     "dcw_high_scaler": _MUSIC_MODES,
+    "retake_seed": _MUSIC_MODES,
+    "retake_variance": _MUSIC_MODES,
     "lm_top_k": _MUSIC_MODES,
     "lm_top_p": _MUSIC_MODES,
     "lm_negative_prompt": _MUSIC_MODES,
@@ -181,10 +196,16 @@ _MODES_OF: Final = {
     "sample_query": ("create_sample",),
     "instrumental": ("create_sample",),
     "audio_codes": ("understand",),
+    "gpus": ("benchmark", "tier-test"),
+    "ray": ("benchmark",),
+    "dit_device": ("profile", "benchmark"),
+    "lm_device": ("profile", "benchmark"),
     "repeat": ("benchmark",),
     "detailed": _SINGLE_CALL_MODES,
     "llm_debug": _SINGLE_CALL_MODES,
     "torch_profile": _SINGLE_CALL_MODES,
+    "roofline": _SINGLE_CALL_MODES,
+    "songs_in_trace": ("profile",),
     "tiers": ("tier-test",),
     "tier_with_lm": ("tier-test",),
     "tier_skip_compile": ("tier-test",),
@@ -206,11 +227,14 @@ _TIER_DECIDES: Final = {
 
 
 def require_available(options: Options) -> None:
-    """Refuse options that are not available in the mode.
+    """Refuse options that are not available in the mode, or not with each other.
 
     Raises:
         SetupError: the first such option.
     """
+    spread = options.gpus is not None or options.ray is not None
+    if spread and (options.dit_device is not None or options.lm_device is not None):
+        raise SetupError("--gpus and --ray give each process one card: leave out --dit-device and --lm-device")
     for field in fields(options):
         instead = _TIER_DECIDES.get(field.name) if options.mode == "tier-test" else None
         if instead is not None and getattr(options, field.name) != field.default:

@@ -7,8 +7,11 @@ from typing import Final
 
 import click
 import cloup
+from click.core import ParameterSource
 from cloup import option
 
+from acestep_otel.errors import SetupError
+from acestep_otel.profiler.dotenv import ENVIRONMENT_FILE, VARIABLES, read_defaults
 from acestep_otel.profiler.numbers import Number
 from acestep_otel.profiler.options import DEFAULTS
 from acestep_otel.sdk.variables import require_variables
@@ -16,17 +19,19 @@ from acestep_otel.sdk.variables import require_variables
 # Modes are imported when a command runs: --help needs none of them.
 
 _FILE: Final = click.Path(path_type=Path)
+_FOLDER: Final = click.Path(path_type=Path, file_okay=False)
+_BASELINES: Final = Path("benchmarks/baselines")
 CHECKPOINT_DIR = option(
     "--checkpoint-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULTS.checkpoint_dir,
+    envvar=VARIABLES["checkpoint_dir"],
     help="Folder of the models.",
 )
 
 
 @cloup.command("compare", short_help="Compare two result files; a regression gate.")
-@cloup.argument("baseline", type=_FILE, metavar="A.json", help="Baseline.")
-@cloup.argument("candidate", type=_FILE, metavar="B.json", help="Candidate.")
+@cloup.argument("files", type=_FILE, nargs=-1, required=True, metavar="A.json B.json", help="Baseline and candidate.")
 @option(
     "--threshold",
     type=Number(min=0, max=1_000, min_open=True),
@@ -43,11 +48,74 @@ CHECKPOINT_DIR = option(
     help="Ignore differences below this, whatever the ratio.",
 )
 @option("--output", type=_FILE, show_default="none", help="Write the ratios to this JSON file.")
-def compare(baseline: Path, candidate: Path, threshold: float, noise_floor: float, output: Path | None) -> None:
-    """Compare two result files cell by cell. Exit code 1: B is slower than threshold and noise floor allow."""
+@option("--report", type=_FILE, show_default="none", help="Write an HTML page with the ratios.")
+@option(
+    "--baseline",
+    is_flag=True,
+    help="Judge the runs of all files, one of each process, against the baseline of their card, by an exact rank-sum "
+    "test instead of the ratio.",
+)
+@option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
+@option("--junit", type=_FILE, show_default="none", help="With --baseline: write a JUnit file.")
+@option("--markdown", type=_FILE, show_default="none", help="With --baseline: write a summary as Markdown.")
+def compare(
+    files: tuple[Path, ...],
+    threshold: float,
+    noise_floor: float,
+    output: Path | None,
+    report: Path | None,
+    baseline: bool,
+    baselines: Path,
+    junit: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Compare two result files cell by cell. Exit code 1: B is slower than threshold and noise floor allow.
+
+    With --baseline every file is a candidate: a figure fails if it is slower in each of them. The files are benchmarks
+    of seven runs or more, of a process each; acestep-otel baseline keeps one as the baseline.
+    """
+    if baseline:
+        from acestep_otel.profiler.benchmark import judge as gate
+
+        if output is not None or report is not None:
+            raise SetupError(
+                "--output and --report are of the comparison of two files: use --junit or --markdown with --baseline"
+            )
+        gate.judge_files(files, baselines, noise_floor=noise_floor, junit=junit, markdown=markdown)
+        return
     from acestep_otel.profiler.benchmark import compare as mode
 
-    mode.compare(baseline, candidate, threshold=threshold, noise_floor=noise_floor, output=output)
+    if junit is not None or markdown is not None:
+        raise SetupError("--junit and --markdown need --baseline")
+    if len(files) < 2:
+        raise click.UsageError("Missing argument 'B.json': name the candidate, or judge A.json with --baseline.")
+    if len(files) > 2:
+        raise click.UsageError(f"Got unexpected extra argument ({files[2]}): several candidates need --baseline.")
+    mode.compare(files[0], files[1], threshold=threshold, noise_floor=noise_floor, output=output, report=report)
+
+
+@cloup.command("baseline", short_help="Keep a benchmark as the baseline of its card.")
+@cloup.argument(
+    "results",
+    type=_FILE,
+    nargs=-1,
+    required=True,
+    metavar="RESULT.json ...",
+    help="Result files of benchmarks of seven runs or more, of a process each: four tell how far processes differ.",
+)
+@option(
+    "--tolerance",
+    multiple=True,
+    metavar="COLUMN=SHARE",
+    show_default="0.03 for each column",
+    help="Share by which a column's median may be worse, at least: wall_time=0.05. May be repeated.",
+)
+@option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
+def baseline(results: tuple[Path, ...], tolerance: tuple[str, ...], baselines: Path) -> None:
+    """Keep the runs of benchmarks as the baseline of the card that they were made on, for compare --baseline."""
+    from acestep_otel.profiler.benchmark import judge as gate
+
+    gate.keep(results, baselines, tolerance)
 
 
 @cloup.command("download", short_help="Download released models.")
@@ -61,7 +129,7 @@ def download(names: tuple[str, ...], checkpoint_dir: Path) -> None:
     """
     from acestep_otel.profiler.run.weights import download_models
 
-    download_models(names, checkpoint_dir)
+    download_models(names, _model_folder(checkpoint_dir))
 
 
 @cloup.command("convert", short_help="Convert an official model to a diffusers repository.")
@@ -75,10 +143,17 @@ def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
     """
     from acestep_otel.profiler.run.weights import convert_model
 
-    convert_model(name, checkpoint_dir, target)
+    convert_model(name, _model_folder(checkpoint_dir), target)
 
 
-@cloup.command("doctor", short_help="Send a span and a metric, and report where they arrived.")
+def _model_folder(given: Path) -> Path:
+    """The folder that a run would load from: that of the option, of the environment, or of ``.env``."""
+    source = click.get_current_context().get_parameter_source("checkpoint_dir")
+    stored = read_defaults(ENVIRONMENT_FILE).values.get("checkpoint_dir")
+    return Path(stored) if stored and source is ParameterSource.DEFAULT else given
+
+
+@cloup.command("doctor", short_help="Send a span and a metric, and report where they arrived; or measure the device.")
 @option(
     "--otlp-endpoint",
     show_default="OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317",
@@ -107,14 +182,31 @@ def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
     show_default="20",
     help="Seconds to wait for Jaeger and Prometheus.",
 )
+@option(
+    "--measure-device",
+    is_flag=True,
+    help="Instead: measure the peak rate and bandwidth of a device, in about a minute, and keep them for the roofline.",
+)
+@option("--device", default=DEFAULTS.device, help="Device to measure: auto, cuda, cuda:N, mps or cpu.")
 def doctor(
     otlp_endpoint: str | None,
     otlp_protocol: str | None,
     jaeger_url: str | None,
     prometheus_url: str | None,
     wait: float,
+    measure_device: bool,
+    device: str,
 ) -> None:
-    """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive."""
+    """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive.
+
+    With --measure-device nothing is sent: the device is measured, and shares of the roofline in later runs are shares
+    of what was found. Without a measurement they are shares of the data sheet, where it is known.
+    """
+    if measure_device:
+        from acestep_otel.profiler.doctor.measure_device import measure_device as measure
+
+        measure(device)
+        return
     require_variables()
     from acestep_otel.profiler.doctor import checks as mode
 
@@ -127,4 +219,4 @@ def doctor(
     )
 
 
-SUBCOMMANDS: Final = (compare, convert, doctor, download)
+SUBCOMMANDS: Final = (baseline, compare, convert, doctor, download)

@@ -55,11 +55,23 @@ def warn(message: str) -> None:
 
 
 def prepare() -> None:
-    """Let characters that the terminal cannot show be replaced."""
+    """Let characters that the terminal cannot show be replaced, and give a process without streams (``>&-``) some."""
     _streams.failure = None
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _nowhere(descriptor))
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
+
+
+def _nowhere(descriptor: int) -> TextIO:
+    """A stream at a standard descriptor, so that no file which is opened later takes its place."""
+    opened = os.open(os.devnull, os.O_WRONLY)
+    if opened != descriptor:
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    return open(descriptor, "w", encoding="utf-8", closefd=False)
 
 
 def finish() -> str | None:

@@ -8,9 +8,10 @@ wants to know when stages start and end) runs calls by them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.context import Context
@@ -74,6 +75,10 @@ def _no_content(_result: Any) -> Attributes:
     return {}
 
 
+def _no_files(_result: Any) -> Sequence[Path]:
+    return ()
+
+
 def _no_failure(_result: Any) -> BaseException | None:
     return None
 
@@ -88,6 +93,7 @@ class RequestDefinition:
         attributes_after: of the root span, read from the call and its result.
         content_after: texts of the result, for the root span; read only where content is captured.
         failure: the error that a result stands for, where a library reports failure without raising.
+        files_after: of the songs that a result has; read only where songs are put in their trace.
     """
 
     span: str
@@ -95,6 +101,7 @@ class RequestDefinition:
     attributes_after: Callable[[Call, Any], Attributes] = _no_attributes
     content_after: Callable[[Any], Attributes] = _no_content
     failure: Callable[[Any], BaseException | None] = _no_failure
+    files_after: Callable[[Any], Sequence[Path]] = _no_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ class StageDefinition:
         detail: level from which on the stage is recorded.
         device_clock: whether its times come from the device's clock; else from the host's.
         tracks_memory: whether its memory peak is taken.
+        device: reads from the call which device's memory that is; ``None`` for the request's.
         is_lm_phase: whether it collects the times of tokens while the call runs.
         times_grammar: of such a phase: whether every call of the grammar is measured, so that none means zero.
         attributes_before: read before the call; still there when the call fails.
@@ -117,6 +125,7 @@ class StageDefinition:
     detail: Detail = Detail.STAGE
     device_clock: bool = True
     tracks_memory: bool = False
+    device: Callable[[Call], torch.device] | None = None
     is_lm_phase: bool = False
     times_grammar: bool = True
     attributes_before: Callable[[Call], Attributes] | None = None

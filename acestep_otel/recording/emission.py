@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -21,8 +22,24 @@ from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.outcomes import error_type, is_out_of_memory, outcome_of, record_outcome
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
 from acestep_otel.recording.redaction import Scrubber
+from acestep_otel.recording.song_files import song_attributes
+from acestep_otel.recording.stage_work import (
+    PeaksByDevice,
+    count_work,
+    own_stage,
+    peak_attributes,
+    record_work,
+    work_attributes,
+)
+from acestep_otel.recording.stall_watch import Scene, StallWatch
 from acestep_otel.recording.trace_tree import AttributeValue, RequestRecording, Stage, is_measured
+from acestep_otel.roofline.peaks import Peaks
+from acestep_otel.roofline.roofline import Roofline
+from acestep_otel.roofline.work import Part
 from acestep_otel.settings import Detail
+
+_LAUNCHING: Final = 0.9
+"""Share of a stage's time on the device from which on the host, busy in the same call, is what it waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,42 @@ class _Resolved:
     children: tuple[_Resolved, ...]
 
     @property
+    def parts(self) -> list[Part]:
+        """The work of the stage and of everything below it."""
+        own = [noted.part() for noted in self.stage.passes]
+        return own + [part for child in self.children for part in child.parts]
+
+    @property
+    def own_parts(self) -> list[Part]:
+        """The same without stages that metrics count by themselves."""
+        own = [noted.part() for noted in self.stage.passes]
+        return own + [part for child in self.children if not own_stage(child.stage) for part in child.own_parts]
+
+    def roofline(self, peaks: Peaks | None) -> Roofline | None:
+        """The work against the time it took; ``None`` without work."""
+        parts = self.parts
+        return Roofline.of(parts, self.seconds, peaks) if parts and self.seconds > 0 else None
+
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether the device waited for the host to launch its work, where it has a clock that can tell.
+
+        Of the diffusion, a step or a tile: the host was busy in the call nearly as long as the device took. Of a
+        phase of the language model, which is on the host's clock: by the lag of its passes. Of a decode: by its longest
+        tile, since the host itself waits at its end; of the language model by its longest phase. Other stages wait for
+        the device as well, so their host time says nothing.
+        """
+        if self.phase is not None:
+            return self.phase.waits_for_host
+        if self.stage.name in (semconv.LM, semconv.VAE_DECODE) and self.children:
+            return max(self.children, key=lambda child: child.seconds).waits_for_host
+        if self.stage.name not in (semconv.DIT, semconv.DIT_STEP, semconv.VAE_TILE):
+            return False
+        end = self.stage.end
+        on_device = end is not None and None not in (self.stage.start.event, end.event)
+        return on_device and self.host_seconds >= _LAUNCHING * self.seconds
+
+    @property
     def seconds(self) -> float:
         return (self.end_ns - self.start_ns) / 1e9
 
@@ -44,10 +97,13 @@ class _Resolved:
 class Emitter:
     """Emits one recording."""
 
-    def __init__(self, tracer: Tracer, instruments: Instruments, detail: Detail) -> None:
+    def __init__(self, tracer: Tracer, instruments: Instruments, detail: Detail, songs: str | None = None) -> None:
         self._tracer = tracer
+        self._songs = songs
         self._instruments = instruments
         self._detail = detail
+        self._peaks = PeaksByDevice()
+        self._stalls = StallWatch(instruments)
 
     def emit(
         self, recording: RequestRecording, root: Span, scrub: Scrubber, common: Mapping[str, AttributeValue]
@@ -61,9 +117,17 @@ class Emitter:
             common: attributes that every span of the tree carries (run id, warm-up).
         """
         tree = _resolve(recording)
-        run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common)
-        for name, value in chain(common.items(), run.attributes_of(tree)):
+        peaks = self._peaks.of(recording.device) if tree.parts else None
+        run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common, peaks, self._stalls)
+        device = peak_attributes(peaks, recording.root.attributes.get(semconv.DTYPE, ""))
+        for name, value in chain(common.items(), run.attributes_of(tree), device, run.root_energy(tree)):
             root.set_attribute(name, value)
+        for name, reasons in _finish_reasons(recording.root).items():
+            root.set_attribute(name, reasons)
+        if self._songs is not None:
+            for name, values in song_attributes(recording.root.songs, self._songs):
+                root.set_attribute(name, values)
+        root.set_attribute(semconv.LATENCY_E2E, tree.seconds)
         run.children_of(tree, root)
         if run.is_measured:
             self.count(recording.root, tree.seconds, root)
@@ -82,8 +146,9 @@ class Emitter:
         attributes = metric_attributes(request, request.attributes.get(semconv.REQUEST_MODEL, ""))
         record(semconv.REQUEST_DURATION, seconds, attributes, context)
         record(semconv.REQUESTS, 1, {**attributes, semconv.OUTCOME: outcome_of(request.error)}, context)
-        if request.error is None and semconv.AUDIO_DURATION in request.attributes:
-            songs = int(request.attributes.get(semconv.BATCH_SIZE, 0))
+        known = {semconv.BATCH_SIZE, semconv.AUDIO_DURATION} <= request.attributes.keys()
+        if request.error is None and known:
+            songs = int(request.attributes[semconv.BATCH_SIZE])
             audio_seconds = songs * float(request.attributes[semconv.AUDIO_DURATION])
             record(semconv.AUDIO_SECONDS, audio_seconds, attributes, context)
             if audio_seconds > 0:
@@ -101,15 +166,23 @@ class _Emission:
         recording: RequestRecording,
         scrub: Scrubber,
         common: Mapping[str, AttributeValue],
+        peaks: Peaks | None,
+        stalls: StallWatch,
     ) -> None:
         self._tracer = tracer
         self._instruments = instruments
         self._detail = detail
+        self._peaks = peaks
+        self._stalls = stalls
+        self._device = str(recording.device)
+        self._energy = recording.energy
+        self._energy_shared = recording.energy_shared
         self._clock_name = recording.clock.name
         self._scrub = scrub
         self._common = common
         self._model = recording.root.attributes.get(semconv.REQUEST_MODEL, "")
         self.is_measured = is_measured(common)
+        self._scene = Scene(self._device, str(self._model), self._energy, self.is_measured)
 
     def children_of(self, parent: _Resolved, parent_span: Span) -> None:
         """Emit the subtrees below a span."""
@@ -119,13 +192,15 @@ class _Emission:
                 child.stage.name,
                 context=context,
                 start_time=child.start_ns,
-                attributes={**self._common, **dict(self.attributes_of(child))},
+                attributes={**self._common, **dict(self.attributes_of(child)), **_finish_reasons(child.stage)},
             )
             self.children_of(child, span)
+            self._stalls.look_at(child, parent, self._scene, span)
             if self.is_measured:
                 self._stage_metrics(child, span)
             if child.phase is not None and self._detail >= Detail.TOKEN:
                 self._token_windows(child.phase, span)
+            self._stalls.left(child.stage, self._device)
             _close(span, child, self._scrub)
 
     def attributes_of(self, node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
@@ -148,6 +223,33 @@ class _Emission:
             yield from _phase_attributes(node, node.phase)
         if stage.name == semconv.LM:
             yield from _planner_attributes(node)
+        if (joules := self._joules(node)) is not None:
+            yield semconv.ENERGY, joules
+        if (roofline := node.roofline(self._peaks)) is not None:
+            yield from work_attributes(roofline, roofline.bound(waits_for_host=node.waits_for_host))
+
+    def _joules(self, node: _Resolved) -> float | None:
+        """Energy at the times of a span; ``None`` for one that is too short."""
+        return None if self._energy is None else self._energy.between(node.start_ns, node.end_ns)
+
+    def root_energy(self, tree: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
+        """What the energy of this request is worth, and per minute of music."""
+        joules = self._joules(tree)
+        if joules is None or self._energy is None or self._energy.resolution is None:
+            return
+        yield semconv.ENERGY_RESOLUTION, self._energy.resolution
+        yield semconv.ENERGY_SHARED, self._energy_shared
+        attributes = tree.stage.attributes
+        minutes = float(attributes.get(semconv.AUDIO_DURATION, 0.0)) * int(attributes.get(semconv.BATCH_SIZE, 0)) / 60
+        if self._energy_shared:
+            return
+        labels = metric_attributes(tree.stage, self._model)
+        if self.is_measured:
+            self._instruments.record(semconv.ENERGY_USED, joules, labels)
+        if minutes > 0:
+            yield semconv.ENERGY_PER_MINUTE, joules / 3600 / minutes
+            if self.is_measured:
+                self._instruments.record(semconv.AUDIO_ENERGY, joules / minutes, labels)
 
     def _token_windows(self, phase: PhaseTimes, phase_span: Span) -> None:
         context = trace.set_span_in_context(phase_span, Context())
@@ -168,6 +270,13 @@ class _Emission:
         stage, record = node.stage, self._instruments.record
         context = trace.set_span_in_context(span, Context())
         attributes = metric_attributes(stage, self._model)
+        if (joules := self._joules(node)) is not None and not self._energy_shared:
+            record(semconv.ENERGY_USED, joules, attributes, context)
+        if own_stage(stage):
+            count_work(self._instruments, node.own_parts, attributes, context)
+        if (roofline := node.roofline(self._peaks)) is not None:
+            bound = roofline.bound(waits_for_host=node.waits_for_host)
+            record_work(self._instruments, roofline, bound, attributes, context)
         if stage.name == semconv.DIT_STEP:
             record(semconv.DIT_STEP_DURATION, node.seconds, attributes, context)
             return
@@ -229,17 +338,19 @@ def _resolve(recording: RequestRecording) -> _Resolved:
     if recording.outlasted:
         taken[id(recording.root)][1] = max(chain.from_iterable(taken.values()))
     start_ns, end_ns, *_ = taken[id(recording.root)]
-    return _nest(recording.root, taken, start_ns, max(start_ns, end_ns))
+    # The root's start is a mark of the host.
+    offset_ns = start_ns - recording.root.start.host_ns
+    return _nest(recording.root, taken, start_ns, max(start_ns, end_ns), offset_ns)
 
 
-def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest_ns: int) -> _Resolved:
+def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest_ns: int, offset_ns: int) -> _Resolved:
     start_ns, end_ns, *inner = taken[id(stage)]
     start_ns = min(max(start_ns, earliest_ns), latest_ns)
     end_ns = min(max(end_ns, start_ns), latest_ns)
     children: list[_Resolved] = []
     cursor_ns = start_ns
     for child in stage.children:
-        children.append(_nest(child, taken, cursor_ns, end_ns))
+        children.append(_nest(child, taken, cursor_ns, end_ns, offset_ns))
         cursor_ns = children[-1].end_ns
     assert stage.end is not None
     return _Resolved(
@@ -247,7 +358,7 @@ def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest
         start_ns=start_ns,
         end_ns=end_ns,
         host_seconds=(stage.end.host_ns - stage.start.host_ns) / 1e9,
-        phase=None if stage.phase is None else PhaseTimes.of(stage.phase, inner),
+        phase=None if stage.phase is None else PhaseTimes.of(stage.phase, inner, offset_ns),
         children=tuple(children),
     )
 
@@ -263,18 +374,34 @@ def _marks_of(stage: Stage) -> list[Mark]:
     return [stage.start, stage.end, *(stage.phase.marks if stage.phase is not None else ())]
 
 
+def _finish_reasons(stage: Stage) -> dict[str, tuple[str, ...]]:
+    """Why each song or text of a stage ended: of a request by its own attributes, of the planner by its last phase."""
+    reasons = stage.finish_reasons
+    if stage.error is None and semconv.LYRICS_COMPLETE in stage.attributes:
+        reasons = ("stop" if stage.attributes[semconv.LYRICS_COMPLETE] else "length",)
+    elif stage.error is None and stage.name == semconv.GENERATE_MUSIC and semconv.AUDIO_DURATION in stage.attributes:
+        reasons = ("stop",) * int(stage.attributes.get(semconv.BATCH_SIZE, 1))
+    elif stage.name == semconv.LM and stage.children:
+        reasons = stage.children[-1].finish_reasons
+    return {semconv.RESPONSE_FINISH_REASONS: reasons} if reasons else {}
+
+
 def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str, AttributeValue]]:
     # What was not measured is absent: zero would say that it took no time.
     if phase.constrained is not None:
         yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
     if phase.prefill is not None:
         yield semconv.LM_PREFILL_DURATION, phase.prefill
+        yield semconv.LATENCY_PREFILL, phase.prefill
     if phase.decode is not None:
         yield semconv.LM_DECODE_DURATION, phase.decode
+        yield semconv.LATENCY_DECODE, phase.decode
     if (guidance := _guidance_duration(node)) is not None:
         yield semconv.LM_CFG_DURATION, guidance
     if phase.passes_ns:
-        yield semconv.LM_TIME_TO_FIRST_TOKEN, (phase.passes_ns[0] - node.start_ns) / 1e9
+        first_token = (phase.passes_ns[0] - node.start_ns) / 1e9
+        yield semconv.LM_TIME_TO_FIRST_TOKEN, first_token
+        yield semconv.LATENCY_TIME_TO_FIRST_TOKEN, first_token
     sampled = int(node.stage.attributes.get(semconv.LM_SAMPLED_TOKENS, 0))
     if phase.decode and sampled:
         yield semconv.LM_TOKENS_PER_SECOND, sampled * phase.decode_passes / len(phase.passes_ns) / phase.decode

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_VENDOR: Final = "NVIDIA"
+"""NVML knows no other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """One GPU, as its driver knows it.
@@ -30,12 +34,14 @@ class Card:
         handle: the driver's of the card.
         uuid: identifies it.
         name: of its model.
+        driver: version of its driver.
     """
 
     nvml: Any
     handle: Any
     uuid: str
     name: str
+    driver: str = ""
 
     @classmethod
     def of(cls, device: torch.device) -> Self:
@@ -50,7 +56,14 @@ class Card:
         pynvml.nvmlInit()
         uuid = uuid_of(device)
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        return cls(pynvml, handle, uuid, str(pynvml.nvmlDeviceGetName(handle)))
+        name, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
+        return cls(pynvml, handle, uuid, str(name), str(driver))
+
+    @property
+    def attributes(self) -> MetricAttributes:
+        """What every metric of the card carries."""
+        known = {semconv.HW_ID: self.uuid, semconv.HW_MODEL: self.name, semconv.HW_VENDOR: _VENDOR}
+        return {**known, semconv.HW_DRIVER_VERSION: self.driver} if self.driver else known
 
     def utilization(self) -> float:
         """Share of the driver's last sampling period (a second at most) in which a kernel ran, 0 ... 1."""
@@ -63,6 +76,36 @@ class Card:
     def memory_limit(self) -> int:
         """Bytes that the card has."""
         return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).total)
+
+    def memory_utilization(self) -> float:
+        """Share of the memory that is in use, 0 ... 1."""
+        return self.memory_used() / self.memory_limit()
+
+    def clock_reasons(self) -> int:
+        """Why the clocks are what they are, as NVML's bits."""
+        current = getattr(self.nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+        # Its name before version 12.
+        ask = current or self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons
+        return int(ask(self.handle))
+
+    def corrected_errors(self) -> int:
+        """Errors of the memory that its ECC corrected, since the card was reset."""
+        return self._errors(self.nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)
+
+    def uncorrected_errors(self) -> int:
+        """The same that it could not correct."""
+        return self._errors(self.nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)
+
+    def _errors(self, kind: int) -> int:
+        return int(self.nvml.nvmlDeviceGetTotalEccErrors(self.handle, kind, self.nvml.NVML_VOLATILE_ECC))
+
+    def energy(self) -> float:
+        """Joules that the card has used since its driver was loaded, with all that ran on it.
+
+        Raises:
+            pynvml.NVMLError: the card keeps no such counter (before Volta, or a part of a card).
+        """
+        return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
 
 
 def uuid_of(device: torch.device) -> str:
@@ -89,6 +132,14 @@ class GpuWatch:
         observe(meter, semconv.HW_GPU_UTILIZATION, self._reader(Card.utilization, general))
         observe(meter, semconv.HW_GPU_MEMORY_USAGE, self._reader(Card.memory_used, {}))
         observe(meter, semconv.HW_GPU_MEMORY_LIMIT, self._reader(Card.memory_limit, {}))
+        observe(meter, semconv.HW_GPU_MEMORY_UTILIZATION, self._reader(Card.memory_utilization, {}))
+        gpu = {semconv.HW_TYPE: "gpu"}
+        observe(meter, semconv.HW_ENERGY, self._reader(Card.energy, gpu))
+        corrected, uncorrected = (
+            self._reader(count, {**gpu, semconv.ERROR_TYPE: kind})
+            for kind, count in (("corrected", Card.corrected_errors), ("uncorrected", Card.uncorrected_errors))
+        )
+        observe(meter, semconv.HW_ERRORS, corrected, uncorrected)
 
     def add(self, device: torch.device) -> None:
         """From now on observe a device's card; nothing is asked here, and nothing happens off CUDA."""
@@ -107,7 +158,7 @@ class GpuWatch:
             for card in self._known():
                 # Some cards do not tell everything: a part of one (MIG) has no utilisation.
                 if (value := never_raises(figure)(card)) is not None:
-                    yield Observation(value, {semconv.HW_ID: card.uuid, semconv.HW_NAME: card.name, **attributes})
+                    yield Observation(value, {**card.attributes, **attributes})
 
         return read
 

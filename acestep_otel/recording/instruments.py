@@ -115,14 +115,18 @@ _COUNTS: Final[WeakKeyDictionary[Meter, CurrentCounts]] = WeakKeyDictionary()
 
 
 def observe(
-    meter: Meter, definition: MetricDefinition, read: Callable[[CallbackOptions], Iterable[Observation]]
+    meter: Meter, definition: MetricDefinition, *read: Callable[[CallbackOptions], Iterable[Observation]]
 ) -> None:
     """Have an observed metric read whenever metrics are collected.
 
     Args:
         meter: of the instrument.
-        definition: a gauge or an up-down counter.
+        definition: a gauge, a counter or an up-down counter.
         read: its values by then, one for each set of attributes.
     """
-    create = meter.create_observable_gauge if definition.kind == "gauge" else meter.create_observable_up_down_counter
-    create(definition.name, [read], definition.unit, definition.meaning)
+    create = {
+        "gauge": meter.create_observable_gauge,
+        "counter": meter.create_observable_counter,
+        "up_down_counter": meter.create_observable_up_down_counter,
+    }[definition.kind]
+    create(definition.name, list(read), definition.unit, definition.meaning)

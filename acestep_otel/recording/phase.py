@@ -10,6 +10,8 @@ from typing import Final
 
 from acestep_otel.recording.clock import Mark
 
+_LAUNCHING_LAG: Final = 0.25
+"""Share of the time between two passes that the device is behind the host at most when it waits for the host."""
 WINDOW_TOKENS: Final = 64
 """Decode passes in one ``acestep.lm.tokens`` span."""
 
@@ -23,12 +25,21 @@ class PhaseRecord:
         passes: one mark at the end of each decode pass, which yields one token per song.
         constrained_ns: host time in the grammar; ``None`` while nothing has measured it.
         counts: tokens and passes that were counted while the phase ran, by the name of their attribute.
+        choices: places of the grammar at which a token was drawn.
+        candidates: tokens that could be drawn there, over all of them.
     """
 
     prefills: list[tuple[Mark, Mark]] = field(default_factory=list)
     passes: list[Mark] = field(default_factory=list)
     constrained_ns: int | None = 0
     counts: Counter[str] = field(default_factory=Counter)
+    choices: int = 0
+    candidates: int = 0
+
+    @property
+    def mean_candidates(self) -> float | None:
+        """Tokens that one was drawn from, on average; ``None`` where no grammar left a choice."""
+        return self.candidates / self.choices if self.choices else None
 
     @property
     def marks(self) -> list[Mark]:
@@ -44,21 +55,42 @@ class PhaseTimes:
         prefills_ns: start and end of each prompt forward.
         constrained: duration in the grammar; ``None`` where it was not measured.
         passes_ns: end of each decode pass.
+        lag: median time from when the host had enqueued a pass until the device had run it; ``None`` where the device
+            has no clock of its own.
     """
 
     prefills_ns: tuple[tuple[int, int], ...]
     constrained: float | None
     passes_ns: tuple[int, ...]
+    lag: float | None = None
 
     @classmethod
-    def of(cls, record: PhaseRecord, times_ns: Sequence[int]) -> PhaseTimes:
-        """Pair a record with the resolved times of its ``marks``."""
+    def of(cls, record: PhaseRecord, times_ns: Sequence[int], host_offset_ns: int = 0) -> PhaseTimes:
+        """Pair a record with the resolved times of its ``marks``.
+
+        Args:
+            record: what was collected.
+            times_ns: Unix times of its marks, in order.
+            host_offset_ns: from the host's clock to Unix time.
+        """
         prefills = times_ns[: 2 * len(record.prefills)]
+        lags = [
+            reached - mark.host_ns - host_offset_ns
+            for mark, reached in zip(record.passes, times_ns[len(prefills) :], strict=True)
+            if mark.event is not None
+        ]
         return cls(
             prefills_ns=tuple(zip(prefills[::2], prefills[1::2], strict=True)),
             constrained=None if record.constrained_ns is None else record.constrained_ns / 1e9,
             passes_ns=tuple(times_ns[len(prefills) :]),
+            lag=median(lags) / 1e9 if lags else None,
         )
+
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether the device has run a pass as soon as the host has enqueued it: launching takes the time."""
+        gaps = self.gaps
+        return self.lag is not None and bool(gaps) and self.lag < _LAUNCHING_LAG * median(gaps)
 
     @property
     def prefill(self) -> float | None:

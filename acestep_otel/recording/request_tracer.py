@@ -20,10 +20,12 @@ from opentelemetry.trace import Span, SpanKind, Tracer
 from acestep_otel import semconv
 from acestep_otel.recording.background_emission import Deferral, follow_forks
 from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
-from acestep_otel.recording.clock import Clocks, HostClock, host_mark
+from acestep_otel.recording.clock import HOST, Clocks, HostClock, host_mark
 from acestep_otel.recording.emission import Emitter, metric_attributes
+from acestep_otel.recording.energy_meter import EnergyMeter
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.kernel_profile import KernelProfiler, Profile
 from acestep_otel.recording.outcomes import is_out_of_memory, record_outcome
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
@@ -42,6 +44,7 @@ from acestep_otel.recording.trace_tree import (
     set_current,
 )
 from acestep_otel.recording.vram import VramTracker
+from acestep_otel.recording.watchdog import Watchdog
 from acestep_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,8 +78,9 @@ class RequestTracer:
         self._instruments = Instruments(meter)
         # So that dashboards have a zero, and rates a point to start from.
         self._instruments.record(semconv.TRACES_DROPPED, 0, {})
-        self._emitter = Emitter(tracer, self._instruments, settings.detail)
+        self._emitter = Emitter(tracer, self._instruments, settings.detail, settings.songs)
         self._gpus = GpuWatch.of(meter)
+        self._profiler = KernelProfiler(settings, self._instruments)
         self._running: dict[int, _Request] = {}
         self._closed = False
         self._start_afresh(run_id)
@@ -93,6 +97,8 @@ class RequestTracer:
         self._run_id = run_id or uuid.uuid4().hex
         self._clocks = Clocks()
         self._vram = VramTracker()
+        self._energy = EnergyMeter()
+        self._watchdog = Watchdog(self.settings.deadline)
         self._deferral = Deferral()
         for request in self._running.values():
             request.recording.abandon()
@@ -114,17 +120,22 @@ class RequestTracer:
         recording_token = set_current(request.recording)
         context_token = otel_context.attach(trace.set_span_in_context(request.span))
         error: BaseException | None = None
+        profile = self._profile(request)
         try:
             with self._vram.request(request.device):
-                result = call.run()
+                result = call.run() if profile is None else profile.run(definition.span, call.run)
             self._describe(request.root, lambda: definition.attributes_after(call, result))
             if self.settings.capture_content:
                 self._describe(request.root, lambda: definition.content_after(result))
+            if self.settings.songs is not None:
+                request.root.songs = tuple(never_raises(definition.files_after)(result) or ())
             error = never_raises(definition.failure)(result)
         except BaseException as raised:
             error = raised
             raise
         finally:
+            if profile is not None:
+                never_raises(profile.stop)()
             otel_context.detach(context_token)
             reset_current(recording_token)
             self._finish(request, error)
@@ -140,7 +151,8 @@ class RequestTracer:
         recording = current_recording()
         if recording is None or recording.detail < definition.detail:
             return call.run()
-        stage = self._begin(recording, definition)
+        device = None if definition.device is None else never_raises(definition.device)(call)
+        stage = self._begin(recording, definition, device)
         if stage is None:
             return call.run()
         if definition.is_lm_phase:
@@ -149,7 +161,9 @@ class RequestTracer:
         try:
             if before is not None:
                 self._describe(stage, lambda: before(call))
-            result = call.run()
+            in_range = recording.run_in_range
+            with nullcontext() if stage.device is None else self._vram.request(stage.device):
+                result = call.run() if in_range is None else in_range(definition.span, call.run)
         except BaseException as error:
             self._end(recording, stage, error)
             raise
@@ -296,6 +310,7 @@ class RequestTracer:
     def _start(self, definition: RequestDefinition, call: Call) -> _Request:
         start = definition.start(call, self.settings.capture_content)
         self._gpus.add(start.device)
+        self._energy.begin(start.device)
         common = self._common()
         host = HostClock()
         root = Stage(definition.span, host_mark(), device_clock=False, attributes=dict(start.attributes))
@@ -315,15 +330,30 @@ class RequestTracer:
             )
         request = _Request(start.device, root, span, recording, Scrubber(start.user_texts), common)
         self._running[id(request)] = request
+        self._watchdog.begin(id(request), recording, partial(self._hangs, request))
         self._count_active(request, 1)
         return request
+
+    @never_raises
+    def _profile(self, request: _Request) -> Profile | None:
+        """The profile of a request that asks for one."""
+        begun = self._profiler.begin(trace.format_trace_id(request.span.get_span_context().trace_id))
+        if begun is None:
+            return None
+        profile, place = begun
+        request.root.attributes[semconv.PROFILE_FILE] = place
+        if isinstance(request.recording, RequestRecording):
+            request.recording.run_in_range = profile.run
+        return profile
 
     @never_raises
     def _finish(self, request: _Request, error: BaseException | None) -> None:
         # Finished by the thread that removes it: its own, or shutdown.
         if self._running.pop(id(request), None) is None:
             return
+        self._watchdog.end(id(request))
         self._count_active(request, -1)
+        shared = self._energy.end(request.device)
         recording = request.recording
         if isinstance(recording, Unrecorded):
             recording.abandon()
@@ -332,6 +362,7 @@ class RequestTracer:
             return
         # What the end could not read is missing on the root, and is no reason to lose the trace.
         never_raises(recording.end)(recording.root, error)
+        recording.energy, recording.energy_shared = self._energy.readings(request.device), shared
         recording.outlasted = not recording.reached
         emit = partial(self._emit, recording, request)
         if recording.error is not None and recording.reached:
@@ -341,6 +372,14 @@ class RequestTracer:
             # Ending the span would wait for the slow span processor.
             self._count_unrecorded(request, error)
             self._instruments.record(semconv.TRACES_DROPPED, 1, {})
+
+    def _hangs(self, request: _Request, snapshot: Attributes) -> None:
+        """Emit a snapshot of a request past its deadline, from the thread that made it."""
+        context = trace.set_span_in_context(request.span, Context())
+        attributes = {**request.common, **snapshot, semconv.CLOCK: HOST}
+        self._tracer.start_span(semconv.REQUEST_HANG, context=context, attributes=attributes).end()
+        if is_measured(request.common):
+            self._instruments.record(semconv.HANGS, 1, {**metric_attributes(request.root, ""), **snapshot})
 
     def _emit(self, recording: RequestRecording, request: _Request) -> None:
         self._emitter.emit(recording, request.span, request.scrub, request.common)
@@ -360,12 +399,17 @@ class RequestTracer:
         self._instruments.record(semconv.REQUESTS_ACTIVE, change, metric_attributes(request.root, ""))
 
     @never_raises
-    def _begin(self, recording: RequestRecording, definition: StageDefinition) -> Stage:
+    def _begin(
+        self, recording: RequestRecording, definition: StageDefinition, device: torch.device | None = None
+    ) -> Stage:
+        if device is not None:
+            self._gpus.add(device)
         return recording.begin(
             definition.span,
             detail=definition.detail,
             device_clock=definition.device_clock,
             tracks_memory=definition.tracks_memory,
+            device=device,
         )
 
     @never_raises

@@ -12,12 +12,15 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from acestep_otel import semconv
 from acestep_otel.recording.clock import Clock, Mark, host_mark
+from acestep_otel.recording.energy import Readings
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
+from acestep_otel.roofline.work import Pass
 from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
@@ -47,8 +50,12 @@ class Stage:
         vram: VRAM in use on exit; ``None`` off CUDA, and where it is not read.
         peak: VRAM peak of a stage that tracks memory.
         phase: token times of a planner phase.
+        passes: of the models that ran while it was the innermost one.
+        finish_reasons: why each text or song ended; none where that is not known.
+        songs: files of a request, where they belong in its trace.
         tracks_memory: whether its memory peak is taken when it ends.
         reads_memory: whether VRAM in use is read when it ends.
+        device: whose memory that is; ``None`` for the request's.
     """
 
     name: str
@@ -61,8 +68,12 @@ class Stage:
     vram: VramReading | None = None
     peak: VramPeak | None = None
     phase: PhaseRecord | None = None
+    passes: list[Pass] = field(default_factory=list)
+    finish_reasons: tuple[str, ...] = ()
+    songs: tuple[Path, ...] = ()
     tracks_memory: bool = False
     reads_memory: bool = True
+    device: torch.device | None = None
 
 
 class RequestRecording:
@@ -77,6 +88,9 @@ class RequestRecording:
         root: the outermost stage.
         outlasted: whether the device was still at work when the request returned.
         error: the last exception that ended a stage, also one that the engine got over.
+        run_in_range: runs a stage under its name in a profile of the request; ``None`` where none is made.
+        energy: what is known of the card's energy; ``None`` off CUDA.
+        energy_shared: whether another request ran on the card.
     """
 
     def __init__(self, root: Stage, *, clock: Clock, device: torch.device, detail: Detail, vram: VramTracker) -> None:
@@ -88,14 +102,24 @@ class RequestRecording:
         self._open = [root]
         self.outlasted = False
         self.error: BaseException | None = None
+        self.run_in_range: Callable[[str, Callable[[], Any]], Any] | None = None
+        self.energy: Readings | None = None
+        self.energy_shared = False
         self._latest: Mark | None = None
+
+    @property
+    def open_stages(self) -> list[Stage]:
+        """Those that are running now, the outermost first; another thread may look."""
+        return list(self._open)
 
     @property
     def innermost(self) -> Stage:
         """The stage that is running now."""
         return self._open[-1]
 
-    def begin(self, name: str, *, detail: Detail, device_clock: bool, tracks_memory: bool) -> Stage:
+    def begin(
+        self, name: str, *, detail: Detail, device_clock: bool, tracks_memory: bool, device: torch.device | None = None
+    ) -> Stage:
         """Open a stage inside the innermost one.
 
         Args:
@@ -103,13 +127,18 @@ class RequestRecording:
             detail: level from which on it is recorded.
             device_clock: whether its times come from the device's clock.
             tracks_memory: whether its memory peak is taken.
+            device: whose memory that is; the request's when not given.
         """
+        elsewhere = device if device != self.device else None
         if tracks_memory:
-            self._vram.begin(self.device)
+            self._vram.begin(elsewhere or self.device)
         start = self._device_mark() if device_clock else host_mark()
         # Reading the counters is the most expensive part of an end: steps and tiles are read at the finest level only.
         reads_memory = tracks_memory or detail <= Detail.STAGE or self.detail >= Detail.TOKEN
         stage = Stage(name, start, device_clock, tracks_memory=tracks_memory, reads_memory=reads_memory)
+        if elsewhere is not None:
+            stage.device = elsewhere
+            stage.attributes[semconv.DEVICE] = str(elsewhere)
         self._open[-1].children.append(stage)
         self._open.append(stage)
         return stage
@@ -129,7 +158,7 @@ class RequestRecording:
             if inner.device_clock:
                 inner.end = self._device_mark()
             if inner.reads_memory:
-                inner.vram = self._vram.read(self.device)
+                inner.vram = self._vram.read(inner.device or self.device)
             if inner.tracks_memory and inner.vram is not None:
                 inner.peak = inner.vram.peak
 

@@ -44,11 +44,15 @@ class VramReading:
         allocated: bytes in live tensors.
         reserved: bytes held by the caching allocator.
         peak: of both since the last reset.
+        retries: times that the allocator freed its cache and asked the driver again, since the process began.
+        out_of_memory: times that it had nothing to give, likewise.
     """
 
     allocated: int
     reserved: int
     peak: VramPeak
+    retries: int = 0
+    out_of_memory: int = 0
 
 
 class VramTracker:
@@ -96,7 +100,13 @@ class VramTracker:
         counters = torch.cuda.memory_stats_as_nested_dict(device)
         allocated, reserved = (counters[kind]["all"] for kind in ("allocated_bytes", "reserved_bytes"))
         peak = VramPeak(allocated["peak"], reserved["peak"], shared)
-        return VramReading(allocated["current"], reserved["current"], peak)
+        return VramReading(
+            allocated["current"],
+            reserved["current"],
+            peak,
+            retries=int(counters.get("num_alloc_retries", 0)),
+            out_of_memory=int(counters.get("num_ooms", 0)),
+        )
 
     def limit(self, device: torch.device) -> int | None:
         """Bytes that this process may take of the device; ``None`` off CUDA."""

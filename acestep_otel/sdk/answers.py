@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-Signal = Literal["traces", "metrics"]
+Signal = Literal["traces", "metrics", "logs"]
 Cause = Literal[
     "accepted", "rejected", "redirected", "foreign", "status", "no-tls-there", "tls-there", "certificate",
     "other-protocol", "unreachable", "timeout", "failed",

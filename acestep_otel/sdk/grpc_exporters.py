@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -15,6 +15,9 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from acestep_otel.sdk.answers import Answer, Answers, read_failure
 from acestep_otel.sdk.data_points import count_data_points
 from acestep_otel.sdk.otlp import OtlpTarget
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs.export import LogRecordExporter
 
 _COMPRESSIONS: Final = {
     "none": grpc.Compression.NoCompression,
@@ -62,6 +65,14 @@ class GrpcMetrics(OTLPMetricExporter):
         succeeded = super().export(metrics_data, timeout_millis, **kwargs) is MetricExportResult.SUCCESS
         arrived = self.answers.end(count_data_points(metrics_data), succeeded=succeeded)
         return MetricExportResult.SUCCESS if arrived else MetricExportResult.FAILURE
+
+
+def grpc_logs(target: OtlpTarget) -> LogRecordExporter:
+    """Log records over gRPC, as the SDK sends them: nothing waits for their answers."""
+    # The SDK's logs read the resource from the environment while they are imported.
+    from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+
+    return OTLPLogExporter(**_arguments(target))
 
 
 def _arguments(target: OtlpTarget) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import requests
 from opentelemetry.exporter.otlp.proto.http import Compression
@@ -17,6 +17,9 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from acestep_otel.sdk.answers import LARGEST_ANSWER, Answers, Signal, read_failure, read_http_answer
 from acestep_otel.sdk.data_points import count_data_points
 from acestep_otel.sdk.otlp import OtlpTarget
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs.export import LogRecordExporter
 
 _COMPRESSIONS: Final = {
     "none": Compression.NoCompression,
@@ -55,6 +58,19 @@ class HttpMetrics(OTLPMetricExporter):
         succeeded = super().export(metrics_data, timeout_millis, **kwargs) is MetricExportResult.SUCCESS
         arrived = self.answers.end(count_data_points(metrics_data), succeeded=succeeded)
         return MetricExportResult.SUCCESS if arrived else MetricExportResult.FAILURE
+
+
+def http_logs(target: OtlpTarget) -> LogRecordExporter:
+    """Log records over HTTP, as the SDK sends them: nothing waits for their answers."""
+    # The SDK's logs read the resource from the environment while they are imported.
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+
+    return OTLPLogExporter(
+        endpoint=target.address.url,
+        headers=dict(target.headers),
+        timeout=target.timeout,
+        compression=_COMPRESSIONS[target.compression],
+    )
 
 
 def _arguments(target: OtlpTarget, answers: Answers) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -23,6 +23,9 @@ from acestep_otel.sdk.addresses import Address, parse_address
 from acestep_otel.sdk.answers import Answers, Delivery, Signal
 from acestep_otel.sdk.pairs import parse_headers
 from acestep_otel.sdk.variables import is_true, milliseconds, variable
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs.export import LogRecordExporter
 
 Protocol = Literal["grpc", "http/protobuf"]
 
@@ -112,6 +115,15 @@ def otlp_target(
         has_scheme=address.scheme is not None,
         headers=_headers(signal, spoken, address),
     )
+
+
+def logs_target() -> OtlpTarget | None:
+    """Where log records go; ``None`` unless they are asked for by name: an endpoint alone sends none.
+
+    Raises:
+        SetupError: an exporter, endpoint, protocol or header that cannot be used.
+    """
+    return None if variable("OTEL_LOGS_EXPORTER") is None else otlp_target("logs")
 
 
 def default_target(signal: Signal, protocol: str | None = None) -> OtlpTarget:
@@ -274,6 +286,27 @@ def metric_exporter(target: OtlpTarget, answers: Answers | None = None) -> Metri
         return HttpMetrics(target, answers or answers_of(target))
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(f"cannot set up the OTLP exporter of metrics: {error}") from error
+
+
+def log_exporter(target: OtlpTarget) -> LogRecordExporter:
+    """The exporter of log records to a target.
+
+    Args:
+        target: where they go.
+
+    Raises:
+        SetupError: the environment configures it wrongly.
+    """
+    try:
+        if target.protocol == "grpc":
+            from acestep_otel.sdk.grpc_exporters import grpc_logs
+
+            return grpc_logs(target)
+        from acestep_otel.sdk.http_exporters import http_logs
+
+        return http_logs(target)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise SetupError(f"cannot set up the OTLP exporter of logs: {error}") from error
 
 
 def answers_of(target: OtlpTarget, report: Callable[[Delivery], None] | None = None) -> Answers:

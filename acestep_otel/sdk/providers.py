@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.propagators.composite import CompositePropagator
@@ -15,12 +15,19 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from acestep_otel.errors import SetupError
+from acestep_otel.forced_sampling.profiling import ProfilePropagator
 from acestep_otel.forced_sampling.propagator import ForcePropagator
 from acestep_otel.forced_sampling.sampler import forcible_traceidratio, share_of
-from acestep_otel.sdk.otlp import metric_exporter, otlp_target, span_exporter
+from acestep_otel.sdk.otlp import logs_target, metric_exporter, otlp_target, span_exporter
 from acestep_otel.sdk.pipeline import batch_span_processor, exemplar_filter, periodic_metric_reader
 from acestep_otel.sdk.resource import resource
 from acestep_otel.sdk.variables import is_true, overridden, variable
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+
+    from acestep_otel.sdk.logs import ServiceLogs
+    from acestep_otel.sdk.otlp import OtlpTarget
 
 _SCHEDULE_DELAY_MILLISECONDS: Final = 1000
 """Of the batches of spans where ``OTEL_BSP_SCHEDULE_DELAY`` is not set: what a killed process loses."""
@@ -52,6 +59,7 @@ class ServiceProviders:
         disabled = is_true(OTEL_SDK_DISABLED)
         traces = None if disabled else otlp_target("traces")
         sent = None if disabled else otlp_target("metrics", others=("prometheus",) if metric_readers else ())
+        records_to = None if disabled else logs_target()
         spans_to = None if traces is None else span_exporter(traces)
         metrics_to = None if sent is None else metric_exporter(sent)
         readers = [*metric_readers, *([] if metrics_to is None else [periodic_metric_reader(metrics_to)])]
@@ -67,17 +75,32 @@ class ServiceProviders:
                         spans_to, schedule_delay=_SCHEDULE_DELAY_MILLISECONDS, meter_provider=self.meter_provider
                     )
                 )
+        self._logs = logs = None if records_to is None else _service_logs(records_to, made_by)
         self.deliveries: tuple[Callable[[float], object], ...] = (
             lambda _: self.tracer_provider.shutdown(),
             lambda seconds: self.meter_provider.shutdown(timeout_millis=seconds * 1000),
+            *(() if logs is None else (lambda _: logs.shutdown(),)),
         )
-        self.aborts = tuple(exporter.shutdown for exporter in (spans_to, metrics_to) if exporter is not None)
+        self.aborts = tuple(
+            exporter.shutdown
+            for exporter in (spans_to, metrics_to, None if logs is None else logs.exporter)
+            if exporter is not None
+        )
 
     def make_global(self) -> None:
-        """Make them those of the process, and read ``X-Force-Trace`` from requests."""
+        """Make them those of the process, and read ``X-Force-Trace`` and ``X-Profile`` from requests."""
         trace.set_tracer_provider(self.tracer_provider)
         metrics.set_meter_provider(self.meter_provider)
-        propagate.set_global_textmap(_with_force_header(propagate.get_global_textmap()))
+        if self._logs is not None:
+            self._logs.start()
+        propagate.set_global_textmap(_with_own_headers(propagate.get_global_textmap()))
+
+
+def _service_logs(target: OtlpTarget, made_by: Resource) -> ServiceLogs:
+    # The SDK's logs read the resource from the environment while they are imported.
+    from acestep_otel.sdk.logs import ServiceLogs
+
+    return ServiceLogs(target, made_by)
 
 
 def _sampler() -> Sampler:
@@ -94,7 +117,7 @@ def _sampler() -> Sampler:
     return sampler
 
 
-def _with_force_header(configured: Any) -> CompositePropagator:
-    """The configured propagators, and the one that reads ``X-Force-Trace`` unless it is among them."""
-    forced = ForcePropagator()
-    return configured if forced.fields <= configured.fields else CompositePropagator([configured, forced])
+def _with_own_headers(configured: Any) -> CompositePropagator:
+    """The configured propagators, and those of ``X-Force-Trace`` and ``X-Profile`` unless they are among them."""
+    own = [each for each in (ForcePropagator(), ProfilePropagator()) if not each.fields <= configured.fields]
+    return CompositePropagator([configured, *own]) if own else configured

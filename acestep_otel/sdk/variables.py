@@ -98,6 +98,27 @@ def drop_wrong(environment: MutableMapping[str, str] | None = None) -> tuple[Wro
     return wrong
 
 
+def suit_sdk(environment: MutableMapping[str, str] | None = None) -> None:
+    """Replace legal values that the SDK's own set-up refuses by what they mean, for a process that it sets up alone.
+
+    A delay or an interval of zero is one millisecond, a batch is no larger than its queue, and a resource attribute
+    without a value is left out.
+    """
+    environment = os.environ if environment is None else environment
+    for name in ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"):
+        if milliseconds(name, 1, environment) == 0:
+            environment[name] = "1"
+    for processor in ("OTEL_BSP", "OTEL_BLRP"):
+        queue, batch = f"{processor}_MAX_QUEUE_SIZE", f"{processor}_MAX_EXPORT_BATCH_SIZE"
+        if (most := count(queue, 2_048, environment)) < count(batch, 512, environment):
+            environment[batch] = str(most)
+    attributes = environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    if kept := [entry for entry in attributes.split(",") if entry.partition("=")[2].strip()]:
+        environment["OTEL_RESOURCE_ATTRIBUTES"] = ",".join(kept)
+    else:
+        environment.pop("OTEL_RESOURCE_ATTRIBUTES", None)
+
+
 def wrong_variables(environment: Mapping[str, str] | None = None) -> tuple[WrongVariable, ...]:
     """The standard variables with invalid values, in alphabetical order."""
     environment = os.environ if environment is None else environment

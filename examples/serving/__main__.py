@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
-import torch
-
-from acestep import TINY_DIT, TINY_LM, AceStepError, Models, ModelSelection, load_models
-from acestep.environment_variables import EnvironmentSettings
+from acestep import AceStepError, choose_cards
 from acestep_otel import ServiceTelemetry, SetupError
-from examples.serving.arguments import whole_number
+from examples.serving.arguments import duration, replicas, whole_number
+from examples.serving.card_process import CardMaker, Unusable
+from examples.serving.makers import Maker, OwnMaker, WorkerDied
+from examples.serving.models import load
+from examples.serving.ray_replicas import start_replicas, stop_replicas
 from examples.serving.telemetry import set_up
 
 WRONG_USAGE = 2
@@ -27,53 +29,72 @@ def main() -> None:
     parser.add_argument("--dit", default="acestep-v15-turbo", help="diffusion model")
     parser.add_argument("--lm", help="language model, for requests with thinking")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--gpus", help="one process on each of these cards: 0,1,3, all, or cpu:N for N on the CPU")
+    parser.add_argument("--ray", metavar="ADDRESS|auto", help="replicas on the cards of this Ray cluster")
+    parser.add_argument("--replicas", type=replicas, default="1", metavar="N|N-M", help="of --ray: how many")
+    parser.add_argument("--scale-up", type=duration(86_400), default=10.0, help="of --ray: seconds to one more")
+    parser.add_argument("--scale-down", type=duration(86_400), default=600.0, help="of --ray: seconds to one less")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; ::1 for IPv6")
     parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 selects a free one")
     parser.add_argument("--queue", type=whole_number(1, 10_000), default=16, help="requests that may wait")
     parser.add_argument("--kept", type=whole_number(1, 10_000), default=16, help="finished songs that stay on disk")
+    parser.add_argument(
+        "--drain", type=whole_number(0, 86_400), default=0, help="seconds that accepted songs have after SIGTERM"
+    )
     options = parser.parse_args()
     try:
         telemetry = set_up()
-        models = load(options)
-    except (SetupError, AceStepError) as error:
+        makers = makers_of(options)
+    except (SetupError, AceStepError, Unusable, WorkerDied) as error:
         refuse(str(error))
-    serve(options, models, telemetry)
+    serve(options, makers, telemetry)
 
 
-def serve(options: argparse.Namespace, models: Models, telemetry: ServiceTelemetry) -> None:
+def makers_of(options: argparse.Namespace) -> list[Maker]:
+    """Those who make songs: this process, or one process on each card; all with their models loaded.
+
+    Raises:
+        AceStepError: a card does not exist, or the models cannot be loaded.
+        Unusable, WorkerDied: a process could not be started.
+    """
+    if options.ray is not None:
+        return [*start_replicas(options)]
+    if options.gpus is None:
+        return [OwnMaker(load(options))]
+    cards = choose_cards(options.gpus, options.device)
+    makers = [CardMaker(card, options, len(cards)) for card in cards]
+    with ThreadPoolExecutor(len(makers)) as starting:
+        started = [starting.submit(maker.start) for maker in makers]
+    try:
+        for start in started:
+            start.result()
+    except BaseException:
+        for maker in makers:
+            maker.close()
+        raise
+    return [*makers]
+
+
+def serve(options: argparse.Namespace, makers: Sequence[Maker], telemetry: ServiceTelemetry) -> None:
     """Answer requests until a signal comes."""
     # Propagators and the web framework read the environment while they are imported: only now is it known to be right.
     from examples.serving.app import PATHS, create_app
     from examples.serving.door import Door
     from examples.serving.server import Server
 
-    app = create_app(models, telemetry, capacity=options.queue, kept=options.kept)
-    server = Server(Door(app, PATHS), stop=lambda: app.state.worker.stop(), host=options.host, port=options.port)
-    server.run()
-
-
-def load(options: argparse.Namespace) -> Models:
-    """The models that the options name.
-
-    Raises:
-        AceStepError: there are none of that name, or they do not fit.
-    """
-    if not options.tiny:
-        settings = EnvironmentSettings.read(os.environ)
-        return load_models(
-            ModelSelection(
-                dit=options.dit,
-                lm=options.lm,
-                weights=options.weights,
-                device=options.device,
-                decode=settings.decode,
-                fused_decode=settings.fused_decode,
-                fused_render=settings.fused_render,
-            )
-        )
-    # Two threads on a busy machine make tiny models slower, not faster.
-    torch.set_num_threads(1)
-    return load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))
+    app = create_app(makers, telemetry, capacity=options.queue, kept=options.kept)
+    server = Server(
+        Door(app, PATHS),
+        stop=lambda: app.state.workers.stop(),
+        host=options.host,
+        port=options.port,
+        drain=(lambda: app.state.workers.drain(options.drain)) if options.drain else None,
+    )
+    try:
+        server.run()
+    finally:
+        if options.ray is not None:
+            stop_replicas()
 
 
 def refuse(message: str) -> NoReturn:

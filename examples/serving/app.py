@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Final
@@ -14,15 +14,16 @@ from typing import Annotated, Final
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from acestep import GenerationRequest, InvalidRequest, Models, validate
+from acestep import GenerationRequest, InvalidRequest, validate
 from acestep_otel import QueueTelemetry, ServiceTelemetry
 from examples.serving.errors import ContainErrors
 from examples.serving.jobs import Events, Job
-from examples.serving.telemetry import instrument
-from examples.serving.worker import Closed, QueueFull, Worker
+from examples.serving.makers import Maker
+from examples.serving.telemetry import Together, instrument
+from examples.serving.worker import Closed, QueueFull, Workers
 
 PATHS: Final = re.compile(r"/songs(/[0-9a-f]{32}(/events|/audio/[1-8])?)?|/healthz|/metrics|/docs|/openapi\.json")
 """Every path of the service."""
@@ -76,11 +77,11 @@ class SongRequest(BaseModel):
         return request
 
 
-def create_app(models: Models, telemetry: ServiceTelemetry, *, capacity: int = 16, kept: int = 16) -> FastAPI:
-    """The service around loaded models.
+def create_app(makers: Sequence[Maker], telemetry: ServiceTelemetry, *, capacity: int = 16, kept: int = 16) -> FastAPI:
+    """The service around those who make songs.
 
     Args:
-        models: what songs are made with.
+        makers: one for each song at the same time.
         telemetry: closed with the service.
         capacity: requests that may wait at most.
         kept: finished songs that stay on disk.
@@ -93,18 +94,18 @@ def create_app(models: Models, telemetry: ServiceTelemetry, *, capacity: int = 1
                 capacity, tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider
             )
             app.state.queue = queue
-            app.state.worker = Worker(models, Path(folder), queue=queue, capacity=capacity, kept=kept)
+            app.state.workers = Workers(makers, Path(folder), queue=queue, capacity=capacity, kept=kept)
             app.state.followers = 0
             yield
-            app.state.worker.stop()
-            await asyncio.to_thread(app.state.worker.join, 10)
+            app.state.workers.stop()
+            await asyncio.to_thread(app.state.workers.join, 10)
         await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(title="ACE-Step", lifespan=lifespan, redoc_url=None)
     app.add_middleware(ContainErrors)
     app.add_exception_handler(RequestValidationError, _refuse)
     instrument(app, telemetry)
-    _add_routes(app)
+    _add_routes(app, makers)
     return app
 
 
@@ -124,9 +125,9 @@ def _refuse(_request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": faults}, 422)
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, makers: Sequence[Maker]) -> None:
     def known(job_id: str) -> Job:
-        job: Job | None = app.state.worker.find(job_id)
+        job: Job | None = app.state.workers.find(job_id)
         if job is None:
             raise HTTPException(404, "no such song: the id is unknown, or the song was deleted")
         return job
@@ -135,9 +136,9 @@ def _add_routes(app: FastAPI) -> None:
     async def submit(asked: SongRequest, response: Response) -> dict[str, str]:
         try:
             request = asked.to_engine()
-            app.state.worker.require_room()
+            app.state.workers.require_room()
             job = Job(request, app.state.queue.enter(), Events(asyncio.get_running_loop()))
-            app.state.worker.submit(job)
+            app.state.workers.submit(job)
         except InvalidRequest as error:
             raise HTTPException(422, str(error)) from error
         except QueueFull as error:
@@ -151,7 +152,7 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/songs/{job_id}")
     async def state(job_id: str) -> dict[str, str | int | None]:
         job = known(job_id)
-        return {"id": job.id, "state": job.state, "error": job.error, "songs": len(job.files)}
+        return {"id": job.id, "state": job.state, "error": job.error, "songs": len(job.files), "worker": job.worker}
 
     @app.get("/songs/{job_id}/events")
     async def events(job_id: str) -> StreamingResponse:
@@ -181,17 +182,21 @@ def _add_routes(app: FastAPI) -> None:
     @app.delete("/songs/{job_id}", status_code=202)
     async def cancel(job_id: str) -> dict[str, str]:
         job = known(job_id)
-        app.state.worker.cancel(job)
+        app.state.workers.cancel(job)
         return {"id": job.id, "state": job.state}
 
     @app.get("/healthz")
     async def health(response: Response) -> dict[str, bool | int]:
-        worker: Worker = app.state.worker
-        if not worker.alive:
+        workers: Workers = app.state.workers
+        if not workers.alive:
             response.status_code = 503
-        return {"alive": worker.alive, "waiting": worker.waiting}
+        return {"alive": workers.alive, "waiting": workers.waiting, "workers": workers.ready}
+
+    def collected() -> bytes:
+        workers = [(maker.label, maker.metrics()) for maker in makers]
+        return generate_latest(Together(REGISTRY.collect(), workers))
 
     @app.get("/metrics")
     async def metrics() -> Response:
         # Collecting takes milliseconds, and nothing else is answered on the event loop meanwhile.
-        return Response(await asyncio.to_thread(generate_latest), media_type=CONTENT_TYPE_LATEST)
+        return Response(await asyncio.to_thread(collected), media_type=CONTENT_TYPE_LATEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 
@@ -31,3 +32,11 @@ def duration(largest: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def replicas(text: str) -> str:
+    """Takes a number of replicas, or the smallest and the largest."""
+    found = re.fullmatch(r"([1-9][0-9]{0,3})(-([1-9][0-9]{0,3}))?", text)
+    if found is None or (found[3] is not None and int(found[3]) < int(found[1])):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of replicas: 4, or 1-8")
+    return text

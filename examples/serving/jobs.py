@@ -62,6 +62,8 @@ class Job:
         cancelled: asked to stop.
         files: the songs, once they are made.
         error: class of the error that ended it.
+        worker: card that made it, or makes it; ``None`` for the only device.
+        attempts: how often it was begun.
     """
 
     request: GenerationRequest
@@ -72,7 +74,19 @@ class Job:
     cancelled: bool = False
     files: tuple[Path, ...] = ()
     error: str | None = None
+    worker: str | None = None
+    attempts: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def begin(self, worker: str | None) -> None:
+        """A worker has begun: the wait is over.
+
+        Args:
+            worker: card that makes it; ``None`` for the only device.
+        """
+        self.worker = worker
+        self.waiting.leave()
+        self.move_to("running", **({} if worker is None else {"worker": worker}))
 
     def move_to(self, state: State, **details: Any) -> None:
         """Change the state and notify subscribers; a final state is never changed."""

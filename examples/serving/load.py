@@ -26,6 +26,8 @@ import random
 import secrets
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -41,6 +43,9 @@ MIX: Final[tuple[tuple[float, dict[str, Any]], ...]] = (
 )
 CANCELLED_SHARE: Final = 0.1
 FORCED_SHARE: Final = 0.05
+_FINAL: Final = ("done", "failed", "cancelled")
+_ASK_SECONDS: Final = 0.5
+"""Between two questions about a song whose events broke off."""
 CAPTION: Final = "A driving synth-pop track with a warm analogue bass and gated drums"
 
 
@@ -53,25 +58,36 @@ class Report:
         turned_away: answers 429.
         latencies: seconds from the accepted request to the finished song.
         traces: trace id of each accepted request.
+        waits: seconds from the accepted request to a worker that took it.
+        finished: when each finished song ended, by the monotonic clock, and the card that made it.
     """
 
     ended: Counter[str] = field(default_factory=Counter)
     turned_away: int = 0
     latencies: list[float] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    finished: list[tuple[float, str | None]] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:
         """Requests that got a place in the queue."""
         return len(self.traces)
 
-    def latency(self, share: float) -> float:
-        """The latency that a share of the finished songs did not exceed; zero without any."""
-        ranked = sorted(self.latencies)
-        return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else 0.0
+    def latency(self, share: float) -> float | None:
+        """The latency that a share of the finished songs did not exceed; ``None`` without any."""
+        return quantile(self.latencies, share) if self.latencies else None
 
 
-async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> Report:
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that a share of all does not exceed; zero without any."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else 0.0
+
+
+async def run_load(
+    url: str, *, clients: int, seconds: float, seed: int = 0, song: Mapping[str, Any] | None = None
+) -> Report:
     """Keep clients busy for some time, and let the songs that were begun then come to their end.
 
     Args:
@@ -79,19 +95,28 @@ async def run_load(url: str, *, clients: int, seconds: float, seed: int = 0) -> 
         clients: that ask at the same time.
         seconds: after which no client asks again.
         seed: of the mix.
+        song: that every client asks for, and lets come to its end; the mix when not given.
     """
     report = Report()
     deadline = time.monotonic() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(30, read=None)) as http:
-        await asyncio.gather(*(client_of(http, report, deadline, seed, number) for number in range(clients)))
+        await asyncio.gather(*(client_of(http, report, deadline, seed, number, song) for number in range(clients)))
     return report
 
 
-async def client_of(http: httpx.AsyncClient, report: Report, deadline: float, seed: int, number: int) -> None:
+async def client_of(
+    http: httpx.AsyncClient,
+    report: Report,
+    deadline: float,
+    seed: int,
+    number: int,
+    fixed: Mapping[str, Any] | None = None,
+) -> None:
     """Ask for one song after the other; the numbers of a client of another seed are others."""
     draw = random.Random(f"{seed}/{number}")
     while time.monotonic() < deadline:
-        song = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
+        drawn = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
+        song = drawn if fixed is None else fixed
         # Not from the seed: two loads must not continue each other's traces.
         trace_id = secrets.token_hex(16)
         headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
@@ -105,23 +130,49 @@ async def client_of(http: httpx.AsyncClient, report: Report, deadline: float, se
             continue
         answer.raise_for_status()
         report.traces.append(trace_id)
-        state = await _follow(http, answer.headers["Location"], cancel=draw.random() < CANCELLED_SHARE)
+        accepted = time.monotonic()
+        cancel = fixed is None and draw.random() < CANCELLED_SHARE
+        state, taken, worker = await _follow(http, answer.headers["Location"], cancel=cancel)
         report.ended[state] += 1
+        if taken is not None:
+            report.waits.append(max(0.0, taken - accepted))
         if state == "done":
             report.latencies.append(time.monotonic() - start)
+            report.finished.append((time.monotonic(), worker))
 
 
-async def _follow(http: httpx.AsyncClient, song: str, *, cancel: bool) -> str:
-    state = "lost"
-    async with http.stream("GET", f"{song}/events") as events:
-        async for line in events.aiter_lines():
-            if not line.startswith("data: "):
-                continue
-            state = json.loads(line.removeprefix("data: "))["state"]
-            if cancel and state == "running":
-                cancel = False
-                await http.delete(song)
-    return state
+async def _follow(http: httpx.AsyncClient, song: str, *, cancel: bool) -> tuple[str, float | None, str | None]:
+    """The state that a song ended in, when a worker first took it, and which.
+
+    The state is that of the last event, or asked for where the events broke off or were refused.
+    """
+    state, taken, worker = "lost", None, None
+    # A stream that ends is no proof that the song did.
+    with suppress(httpx.ReadError, httpx.RemoteProtocolError):
+        async with http.stream("GET", f"{song}/events") as events:
+            async for line in events.aiter_lines():
+                if not line.startswith("data: "):
+                    continue
+                event = json.loads(line.removeprefix("data: "))
+                state = event["state"]
+                if state == "running":
+                    taken = time.monotonic() if taken is None else taken
+                    worker = event.get("worker", worker)
+                if cancel and state == "running":
+                    cancel = False
+                    await http.delete(song)
+    while state not in _FINAL:
+        answer = await http.get(song)
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return "lost", taken, worker
+        state = answer.raise_for_status().json()["state"]
+        await asyncio.sleep(_ASK_SECONDS)
+    return state, taken, worker
+
+
+def shown_latency(seconds: float | None) -> str:
+    """A latency in words; ``—`` for none."""
+    return "—" if seconds is None else f"{seconds:.2f} s"
 
 
 def main() -> None:
@@ -140,7 +191,8 @@ def main() -> None:
         raise SystemExit(f"error: {options.url} does not respond as the service does: {error!r}") from None
     print(f"accepted {report.accepted}, turned away {report.turned_away}")
     print("ended: " + ", ".join(f"{state} {count}" for state, count in sorted(report.ended.items())))
-    print(f"latency of finished songs: p50 {report.latency(0.5):.2f} s, p99 {report.latency(0.99):.2f} s")
+    p50, p99 = (shown_latency(report.latency(share)) for share in (0.5, 0.99))
+    print(f"latency of finished songs: p50 {p50}, p99 {p99}")
 
 
 if __name__ == "__main__":

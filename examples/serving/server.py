@@ -127,7 +127,15 @@ def _is_about_the_server(record: logging.LogRecord) -> bool:
 class Server(uvicorn.Server):
     """Serves an application and notifies it of the shutdown."""
 
-    def __init__(self, app: ASGIApp, *, stop: Callable[[], None], host: str, port: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        stop: Callable[[], None],
+        host: str,
+        port: int,
+        drain: Callable[[], None] | None = None,
+    ) -> None:
         """Set up.
 
         Args:
@@ -135,6 +143,7 @@ class Server(uvicorn.Server):
             stop: called before open connections are waited for: what they follow comes to its end.
             host: address to listen on.
             port: to listen on.
+            drain: waits, before anything is stopped, for what was accepted.
         """
         limit = connection_limit()
         protocol = type("Protocol", (BoundedProtocol,), {"limit": limit, "closed": Closed()})
@@ -157,9 +166,12 @@ class Server(uvicorn.Server):
             )
         )
         self._stop = stop
+        self._drain = drain
         logging.getLogger("uvicorn.error").addFilter(_is_about_the_server)
 
     async def shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Stop."""
+        if self._drain is not None:
+            await asyncio.to_thread(self._drain)
         self._stop()
         await super().shutdown(*args, **kwargs)

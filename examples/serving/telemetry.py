@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from prometheus_client.metrics_core import Metric
 
 import acestep_otel
 
@@ -22,6 +24,33 @@ def set_up() -> acestep_otel.ServiceTelemetry:
         acestep_otel.SetupError: an ``OTEL_*`` variable has a value that cannot be used.
     """
     return acestep_otel.configure(service_name="acestep-serving", metric_readers=[PrometheusMetricReader()])
+
+
+class Together:
+    """Metrics of several processes as one registry: those of a worker have its card as a label."""
+
+    def __init__(self, own: Iterable[Metric], workers: Iterable[tuple[str | None, Iterable[Metric]]]) -> None:
+        """Put them together.
+
+        Args:
+            own: this process's.
+            workers: label and metrics of each worker.
+        """
+        self._families: dict[str, Metric] = {}
+        self._add(own, {})
+        for label, families in workers:
+            self._add(families, {} if label is None else {"acestep_worker": label})
+
+    def collect(self) -> Iterable[Metric]:
+        """Each family once."""
+        return self._families.values()
+
+    def _add(self, families: Iterable[Metric], labels: dict[str, str]) -> None:
+        for family in families:
+            known = self._families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type, family.unit)
+            )
+            known.samples += [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
 
 
 def instrument(app: FastAPI, telemetry: acestep_otel.ServiceTelemetry) -> None:

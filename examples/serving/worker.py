@@ -1,18 +1,33 @@
-"""One worker with a bounded queue: one thread uses the engine, and a full queue rejects at once."""
+"""Workers behind one bounded queue: a thread for each maker, and a full queue rejects at once.
+
+A worker whose process dies is started again. Its song is made elsewhere, once: it does not wait in the queue again, it
+is the next that a worker takes.
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import threading
+import time
 from collections import OrderedDict, deque
+from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Final
 
-from acestep import AceStepError, Cancelled, Models, Progress, generate_music
+from acestep import AceStepError, Cancelled, Progress
 from acestep_otel import CANCELLED, QueueTelemetry
+from examples.serving.card_process import SongFailed
 from examples.serving.jobs import FINAL, Job
+from examples.serving.makers import Maker, WorkerDied
 
 logger = logging.getLogger("examples.serving")
+
+ATTEMPTS: Final = 2
+"""How often a song is begun whose workers die."""
+RESTART_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Between two tries to start a worker."""
 
 
 class QueueFull(Exception):
@@ -23,20 +38,22 @@ class Closed(Exception):
     """The service is shutting down."""
 
 
-class Worker:
-    """Makes songs one after the other, in a thread of its own."""
+class Workers:
+    """Threads that take songs from one queue, each with a maker of its own."""
 
-    def __init__(self, models: Models, folder: Path, *, queue: QueueTelemetry, capacity: int, kept: int) -> None:
-        """Start the thread.
+    def __init__(
+        self, makers: Sequence[Maker], folder: Path, *, queue: QueueTelemetry, capacity: int, kept: int
+    ) -> None:
+        """Start a thread for each maker.
 
         Args:
-            models: loaded models.
+            makers: those who make songs, ready to do so.
             folder: songs are written below it.
             queue: records accepted, finished and rejected requests.
             capacity: requests that may wait at most.
             kept: finished songs that stay on disk; the oldest go first.
         """
-        self._models = models
+        self._makers = makers
         self._folder = folder
         self._queue = queue
         self._capacity = capacity
@@ -44,15 +61,25 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._running: Job | None = None
+        self._running: dict[Maker, Job] = {}
+        self._ready = set(makers)
+        self._draining = False
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, args=(maker,), name="worker", daemon=True) for maker in makers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still takes jobs."""
-        return self._thread.is_alive() and not self._closed
+        """Whether one takes jobs."""
+        return not self._closed and any(thread.is_alive() for thread in self._threads) and self.ready > 0
+
+    @property
+    def ready(self) -> int:
+        """Workers that make songs, or could make one now."""
+        return len(self._ready)
 
     @property
     def waiting(self) -> int:
@@ -66,7 +93,7 @@ class Worker:
             QueueFull: as many as may wait do so already.
             Closed: the service is shutting down.
         """
-        if self._closed:
+        if self._closed or self._draining:
             raise Closed
         if len(self._waiting) >= self._capacity:
             self._queue.reject()
@@ -79,14 +106,14 @@ class Worker:
             QueueFull: others were faster.
         """
         with self._changed:
-            if self._closed or len(self._waiting) >= self._capacity:
+            if self._closed or self._draining or len(self._waiting) >= self._capacity:
                 job.waiting.leave("QueueFull")
                 self._queue.reject()
                 raise QueueFull
             self._waiting.append(job)
             self._jobs[job.id] = job
             job.move_to("waiting", ahead=len(self._waiting) - 1)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def find(self, job_id: str) -> Job | None:
         """A job that is known still."""
@@ -100,38 +127,69 @@ class Worker:
                 self._waiting.remove(job)
                 job.waiting.leave(CANCELLED)
                 self._finish(job, "cancelled")
+            maker = next((maker for maker, running in self._running.items() if running is job), None)
+        if maker is not None:
+            maker.cancel()
+
+    def drain(self, seconds: float) -> None:
+        """Take no more jobs, and wait until those that were accepted are done."""
+        with self._changed:
+            self._draining = True
+            self._changed.wait_for(lambda: not self._waiting and not self._running, seconds)
 
     def stop(self) -> None:
         """Accept no more jobs and cancel all; subscribers are notified immediately."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-            running = self._running
-        for job in [*self._waiting, *([] if running is None else [running])]:
+            self._changed.notify_all()
+            running = list(self._running.values())
+        for job in [*self._waiting, *running]:
             self.cancel(job)
-        if running is not None:
-            running.move_to("cancelled")
+        for job in running:
+            job.move_to("cancelled")
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread, seconds at most."""
-        self._thread.join(timeout)
+        """Wait for the threads, and for their makers to end; seconds at most for all."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _work(self) -> None:
-        while (job := self._next()) is not None:
+    def _work(self, maker: Maker) -> None:
+        while self._start(maker) and (job := self._next(maker)) is not None:
             # The caller's context, carried through the queue: its trace, its baggage, its sampling decision.
-            job.waiting.context.run(self._make, job)
-            self._running = None
+            job.waiting.context.run(self._make, maker, job)
+            with self._changed:
+                del self._running[maker]
+                self._changed.notify_all()
+        maker.close()
 
-    def _next(self) -> Job | None:
+    def _start(self, maker: Maker) -> bool:
+        """Have a maker ready, however often that takes; returns whether it still matters."""
+        for seconds in chain(RESTART_SECONDS, repeat(RESTART_SECONDS[-1])):
+            if self._closed:
+                return False
+            try:
+                maker.start()
+            except Exception as error:
+                self._ready.discard(maker)
+                logger.warning("%s, next try in %g s", error, seconds)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, seconds)
+            else:
+                self._ready.add(maker)
+                return True
+        return False
+
+    def _next(self, maker: Maker) -> Job | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if not self._waiting:
                 return None
-            self._running = job = self._waiting.popleft()
-            job.waiting.leave()
+            self._running[maker] = job = self._waiting.popleft()
+            job.attempts += 1
             return job
 
-    def _make(self, job: Job) -> None:
+    def _make(self, maker: Maker, job: Job) -> None:
         def report(progress: Progress) -> None:
             if job.cancelled:
                 raise Cancelled
@@ -139,21 +197,39 @@ class Worker:
                 {"state": "running", "stage": progress.stage, "done": progress.done, "total": progress.total}
             )
 
-        job.move_to("running")
         try:
             # One that is cancelled from here on ends inside: a wait that ended with a worker has a song in its trace.
-            result = generate_music(self._models, job.request, save_dir=self._folder / job.id, progress=report)
+            job.files = tuple(maker.make(job, self._folder / job.id, report))
         except Cancelled:
+            # One that no worker had begun waited until now.
+            job.waiting.leave(CANCELLED)
             self._finish(job, "cancelled")
+        except WorkerDied as error:
+            self._ready.discard(maker)
+            logger.warning("job %s: %s", job.id, error)
+            self._try_again(job)
         except Exception as error:
             # A song that fails is not the end of the service. The message may quote the request, so it is not logged.
-            logger.warning("job %s failed: %s", job.id, type(error).__name__)
-            stage = error.stage if isinstance(error, AceStepError) else None
-            job.error = type(error).__name__
+            job.error = error.error if isinstance(error, SongFailed) else type(error).__name__
+            logger.warning("job %s failed: %s", job.id, job.error)
+            stage = error.stage if isinstance(error, (AceStepError, SongFailed)) else None
             self._finish(job, "failed", error=job.error, stage=stage)
         else:
-            job.files = tuple(song.path for song in result.songs if song.path is not None)
             self._finish(job, "done", songs=len(job.files))
+
+    def _try_again(self, job: Job) -> None:
+        """Put a job whose worker died before all others, once; the song may be what killed it."""
+        if job.cancelled or self._closed:
+            self._finish(job, "cancelled")
+        elif job.attempts >= ATTEMPTS:
+            job.waiting.leave(WorkerDied.__name__)
+            job.error = WorkerDied.__name__
+            self._finish(job, "failed", error=job.error, stage=None)
+        else:
+            with self._changed:
+                self._waiting.appendleft(job)
+                job.move_to("waiting", ahead=0)
+                self._changed.notify_all()
 
     def _finish(self, job: Job, state: str, **details: object) -> None:
         with self._changed:

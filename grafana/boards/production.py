@@ -33,8 +33,8 @@ from grafana.variables import assembled, board, choice, with_traces
 _OUTCOME: Final = label(semconv.OUTCOME)
 _FAILED: Final = f'{_OUTCOME}!~"ok|cancelled"'
 _CANCELLED: Final = f'{_OUTCOME}="cancelled"'
-_CARD: Final = f"{label(semconv.HW_ID)}, {label(semconv.HW_NAME)}"
-_CARD_LEGEND: Final = f"{{{{{label(semconv.HW_NAME)}}}}} {{{{{label(semconv.HW_ID)}}}}}"
+_CARD: Final = f"{label(semconv.HW_ID)}, {label(semconv.HW_MODEL)}"
+_CARD_LEGEND: Final = f"{{{{{label(semconv.HW_MODEL)}}}}} {{{{{label(semconv.HW_ID)}}}}}"
 _FAILING: Final = ((None, "green"), (0.05, "red"))
 """The limit of the alert AceStepErrors."""
 _TOKEN: Final = label(semconv.TOKEN_KIND)
@@ -61,14 +61,14 @@ def production() -> dashboard.Dashboard:
         .with_variable(dashboard.TextBoxVariable("slower_than").label("longer than").default_value("1s"))
     )
     return assembled(
-        with_traces(empty, values_of(requests, "job")),
+        with_traces(empty, requests),
         {
             "Requests": (_now(), _requests(), _errors(), _active(), _durations(), _duration_map()),
             "Queue": (_queue_wait(), _queue_length(), _queue_rejected()),
-            "Stages": (_stage_durations(), _use(), _stage_table()),
+            "Stages": (_stage_durations(), _use(), _stage_table(), _stalls(), _hangs()),
             "Language model": (_first_token(), _tokens()),
-            "Cost and memory": (_compute(), _audio(), _memory(), _out_of_memory()),
-            "Hardware": (_gpu_use(), _gpu_memory()),
+            "Cost and memory": (_compute(), _audio(), _energy(), _power(), _memory(), _out_of_memory()),
+            "Hardware": (_cards(), _gpu_use(), _gpu_memory()),
             "Traces": (_slowest(), _lost()),
         },
     )
@@ -236,6 +236,54 @@ def _audio() -> timeseries.Panel:
     )
 
 
+def _stalls() -> timeseries.Panel:
+    cause = label(semconv.STALL_CAUSE)
+    return time_series(
+        Text(
+            "Stalls",
+            "Steps and tiles that took many times their running median, between two points, by cause; their spans have "
+            "the evidence.",
+            "none",
+        ),
+        Query(f"sum by ({STAGE}, {cause}) ({counted(semconv.STALLS)})", f"{{{{{STAGE}}}}}: {{{{{cause}}}}}"),
+    )
+
+
+def _hangs() -> timeseries.Panel:
+    stage = label(semconv.HANG_STAGE)
+    return time_series(
+        Text(
+            "Past the deadline",
+            "Snapshots of requests that run longer than ACESTEP_OTEL_DEADLINE, between two points, by the stage that "
+            "they are in; the span acestep.request.hang has the stack.",
+            "none",
+        ),
+        Query(f"sum by ({stage}) ({counted(semconv.HANGS)})", f"{{{{{stage}}}}}"),
+    )
+
+
+def _energy() -> timeseries.Panel:
+    per_minute = (
+        f"sum by ({MODEL}) ({rate(semconv.AUDIO_ENERGY, part='sum')}) / "
+        f"sum by ({MODEL}) ({rate(semconv.AUDIO_ENERGY, part='count')}) / 3600"
+    )
+    return time_series(
+        Text(
+            "Energy of a minute of music",
+            "Watt-hours, the mean over the requests that had a card to themselves. Empty without NVML.",
+            "watth",
+        ),
+        Query(per_minute, f"{{{{{MODEL}}}}}"),
+    )
+
+
+def _power() -> timeseries.Panel:
+    return time_series(
+        Text("Power", "Of each card, by its driver's energy counter, of any process. Empty without NVML.", "watt"),
+        Query(f"max by ({_CARD}) ({rate(semconv.HW_ENERGY)})", _CARD_LEGEND),
+    )
+
+
 def _memory() -> timeseries.Panel:
     kind = label(semconv.VRAM_KIND)
     return time_series(
@@ -251,6 +299,31 @@ def _out_of_memory() -> timeseries.Panel:
     return time_series(
         Text("Out of memory", "Errors in the time between two points, by stage.", "none"),
         Query(f"sum by ({STAGE}) ({counted(semconv.OUT_OF_MEMORY)})", f"{{{{{STAGE}}}}}"),
+    )
+
+
+def _cards() -> table.Panel:
+    worker, card = label(semconv.WORKER), label(semconv.HW_ID)
+    by = (worker, HOST, card)
+    grouping = ", ".join(by)
+    made = f'{STAGE}="generate_music"'
+    ended = f"sum by ({grouping}) (increase({selected(semconv.REQUESTS, made)}[$__range]))"
+    failed = f"sum by ({grouping}) (increase({selected(semconv.REQUESTS, made, _FAILED)}[$__range]))"
+    busy = f"sum by ({grouping}) (rate({selected(semconv.REQUEST_DURATION, made, part='sum')}[$__range]))"
+    buckets = f"sum by (le, {grouping}) (rate({selected(semconv.REQUEST_DURATION, made, part='bucket')}[$__range]))"
+    return data_table(
+        Text(
+            "Cards",
+            "Each worker of a service that has one on every card: songs that ended, share of the time that it worked, "
+            "95th percentile of a song. A service with one device is one row without a name.",
+            "none",
+        ),
+        Labels({worker: "Card", HOST: "Machine", card: "UUID"}, sort=(HOST, worker)),
+        Column("Songs", ended, decimals=0),
+        Column("Failed", f"{failed} or 0 * {ended}", decimals=0),
+        Column("Busy", busy, unit="percentunit", decimals=0),
+        Column("p95", f"histogram_quantile(0.95, {buckets})", unit="s", decimals=1),
+        size=Size(24, 7),
     )
 
 

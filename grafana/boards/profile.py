@@ -67,11 +67,12 @@ def profile() -> dashboard.Dashboard:
         .with_variable(choice("request", "Request", values_of(semconv.PROFILE_DURATION, STAGE, RUN)))
     )
     return assembled(
-        with_traces(empty, values_of(semconv.PROFILE_DURATION, "job")),
+        with_traces(empty, semconv.PROFILE_DURATION),
         {
             "Where the time went": (_key_metrics(), _tokens_per_second(), _breakdown(), _comparison(), _stages()),
             "Denoising steps and VAE tiles": (_step_quantiles(), _steps(), _tiles()),
             "Language model": (_phases(), _tokens(), _first_tokens()),
+            "Roofline": (_roofline(), _throughput()),
             "Memory and traces": (_memory(), _traces()),
         },
     )
@@ -229,6 +230,40 @@ def _first_tokens() -> bargauge.Panel:
             instant=True,
         ),
         size=Size(8),
+    )
+
+
+def _roofline() -> bargauge.Panel:
+    bound = label(semconv.ROOFLINE_BOUND)
+    by = (*_WHO, STAGE, bound)
+    return bars(
+        Text(
+            "Share of the roofline",
+            "Of the last run of each stage: the shortest time that the device's peaks allow over the time it took, and "
+            "what limits it. Empty where the peaks are not known: acestep-otel doctor --measure-device.",
+            "percentunit",
+        ),
+        Query(
+            f"max by ({', '.join(by)}) ({last(semconv.ROOFLINE_SHARE_LAST)}) > 0",
+            f"{{{{{STAGE}}}}}: {{{{{bound}}}}} · {_SHOWN}",
+            instant=True,
+        ),
+        size=Size(12, 9),
+    )
+
+
+def _throughput() -> table.Panel:
+    by = (*_WHO, STAGE)
+
+    def of(metric: semconv.MetricDefinition) -> str:
+        return f"max by ({', '.join(by)}) ({last(metric)})"
+
+    return data_table(
+        Text("Work", "Operations and bytes per second of the last run of each stage, by its shapes.", "none"),
+        Labels({"job": "Run", HOST: "Machine", STAGE: "Stage", MODEL: "Model"}, sort=("job", HOST, STAGE)),
+        Column("Operations/s", of(semconv.WORK_OPERATION_RATE_LAST), unit="flops", decimals=1),
+        Column("Bytes/s", of(semconv.WORK_BYTE_RATE_LAST), unit="decbytes", decimals=1),
+        size=Size(12, 9),
     )
 
 

@@ -13,6 +13,7 @@ from acestep.renderer.preparation import NativeAttention
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
 from tests.tracing import tree
+from tests.weights.test_adapters import write_adapter
 
 SONG = {"prompt": "a caption nobody may see", "lyrics": "[Verse]\nwords nobody may see", "audio_duration": 10.0}
 SOURCE = torch.sin(torch.arange(48_000 * 2) / 40).expand(2, -1).mul(0.5)
@@ -74,6 +75,35 @@ def test_steps_carry_index_time_and_guidance(traced, pipeline):
     (dit,) = traced.named("acestep.dit")
     assert dit.attributes[semconv.DIT_STEPS] == dit.attributes[semconv.DIT_STEPS_REQUESTED] == 3
     assert dit.attributes[semconv.LATENT_FRAMES] == 250
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_adapters_in_use_are_on_the_request(traced, pipeline, tmp_path):
+    for seed, name in enumerate(("piano", "strings")):
+        pipeline.load_lora_weights(write_adapter(tmp_path / name, seed=seed), adapter_name=name)
+    traced.instrument(detail="stage")
+    make(pipeline)
+    pipeline.set_adapters(["piano", "strings"], [0.5, 2.0])
+    make(pipeline)
+    pipeline.disable_lora()
+    make(pipeline)
+    used = [
+        (root.attributes.get(semconv.ADAPTER_NAMES), root.attributes.get(semconv.ADAPTER_SCALES))
+        for root in traced.named("generate_music")
+    ]
+    # Of several that were loaded one after the other, diffusers uses the last.
+    assert used == [("strings", "1"), ("piano,strings", "0.5,2"), (None, None)]
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_diffusion_names_its_sampler(traced, pipeline, stochastic):
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, stochastic_sampling=stochastic)
+    traced.instrument(detail="stage")
+    make(pipeline)
+    (dit,) = traced.named("acestep.dit")
+    assert dit.attributes[semconv.DIT_INFER_METHOD] == ("sde" if stochastic else "ode")
+    assert dit.attributes[semconv.DIT_SAMPLER_MODE] == "euler"
+    assert dit.attributes[semconv.DIT_DCW] is False
 
 
 def test_tiles_of_the_vae_are_spans(traced, pipeline):

@@ -115,9 +115,27 @@ def test_songs_have_their_stages_phases_steps_and_tiles_in_one_trace(run, songs)
     assert "/home/someone" not in json.dumps(recorded["spans"])
     for span in recorded["spans"]:
         for name, value in span["attributes"].items():
-            assert type(value) is semconv.ATTRIBUTES[name].type, (span["name"], name, value)
+            # A list in JSON is what the SDK holds as a tuple.
+            kind = tuple if isinstance(value, list) else type(value)
+            assert kind is semconv.ATTRIBUTES[name].type, (span["name"], name, value)
     assert recorded["loaded"] == []
     assert "will not be traced" not in recorded["log"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "used"),
+    [
+        ("dit.use_lora = False", (None, None)),
+        ("dit._active_loras, dit._lora_active_adapter = {'piano': 0.5, 'voice': 1.0}, 'voice'", ("voice", "1")),
+        ("dit._active_loras, dit._lora_active_adapter = {'drums': 0.5}, None", ("drums", "0.5")),
+        ("dit.lora_scale, dit.model.decoder.active_adapter = 0.25, 'default'", ("default", "0.25")),
+        ("dit.lora_scale = None", (None, None)),
+    ],
+)
+def test_the_adapter_in_use_is_on_the_request(run, handler, used):
+    recorded = run(f"dit.use_lora = True\n{handler}\ngenerate_music(dit, lm, params, GenerationConfig(1))")
+    root = attributes(recorded, "generate_music")
+    assert (root.get(semconv.ADAPTER_NAMES), root.get(semconv.ADAPTER_SCALES)) == used
 
 
 DIRECT = (
@@ -199,6 +217,28 @@ def test_a_step_of_heun_is_one_step(run):
     recorded = run("dit.sampler_mode = 'heun'; generate_music(dit, None, params, GenerationConfig(1))")
     assert len(named(recorded, "acestep.dit.step")) == 4
     assert attributes(recorded, "acestep.dit")[semconv.DIT_STEPS] == 4
+
+
+@pytest.mark.parametrize(
+    ("window", "steps"),
+    [
+        ({}, 4),
+        ({"flow_edit_n_avg": 3}, 4),
+        ({"flow_edit_n_min": 0.25, "flow_edit_n_max": 0.75, "flow_edit_n_avg": 2}, 3),
+        ({"flow_edit_n_max": 0.0}, 4),
+    ],
+)
+def test_a_step_of_a_flow_edit_is_one_step(run, window, steps):
+    """It evaluates both texts, as often as noise is drawn; after its window there is one text alone."""
+    more = {"flow_edit_morph": True, **window}
+    recorded = run(
+        f"dit.more = {more}; dit.sampler_mode = 'heun'; generate_music(dit, None, params, GenerationConfig(1))"
+    )
+    spans = named(recorded, "acestep.dit.step")
+    assert [span["attributes"][semconv.DIT_STEP_INDEX] for span in spans] == list(range(steps))
+    dit = attributes(recorded, "acestep.dit")
+    assert dit[semconv.DIT_STEPS] == steps
+    assert (dit[semconv.DIT_SAMPLER_MODE], dit[semconv.DIT_DCW]) == ("euler", False)
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,10 @@ def main(name: str, capability: int) -> None:
     print(json.dumps([compiled(kernel, options, capability) for kernel, options in launches]))
 
 
-def compiled(kernel: Any, options: dict[str, int], capability: int) -> dict[str, Any]:
-    """What the compiler makes of one kernel with these constants and launch options."""
+def compiled(kernel: Any, options: dict[str, int], capability: int, types: dict[str, str] = TYPES) -> dict[str, Any]:
+    """What the compiler makes of one kernel with these constants and launch options; other parameters are bfloat16."""
     constants = {key: value for key, value in options.items() if key in kernel.arg_names}
-    signature = {key: "constexpr" if key in constants else TYPES.get(key, "*bf16") for key in kernel.arg_names}
+    signature = {key: "constexpr" if key in constants else types.get(key, "*bf16") for key in kernel.arg_names}
     place = {key: (index,) for index, key in enumerate(kernel.arg_names)}
     source = ASTSource(
         fn=kernel,

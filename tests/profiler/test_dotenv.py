@@ -29,7 +29,7 @@ def values_of(*arguments: str) -> dict[str, object]:
     return command.make_context("test", list(arguments)).params
 
 
-def test_the_four_defaults_are_read() -> None:
+def test_defaults_of_the_models_are_read() -> None:
     write(
         "# models\nACESTEP_CONFIG_PATH=acestep-v15-base\n\nACESTEP_LM_MODEL_PATH=acestep-5Hz-lm-4B\n"
         "ACESTEP_DEVICE=cuda:1 # the second\nACESTEP_LM_BACKEND=pt\nACESTEP_INIT_LLM=auto\n"
@@ -37,6 +37,44 @@ def test_the_four_defaults_are_read() -> None:
     values = values_of()
     assert (values["config_path"], values["lm_model"]) == ("acestep-v15-base", "acestep-5Hz-lm-4B")
     assert (values["device"], values["lm_backend"]) == ("cuda:1", "pt")
+
+
+ENVIRONMENT_OF_THE_PACKAGE = """
+# Model storage
+ACESTEP_CONFIG_PATH=acestep-v15-turbo
+ACESTEP_LM_MODEL_PATH=acestep-5Hz-lm-1.7B
+ACESTEP_DEVICE=auto
+ACESTEP_LM_BACKEND=vllm
+ACESTEP_INIT_LLM=auto
+ACESTEP_FORCE_FLAC_EXPORT=1
+ACESTEP_CHECKPOINTS_DIR=~/ace-step-models
+# ACESTEP_DOWNLOAD_SOURCE=auto
+# ACESTEP_API_KEY=
+ACESTEP_NO_INIT=true
+"""
+"""Every variable that the file shipped with the released package sets or offers to set (2026)."""
+
+
+def test_the_file_of_the_released_package_is_read_and_what_is_for_its_servers_is_passed_over() -> None:
+    found = read_defaults(write(ENVIRONMENT_OF_THE_PACKAGE))
+    assert found.problem is None
+    assert set(found.values) == set(VARIABLES)
+    assert values_of()["checkpoint_dir"] == Path.home() / "ace-step-models"
+
+
+def test_models_are_downloaded_to_the_folder_that_they_are_loaded_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    monkeypatch.setattr(
+        "acestep_otel.profiler.run.weights.download_models", lambda names, root: folders.append((names, root))
+    )
+    write("ACESTEP_CHECKPOINTS_DIR=shared\n")
+    assert main(["download", "acestep-v15-turbo"]) == 0
+    assert main(["download", "acestep-v15-turbo", "--checkpoint-dir", "own"]) == 0
+    monkeypatch.setenv("ACESTEP_CHECKPOINTS_DIR", "of-the-environment")
+    assert main(["download", "acestep-v15-turbo"]) == 0
+    assert [root for _, root in folders] == [Path("shared"), Path("own"), Path("of-the-environment")]
 
 
 def test_without_a_file_the_defaults_are_those_of_the_reference() -> None:

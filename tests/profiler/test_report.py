@@ -15,7 +15,7 @@ from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, render_report
-from acestep_otel.profiler.report.spans import measured_runs
+from acestep_otel.profiler.report.spans import Preparation, measured_runs
 from tests.profiler.outputs import OUTPUTS, traced
 
 SMALL = ("--tiny", "--device", "cpu", "--no-warmup")
@@ -42,9 +42,17 @@ def article(source: str) -> str:
 def test_the_page_says_what_the_trace_says(mode: str, root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--detail", "token", mode=mode) == 0
     assert "Report:  pages/report.html\n" in capsys.readouterr().out
+    spans = traced()
     from_trace = render_report(
-        Report(mode=mode, environment=Environment.current(), arguments={}, runs=measured_runs(traced(), root))
+        Report(
+            mode=mode,
+            environment=Environment.current(),
+            arguments={},
+            runs=measured_runs(spans, root),
+            preparation=Preparation.of(spans, root),
+        )
     )
+    assert "Models loaded in " in article(page())
     assert article(page()) == article(from_trace)
     assert f"<h2>{root}</h2>" in page()
 

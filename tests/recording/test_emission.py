@@ -13,6 +13,7 @@ from opentelemetry.trace import StatusCode
 
 from acestep.errors import OutOfMemory
 from acestep_otel import semconv
+from acestep_otel.recording import stage_work
 from acestep_otel.recording.clock import CUDA_EVENT, HostClock, Mark
 from acestep_otel.recording.emission import Emitter
 from acestep_otel.recording.instruments import Instruments
@@ -20,6 +21,8 @@ from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
 from acestep_otel.recording.trace_tree import RequestRecording, Stage
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
+from acestep_otel.roofline.peaks import Peaks
+from acestep_otel.roofline.work import Pass, Work
 from acestep_otel.settings import Detail
 
 CPU = torch.device("cpu")
@@ -257,6 +260,14 @@ def test_a_request_that_made_no_audio_has_no_such_cost():
         assert semconv.AUDIO_COMPUTE_DURATION.name not in bench.metrics()
 
 
+def test_seconds_of_audio_are_not_counted_where_the_number_of_songs_is_unknown():
+    bench = Bench()
+    bench.emit(lambda root: root.attributes.update({semconv.AUDIO_DURATION: 10.0}))
+    recorded = bench.metrics()
+    assert semconv.AUDIO_SECONDS.name not in recorded
+    assert semconv.REQUESTS.name in recorded
+
+
 def test_readings_of_vram_are_on_every_span_that_has_one():
     bench = Bench()
 
@@ -305,3 +316,115 @@ def test_exemplars_point_at_the_span_they_were_measured_in():
     points = {p.attributes[semconv.STAGE]: p for p in bench.metrics()[semconv.TIME_TO_FIRST_TOKEN.name]}
     (exemplar,) = points["lm.codes"].exemplars
     assert exemplar.span_id == spans[semconv.LM_CODES].context.span_id
+
+
+WORK_PEAKS = Peaks({"float32": 1e9}, bandwidth=1e9, source="measured")
+
+
+def known_peaks(monkeypatch: pytest.MonkeyPatch, peaks: Peaks | None = WORK_PEAKS) -> None:
+    monkeypatch.setattr(stage_work, "peaks_of", lambda _key: peaks)
+
+
+def working(operations: float, moved: float) -> Pass:
+    return Pass(Work, (operations, moved), "float32")
+
+
+def denoising(root: Stage) -> None:
+    dit = add(root, semconv.DIT, 100 * MS, 500 * MS, attributes={semconv.REQUEST_MODEL: "dit"})
+    for start in (100, 300):
+        add(dit, semconv.DIT_STEP, start * MS, (start + 200) * MS, passes=[working(1e8, 1e7)])
+
+
+def test_a_span_has_the_work_of_everything_below_it_and_its_share_of_the_roofline(monkeypatch):
+    known_peaks(monkeypatch)
+    spans = Bench().emit(denoising)
+    step, dit, root = spans[semconv.DIT_STEP], spans[semconv.DIT], spans[semconv.GENERATE_MUSIC]
+    assert step.attributes[semconv.WORK_OPERATIONS] == 1e8
+    assert step.attributes[semconv.ROOFLINE_SHARE] == pytest.approx(0.1 / 0.2)
+    assert dit.attributes[semconv.WORK_OPERATIONS] == root.attributes[semconv.WORK_OPERATIONS] == 2e8
+    assert dit.attributes[semconv.WORK_BYTES] == 2e7
+    assert dit.attributes[semconv.WORK_OPERATION_RATE] == pytest.approx(5e8)
+    assert dit.attributes[semconv.WORK_BYTE_RATE] == pytest.approx(5e7)
+    assert dit.attributes[semconv.ROOFLINE_SHARE] == pytest.approx(0.5)
+    assert dit.attributes[semconv.ROOFLINE_CEILING] == dit.attributes[semconv.ROOFLINE_BOUND] == "compute"
+    assert root.attributes[semconv.DEVICE_PEAK_BANDWIDTH] == 1e9
+    assert root.attributes[semconv.DEVICE_PEAK_SOURCE] == "measured"
+    assert semconv.DEVICE_PEAK_SOURCE not in dit.attributes
+
+
+def test_work_is_counted_under_stages_and_rates_are_those_of_the_last_run(monkeypatch):
+    known_peaks(monkeypatch)
+    bench = Bench()
+    bench.emit(denoising)
+    metrics = bench.metrics()
+    (counted,) = metrics[semconv.WORK_OPERATIONS_COUNT.name]
+    assert (counted.value, counted.attributes[semconv.STAGE]) == (2e8, "dit")
+    rates = {point.attributes[semconv.STAGE]: point.value for point in metrics[semconv.WORK_OPERATION_RATE_LAST.name]}
+    assert rates == {"dit": pytest.approx(5e8), "dit.step": pytest.approx(5e8)}
+    shares = {
+        point.attributes[semconv.ROOFLINE_BOUND]: point.value
+        for point in metrics[semconv.ROOFLINE_SHARE_LAST.name]
+        if point.attributes[semconv.STAGE] == "dit"
+    }
+    assert shares == {"compute": pytest.approx(0.5), "memory": 0.0, "launch": 0.0}
+
+
+def test_without_peaks_there_is_work_and_no_share(monkeypatch):
+    known_peaks(monkeypatch, None)
+    bench = Bench()
+    spans = bench.emit(denoising)
+    assert spans[semconv.DIT].attributes[semconv.WORK_OPERATIONS] == 2e8
+    assert not {name for name in spans[semconv.DIT].attributes if name.startswith("acestep.roofline")}
+    assert semconv.ROOFLINE_SHARE_LAST.name not in bench.metrics()
+
+
+def test_a_spoiled_file_of_peaks_is_a_warning_and_costs_no_trace(monkeypatch, caplog):
+    def spoiled(_key):
+        raise ValueError("devices.json is no file of device peaks")
+
+    monkeypatch.setattr(stage_work, "peaks_of", spoiled)
+    spans = Bench().emit(denoising)
+    assert spans[semconv.DIT].attributes[semconv.WORK_OPERATIONS] == 2e8
+    assert "devices.json" in caplog.text
+
+
+@pytest.mark.parametrize(("host_end", "bound"), [(490, "launch"), (110, "compute")])
+def test_a_stage_that_kept_the_host_busy_all_along_is_launch_bound(monkeypatch, host_end, bound):
+    """Far from the roofline: a device that waits for its work."""
+    known_peaks(monkeypatch)
+
+    class Device(EventClock):
+        """Resolves a mark with an event to the event's time."""
+
+        def resolve(self, marks):
+            return [self.time_of(mark if mark.event is None else Mark(mark.event)) for mark in marks]
+
+    def build(root):
+        dit = add(root, semconv.DIT, 100 * MS, 500 * MS, passes=[working(1e7, 1e6)])
+        dit.start, dit.end = Mark(100 * MS, 100 * MS), Mark(host_end * MS, 500 * MS)
+
+    spans = Bench().emit(build, clock=Device)
+    assert spans[semconv.DIT].attributes[semconv.ROOFLINE_CEILING] == "compute"
+    assert spans[semconv.DIT].attributes[semconv.ROOFLINE_BOUND] == bound
+
+
+@pytest.mark.parametrize(("tile_host_end", "bound"), [(480, "launch"), (120, "memory")])
+def test_a_decode_in_which_the_host_waits_is_judged_by_its_tiles(monkeypatch, tile_host_end, bound):
+    """The host is in the decode as long as the device, because it waits for the audio."""
+    known_peaks(monkeypatch)
+
+    class Device(EventClock):
+        """Resolves a mark with an event to the event's time."""
+
+        def resolve(self, marks):
+            return [self.time_of(mark if mark.event is None else Mark(mark.event)) for mark in marks]
+
+    def build(root):
+        decode = add(root, semconv.VAE_DECODE, 100 * MS, 500 * MS)
+        decode.start, decode.end = Mark(100 * MS, 100 * MS), Mark(500 * MS, 500 * MS)
+        tile = add(decode, semconv.VAE_TILE, 100 * MS, 490 * MS, passes=[working(1e6, 1e7)])
+        tile.start, tile.end = Mark(100 * MS, 100 * MS), Mark(tile_host_end * MS, 490 * MS)
+
+    spans = Bench().emit(build, clock=Device)
+    assert spans[semconv.VAE_DECODE].attributes[semconv.ROOFLINE_BOUND] == bound
+    assert spans[semconv.VAE_TILE].attributes[semconv.ROOFLINE_BOUND] == bound

@@ -20,7 +20,12 @@ from tests.tracing import Traced
 
 CUDA = torch.device("cuda", 0)
 LOAD = LoadDefinition("renderer", lambda _: ModelLoad("model", CUDA))
-CARD = {semconv.HW_ID: "GPU-abc", semconv.HW_NAME: "NVIDIA H100"}
+CARD = {
+    semconv.HW_ID: "GPU-abc",
+    semconv.HW_MODEL: "NVIDIA H100",
+    semconv.HW_VENDOR: "NVIDIA",
+    semconv.HW_DRIVER_VERSION: "575.57",
+}
 ALL = (semconv.HW_GPU_UTILIZATION, semconv.HW_GPU_MEMORY_USAGE, semconv.HW_GPU_MEMORY_LIMIT)
 
 
@@ -116,3 +121,16 @@ def test_instrumentation_that_is_switched_off_observes_nothing(traced: Traced, n
     assert [len(points) for points in observed(traced)] == [1, 1, 1]
     AceStepInstrumentor().uninstrument()
     assert observed(traced) == [[], [], []]
+
+
+def test_what_the_card_counts_is_observed_where_it_counts(traced: Traced, watch: GpuWatch, nvml: Nvml) -> None:
+    watch.add(CUDA)
+    gpu = {**CARD, semconv.HW_TYPE: "gpu"}
+    assert traced.metric(semconv.HW_ENERGY) == traced.metric(semconv.HW_ERRORS) == []
+    nvml.joules, nvml.corrected = 1234.5, 3
+    ((joules, attributes),) = [(point.value, dict(point.attributes)) for point in traced.metric(semconv.HW_ENERGY)]
+    assert (joules, attributes) == (1234.5, gpu)
+    errors = {point.attributes[semconv.ERROR_TYPE]: point.value for point in traced.metric(semconv.HW_ERRORS)}
+    assert errors == {"corrected": 3, "uncorrected": 0}
+    (share,) = traced.metric(semconv.HW_GPU_MEMORY_UTILIZATION)
+    assert share.value == pytest.approx(1 / 80)

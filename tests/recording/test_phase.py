@@ -72,3 +72,21 @@ def test_percentile_95_is_a_value_that_at_least_95_percent_do_not_exceed(values)
 
 def test_no_gaps_no_summary():
     assert GapSummary.of([]) is None
+
+
+@pytest.mark.parametrize(("lag", "waits"), [(0.1, True), (8.0, False)])
+def test_a_device_that_is_never_behind_the_host_waits_for_it(lag: float, waits: bool) -> None:
+    """Passes every 10 ms; the device is done so many milliseconds after the host had enqueued each."""
+    ms = 1_000_000
+    record = PhaseRecord([], [Mark(10 * ms * number, event=object()) for number in range(1, 6)])
+    offset = 1_700_000_000_000_000_000
+    times = PhaseTimes.of(record, [mark.host_ns + offset + round(lag * ms) for mark in record.passes], offset)
+    assert times.lag == pytest.approx(lag / 1e3)
+    assert times.waits_for_host is waits
+
+
+def test_on_the_hosts_clock_there_is_no_lag() -> None:
+    record = PhaseRecord([], [Mark(number) for number in range(5)])
+    times = PhaseTimes.of(record, [mark.host_ns for mark in record.passes])
+    assert times.lag is None
+    assert not times.waits_for_host

@@ -81,7 +81,7 @@ def test_a_prompt_over_the_limit_is_cut_with_a_warning_and_keeps_its_closing_tok
     assert "prompt of 9 tokens cut to the 4 that the model reads" in caplog.text
 
 
-def test_what_no_token_of_the_limit_can_reach_is_not_tokenised():
+def test_what_no_token_of_the_limit_can_reach_is_not_tokenised_and_not_counted(caplog):
     seen = []
 
     class Counting:
@@ -96,3 +96,4 @@ def test_what_no_token_of_the_limit_can_reach_is_not_tokenised():
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     assert token_ids(Counting(), "la " * 10_000_000, 8) == [0] * 8
     assert seen == [8 * 128]
+    assert caplog.messages == ["prompt of more than 342 tokens cut to the 8 that the model reads"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from acestep.renderer.conditioning import Conditions, encode_conditions
 from acestep.renderer.context import silence_latents
 from acestep.renderer.diffusion import Guidance, custom_schedule, make_schedule
-from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, step_noise, window_mask
+from acestep.renderer.sampling import Repaint, RepaintSettings, Sampler, retaken, step_noise, window_mask
 from acestep.types import SamplerSettings
 from tests.renderer.test_reference import GOLDEN, loaded, within
 
@@ -116,6 +117,15 @@ def test_noise_of_the_steps_belongs_to_the_seed_and_not_to_the_batch():
         assert torch.equal(next(together)[1], next(alone)[0])
     first = torch.randn(10, 8, generator=torch.Generator().manual_seed(2))
     assert not torch.equal(next(step_noise([2], (10, 8)))[0], first)
+
+
+def test_a_retake_is_on_the_way_from_one_draw_to_another():
+    noise, other = torch.randn(2, 400, 64, generator=torch.Generator().manual_seed(3)).unbind()
+    assert torch.equal(retaken(noise, other, 0.0), noise)
+    assert torch.allclose(retaken(noise, other, 1.0), other, atol=1e-6)
+    between = retaken(noise, other, 0.25)
+    assert torch.allclose(between, math.cos(math.pi / 8) * noise + math.sin(math.pi / 8) * other)
+    assert between.std().item() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(

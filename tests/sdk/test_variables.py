@@ -13,7 +13,7 @@ from opentelemetry.sdk import environment_variables as of_the_sdk
 from acestep_otel.errors import SetupError
 from acestep_otel.sdk import variables
 from acestep_otel.sdk.pairs import parse_headers, parse_resource_attributes
-from acestep_otel.sdk.variables import drop_wrong, require_variables, wrong_variables
+from acestep_otel.sdk.variables import drop_wrong, require_variables, suit_sdk, wrong_variables
 
 ELSEWHERE = {
     # Where a signal goes: acestep_otel.sdk.otlp.
@@ -174,3 +174,28 @@ def test_any_text_is_right_or_one_line(name: str, value: str) -> None:
     for wrong in wrong_variables({name: value}):
         assert str(wrong).startswith(name)
         assert "\n" not in str(wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({}, {}),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "0"}, {"OTEL_BSP_SCHEDULE_DELAY": "1"}),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "0"}, {"OTEL_METRIC_EXPORT_INTERVAL": "1"}),
+        (
+            {"OTEL_BSP_MAX_QUEUE_SIZE": "100"},
+            {"OTEL_BSP_MAX_QUEUE_SIZE": "100", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100"},
+        ),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "600"}, {"OTEL_BSP_MAX_QUEUE_SIZE": "600"}),
+        (
+            {"OTEL_RESOURCE_ATTRIBUTES": "a=1,service.instance.id=, b = ,c=x=y"},
+            {"OTEL_RESOURCE_ATTRIBUTES": "a=1,c=x=y"},
+        ),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name="}, {}),
+    ],
+)
+def test_legal_values_that_the_sdk_refuses_are_replaced_by_what_they_mean(
+    given: dict[str, str], left: dict[str, str]
+) -> None:
+    suit_sdk(given)
+    assert given == left

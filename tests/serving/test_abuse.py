@@ -27,6 +27,10 @@ GOOD = {
         ({"memory_growth": 0.2}, ["memory grew by 20.0%"]),
         ({"series": {"early": 500, "late": 5_000}}, ["series grew from 500 to 5000"]),
         ({"before": {"latency_seconds": {"p95": 1.0}}}, ["the 95th percentile of normal callers grew by 2.50"]),
+        (
+            {"before": {"latency_seconds": {"p95": None}}},
+            ["no song of a normal caller was finished, so there is no percentile to compare"],
+        ),
         ({"exit_seconds": 30}, ["the exit took 30.0 s"]),
     ],
 )

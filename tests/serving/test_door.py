@@ -16,6 +16,7 @@ from examples.serving import door
 from examples.serving.app import CAPTION_CHARACTERS, LYRICS_CHARACTERS, PATHS, SongRequest, create_app
 from examples.serving.door import BODY_BYTES, Door
 from examples.serving.errors import ContainErrors
+from examples.serving.makers import OwnMaker
 from tests.serving.test_service import SONG, InMemory, ask, follow, wait_until
 
 PLANTED = "PLANTED"
@@ -25,7 +26,7 @@ PLANTED = "PLANTED"
 def app(tiny_models):
     from tests.tracing import Traced
 
-    return create_app(tiny_models, InMemory(Traced()), capacity=2)
+    return create_app([OwnMaker(tiny_models)], InMemory(Traced()), capacity=2)
 
 
 @pytest.fixture(scope="module")

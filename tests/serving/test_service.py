@@ -6,13 +6,17 @@ import time
 
 import pytest
 from fastapi.testclient import TestClient
+from opentelemetry import propagate
+from opentelemetry.propagators.composite import CompositePropagator
 
 import acestep_otel
 from acestep.errors import OutOfMemory
-from acestep_otel import semconv
-from examples.serving import worker
+from acestep_otel import instrumentor, semconv
+from acestep_otel.forced_sampling.profiling import ProfilePropagator
+from examples.serving import makers
 from examples.serving.app import create_app
 from examples.serving.jobs import Job
+from examples.serving.makers import OwnMaker
 from tests.tracing import tree
 
 SONG = {"caption": "a caption nobody may see", "duration": 10, "inference_steps": 2, "seed": 1}
@@ -38,7 +42,7 @@ class InMemory(acestep_otel.ServiceTelemetry):
 @pytest.fixture
 def service(traced, tiny_models):
     traced.instrument()
-    app = create_app(tiny_models, InMemory(traced), capacity=2, kept=3)
+    app = create_app([OwnMaker(tiny_models)], InMemory(traced), capacity=2, kept=3)
     with TestClient(app) as client:
         yield client
 
@@ -47,13 +51,13 @@ def service(traced, tiny_models):
 def held(monkeypatch):
     """Blocks songs until it is set."""
     release = threading.Event()
-    original = worker.generate_music
+    original = makers.generate_music
 
     def wait(*args, **kwargs):
         assert release.wait(30)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(worker, "generate_music", wait)
+    monkeypatch.setattr(makers, "generate_music", wait)
     yield release
     release.set()
 
@@ -83,7 +87,13 @@ def test_a_song_is_generated_reported_and_delivered(service):
     assert {"state": "running", "stage": "dit", "done": 2, "total": 2} in events
     audio = service.get(f"{answer.headers['Location']}/audio/1")
     assert audio.content.startswith(b"fLaC")
-    assert service.get(f"/songs/{song}").json() == {"id": song, "state": "done", "error": None, "songs": 1}
+    assert service.get(f"/songs/{song}").json() == {
+        "id": song,
+        "state": "done",
+        "error": None,
+        "songs": 1,
+        "worker": None,
+    }
 
 
 def test_the_caller_s_trace_goes_through_the_queue_and_the_thread(service, traced):
@@ -150,7 +160,7 @@ def test_a_song_cancelled_as_soon_as_a_worker_has_taken_it_still_has_its_span(se
     def cancel_what_runs(job, state, **details):
         original(job, state, **details)
         if state == "running":
-            service.app.state.worker.cancel(job)
+            service.app.state.workers.cancel(job)
 
     monkeypatch.setattr(Job, "move_to", cancel_what_runs)
     song = ask(service).json()["id"]
@@ -165,11 +175,11 @@ def test_a_song_that_runs_out_of_memory_fails_alone(service, monkeypatch):
         raise OutOfMemory("out of memory in stage 'dit'", stage="dit")
 
     with monkeypatch.context() as broken:
-        broken.setattr(worker, "generate_music", fail)
+        broken.setattr(makers, "generate_music", fail)
         failed = follow(service, ask(service).json()["id"])[-1]
     assert failed == {"state": "failed", "error": "OutOfMemory", "stage": "dit"}
     assert follow(service, ask(service).json()["id"])[-1]["state"] == "done"
-    assert service.get("/healthz").json() == {"alive": True, "waiting": 0}
+    assert service.get("/healthz").json() == {"alive": True, "waiting": 0, "workers": 1}
 
 
 @pytest.mark.parametrize(
@@ -196,10 +206,10 @@ def test_only_the_last_songs_are_kept(service):
 
 def test_shutdown_cancels_remaining_songs_and_leaves_no_thread(traced, tiny_models, held):
     traced.instrument()
-    app = create_app(tiny_models, InMemory(traced))
+    app = create_app([OwnMaker(tiny_models)], InMemory(traced))
     with TestClient(app) as client:
         songs = [ask(client).json()["id"] for _ in range(3)]
-        jobs = [app.state.worker.find(song) for song in songs]
+        jobs = [app.state.workers.find(song) for song in songs]
         threading.Timer(0.2, held.set).start()
     assert [job.state for job in jobs] == ["cancelled"] * 3
     assert "worker" not in {thread.name for thread in threading.enumerate()}
@@ -209,3 +219,22 @@ def test_shutdown_cancels_remaining_songs_and_leaves_no_thread(traced, tiny_mode
 def test_health_and_metrics_are_for_machines(service):
     assert service.get("/healthz").status_code == 200
     assert "# TYPE" in service.get("/metrics").text
+
+
+def test_an_operator_has_one_song_profiled_and_a_stranger_none(service, traced, tmp_path, monkeypatch):
+    """Through the HTTP interface, the queue and the worker's thread."""
+    profiles = tmp_path / "profiles"
+    monkeypatch.setenv("ACESTEP_OTEL_PROFILE_TOKEN", "operators only")
+    instrumentor.AceStepInstrumentor().uninstrument()
+    monkeypatch.setenv("ACESTEP_OTEL_PROFILE_DIR", str(profiles))
+    traced.instrument()
+    monkeypatch.setattr(
+        propagate, "_HTTP_TEXT_FORMAT", CompositePropagator([propagate.get_global_textmap(), ProfilePropagator()])
+    )
+    follow(service, ask(service, headers={"X-Profile": "a guess"}).json()["id"])
+    assert not profiles.exists()
+    follow(service, ask(service, headers={"X-Profile": "operators only"}).json()["id"])
+    wait_until(lambda: traced.metric(semconv.PROFILES) != [])
+    (path,) = profiles.iterdir()
+    places = [span.attributes.get(semconv.PROFILE_FILE) for span in traced.spans if span.name == "generate_music"]
+    assert places == [None, str(path)]

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from tests.stack.prometheus import Prometheus
+
 ROOT = Path(__file__).resolve().parents[2]
 BOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
 RULES = ROOT / "collectors" / "prometheus"
@@ -65,6 +67,21 @@ def panel_expressions() -> Iterator[Expression]:
                     yield Expression(place, target["expr"], target.get("exemplar", False), instant)
 
 
+def values_of_variable(variable: dict[str, Any], prometheus: Prometheus) -> list[str]:
+    """What can be chosen, as Grafana finds it: ``label_values``, or ``query_result`` with a regular expression."""
+    kind, query = re.fullmatch(r"(label_values|query_result)\((.+)\)", variable["query"]).groups()
+    if kind == "label_values":
+        selector, name = re.fullmatch(r"(.+), (\w+)", query).groups()
+        return prometheus.label_values(name, filled_in(selector))
+    texts = []
+    for sample in prometheus.query(filled_in(query)):
+        labels = ",".join(f'{name}="{value}"' for name, value in sample["metric"].items())
+        time, figure = sample["value"]
+        texts.append(f"{{{labels}}} {figure} {time * 1000:.0f}")
+    found = (re.search(variable["regex"].strip("/"), text) for text in texts)
+    return [match[1] for match in found if match]
+
+
 def data_sources() -> list[dict[str, Any]]:
     text = (PROVISIONING / "datasources" / "acestep.yaml").read_text("utf-8")
     return list(yaml.safe_load(text)["datasources"])
@@ -107,4 +124,4 @@ def filled_in(expression: str, jobs: Sequence[str] = (".*",), range_: str = "1h"
         ("$baseline", chosen),
     ):
         expression = expression.replace(name, value)
-    return re.sub(r"\$\w+", ".*", expression)
+    return re.sub(r"\$[A-Za-z_]\w*", ".*", expression)

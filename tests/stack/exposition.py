@@ -34,13 +34,20 @@ TRANSLATIONS = {
     ("acestep.requests.active", "up_down_counter", "{request}"): "acestep_requests_active",
 }
 
-_UNITS = {"s": "seconds", "By": "bytes", "1": "ratio"}
+_UNITS = {
+    "s": "seconds",
+    "By": "bytes",
+    "1": "ratio",
+    "J": "joules",
+    "By/s": "bytes_per_second",
+    "{operation}/s": "per_second",
+}
 
 
 def translated(name: str, kind: str, unit: str) -> str:
     """The name of an instrument's series; ``_bucket``, ``_sum`` and ``_count`` of a histogram come after it."""
     found = re.sub(r"[^a-zA-Z0-9_:]", "_", name).removesuffix("_total")
-    suffix = "" if unit.startswith("{") else f"_{_UNITS[unit]}"
+    suffix = "" if unit.startswith("{") and unit not in _UNITS else f"_{_UNITS[unit]}"
     if suffix and not found.endswith(suffix):
         found += suffix
     return f"{found}_total" if kind == "counter" else found

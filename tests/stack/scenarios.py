@@ -14,11 +14,12 @@ from unittest.mock import patch
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from acestep.checkpoints import Models
+from acestep.checkpoints import TINY_DIT, Models
 from acestep.errors import AceStepError, OutOfMemory
 from acestep.inference import generate_music
 from acestep.renderer.renderer import Renderer
 from acestep.types import GenerationRequest
+from acestep_otel import semconv
 from acestep_otel.profiler.benchmark.matrix import Failure, Figures
 from acestep_otel.profiler.cli import main
 from acestep_otel.profiler.options import Options
@@ -27,9 +28,11 @@ from acestep_otel.profiler.tier_test.outputs import Outputs, record_row
 from acestep_otel.profiler.tier_test.plan import Plan
 from acestep_otel.profiler.tier_test.trials import GIB, Observation, TierResult
 from acestep_otel.queue_telemetry import QueueTelemetry
+from acestep_otel.recording import stage_work
 from acestep_otel.recording.gpu_metrics import Card, GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.vram import VramPeak, VramReading, VramTracker
+from acestep_otel.roofline.peaks import Peaks
 from acestep_otel.settings import Detail
 from tests.profiler.tier_test.tier_rows import memory_use
 
@@ -53,7 +56,7 @@ class Service:
 
 def profile(endpoint: str, folder: Path, name: str) -> None:
     """``--mode profile`` with both phases of the language model; its GPU's memory is made up."""
-    with _named(name), _gpu_memory():
+    with _named(name), _gpu_memory(), _known_peaks():
         arguments = (*SHORT, "--thinking", "--use-cot-metas", "--otlp-endpoint", endpoint)
         assert main([*arguments, "--output-dir", str(folder)]) == 0
 
@@ -88,6 +91,8 @@ def service(endpoint: str) -> Iterator[Service]:
     driver = SimpleNamespace(
         nvmlDeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=75),
         nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=12 * GIB, total=80 * GIB),
+        # 300 W, in millijoules.
+        nvmlDeviceGetTotalEnergyConsumption=lambda _: round(300_000 * time.monotonic()),
     )
     card = Card(driver, None, "GPU-0", "NVIDIA H100")
     with (
@@ -120,10 +125,27 @@ def serve(service: Service, models: Models, songs: int) -> None:
         waiting.leave()
         with suppress(AceStepError), _failing() if song % 3 == 2 else _succeeding():
             waiting.context.run(generate_music, models, request)
+        _what_only_a_gpu_has(service)
         service.telemetry.meter_provider.force_flush()
         service.telemetry.tracer_provider.force_flush()
         time.sleep(0.5)
     service.queue.reject()
+
+
+def _what_only_a_gpu_has(service: Service) -> None:
+    """Energy, a stall, and a request past its deadline, under the names that the layer gives them."""
+    instruments = Instruments(service.telemetry.meter_provider.get_meter("acestep_otel"))
+    dit = {semconv.REQUEST_MODEL: TINY_DIT, semconv.STAGE: "dit.step"}
+    instruments.record(semconv.AUDIO_ENERGY, 400.0, dit)
+    instruments.record(semconv.STALLS, 1, {**dit, semconv.STALL_CAUSE: "allocator"})
+    instruments.record(semconv.HANGS, 1, {**dit, semconv.STAGE: "generate_music", semconv.HANG_STAGE: "vae.decode"})
+
+
+@contextmanager
+def _known_peaks() -> Iterator[None]:
+    """A device whose peaks are known."""
+    with patch.object(stage_work, "peaks_of", lambda _: Peaks({"float32": 1e12}, 1e11, "measured")):
+        yield
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from tests.stack.boards import (
     panels,
     rule_expressions,
     rules,
+    values_of_variable,
 )
 from tests.stack.conftest import Stack
 from tests.stack.prometheus import wait_until
@@ -91,8 +92,7 @@ def test_every_template_variable_has_values(stack: Stack) -> None:
     for path in BOARDS:
         for variable in load(path)["templating"]["list"]:
             if variable["type"] == "query":
-                selector, name = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]).groups()
-                assert stack.prometheus.label_values(name, filled_in(selector)), variable["name"]
+                assert values_of_variable(variable, stack.prometheus), variable["name"]
 
 
 def test_the_breakdown_on_the_board_is_the_one_in_the_terminal(stack: Stack) -> None:

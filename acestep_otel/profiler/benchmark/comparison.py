@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, Self
 
 from acestep_otel.profiler.benchmark.matrix import COLUMNS, Cell, Figures
@@ -19,7 +21,17 @@ _ASKED_FOR: Final = (
     "task_type", "example", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language", "use_constrained_decoding",
     "lm_temperature", "lm_cfg_scale", "no_warmup", "detail",
 )  # fmt: skip
-_RAN: Final = ("device", "dtype", "weights", "dit_model", "lm_model", "lm_backend", "shift", "guidance_scale")
+_RAN: Final = (
+    "device",
+    "dtype",
+    "weights",
+    "dit_model",
+    "lm_model",
+    "lm_backend",
+    "lm_device",
+    "shift",
+    "guidance_scale",
+)
 _PLACED: Final = ("offload_to_cpu", "offload_dit_to_cpu", "quantization", "compile")
 
 
@@ -37,8 +49,9 @@ class ResultFile:
         environment: description of the hardware.
         cells: figures of every cell; ``None`` where it failed.
         spreads: of a cell that was run several times, the largest less the smallest of each figure.
-        settings: other settings that affect the time of a cell, by name; none for a failed cell.
-        planned: number of planned cells; more than ``cells`` if the run was stopped.
+        settings: what else decides how long a cell takes, by name; none of a cell that failed.
+        planned: cells that the run was to have; more than ``cells`` when it was stopped.
+        energies: joules of a cell's run, the median of several; none where the card keeps no counter.
     """
 
     name: str
@@ -48,6 +61,7 @@ class ResultFile:
     settings: Mapping[Cell, Mapping[str, Any]] = field(default_factory=dict)
     planned: int = 0
     spreads: Mapping[Cell, Figures] = field(default_factory=dict)
+    energies: Mapping[Cell, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -68,6 +82,7 @@ class ResultFile:
             mode = document["mode"]
             if mode not in _CELLS_OF:
                 raise IncomparableResults(f"{path} is of mode {mode}: compare takes {' and '.join(_CELLS_OF)}")
+            _require_like_cards(path, document["results"])
             read = list(_CELLS_OF[mode](document))
             planned = document["benchmark"]["cells"] if mode == "benchmark" else len(document["results"])
             if not document["results"]:
@@ -82,11 +97,26 @@ class ResultFile:
                 settings={cell: settings for cell, _, settings, _ in read},
                 spreads={cell: spread for cell, *_, spread in read if spread is not None},
                 planned=planned,
+                energies=_energies(document, [cell for cell, *_ in read]),
             )
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             if isinstance(error, IncomparableResults):
                 raise
             raise IncomparableResults(f"{path} has no cells to compare: {error!r}") from error
+
+
+def _energies(document: Mapping[str, Any], cells: Sequence[Cell]) -> dict[Cell, float]:
+    """Joules of each cell whose runs all have them; a file of an earlier version has none."""
+    rows = document["results"]
+    if document["mode"] == "profile":
+        rows = [{"runs": [result]} for result in rows if result["measurement"] is not None]
+    found: dict[Cell, float] = {}
+    for cell, row in zip(cells, rows, strict=False):
+        known = [(run["measurement"] or {}).get("energy") for run in row["runs"]]
+        joules = [float(energy["joules"]) for energy in known if energy is not None]
+        if joules and len(joules) == len(known):
+            found[cell] = median(joules)
+    return found
 
 
 _ReadCell = tuple[Cell, Figures | None, dict[str, Any], Figures | None]
@@ -95,6 +125,16 @@ _ReadCell = tuple[Cell, Figures | None, dict[str, Any], Figures | None]
 def _require_times(path: Path, cell: Cell, figures: Figures | None) -> None:
     if figures is not None and (figures.wall_time <= 0 or min(figures) < 0):
         raise IncomparableResults(f"{path}, {cell}: a time is not above zero, so nothing can be compared with it")
+
+
+def _require_like_cards(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    models = Counter(card["model"] for row in rows if (card := row.get("card")) is not None)
+    if len(models) > 1:
+        counted = ", ".join(f"{count} on {model}" for model, count in models.items())
+        raise IncomparableResults(
+            f"{path} has cells of cards that are not alike ({counted}): a ratio would compare the cards; run it with "
+            "--gpus on cards of one model"
+        )
 
 
 def _benchmark_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
@@ -134,7 +174,11 @@ def _profile_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
 def _settings(arguments: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[str, Any]:
     # A file that was written before there was such a setting says nothing about it.
     sources = ((arguments, _ASKED_FOR), (effective, _RAN), (effective["placement"], _PLACED))
-    return {name: source[name] for source, names in sources for name in names if name in source}
+    settings = {name: source[name] for source, names in sources for name in names if name in source}
+    if "adapters" in effective:
+        used = (f"{adapter['name']} x {adapter['scale']:g}" for adapter in effective["adapters"])
+        settings["adapters"] = " and ".join(used) or None
+    return settings
 
 
 _CELLS_OF: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[_ReadCell]]]] = {
@@ -145,7 +189,8 @@ _CELLS_OF: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[_ReadCell]]
 
 
 def _environment(environment: Mapping[str, Any]) -> str:
-    accelerators = [accelerator["name"] for accelerator in environment["accelerators"]]
+    found = Counter(accelerator["name"] for accelerator in environment["accelerators"])
+    accelerators = [name if count == 1 else f"{count} x {name}" for name, count in found.items()]
     revision = environment["git_revision"]
     return ", ".join(
         [
@@ -199,6 +244,18 @@ class ComparedCell:
             for column, before, after in zip(COLUMNS, self.baseline, self.candidate, strict=True)
             if (after > before * threshold if before else after > 0) and after - before > noise[column]
         ]
+
+    def verdict(self, slower: Sequence[str]) -> str:
+        """What became of the cell, in a word or three.
+
+        Args:
+            slower: its columns that do not pass.
+        """
+        if self.baseline is None:
+            return "failed in both" if self.candidate is None else "failed in A"
+        if self.candidate is None:
+            return "failed in B"
+        return "SLOWER" if slower else "OK"
 
     def change(self, column: str, threshold: float) -> str:
         """How much a column changed, with as many digits as show on which side of the threshold it is."""
@@ -287,6 +344,16 @@ class Comparison:
         return found
 
     @property
+    def energies(self) -> list[str]:
+        """Joules of each cell that both files know them of, a line each; no gate, because a card's heat is in them."""
+        before, after = self.baseline.energies, self.candidate.energies
+        return [
+            f"{cell}: {before[cell]:,.0f} J to {after[cell]:,.0f} J, x {after[cell] / before[cell]:.2f}"
+            for cell in (compared.cell for compared in self.cells)
+            if before.get(cell) and cell in after
+        ]
+
+    @property
     def regressions(self) -> list[str]:
         """What does not pass, a line each."""
         lines = []
@@ -297,9 +364,13 @@ class Comparison:
                 f"{compared.cell}: {column} {compared.change(column, self.threshold)}"
                 for column in self.slower(compared)
             ]
-        if self.candidate.planned > (ran := len(self.candidate.cells)):
-            lines.append(f"{self.candidate.name}: stopped after {ran} of {self.candidate.planned} cells")
-        return lines
+        return lines if self.stopped is None else [*lines, self.stopped]
+
+    @property
+    def stopped(self) -> str | None:
+        """That the second file lacks cells which its run was to have, as a line; ``None`` when it has them all."""
+        ran, planned = len(self.candidate.cells), self.candidate.planned
+        return f"{self.candidate.name}: stopped after {ran} of {planned} cells" if planned > ran else None
 
     def to_json(self) -> dict[str, Any]:
         """The comparison file: ratios are null where a cell failed or a column took no time."""
@@ -316,6 +387,7 @@ class Comparison:
                     "baseline": None if compared.baseline is None else asdict(compared.baseline),
                     "candidate": None if compared.candidate is None else asdict(compared.candidate),
                     "ratios": compared.ratios,
+                    "energy": [file.energies.get(compared.cell) for file in (self.baseline, self.candidate)],
                     "slower": self.slower(compared),
                     "broke": compared.broke,
                 }

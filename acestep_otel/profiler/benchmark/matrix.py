@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from statistics import median
 from typing import Any, Final, Literal, Self
 
+from acestep.cards import Card
 from acestep.gpu_config import GPUConfig
+from acestep_otel.profiler.children.cards import card_json
 from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.breakdown import Breakdown
@@ -129,12 +131,25 @@ class CellResult:
         runs: figures of every run that ended well.
         failure: what ended the cell, or ``None``.
         entries: every run as the result file has it, the failed one included.
+        card: that it was run on, with all its repeats; ``None`` without ``--gpus``.
     """
 
     cell: Cell
     runs: tuple[Figures, ...]
     failure: Failure | None
     entries: tuple[dict[str, Any], ...]
+    card: Card | None = None
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        return cls(
+            cell=Cell(**found["cell"]),
+            runs=tuple(Figures(**figures) for figures in found["runs"]),
+            failure=None if found["failure"] is None else Failure(**found["failure"]),
+            entries=tuple(found["entries"]),
+            card=None if found["card"] is None else Card(**found["card"]),
+        )
 
     @property
     def summary(self) -> Summary | None:
@@ -154,11 +169,23 @@ class CellResult:
             "config": asdict(self.cell),
             "status": "ok" if self.failure is None else "error",
             "error": None if self.failure is None else asdict(self.failure),
+            "card": card_json(self.card),
             **figures,
             "minimum": None if summary is None else asdict(summary.minimum),
             "spread": None if summary is None else asdict(summary.spread),
             "runs": list(self.entries),
         }
+
+
+def longest_first(cells: Iterable[Cell]) -> list[Cell]:
+    """Cells in the order that they are handed out to several cards: so that no long one is left over at the end.
+
+    Those that think come after all others, because a process that has loaded the language model has less memory.
+    """
+    return sorted(
+        cells,
+        key=lambda cell: (cell.thinking, -cell.duration * cell.batch_size * cell.inference_steps, -cell.duration),
+    )
 
 
 DURATIONS: Final = (30.0, 60.0, 120.0, 240.0)

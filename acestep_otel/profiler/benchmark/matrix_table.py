@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from acestep_otel.profiler.benchmark.comparison import ComparedCell, Comparison
+from acestep.cards import models_of
+from acestep_otel.profiler.benchmark.comparison import Comparison
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Figures
 
 _RULE: Final = "-" * 122
@@ -16,10 +17,26 @@ _FIGURES: Final = ("Wall(s)", "LM(s)", "DiT(s)", "VAE(s)")
 def render_matrix(results: Sequence[CellResult]) -> str:
     """The table, without a final newline: medians where a cell was run several times, ``—`` where it failed.
 
-    Columns start at 0, 11, 19, 27, 35, 46, 57, 68 and 79; seconds have two decimals.
+    Columns start at 0, 11, 19, 27, 35, 46, 57, 68 and 79; seconds have two decimals. Where cells were run on several
+    cards, the card is the last column, in short; cards that are not alike are named by their model too.
     """
-    rows = (_configured(result.cell, _medians(result), 11) + result.status for result in results)
-    return "\n".join([_header(_FIGURES, 11) + "Status", _RULE, *rows])
+    cards = [result.card for result in results if result.card is not None]
+    if not cards:
+        rows = (_configured(result.cell, _medians(result), 11) + result.status for result in results)
+        return "\n".join([_header(_FIGURES, 11) + "Status", _RULE, *rows])
+    width = 2 + max(len("Status"), *(len(result.status) for result in results))
+    alike = len(models_of(cards)) == 1
+    rows = (
+        f"{_configured(result.cell, _medians(result), 11)}{result.status:<{width}}{_card(result, alike=alike)}".rstrip()
+        for result in results
+    )
+    return "\n".join([f"{_header(_FIGURES, 11)}{'Status':<{width}}Card", _RULE, *rows])
+
+
+def _card(result: CellResult, *, alike: bool) -> str:
+    if result.card is None:
+        return _ABSENT
+    return result.card.label if alike else f"{result.card.label} ({result.card.model})"
 
 
 def render_spread(results: Sequence[CellResult]) -> str:
@@ -44,7 +61,7 @@ def render_comparison(comparison: Comparison) -> str:
     ]
     for compared in comparison.cells:
         ratios = (_ABSENT if ratio is None else f"{ratio:.2f}" for ratio in compared.ratios.values())
-        lines.append(_configured(compared.cell, ratios, 11) + _verdict(compared, comparison))
+        lines.append(_configured(compared.cell, ratios, 11) + compared.verdict(comparison.slower(compared)))
     lines += [f"only in A: {cell}" for cell in comparison.only_in_baseline]
     lines += [f"only in B: {cell}" for cell in comparison.only_in_candidate]
     return "\n".join(lines)
@@ -54,14 +71,6 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value is None else str(value)
-
-
-def _verdict(compared: ComparedCell, comparison: Comparison) -> str:
-    if compared.baseline is None:
-        return "failed in both" if compared.candidate is None else "failed in A"
-    if compared.candidate is None:
-        return "failed in B"
-    return "SLOWER" if comparison.slower(compared) else "OK"
 
 
 def _header(columns: Sequence[str], width: int) -> str:

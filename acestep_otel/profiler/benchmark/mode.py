@@ -1,48 +1,83 @@
 """Mode ``benchmark``: a matrix of configurations, one row each.
 
-Every cell is warmed up at its own shape and then run as often as asked. A failed cell is a row too, and the others
-continue. The result file is rewritten after each cell, so an interrupted benchmark keeps its rows.
+Every cell is warmed up at its own shape and then run as often as asked: in this process, or with ``--gpus`` on several
+cards beside each other. A cell that fails is a row too, and the others go on; the result file is written again after
+each one, so an interrupted benchmark keeps what it has.
 """
 
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, Self
 
-from acestep.checkpoints import Models, ModelSelection, load_models, load_planner, require_language_model
-from acestep.devices import resolve_device
-from acestep.errors import AceStepError
+from acestep.cards import Card
 from acestep.gpu_config import GPUConfig, gpu_config
-from acestep.inference import generate_music
-from acestep.memory_cap import enforce_memory_cap
-from acestep.types import EffectiveSettings, GenerationRequest
-from acestep.validation import validate
+from acestep.types import GenerationRequest
 from acestep_otel import __version__, semconv
-from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Figures, Matrix, cell_options
+from acestep_otel.profiler.benchmark.cells import (
+    CellRunner,
+    cell_request,
+    planner_songs,
+    prepare_device,
+    require_planner,
+)
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Matrix
 from acestep_otel.profiler.benchmark.matrix_table import render_matrix, render_spread
+from acestep_otel.profiler.benchmark.on_cards import CardCells
+from acestep_otel.profiler.benchmark.on_ray import RayCells
+from acestep_otel.profiler.children.cards import card_attributes, card_lines
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.files import can_be_replaced
 from acestep_otel.profiler.options import Options, command_line, shown_options
-from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
-from acestep_otel.profiler.report.results import RunResult, result_document, write_result
-from acestep_otel.profiler.report.spans import measured_runs
+from acestep_otel.profiler.report.results import result_document, write_result
+from acestep_otel.profiler.report.spans import Preparation
 from acestep_otel.profiler.run.example import load_example
-from acestep_otel.profiler.run.generation_request import build_request, select_models
-from acestep_otel.profiler.run.measurement import limit_threads, release_memory, setup_errors
 from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
-from acestep_otel.profiler.run.placement import describe_models, describe_placement, engine_settings, gpu_memory
+from acestep_otel.profiler.run.placement import describe_placement
 from acestep_otel.profiler.run.progress import CellBar, loading
-from acestep_otel.profiler.telemetry.providers import Telemetry, flush_telemetry, instrumented, require_tracing
+from acestep_otel.profiler.telemetry.providers import Telemetry, instrumented, require_tracing
 from acestep_otel.profiler.terminal import echo
-from acestep_otel.recording import GuidanceShare, annotated, guidance_share, measure_guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
+from acestep_otel.settings import Detail
+
+
+class Cells(Protocol):
+    """Where cells are run."""
+
+    @property
+    def memory(self) -> float:
+        """GiB of GPU memory that decide the tier; 0 without a GPU."""
+
+    @property
+    def environment(self) -> Environment:
+        """What they run on."""
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Of several processes; none for this process's own device."""
+
+    @property
+    def models_line(self) -> str | None:
+        """Which models ran, and where; ``None`` before one did."""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the diffusion model."""
+
+    @property
+    def lost(self) -> Sequence[Mapping[str, Any]]:
+        """Workers that were lost whose cells were run elsewhere, as the result file has them."""
+
+    def lines(self) -> Iterator[str]:
+        """The same in words."""
+
+    def results(self, requests: Mapping[Cell, GenerationRequest]) -> Iterator[CellResult]:
+        """Run every cell, and give each as it ends."""
 
 
 def benchmark(options: Options, telemetry: Telemetry) -> None:
@@ -57,30 +92,87 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     detail = require_tracing("a benchmark", options, telemetry)
     require_outputs(options)
     example = load_example(options.example)
-    limit_threads(options)
-    with setup_errors():
-        device = resolve_device(options.device)
-        settings = engine_settings()
-        enforce_memory_cap(device, settings.memory_limit)
-        memory = gpu_memory(device, settings)
-        config = gpu_config(memory)
+    with ExitStack() as stack:
+        cells: Cells
+        if options.ray is not None:
+            cells = stack.enter_context(RayCells(options, telemetry))
+        elif options.gpus is not None:
+            cells = stack.enter_context(CardCells(options, telemetry))
+        else:
+            cells = stack.enter_context(OwnCells(options, telemetry, detail))
+        config = gpu_config(cells.memory)
         matrix = Matrix.of(options, config)
-        requests = {cell: build_request(example, cell_options(options, cell)) for cell in matrix.cells}
-        for request in requests.values():
-            validate(request)
-    cells = "cell" if len(matrix.cells) == 1 else "cells"
-    found = f"{memory:.1f} GiB of GPU memory" if memory else "no GPU"
-    for line in (f"{len(matrix.cells)} {cells}, limits of {config.tier} ({found})", *matrix.clamp_lines()):
-        echo(line)
-
-    with instrumented(telemetry, detail):
-        run = _Benchmark(options, telemetry, matrix, config, memory, requests)
+        requests = {cell: cell_request(example, options, cell) for cell in matrix.cells}
+        noun = "cell" if len(matrix.cells) == 1 else "cells"
+        found = f"{cells.memory:.1f} GiB of GPU memory" if cells.memory else "no GPU"
+        echo(f"{len(matrix.cells)} {noun}, limits of {config.tier} ({found})")
+        for line in (*matrix.clamp_lines(), *card_lines(cells.cards)):
+            echo(line)
+        run = _Benchmark(options, telemetry, matrix, config, cells)
         try:
-            run.run()
+            run.run(requests)
         finally:
             run.report()
     if run.failure is not None:
         raise RunFailed(run.failure)
+
+
+class OwnCells:
+    """Cells on this process's own device (``Cells``).
+
+    Used as a context manager, in which the engine is traced.
+    """
+
+    def __init__(self, options: Options, telemetry: Telemetry, detail: Detail) -> None:
+        """Make the device ready.
+
+        Raises:
+            SetupError: it cannot be.
+        """
+        self.memory = prepare_device(options)
+        self.environment = Environment.current()
+        self.cards: tuple[Card, ...] = ()
+        self.lost: tuple[Mapping[str, Any], ...] = ()
+        self._options = options
+        self._runner = CellRunner(options, telemetry.collector)
+        self._instrumented = instrumented(telemetry, detail)
+
+    def lines(self) -> Iterator[str]:
+        """Nothing can be lost."""
+        return iter(())
+
+    def __enter__(self) -> Self:
+        self._instrumented.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._instrumented.__exit__(*error)
+
+    @property
+    def models_line(self) -> str | None:
+        """Which models ran, and where."""
+        return self._runner.models_line
+
+    @property
+    def model_name(self) -> str:
+        """Name of the diffusion model."""
+        return self._runner.model_name
+
+    def results(self, requests: Mapping[Cell, GenerationRequest]) -> Iterator[CellResult]:
+        """Run every cell: first those without the language model, which is not loaded until it is needed."""
+        options = self._options
+        require_planner(options, requests)
+        with loading("models", enabled=not options.no_progress):
+            self._runner.load()
+        for line in describe_placement(self._runner.models.placement, options):
+            echo(line)
+        cells = list(requests)
+        songs = planner_songs(requests)
+        with CellBar(cells, enabled=not options.no_progress) as bar:
+            for cell in sorted(cells, key=lambda cell: requests[cell].needs_language_model):
+                bar.start(cell)
+                yield self._runner.run_cell(cell, cells.index(cell), requests[cell], songs)
+                bar.finish(cell)
 
 
 @dataclass
@@ -91,97 +183,29 @@ class _Benchmark:
     telemetry: Telemetry
     matrix: Matrix
     config: GPUConfig
-    memory: float
-    requests: Mapping[Cell, GenerationRequest]
-    environment: Environment = field(default_factory=Environment.current)
+    cells: Cells
     results: dict[Cell, CellResult] = field(default_factory=dict)
-    models_line: str | None = None
 
     def __post_init__(self) -> None:
         self.instruments = Instruments(self.telemetry.meter_provider.get_meter("acestep_otel", __version__))
 
-    def run(self) -> None:
-        """Run every cell: first those without the language model, which is not loaded until it is needed."""
-        with setup_errors():
-            if any(request.needs_language_model for request in self.requests.values()):
-                require_language_model(self.select_planner())
-            with loading("models", enabled=not self.options.no_progress):
-                models = load_models(select_models(self.options, with_language_model=False))
-        for line in describe_placement(models.placement, self.options):
-            echo(line)
-        with CellBar(self.matrix.cells, enabled=not self.options.no_progress) as bar:
-            for cell in sorted(self.matrix.cells, key=lambda cell: self.requests[cell].needs_language_model):
-                bar.start(cell)
-                models = self.run_cell(cell, models)
-                if self.options.benchmark_output is None or can_be_replaced(self.options.benchmark_output):
-                    self.write()
-                bar.finish(cell)
+    def run(self, requests: Mapping[Cell, GenerationRequest]) -> None:
+        """Run every cell and note its row."""
+        for result in self.cells.results(requests):
+            self.results[result.cell] = result
+            self.record(result)
+            if self.options.benchmark_output is None or can_be_replaced(self.options.benchmark_output):
+                self.write()
 
-    def select_planner(self) -> ModelSelection:
-        """The language model, with room for the largest cell that asks it something."""
-        asking = (request for request in self.requests.values() if request.needs_language_model)
-        songs = max(request.batch_size for request in asking)
-        return select_models(self.options, with_language_model=True, songs=songs)
-
-    def run_cell(self, cell: Cell, models: Models) -> Models:
-        """Run one cell and note its row; returns the models, with the language model when the cell brought it in."""
-        request = self.requests[cell]
-        figures: list[Figures] = []
-        entries: list[dict[str, Any]] = []
-        failure: Failure | None = None
-        try:
-            if request.needs_language_model and models.planner is None:
-                models = replace(models, planner=load_planner(self.select_planner()))
-            with annotated({semconv.BENCHMARK_CELL: self.matrix.cells.index(cell)}):
-                share: GuidanceShare | None = None
-                if not self.options.no_warmup:
-                    with warmup():
-                        _generate(models, request)
-                    share = measure_guidance_share(models, request)
-                for repeat in range(self.options.repeat):
-                    with annotated({semconv.BENCHMARK_REPEAT: repeat}), guidance_share(share):
-                        figures.append(self.run_once(models, request, entries))
-        except Exception as error:
-            failure = Failure.of(error)
-            if not isinstance(error, AceStepError):
-                # A defect: its traceback is what helps, and the result file has no place for it.
-                echo("".join(traceback.format_exception(error)), err=True)
-        if failure is not None:
-            release_memory()
-        result = CellResult(cell, tuple(figures), failure, tuple(entries))
-        self.results[cell] = result
-        self.record(result, models)
-        return models
-
-    def run_once(self, models: Models, request: GenerationRequest, entries: list[dict[str, Any]]) -> Figures:
-        """Run a cell's request once; its entry is added also when it fails."""
-        flush_telemetry()
-        position = len(self.telemetry.collector.readable_spans)
-        effective: EffectiveSettings | None = None
-        error: BaseException | None = None
-        try:
-            effective = _generate(models, request)
-            if effective.lm_model is not None or self.models_line is None:
-                self.models_line = describe_models(effective)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            flush_telemetry()
-            runs = measured_runs(self.telemetry.collector.finished_since(position))
-            run = runs[-1] if runs else None
-            entries.append(RunResult(run, effective, error).to_json())
-        if run is None:
-            raise RuntimeError("the run left no trace to take its figures from")
-        return Figures.of(Breakdown.of(run))
-
-    def record(self, result: CellResult, models: Models) -> None:
+    def record(self, result: CellResult) -> None:
         """Record the cell's metrics."""
-        model = {semconv.REQUEST_MODEL: models.renderer.models.name}
+        model = {semconv.REQUEST_MODEL: self.cells.model_name}
         outcome = "ok" if result.failure is None else result.failure.type
+        card = {} if result.card is None else card_attributes(result.card)
         self.instruments.record(semconv.BENCHMARK_CELLS, 1, {**model, semconv.OUTCOME: outcome})
         attributes: dict[str, str | bool | int | float] = {
             **model,
+            **card,
             semconv.AUDIO_DURATION_REQUESTED: result.cell.duration,
             semconv.BATCH_SIZE: result.cell.batch_size,
             semconv.THINKING: result.cell.thinking,
@@ -212,14 +236,15 @@ class _Benchmark:
             return
         document = result_document(
             mode=self.options.mode,
-            environment=self.environment,
+            environment=self.cells.environment,
             arguments=shown_options(self.options),
             results=self.rows,
             benchmark={
                 "tier": self.config.tier,
-                "gpu_memory": self.memory,
+                "gpu_memory": self.cells.memory,
                 "cells": len(self.matrix.cells),
                 "clamped": [asdict(clamp) for clamp in self.matrix.clamps],
+                "lost": list(self.cells.lost),
             },
         )
         write_result(self.options.benchmark_output, document)
@@ -242,19 +267,20 @@ class _Benchmark:
                 self.options.report,
                 Report(
                     mode=self.options.mode,
-                    environment=self.environment,
+                    environment=self.cells.environment,
                     command=command_line(self.options),
                     arguments=shown_options(self.options),
                     matrix=self.rows,
                     failure=self.failure,
+                    preparation=Preparation.of(self.telemetry.collector.finished_spans),
                 ),
             )
 
     def lines(self) -> Iterator[str]:
         """The table, and below it every failure in full."""
         rows = self.rows
-        if self.models_line is not None:
-            yield self.models_line
+        if self.cells.models_line is not None:
+            yield self.cells.models_line
         if rows:
             yield f"\n{render_matrix(rows)}\n"
             if self.options.repeat > 1:
@@ -262,11 +288,6 @@ class _Benchmark:
         for result in rows:
             if result.failure is not None:
                 yield f"{result.cell}: {result.failure.type}: {result.failure.message}"
+        yield from self.cells.lines()
         if len(rows) < len(self.matrix.cells):
             yield f"Stopped after {len(rows)} of {len(self.matrix.cells)} cells."
-
-
-def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:
-    """Run a request; its songs are saved, because saving is part of the wall time, and then dropped."""
-    with TemporaryDirectory() as folder:
-        return generate_music(models, request, save_dir=Path(folder)).effective

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
+from acestep.documents import LARGEST, parse_document
 from acestep_otel import semconv
 from acestep_otel.errors import SetupError
 
@@ -97,7 +97,7 @@ def _fetch(url: str) -> dict[str, Any] | None:
     """The JSON object behind a URL; ``None`` for "not found"."""
     try:
         with urlopen(url, timeout=_ANSWER_SECONDS) as response:
-            content = json.load(response)
+            content = parse_document(response.read(LARGEST + 1), url)
     except HTTPError as error:
         if error.code == 404:
             return None

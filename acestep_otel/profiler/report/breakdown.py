@@ -5,7 +5,8 @@ token generation is what remains of it, so that the three sum to the total exact
 (conditioning without the encoding of recordings, model loads inside the run, glue) is ``other``, so that the rows sum
 to the wall time exactly.
 
-The cost of guidance is ``None`` when guidance ran but was not calibrated: it is then part of token generation.
+A share of the planner that no span states (guidance that was not calibrated, a grammar that was not timed) is ``None``
+and part of token generation. A count of steps that no span states is ``None`` too: what is not known is never zero.
 
 Every view draws the same rows, in the order and with the names of the benchmark guide. Two rows precede them where a
 recording was encoded before the language model read it.
@@ -28,10 +29,10 @@ class Breakdown:
     Attributes:
         wall: the root span.
         planner: everything that the language model's side did.
-        constrained_decoding: the share of ``planner`` spent in the grammar.
+        constrained_decoding: the share of ``planner`` spent in the grammar; ``None`` when it was not timed.
         guidance: the share of ``planner`` that classifier-free guidance cost; ``None`` when it was not calibrated.
         diffusion: all denoising steps.
-        steps: steps executed.
+        steps: steps executed; ``None`` when the loop ran and neither it nor spans of steps say how many.
         vae_decode: latents to audio.
         audio_save: encoding and writing the files.
         vae_encode: recordings to latents, wherever in the run that happens.
@@ -40,10 +41,10 @@ class Breakdown:
 
     wall: float
     planner: float = 0.0
-    constrained_decoding: float = 0.0
+    constrained_decoding: float | None = 0.0
     guidance: float | None = 0.0
     diffusion: float = 0.0
-    steps: int = 0
+    steps: int | None = 0
     vae_decode: float = 0.0
     audio_save: float = 0.0
     vae_encode: float = 0.0
@@ -52,11 +53,11 @@ class Breakdown:
     @property
     def token_generation(self) -> float:
         """The rest of ``planner``: forward passes, sampling, prompts and parsing."""
-        return self.planner - self.constrained_decoding - (self.guidance or 0.0)
+        return self.planner - (self.constrained_decoding or 0.0) - (self.guidance or 0.0)
 
     @property
     def step_average(self) -> float | None:
-        """Seconds per step; ``None`` when no step ran."""
+        """Seconds per step; ``None`` when no step ran, or it is not known how many."""
         return self.diffusion / self.steps if self.steps else None
 
     @property
@@ -74,17 +75,13 @@ class Breakdown:
         """Reduce the spans of a run; works for a failed run too."""
         planner = run.named(semconv.LM)
         diffusion = run.named(semconv.DIT)
-        executed = sum(int(span.attributes.get(semconv.DIT_STEPS, 0)) for span in diffusion)
         return cls(
             wall=run.root.seconds,
             planner=_total(planner),
-            constrained_decoding=sum(
-                float(span.attributes.get(semconv.LM_CONSTRAINED_DECODING_DURATION, 0.0)) for span in planner
-            ),
-            guidance=_guidance(planner),
+            constrained_decoding=_stated(planner, semconv.LM_CONSTRAINED_DECODING_DURATION),
+            guidance=_stated(planner, semconv.LM_CFG_DURATION),
             diffusion=_total(diffusion),
-            # A run that failed between two steps never got to say how many it executed.
-            steps=executed or len(run.named(semconv.DIT_STEP)),
+            steps=_steps(diffusion, run.named(semconv.DIT_STEP)),
             vae_decode=_total(run.named(semconv.VAE_DECODE)),
             audio_save=_total(run.named(semconv.AUDIO_SAVE)),
             vae_encode=_total(run.named(semconv.VAE_ENCODE)),
@@ -96,10 +93,23 @@ def _total(spans: list[FinishedSpan]) -> float:
     return sum(span.seconds for span in spans)
 
 
-def _guidance(planner: list[FinishedSpan]) -> float | None:
-    if any(semconv.LM_CFG_DURATION not in span.attributes for span in planner):
+def _stated(planner: list[FinishedSpan], attribute: str) -> float | None:
+    """Sum of an attribute; ``None`` when a span lacks it."""
+    if any(attribute not in span.attributes for span in planner):
         return None
-    return sum(float(span.attributes[semconv.LM_CFG_DURATION]) for span in planner)
+    return sum(float(span.attributes[attribute]) for span in planner)
+
+
+def _steps(diffusion: list[FinishedSpan], steps: list[FinishedSpan]) -> int | None:
+    """Steps executed: as each loop states, else as its spans show, for a loop that failed between two steps."""
+    executed = 0
+    for loop in diffusion:
+        stated = loop.attributes.get(semconv.DIT_STEPS)
+        count = sum(step.parent_id == loop.span_id for step in steps) if stated is None else int(stated)
+        if stated is None and not count:
+            return None
+        executed += count
+    return executed
 
 
 Component = Literal[

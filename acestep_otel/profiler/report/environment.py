@@ -12,6 +12,8 @@ from typing import Final
 
 import torch
 
+from acestep.cards import processor_name
+
 _PACKAGES: Final = ("acestep-otel", "diffusers", "transformers", "opentelemetry-sdk")
 _QUERY_SECONDS: Final = 5
 
@@ -63,7 +65,7 @@ class Environment:
             ask_pytorch: whether PyTorch may be asked for its GPUs, which touches CUDA; else none are listed.
         """
         return cls(
-            cpu=_cpu_model(),
+            cpu=processor_name(),
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_bytes=_memory_bytes(),
             accelerators=_accelerators() if ask_pytorch else (),
@@ -72,16 +74,6 @@ class Environment:
             packages=_package_versions(),
             git_revision=_answer("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
         )
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int | None:

@@ -23,7 +23,9 @@ from acestep.documents import DocumentError, read_document
 from acestep_otel.profiler.files import replacing
 from acestep_otel.profiler.flags import message_of
 from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.energy import RunEnergy
 from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.stage_work import RunWork
 from acestep_otel.profiler.report.statistics import memory_peaks, step_times, tile_times, token_statistics
 from acestep_otel.sdk.answers import one_line
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     # Only for its type: reading a result file must not import PyTorch.
     from acestep.types import EffectivePlannerSettings, EffectiveSettings, SongBlueprint
     from acestep_otel.profiler.report.environment import Environment
-from acestep_otel.profiler.report.environment import Environment
 
 SCHEMA_VERSION: Final = 1
 
@@ -165,7 +166,7 @@ def _blueprint(blueprint: SongBlueprint) -> dict[str, Any]:
 
 
 def _measurement(run: Run) -> dict[str, Any]:
-    breakdown = Breakdown.of(run)
+    breakdown, energy = Breakdown.of(run), RunEnergy.of(run)
     return {
         "trace_id": run.root.trace_id,
         "wall": breakdown.wall,
@@ -190,4 +191,6 @@ def _measurement(run: Run) -> dict[str, Any]:
         },
         "token_statistics": [asdict(statistics) for statistics in token_statistics(run)],
         "vram_peaks": [asdict(peak) for peak in memory_peaks(run)],
+        "roofline": RunWork.of(run).to_json(),
+        "energy": None if energy is None else energy.to_json(),
     }

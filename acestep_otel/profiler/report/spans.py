@@ -104,7 +104,7 @@ class FinishedSpan:
             try:
                 for encoded in _encoded_spans(json.loads(line)):
                     yield cls._from_otlp(encoded)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} is not an OTLP trace request: {error!r}") from error
 
     def to_readable_span(self, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
@@ -217,3 +217,23 @@ def runs(spans: Sequence[FinishedSpan], root_name: str = semconv.GENERATE_MUSIC)
 def measured_runs(spans: Sequence[FinishedSpan], root_name: str = semconv.GENERATE_MUSIC) -> list[Run]:
     """The runs that are not warm-ups."""
     return [run for run in runs(spans, root_name) if not run.root.attributes.get(semconv.WARMUP)]
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What came before the measured runs, in seconds; ``None`` for what no span shows.
+
+    Attributes:
+        load: loading the models.
+        warm_up: the warm-up runs.
+    """
+
+    load: float | None
+    warm_up: float | None
+
+    @classmethod
+    def of(cls, spans: Sequence[FinishedSpan], root_name: str = semconv.GENERATE_MUSIC) -> Preparation:
+        """Read it off everything that was traced; a load inside a run is part of that run."""
+        loads = [span.seconds for span in spans if span.name == semconv.MODEL_LOAD and span.parent_id is None]
+        warm_ups = [run.root.seconds for run in runs(spans, root_name) if run.root.attributes.get(semconv.WARMUP)]
+        return cls(sum(loads) if loads else None, sum(warm_ups) if warm_ups else None)

@@ -76,10 +76,13 @@ class TokenStatistics:
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
-        """Tokens of the conditional prompt that were run, over the passes over the prompts."""
-        if self.prompt_tokens is None or not self.prefill_duration:
+        """Tokens of the conditional prompt that were run, over the passes over the prompts.
+
+        ``None`` also when it is not known how many of them were reused.
+        """
+        if self.prompt_tokens is None or self.reused_tokens is None or not self.prefill_duration:
             return None
-        return (self.prompt_tokens - (self.reused_tokens or 0)) / self.prefill_duration
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_duration
 
     @property
     def output_tokens_per_second(self) -> float | None:
@@ -132,11 +135,29 @@ class MemoryPeak:
         stage: for example ``vae.decode``; ``generate_music`` for the whole run.
         allocated: in live tensors.
         reserved: held by the allocator.
+        device: whose memory, where it is not the run's own: a language model may have a card of its own.
     """
 
     stage: str
     allocated: int
     reserved: int
+    device: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The stage, and the device where it is another one."""
+        return self.stage if self.device is None else f"{self.stage} ({self.device})"
+
+
+def peak_by_device(run: Run) -> dict[str, MemoryPeak]:
+    """The stage with the highest peak on each device; empty off CUDA."""
+    own = str(run.root.attributes.get(semconv.DEVICE, ""))
+    highest: dict[str, MemoryPeak] = {}
+    for peak in memory_peaks(run):
+        device = peak.device or own
+        if device not in highest or peak.reserved > highest[device].reserved:
+            highest[device] = peak
+    return highest
 
 
 def memory_peaks(run: Run) -> list[MemoryPeak]:
@@ -146,6 +167,7 @@ def memory_peaks(run: Run) -> list[MemoryPeak]:
             stage=semconv.stage_of(span.name),
             allocated=int(span.attributes[semconv.VRAM_PEAK_ALLOCATED]),
             reserved=int(span.attributes[semconv.VRAM_PEAK_RESERVED]),
+            device=None if span is run.root else span.attributes.get(semconv.DEVICE),
         )
         for span in (run.root, *run.spans)
         if semconv.VRAM_PEAK_ALLOCATED in span.attributes

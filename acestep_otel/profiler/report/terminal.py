@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from acestep_otel.profiler.report.breakdown import Breakdown, Row, breakdown_rows
-from acestep_otel.profiler.report.statistics import TokenStatistics
+from acestep_otel.profiler.report.stage_work import RunWork
+from acestep_otel.profiler.report.statistics import MemoryPeak, TokenStatistics
+from acestep_otel.profiler.report.work_table import roofline_cell
 
 _TITLE_RULE: Final = "=" * 100
 _RULE: Final = "  " + "─" * 61
@@ -15,22 +17,26 @@ _BRANCH: Final = "  ├─ "
 _LAST_BRANCH: Final = "  └─ "
 
 
-def render_breakdown(breakdown: Breakdown) -> str:
-    """The table, without a final newline.
+def render_breakdown(breakdown: Breakdown, work: RunWork | None = None) -> str:
+    """The table, without a final newline; with ``work`` it has one more column, at 66.
 
     Columns start at 2, 37 and 52; seconds have two decimals, percentages one. ``—`` means that a value does
     not exist: a share of a count or of an average, guidance that was not calibrated, the average of no steps.
     """
     rows = list(breakdown_rows(breakdown))
     lines = [
-        _line(row, is_last_child=row.is_child and not below.is_child)
+        _line(
+            row,
+            is_last_child=row.is_child and not below.is_child,
+            last="" if work is None else roofline_cell(work, row),
+        )
         for row, below in zip(rows, [*rows[1:], rows[0]], strict=True)
     ]
     return "\n".join(
         [
             "TIME COSTS BREAKDOWN",
             _TITLE_RULE,
-            f"  {'Component':<35}{'Time (s)':<15}% of Total",
+            f"  {'Component':<35}{'Time (s)':<15}% of Total" + ("" if work is None else "    Roofline"),
             _RULE,
             *lines[:-1],
             _RULE,
@@ -39,9 +45,9 @@ def render_breakdown(breakdown: Breakdown) -> str:
     )
 
 
-def _line(row: Row, *, is_last_child: bool) -> str:
+def _line(row: Row, *, is_last_child: bool, last: str) -> str:
     branch = (_LAST_BRANCH if is_last_child else _BRANCH) if row.is_child else ""
-    return f"  {branch + row.label:<35}{_value(row):<14}{_share(row):>6}".rstrip()
+    return f"  {branch + row.label:<35}{_value(row):<14}{_share(row):>6}{last:>19}".rstrip()
 
 
 def _value(row: Row) -> str:
@@ -53,6 +59,15 @@ def _value(row: Row) -> str:
 
 def _share(row: Row) -> str:
     return f"{_ABSENT:<4}" if row.percent is None else f"{round(row.percent, 1) + 0.0:.1f}%"
+
+
+def render_peaks(peaks: Mapping[str, MemoryPeak]) -> str:
+    """The highest peak on each device, a line each, without a final newline."""
+    lines = ["PEAK VRAM BY CARD", _TITLE_RULE, f"  {'Card':<12}{'Reserved':<14}{'Allocated':<14}Stage", _RULE]
+    for device, peak in peaks.items():
+        sizes = "".join(f"{f'{value / 2**30:.2f} GiB':<14}" for value in (peak.reserved, peak.allocated))
+        lines.append(f"  {device:<12}{sizes}{peak.stage}")
+    return "\n".join(lines)
 
 
 _LABEL_WIDTH: Final = 35

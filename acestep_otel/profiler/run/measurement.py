@@ -33,18 +33,22 @@ from acestep_otel.errors import SetupError
 from acestep_otel.profiler.flags import in_flags, message_of
 from acestep_otel.profiler.options import Options, command_line, shown_options
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
+from acestep_otel.profiler.report.energy import RunEnergy, render_energy
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html import Report, write_report
 from acestep_otel.profiler.report.results import RunResult, result_document, write_result
-from acestep_otel.profiler.report.spans import Run, measured_runs
-from acestep_otel.profiler.report.statistics import TokenStatistics, planner_phases, token_statistics
-from acestep_otel.profiler.report.terminal import render_breakdown, render_token_statistics
+from acestep_otel.profiler.report.spans import Preparation, Run, measured_runs
+from acestep_otel.profiler.report.stage_work import RunWork
+from acestep_otel.profiler.report.stalls import stall_lines
+from acestep_otel.profiler.report.statistics import TokenStatistics, peak_by_device, planner_phases, token_statistics
+from acestep_otel.profiler.report.terminal import render_breakdown, render_peaks, render_token_statistics
+from acestep_otel.profiler.report.work_table import render_work
 from acestep_otel.profiler.run.outputs import require_outputs, write_outputs
 from acestep_otel.profiler.run.placement import engine_settings
-from acestep_otel.profiler.run.profilers import profiler_files, run_profilers
+from acestep_otel.profiler.run.profilers import operator_trace, profiler_files, run_profilers
 from acestep_otel.profiler.run.progress import ProgressBars, loading
 from acestep_otel.profiler.telemetry.providers import Telemetry, detail_level, flush_telemetry, instrumented
-from acestep_otel.recording import GuidanceShare, guidance_share, warmup
+from acestep_otel.recording import GuidanceShare, annotated, guidance_share, warmup
 from acestep_otel.recording.instruments import Instruments
 
 
@@ -130,9 +134,9 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     require_outputs(options, *profiler_files(options))
 
     limit_threads(options)
-    with instrumented(telemetry, detail):
+    with instrumented(telemetry, detail, "path" if options.songs_in_trace else None):
         with setup_errors():
-            enforce_memory_cap(resolve_device(options.device), engine_settings().memory_limit)
+            enforce_memory_cap(resolve_device(options.renderer_device), engine_settings().memory_limit)
             with loading("models", enabled=not options.no_progress):
                 models = call.load()
         outcome: Outcome | None = None
@@ -143,7 +147,11 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
                 with warmup(), ProgressBars("warm-up", enabled=not options.no_progress) as progress:
                     call.warm_up(models, progress)
                 share = call.measure_guidance(models)
-            with guidance_share(share), ProgressBars(options.mode, enabled=not options.no_progress) as progress:
+            with (
+                guidance_share(share),
+                annotated(_profile_link(options)),
+                ProgressBars(options.mode, enabled=not options.no_progress) as progress,
+            ):
                 outcome = call.run(models, progress)
         except BaseException as raised:
             error = raised
@@ -153,6 +161,11 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     # After the block: nothing is traced any more, and nothing that is reported is measured in here.
     with ProgressBars("examination", enabled=not options.no_progress) as progress:
         run_profilers(options, lambda: call.warm_up(models, progress))
+
+
+def _profile_link(options: Options) -> dict[str, str]:
+    """Where the kernels of the measured call will be: a later run of the same call is profiled."""
+    return {semconv.PROFILE_FILE: str(operator_trace(options).absolute())} if options.torch_profile else {}
 
 
 @contextmanager
@@ -225,6 +238,7 @@ def _report(
             arguments=shown_options(options),
             runs=measured[-1:],
             failure=None if error is None else f"{type(error).__name__}: {message_of(error)}",
+            preparation=Preparation.of(telemetry.collector.finished_spans, root),
         )
         write_report(options.report, report)
 
@@ -243,8 +257,20 @@ def _lines(options: Options, outcome: Outcome | None, run: Run | None) -> Iterat
         yield from outcome.summary
         yield ""
     if run is not None:
-        yield render_breakdown(Breakdown.of(run))
+        work = RunWork.of(run) if options.roofline else None
+        yield render_breakdown(Breakdown.of(run), work)
         yield ""
+        if len(peaks := peak_by_device(run)) > 1:
+            yield render_peaks(peaks)
+            yield ""
+        if work is not None:
+            yield render_work(work)
+            yield ""
+        if stalls := list(stall_lines(run)):
+            yield from ("STALLS", *(f"  {line}" for line in stalls), "")
+        if (energy := RunEnergy.of(run)) is not None:
+            yield render_energy(energy)
+            yield ""
         if options.llm_debug:
             yield render_token_statistics(token_statistics(run))
             yield ""

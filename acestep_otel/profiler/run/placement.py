@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 
 from acestep.environment_variables import EnvironmentSettings
 from acestep.gpu_config import detect_gpu_memory, needs_offload
-from acestep.types import EffectiveSettings, Placement, Quantization, VaeDecoding
+from acestep.types import AdapterScale, EffectiveSettings, Placement, Quantization, VaeDecoding
 from acestep_otel.profiler.options import Options
 
 
@@ -47,9 +47,16 @@ def choose_placement(options: Options, device: torch.device, settings: Environme
 
 
 def describe_models(done: EffectiveSettings) -> str:
-    """Models, backend, device and format of a run."""
-    planner = f", {done.lm_model} ({done.lm_backend})" if done.lm_model else ""
+    """Which models ran, by which backend, where and in which form."""
+    elsewhere = f" on {done.lm_device}" if done.lm_device else ""
+    planner = f", {done.lm_model} ({done.lm_backend}){elsewhere}" if done.lm_model else ""
     return f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}"
+
+
+def describe_adapters(adapters: Sequence[AdapterScale]) -> Iterator[str]:
+    """A line about the adapters in use, if there are any."""
+    if adapters:
+        yield f"adapters: {', '.join(f'{adapter.name} x {adapter.scale:g}' for adapter in adapters)}"
 
 
 def describe_placement(placement: Placement, options: Options) -> Iterator[str]:

@@ -21,7 +21,12 @@ from acestep_otel.profiler.options import DEFAULTS, Options
 from acestep_otel.profiler.run.example import load_example
 from acestep_otel.profiler.run.generation_request import build_request, select_models
 from acestep_otel.profiler.run.measurement import Outcome, measure, setup_errors
-from acestep_otel.profiler.run.placement import describe_decoding, describe_models, describe_placement
+from acestep_otel.profiler.run.placement import (
+    describe_adapters,
+    describe_decoding,
+    describe_models,
+    describe_placement,
+)
 from acestep_otel.profiler.telemetry.providers import Telemetry
 from acestep_otel.recording import GuidanceShare, measure_guidance_share
 
@@ -70,6 +75,7 @@ def _summary(request: GenerationRequest, done: EffectiveSettings, options: Optio
     return (
         describe_models(done),
         f"{done.batch_size} x {done.duration:g} s, {done.steps} steps, seed {seeds}",
+        *describe_adapters(done.adapters),
         *describe_placement(done.placement, options),
         describe_decoding(done.vae_decode),
         *_without_effect(request, done, options),

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import cProfile
 import io
+import marshal
 import pstats
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -20,7 +23,7 @@ from torch.profiler import ProfilerActivity, record_function
 from acestep_otel import semconv
 from acestep_otel.patches.engine import PATCHES
 from acestep_otel.patches.patcher import Patcher
-from acestep_otel.profiler.files import can_be_replaced, replacing
+from acestep_otel.profiler.files import can_be_replaced, replacing, replacing_bytes
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.terminal import echo
 from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition
@@ -45,7 +48,7 @@ def run_profilers(options: Options, call: Callable[[], object]) -> None:
     if options.detailed:
         _profile_functions(_beside(options, ".prof"), _beside(options, ".functions.txt"), call)
     if options.torch_profile:
-        _profile_operators(_beside(options, ".torch-trace.json"), call)
+        _profile_operators(operator_trace(options), call)
 
 
 def profiler_files(options: Options) -> Iterator[Path]:
@@ -53,7 +56,12 @@ def profiler_files(options: Options) -> Iterator[Path]:
     if options.detailed:
         yield from (_beside(options, ".prof"), _beside(options, ".functions.txt"))
     if options.torch_profile:
-        yield _beside(options, ".torch-trace.json")
+        yield operator_trace(options)
+
+
+def operator_trace(options: Options) -> Path:
+    """The file of ``--torch-profile``."""
+    return _beside(options, ".torch-trace.json")
 
 
 def _beside(options: Options, suffix: str) -> Path:
@@ -67,7 +75,10 @@ def _beside(options: Options, suffix: str) -> Path:
 def _profile_functions(statistics: Path, text: Path, call: Callable[[], object]) -> None:
     profiler = cProfile.Profile(builtins=_BUILTINS)
     profiler.runcall(call)
-    profiler.dump_stats(statistics)
+    profiler.create_stats()
+    with replacing_bytes(statistics) as file:
+        # What ``pstats`` reads.
+        file.write(marshal.dumps(profiler.stats))
     with replacing(text) as stream:
         pstats.Stats(profiler, stream=stream).sort_stats("cumulative").print_stats(_WRITTEN_FUNCTIONS)
     shown = io.StringIO()
@@ -84,9 +95,32 @@ def _profile_operators(trace: Path, call: Callable[[], object]) -> None:
         activities.append(ProfilerActivity.CUDA)
     with _ranges(), torch.profiler.profile(activities=activities) as profiler:
         call()
-    profiler.export_chrome_trace(str(trace))
+    _export(profiler, trace)
     echo("\nA separate run under torch.profiler, which slows down every operator.")
     echo(f"Chrome trace (open it in ui.perfetto.dev): {trace}")
+
+
+def _export(profiler: torch.profiler.profile, trace: Path) -> None:
+    """Write the Chrome trace.
+
+    PyTorch puts a file in the place of whatever the path names, and says nothing when it could not be written: so it
+    writes to a folder of its own, where it is looked for.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with TemporaryDirectory(dir=_writable_folder(trace), prefix=".torch-trace-") as folder:
+        written = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(written))
+        if not written.is_file():
+            raise OSError(f"cannot write {trace}: PyTorch wrote no trace, for example because the disk is full")
+        with written.open("rb") as source, replacing_bytes(trace) as stream:
+            shutil.copyfileobj(source, stream)
+
+
+def _writable_folder(trace: Path) -> Path | None:
+    """Where the trace's own disk is, or the system's folder for temporary files if it is to go through a device."""
+    return trace.parent if can_be_replaced(trace) else None
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from acestep.cards import Card
 from acestep.types import Progress
 from acestep_otel.profiler.benchmark.matrix import Cell
 from acestep_otel.profiler.tier_test.trials import Trial
@@ -33,6 +35,18 @@ _WHOLE_BENCHMARK_SECONDS: Final = 86_400.0
 """Window of finished cells for the estimate of the remaining time: rich's 30 s are less than one cell."""
 
 
+class _BarsWithLines(Bars):
+    """Bars, and below them a line for each card that works."""
+
+    lines: Mapping[str, str] = {}
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bars, then the lines."""
+        yield from super().get_renderables()
+        for label, text in self.lines.items():
+            yield Text(f"  {label}: {text}", no_wrap=True, overflow="ellipsis")
+
+
 class _TerminalBars:
     """Bars on standard error while the block runs; none without a terminal."""
 
@@ -43,7 +57,8 @@ class _TerminalBars:
         console: Console | None,
     ) -> None:
         console = Console(stderr=True) if console is None else console
-        self._bars = Bars(
+        self._lines: dict[str, str] = {}
+        self._bars = _BarsWithLines(
             *columns,
             console=console,
             refresh_per_second=_REDRAWS_PER_SECOND,
@@ -51,6 +66,7 @@ class _TerminalBars:
             transient=True,
             disable=not (enabled and console.is_terminal),
         )
+        self._bars.lines = self._lines
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -60,6 +76,13 @@ class _TerminalBars:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+    def show_card(self, card: Card, text: str | None) -> None:
+        """Show what a card does; nothing any more for ``None``."""
+        if text is None:
+            self._lines.pop(card.label, None)
+        else:
+            self._lines[card.label] = text
 
 
 class ProgressBars(_TerminalBars):
@@ -152,10 +175,14 @@ class CellBar(_TerminalBars):
         self._task = self._bars.add_task("", total=sum(map(_weight, cells)), cells=len(cells), number=0, visible=False)
         self._started = 0
 
-    def start(self, cell: Cell) -> None:
-        """Show the cell that runs now."""
+    def start(self, cell: Cell, card: Card | None = None) -> None:
+        """Show the cell that runs now; beside others on a line of its card."""
         self._started += 1
-        self._bars.update(self._task, description=str(cell), number=self._started, visible=True)
+        self._bars.update(self._task, number=self._started, visible=True)
+        if card is None:
+            self._bars.update(self._task, description=str(cell))
+        else:
+            self.show_card(card, str(cell))
 
     def finish(self, cell: Cell) -> None:
         """Count a cell as done."""
@@ -186,13 +213,16 @@ class TrialBar(_TerminalBars):
         )
         self._task = self._bars.add_task("starting", total=len(trials))
 
-    def show(self, trial: Trial, stage: str) -> None:
-        """Show what runs now."""
-        self._bars.update(self._task, description=f"{trial}: {stage}")
+    def show(self, trial: Trial, stage: str, card: Card | None = None) -> None:
+        """Show what runs now; beside others on a line of its card."""
+        if card is None:
+            self._bars.update(self._task, description=f"{trial}: {stage}")
+        else:
+            self.show_card(card, f"{trial}: {stage}")
 
-    def finish(self, trial: Trial) -> None:
-        """Count a row as done."""
-        self._bars.update(self._task, description=str(trial), advance=1)
+    def finish(self, trials: Sequence[Trial]) -> None:
+        """Count rows as done."""
+        self._bars.update(self._task, description=str(trials[-1]), advance=len(trials))
 
 
 def _weight(cell: Cell) -> float:

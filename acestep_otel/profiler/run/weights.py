@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from acestep.checkpoints import ModelSelection, require_weights
 from acestep.weights.adapters import Adapter
@@ -14,6 +16,8 @@ from acestep.weights.layout import DiffusersRenderer, find_renderer
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.run.measurement import setup_errors
 from acestep_otel.profiler.terminal import echo
+
+_NAMED: Final = re.compile(r"(?P<name>[\w.-]+)=(?P<rest>.+)")
 
 
 def download_models(names: Iterable[str], root: Path) -> None:
@@ -67,19 +71,21 @@ def convert_model(name: str, root: Path, target: Path) -> None:
 
 
 def parse_adapter(text: str) -> Adapter:
-    """``PATH`` or ``PATH:SCALE``.
+    """``PATH``, perhaps with ``NAME=`` before it and ``:SCALE`` after it.
 
     Raises:
         SetupError: the scale is not finite.
     """
-    path, separator, tail = text.rpartition(":")
+    named = _NAMED.fullmatch(text)
+    name, rest = (named["name"], named["rest"]) if named and not Path(text).exists() else (None, text)
+    path, separator, tail = rest.rpartition(":")
     try:
         scale = float(tail)
     except ValueError:
         # A colon of the path itself.
-        return Adapter(Path(text))
+        return Adapter(Path(rest), name=name)
     if not separator:
-        return Adapter(Path(text))
+        return Adapter(Path(rest), name=name)
     if not math.isfinite(scale):
         raise SetupError(f"--lora {text}: the scale must be a finite number")
-    return Adapter(Path(path), scale)
+    return Adapter(Path(path), scale, name)

@@ -298,8 +298,8 @@ def require_tracing(what: str, options: Options, telemetry: Telemetry) -> Detail
 
 
 @contextmanager
-def instrumented(telemetry: Telemetry, detail: Detail) -> Iterator[None]:
-    """Trace the engine inside the block.
+def instrumented(telemetry: Telemetry, detail: Detail, songs: str | None = None) -> Iterator[None]:
+    """Trace the engine inside the block; ``songs`` as ``AceStepInstrumentor.instrument`` takes it.
 
     Under ``opentelemetry-instrument`` the engine is traced already, into providers that the report cannot read: the
     command line's providers take over.
@@ -308,7 +308,10 @@ def instrumented(telemetry: Telemetry, detail: Detail) -> Iterator[None]:
     if instrumentor.is_instrumented_by_opentelemetry:
         instrumentor.uninstrument()
     instrumentor.instrument(
-        tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider, detail=detail
+        tracer_provider=telemetry.tracer_provider,
+        meter_provider=telemetry.meter_provider,
+        detail=detail,
+        songs=songs,
     )
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ class TraceFile(SpanProcessor):
         self._lock = threading.Lock()
         self._pending: list[ReadableSpan] = []
         self._is_ours = False
+        self._written: _Identity | None = None
         # Into a pipe or a device everything is written once, at the end.
         self._grows = can_be_replaced(path)
 
@@ -57,12 +59,13 @@ class TraceFile(SpanProcessor):
 
     def _write(self) -> None:
         line = _encoded(self._pending)
-        if self._is_ours:
-            _append(self._path, line)
+        if self._written is not None:
+            _append(self._path, line, self._written)
         else:
             with replacing(self._path) as stream:
                 stream.write(line)
             self._is_ours = True
+            self._written = _identity(self._path.stat()) if self._grows else None
         self._pending.clear()
 
 
@@ -73,14 +76,26 @@ def _encoded(spans: list[ReadableSpan]) -> str:
     return line.getvalue()
 
 
-def _append(path: Path, line: str) -> None:
+_Identity = tuple[int, int]
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
+
+
+def _append(path: Path, line: str, written: _Identity) -> None:
     try:
         with path.open("r+b", buffering=0) as stream:
+            if _identity(os.fstat(stream.fileno())) != written:
+                raise OSError(
+                    "another process has put a file in its place, and spans are missing: name one for each run"
+                )
             end = stream.seek(0, io.SEEK_END)
             content = memoryview(line.encode())
             try:
                 while content:
                     content = content[stream.write(content) or 0 :]
+                os.fsync(stream.fileno())
             except OSError:
                 # Half a line would make the whole file unreadable.
                 stream.truncate(end)

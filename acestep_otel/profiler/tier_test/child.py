@@ -7,14 +7,12 @@ Started by its parent as a module. Reads the job from standard input and writes 
 from __future__ import annotations
 
 import os
-import sys
-import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, TextIO
+from typing import Final
 
 import torch
 from opentelemetry import context as otel_context
@@ -31,6 +29,9 @@ from acestep_otel.errors import SetupError
 from acestep_otel.patches.engine import PATCHES
 from acestep_otel.patches.patcher import Patcher
 from acestep_otel.profiler.benchmark.matrix import Failure, Figures
+from acestep_otel.profiler.children.cards import card_attributes
+from acestep_otel.profiler.children.parent import Parent
+from acestep_otel.profiler.children.processes import TRACE_PARENT
 from acestep_otel.profiler.report.breakdown import Breakdown
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.results import RunResult
@@ -49,7 +50,7 @@ from acestep_otel.profiler.tier_test.forwarding import SpanForwarder
 from acestep_otel.profiler.tier_test.journal import StageJournal
 from acestep_otel.profiler.tier_test.memory import DriverView, MemoryWatch, UseBefore, memory_use
 from acestep_otel.profiler.tier_test.plan import Trials, trial_attributes, trial_request, trial_selection
-from acestep_otel.profiler.tier_test.protocol import TRACE_PARENT, Event, Finished, Refused, Started, decode_job, encode
+from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, Started, decode_job, encode
 from acestep_otel.profiler.tier_test.trials import AudioFacts, Observation, Trial
 from acestep_otel.profiler.tier_test.verdict import asked_placement, config_facts
 from acestep_otel.recording import annotated
@@ -59,14 +60,13 @@ _OUT_OF_MEMORY_WORDS: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "C
 
 def main() -> None:
     """Do the job that comes in on standard input."""
-    send = _take_over_output()
+    parent = Parent()
     # Before anything touches the device: what others hold of it is not ours.
     before = UseBefore.read()
-    job = decode_job(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job = decode_job(parent.hear())
     limit_threads(job.options)
     otel_context.attach(TraceContextTextMapPropagator().extract({"traceparent": os.environ.get(TRACE_PARENT, "")}))
-    serve(job, send, before)
+    serve(job, lambda event: parent.say(encode(event)), before)
 
 
 def serve(job: Trials, send: Callable[[Event], None], before: UseBefore) -> None:
@@ -103,29 +103,6 @@ def serve(job: Trials, send: Callable[[Event], None], before: UseBefore) -> None
                 patcher.remove()
 
 
-def _take_over_output() -> Callable[[Event], None]:
-    """Keep standard output for events: whatever else is printed there goes to standard error."""
-    sys.stdout.flush()
-    stream: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    lock = threading.Lock()
-
-    def send(event: Event) -> None:
-        with lock:
-            stream.write(encode(event) + "\n")
-            stream.flush()
-
-    return send
-
-
-def _end_with_parent() -> None:
-    """The parent keeps the pipe open while it lives; without it this process would never stop."""
-    # Past Python's own buffer, whose lock a thread must not hold while the interpreter shuts down.
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-
-
 @dataclass
 class _Work:
     """Trials of one job."""
@@ -157,8 +134,9 @@ class _Work:
         release_memory()
         result: GenerationResult | None = None
         error: Exception | None = None
+        card = {} if self.job.card is None else card_attributes(self.job.card)
         try:
-            with annotated(trial_attributes(trial)), TemporaryDirectory() as folder:
+            with annotated({**trial_attributes(trial), **card}), TemporaryDirectory() as folder:
                 if self.models is None:
                     with setup_errors():
                         placement = asked_placement(str(self.device), trial)

@@ -1,4 +1,7 @@
-"""The mode itself, in the parent process: starts children one by one, evaluates their events, and reports.
+"""The mode itself, in the parent process: starts children, judges what they say, and reports.
+
+Without ``--gpus`` one child runs after the other, in the plan's order; with it one at a time on each card, the longest
+first.
 
 The parent never uses CUDA, so it uses no memory of any card, and no failure of a child can end it.
 """
@@ -7,17 +10,22 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import Span, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from acestep.cards import Card, models_of
 from acestep.validation import validate
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.matrix import Failure
+from acestep_otel.profiler.children.cards import card_attributes, card_lines, chosen_cards
+from acestep_otel.profiler.children.processes import Child, Children, Ending
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Environment
@@ -29,10 +37,10 @@ from acestep_otel.profiler.run.progress import TrialBar
 from acestep_otel.profiler.telemetry.providers import Telemetry, require_tracing
 from acestep_otel.profiler.terminal import echo
 from acestep_otel.profiler.tier_test.forwarding import OpenStages
-from acestep_otel.profiler.tier_test.launcher import Ending, child_environment, run_child
+from acestep_otel.profiler.tier_test.launcher import child_environment, start_child
 from acestep_otel.profiler.tier_test.outputs import Outputs, decisive_failure, record_row
-from acestep_otel.profiler.tier_test.plan import Plan, Trials, trial_attributes, trial_request
-from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, Spans, StageMark, Started
+from acestep_otel.profiler.tier_test.plan import Plan, Trials, longest_first, trial_attributes, trial_request
+from acestep_otel.profiler.tier_test.protocol import Event, Finished, Refused, Spans, StageMark, Started, decode
 from acestep_otel.profiler.tier_test.trials import TierResult, Trial
 from acestep_otel.profiler.tier_test.verdict import ended, judge, skipped
 from acestep_otel.recording.instruments import Instruments
@@ -53,8 +61,12 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
     with setup_errors():
         for row in plan.rows:
             validate(trial_request(example, options, row.trial))
-    echo(f"{len(plan.rows)} rows, {len(plan.jobs)} processes, one after the other")
-    test = _TierTest(options, telemetry, plan)
+    cards = () if options.gpus is None else _like_cards(options.gpus, options.device)
+    beside = f"on {len(cards)} cards" if len(cards) > 1 else "one after the other"
+    echo(f"{len(plan.rows)} rows, {len(plan.jobs)} processes, {beside}")
+    for line in card_lines(cards):
+        echo(line)
+    test = _TierTest(options, telemetry, plan, cards)
     try:
         test.run()
     finally:
@@ -65,6 +77,17 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
         raise RunFailed(failure)
 
 
+def _like_cards(gpus: str, device: str) -> tuple[Card, ...]:
+    """Cards of one model: what a boundary puts together must be comparable."""
+    cards = chosen_cards(gpus, device)
+    if len(models := models_of(cards)) > 1:
+        raise SetupError(
+            f"--gpus {gpus}: these cards are not alike ({', '.join(models)}), and a tier test puts its rows together: "
+            "choose cards of one model"
+        )
+    return cards
+
+
 @dataclass
 class _TierTest:
     """A tier test that is being run, and its rows so far."""
@@ -72,6 +95,7 @@ class _TierTest:
     options: Options
     telemetry: Telemetry
     plan: Plan
+    cards: tuple[Card, ...] = ()
     environment: Environment = field(default_factory=lambda: Environment.current(ask_pytorch=False))
     results: dict[Trial, TierResult] = field(default_factory=dict)
     device: str | None = None
@@ -87,39 +111,55 @@ class _TierTest:
                 self.results[row.trial] = skipped(row.trial, row.skipped)
 
     def run(self) -> None:
-        """Run every job."""
+        """Run every job: one child at a time on each card."""
+        jobs = deque(longest_first(self.plan.jobs) if self.cards else self.plan.jobs)
+        free: deque[Card | None] = deque(self.cards or (None,))
+        running: dict[Child, _Child] = {}
         trials = [trial for job in self.plan.jobs for trial in job.trials]
         with (
             self.tracer.start_as_current_span(semconv.TIER_TEST),
             TrialBar(trials, enabled=not self.options.no_progress) as bar,
+            Children(decode) as children,
         ):
-            for job in self.plan.jobs:
-                self.run_job(job, bar)
-                for trial in job.trials:
-                    bar.finish(trial)
-
-    def run_job(self, job: Trials, bar: TrialBar) -> None:
-        """Run one child process; afterwards every trial of its job has a row."""
-        if (reason := self.pointless(job)) is not None:
-            self.skip(job.trials, reason)
-            return
-        first = job.trials[0]
-        attributes = {**trial_attributes(first), semconv.CLOCK: "host"}
-        with self.tracer.start_as_current_span(semconv.TIER_PROCESS, attributes=attributes) as span:
-            child = _Child(self, job, bar)
-            carrier: dict[str, str] = {}
-            TraceContextTextMapPropagator().inject(carrier)
-            environment = child_environment(os.environ, job, trace_parent=carrier["traceparent"])
             try:
-                ending = run_child(job, environment, self.options.tier_timeout, child.receive)
+                while True:
+                    while free and (job := self.next_job(jobs, bar)) is not None:
+                        started = _Child(self, job, free.popleft(), bar)
+                        running[started.start(children)] = started
+                    if not running:
+                        return
+                    child, event = children.next_event()
+                    if isinstance(event, Ending):
+                        ended = running.pop(child)
+                        self.end_job(ended, event)
+                        free.append(ended.card)
+                    else:
+                        if isinstance(event, Finished):
+                            child.proceed()
+                        running[child].receive(event)
             finally:
-                child.stages.trace(self.tracer, span, time.time_ns())
-            _describe(span, ending)
+                for left in running.values():
+                    left.end_spans()
+
+    def next_job(self, jobs: deque[Trials], bar: TrialBar) -> Trials | None:
+        """The next job that is worth running; ``None`` when there is none."""
+        while jobs:
+            job = jobs.popleft()
+            if (reason := self.pointless(job)) is None:
+                return job
+            self.skip(job.trials, reason)
+            bar.finish(job.trials)
+        return None
+
+    def end_job(self, child: _Child, ending: Ending) -> None:
+        """Take in that a child ended; afterwards every trial of its job has a row."""
+        child.end_spans(ending)
         self.telemetry.write_ended_spans()
-        if "Traceback (most recent call last):\n" in ending.errors:
+        if ending.traceback is not None:
             # A defect: its traceback is what helps, and the rows have no place for it.
-            echo("".join(ending.errors), err=True)
-        self.record_ending(job, child, ending)
+            echo(ending.traceback, err=True)
+        self.record_ending(child.job, child, ending)
+        child.bar.finish(child.job.trials)
 
     def record_ending(self, job: Trials, child: _Child, ending: Ending) -> None:
         """Give a row to every trial that the child did not get to."""
@@ -130,13 +170,14 @@ class _TierTest:
         if child.refusal is not None:
             if not any(result.tried for result in self.results.values()):
                 raise SetupError(child.refusal.message)
-            culprit = TierResult(left.pop(0), "failed", child.refusal)
+            culprit = TierResult(left.pop(0), "failed", child.refusal, card=child.card)
             self.note(culprit)
         elif done and _ends_its_process(done[-1]):
             culprit = done[-1]
         else:
             running = child.stages.innermost
-            culprit = ended(left.pop(0), ending, None if running is None else semconv.stage_of(running))
+            stage = None if running is None else semconv.stage_of(running)
+            culprit = replace(ended(left.pop(0), ending, stage), card=child.card)
             self.note(culprit)
         assert culprit.failure is not None
         self.skip(left, f"not tried after {culprit.trial.variant}: {culprit.failure.type}")
@@ -187,20 +228,48 @@ class _TierTest:
 
 
 class _Child:
-    """State of the running child.
+    """What the parent knows of a child that is running.
 
     Attributes:
+        job: that it has.
+        card: that it runs on; ``None`` for the only one.
+        bar: that shows what it does.
         stages: that it is in.
         refusal: why it cannot do such work at all, or ``None``.
     """
 
-    def __init__(self, test: _TierTest, job: Trials, bar: TrialBar) -> None:
+    def __init__(self, test: _TierTest, job: Trials, card: Card | None, bar: TrialBar) -> None:
+        self.job = job if card is None else job.on(card)
+        self.card = card
+        self.bar = bar
         self.stages = OpenStages()
         self.refusal: Failure | None = None
         self._test = test
-        self._job = job
-        self._bar = bar
         self._config: dict[str, Any] = {}
+
+    def start(self, children: Children[Event]) -> Child:
+        """Start the process, below a span of its own."""
+        card = {} if self.card is None else card_attributes(self.card)
+        attributes = {**trial_attributes(self.job.trials[0]), **card, semconv.CLOCK: "host"}
+        self._span = self._test.tracer.start_span(semconv.TIER_PROCESS, attributes=attributes)
+        carrier: dict[str, str] = {}
+        TraceContextTextMapPropagator().inject(carrier, set_span_in_context(self._span))
+        inherited: Mapping[str, str] = os.environ
+        if self.card is not None:
+            inherited = self.card.environment(inherited, cards=len(self._test.cards))
+        environment = child_environment(inherited, self.job, trace_parent=carrier["traceparent"])
+        return start_child(children, self.job, environment, self._test.options.tier_timeout)
+
+    def end_spans(self, ending: Ending | None = None) -> None:
+        """End the spans of the process, and of what it was in.
+
+        Args:
+            ending: how it ended; ``None`` if this process ends before it.
+        """
+        self.stages.trace(self._test.tracer, self._span, time.time_ns())
+        if ending is not None:
+            _describe(self._span, ending)
+        self._span.end()
 
     def receive(self, event: Event) -> None:
         """Take in one event."""
@@ -213,11 +282,11 @@ class _Child:
                 self.refusal = event.failure
             case StageMark():
                 self.stages.follow(event)
-                self._bar.show(self._job.trials[event.trial], semconv.stage_of(event.name))
+                self.bar.show(self.job.trials[event.trial], semconv.stage_of(event.name), self.card)
             case Spans():
                 self._test.telemetry.adopt(FinishedSpan.from_otlp_json([event.otlp]))
             case Finished():
-                self._test.note(judge(self._job.trials[event.trial], self._config, event))
+                self._test.note(replace(judge(self.job.trials[event.trial], self._config, event), card=self.card))
 
 
 def _ends_its_process(result: TierResult) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Self
 
+from acestep.cards import Card
 from acestep.checkpoints import TINY_LM, ModelSelection
 from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.types import GenerationRequest, Placement
@@ -42,10 +43,16 @@ class Trials:
     Attributes:
         options: of the command line.
         trials: in order; an out-of-memory error ends the process.
+        card: that the process runs on; ``None`` without ``--gpus``.
     """
 
     options: Options
     trials: tuple[Trial, ...]
+    card: Card | None = None
+
+    def on(self, card: Card) -> Trials:
+        """The same work on a card."""
+        return replace(self, options=replace(self.options, device=card.device), card=card)
 
     @property
     def memory(self) -> int:
@@ -56,6 +63,21 @@ class Trials:
     def songs(self) -> int:
         """Most songs at once."""
         return max(trial.batch_size for trial in self.trials)
+
+
+def longest_first(jobs: Iterable[Trials]) -> list[Trials]:
+    """Jobs in the order that they are handed out to several cards: so that no long one is left over at the end.
+
+    A language model writes its codes before the song is rendered, which takes about three times as long again.
+    """
+
+    def length(job: Trials) -> float:
+        return sum(
+            trial.duration * trial.batch_size * trial.inference_steps * (1 if trial.lm_model is None else 4)
+            for trial in job.trials
+        )
+
+    return sorted(jobs, key=length, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +150,7 @@ class _Card:
             batch_size=1,
             duration=self.options.tier_duration if self.options.duration is None else self.options.duration,
             inference_steps=self.steps,
+            supported=self.options.tiny or self.config.supports(self.options.config_path),
         )
 
     def _boundary(self, default: Trial) -> Iterator[Planned]:

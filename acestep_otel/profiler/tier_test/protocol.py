@@ -10,16 +10,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from acestep.cards import Card
 from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Accelerator, Environment
 from acestep_otel.profiler.tier_test.plan import Trials
 from acestep_otel.profiler.tier_test.trials import Observation, Trial
 
-TRACE_PARENT: Final = "TRACEPARENT"
-"""Environment variable: the parent's span in W3C form, so that every child's spans are in the parent's trace."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,13 @@ class Started:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
         """Read what ``asdict`` made."""
-        environment = found["environment"]
-        accelerators = tuple(Accelerator(**accelerator) for accelerator in environment["accelerators"])
-        return cls(found["device"], found["config"], Environment(**{**environment, "accelerators": accelerators}))
+        return cls(found["device"], found["config"], read_environment(found["environment"]))
+
+
+def read_environment(found: dict[str, Any]) -> Environment:
+    """Read what ``asdict`` made of an environment."""
+    accelerators = tuple(Accelerator(**accelerator) for accelerator in found["accelerators"])
+    return Environment(**{**found, "accelerators": accelerators})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ _READERS: Final[Mapping[str, Callable[[dict[str, Any]], Event]]] = {
 }
 
 
-def encode(event: Event) -> str:
+def encode(event: DataclassInstance) -> str:
     """One line, without its end."""
     return json.dumps({"event": type(event).__name__, **asdict(event)}, default=str)
 
@@ -133,11 +138,27 @@ def decode(line: str) -> Event:
     Raises:
         ValueError: the line is something else.
     """
+    return read_event(line, _READERS)
+
+
+Said = TypeVar("Said")
+
+
+def read_event(line: str, readers: Mapping[str, Callable[[dict[str, Any]], Said]]) -> Said:
+    """Read an event by its name.
+
+    Args:
+        line: that ``encode`` wrote.
+        readers: of the events that there are.
+
+    Raises:
+        ValueError: the line is something else.
+    """
     try:
         found = json.loads(line)
-        return _READERS[found.pop("event")](found)
+        return readers[found.pop("event")](found)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not an event of a tier test: {line[:80]!r}") from error
+        raise ValueError(f"not an event of a child process: {line[:80]!r}") from error
 
 
 def encode_job(job: Trials) -> str:
@@ -148,11 +169,14 @@ def encode_job(job: Trials) -> str:
 def decode_job(line: str) -> Trials:
     """Read what ``encode_job`` wrote."""
     found = json.loads(line)
-    return Trials(_options(found["options"]), tuple(Trial.from_json(trial) for trial in found["trials"]))
+    trials = tuple(Trial.from_json(trial) for trial in found["trials"])
+    card = None if found["card"] is None else Card(**found["card"])
+    return Trials(read_options(found["options"]), trials, card)
 
 
-def _options(found: dict[str, Any]) -> Options:
-    # JSON has neither paths nor tuples; the annotations of the fields restore them.
+def read_options(found: dict[str, Any]) -> Options:
+    """Read what ``asdict`` made of the command line's options."""
+    # JSON knows neither paths nor tuples; the fields' own annotations say where they were.
     for option in fields(Options):
         value = found[option.name]
         if value is not None and "Path" in str(option.type):

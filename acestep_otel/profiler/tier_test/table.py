@@ -50,7 +50,8 @@ def _cells(result: TierResult) -> Iterator[str]:
     yield _size(result)
     variant = () if trial.kind == "default" else (trial.variant,)
     reason = () if result.failure is None else (_shortened(result.failure.message),)
-    yield ", ".join((*variant, *reason, *result.notes))
+    card = () if result.card is None else (result.card.label,)
+    yield ", ".join((*card, *variant, *reason, *result.notes))
 
 
 def render_boundary(capabilities: Sequence[Capability]) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
+from acestep.cards import Card
 from acestep.memory_cap import MemoryCap
 from acestep.types import Placement
 from acestep_otel.profiler.benchmark.matrix import Failure, Figures
+from acestep_otel.profiler.children.cards import card_json
 
 GIB: Final = 2**30
 
@@ -33,6 +35,7 @@ class Trial:
         batch_size: songs per request.
         duration: seconds of each.
         inference_steps: diffusion steps.
+        supported: whether the model's authors support the diffusion model on the tier.
     """
 
     memory: int
@@ -43,6 +46,7 @@ class Trial:
     batch_size: int
     duration: float
     inference_steps: int
+    supported: bool = True
 
     @property
     def variant(self) -> str:
@@ -57,7 +61,7 @@ class Trial:
     @property
     def decides(self) -> bool:
         """Whether it is what the tier runs by itself: then its failure is the command's."""
-        return self.kind == "default" or (self.is_batch and self.batch_size == 1)
+        return self.supported and (self.kind == "default" or (self.is_batch and self.batch_size == 1))
 
     @property
     def lm_size(self) -> str | None:
@@ -217,6 +221,7 @@ class TierResult:
         observation: what the child process reported before it ended, or ``None``.
         exit_code: of a child process that this row ended; negative for a signal; ``None`` for any other row.
         notes: what happened, in a few words each.
+        card: that it was run on; ``None`` without ``--gpus``.
     """
 
     trial: Trial
@@ -225,6 +230,7 @@ class TierResult:
     observation: Observation | None = None
     exit_code: int | None = None
     notes: tuple[str, ...] = ()
+    card: Card | None = None
 
     @property
     def passed(self) -> bool:
@@ -278,6 +284,7 @@ class TierResult:
             "audio": None if seen is None or seen.audio is None else asdict(seen.audio),
             "notes": list(self.notes),
             "exit_code": self.exit_code,
+            "card": card_json(self.card),
             "run": None if seen is None else seen.run,
         }
 

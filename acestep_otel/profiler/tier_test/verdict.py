@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
@@ -10,7 +9,7 @@ from typing import Any, Final
 from acestep.gpu_config import GPUConfig, gpu_config
 from acestep.types import Placement
 from acestep_otel.profiler.benchmark.matrix import Failure
-from acestep_otel.profiler.tier_test.launcher import Ending
+from acestep_otel.profiler.children.processes import Ending
 from acestep_otel.profiler.tier_test.protocol import Finished
 from acestep_otel.profiler.tier_test.trials import GIB, Observation, Status, TierResult, Trial
 
@@ -58,18 +57,8 @@ def ended(trial: Trial, ending: Ending, stage: str | None) -> TierResult:
         ending: how the process ended.
         stage: that it was in.
     """
-    code = ending.exit_code
-    if ending.timed_out:
-        message = f"no result within {ending.timeout:g} s: see --tier-timeout"
-        return TierResult(trial, "timeout", Failure("Timeout", message, stage), exit_code=code)
-    if code == -signal.SIGKILL:
-        message = "killed by SIGKILL: the host ran out of memory, or the process was killed by a user"
-        return TierResult(trial, "killed", Failure("Killed", message, stage), exit_code=code)
-    if code < 0:
-        message = f"killed by {signal.Signals(-code).name}"
-        return TierResult(trial, "killed", Failure("Killed", message, stage), exit_code=code)
-    said = f": {ending.complaint}" if ending.complaint else ""
-    return TierResult(trial, "failed", Failure("Crashed", f"ended with exit code {code}{said}", stage), exit_code=code)
+    status: Status = "timeout" if ending.timed_out else "killed" if ending.exit_code < 0 else "failed"
+    return TierResult(trial, status, ending.failure(stage), exit_code=ending.exit_code)
 
 
 def skipped(trial: Trial, reason: str) -> TierResult:
@@ -116,6 +105,8 @@ def _listed(values: tuple[float, ...]) -> str:
 
 def _notes(trial: Trial, seen: Observation) -> Iterator[str]:
     """What happened, as far as it got."""
+    if not trial.supported:
+        yield f"XL models are not supported on {trial.tier}"
     done = seen.effective
     if done is not None:
         decoding, placement = done["vae_decode"], done["placement"]

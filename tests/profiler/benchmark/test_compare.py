@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,25 @@ def test_files_of_different_models_or_settings_say_so(capsys: pytest.CaptureFixt
         "example": [["example_05.json", "example_01.json"]],
         "dit_model": [["acestep-v15-turbo", "acestep-v15-xl-turbo"]],
     }
+
+
+def with_adapters(name: str, *adapters: dict[str, Any]) -> str:
+    content = json.loads(Path(write(name)).read_text("utf-8"))
+    content["results"][0]["runs"][0]["effective_settings"]["adapters"] = list(adapters)
+    Path(name).write_text(json.dumps(content), encoding="utf-8")
+    return name
+
+
+def test_other_adapters_are_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    piano, strings = {"name": "piano", "scale": 0.5}, {"name": "strings", "scale": 1.0}
+    files = [with_adapters("none.json"), with_adapters("one.json", piano), with_adapters("two.json", piano, strings)]
+    for a, b in itertools.combinations_with_replacement(files, 2):
+        main(["compare", a, b])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs: ")] == [
+        "differs: adapters: none in A, piano x 0.5 in B",
+        "differs: adapters: none in A, piano x 0.5 and strings x 1 in B",
+        "differs: adapters: piano x 0.5 in A, piano x 0.5 and strings x 1 in B",
+    ]
 
 
 @pytest.mark.parametrize("other", [{}, {"failed": True}])
@@ -282,3 +302,50 @@ def test_an_output_at_the_place_of_an_input_is_refused(capsys: pytest.CaptureFix
     assert main(["compare", "a.json", write("b.json"), "--output", "./a.json"]) == 2
     assert "--output would overwrite A.json" in capsys.readouterr().err
     assert Path("a.json").read_text("utf-8") == before
+
+
+def test_the_page_is_written_also_when_the_ratios_do_not_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write("a.json"), write("b.json", wall=3.0)
+    assert main(["compare", a, b, "--report", "pages/ratios.html", "--output", "ratios.json"]) == 1
+    page = Path("pages/ratios.html").read_text("utf-8")
+    assert "× 3.00" in page
+    assert "acestep-otel compare a.json b.json --threshold 1.1 --noise-floor 5 --report pages/ratios.html" in page
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] != "Report:  pages/ratios.html"
+    assert "Ratios:  ratios.json\nReport:  pages/ratios.html\n" in captured.out
+    assert captured.err == "error: 1 of the figures did not pass the threshold of 1.1\n"
+
+
+@pytest.mark.parametrize("taken", ["a.json", "b.json", "ratios.json"])
+def test_a_page_that_would_take_the_place_of_another_file_is_refused(
+    taken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = write("a.json"), write("b.json")
+    assert main(["compare", a, b, "--output", "ratios.json", "--report", taken]) == 2
+    assert "error: --report would overwrite " in capsys.readouterr().err
+    assert json.loads(Path("a.json").read_text("utf-8"))["mode"] == "benchmark"
+
+
+def test_the_energy_of_both_is_shown_and_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, joules in (("a.json", 1000.0), ("b.json", 3000.0)):
+        write(name)
+        document = json.loads(Path(name).read_text("utf-8"))
+        (row,) = document["results"]
+        energy = {
+            "joules": joules, "watts": 300.0, "watt_hours_per_minute": 0.1, "resolution": 0.1, "shared": False,
+            "stages": {},
+        }  # fmt: skip
+        stage = {"total": 0.0}
+        row["runs"][0]["measurement"] = {
+            "trace_id": "", "wall": 1.0, "token_statistics": [], "vram_peaks": [], "energy": energy,
+            "stages": {
+                "vae_encode": stage, "audio_tokenization": stage, "audio_save": stage, "other": stage,
+                "llm_planning": {"total": 0, "token_generation": 0, "constrained_decoding": 0, "cfg_overhead": 0},
+                "dit_diffusion": {"total": 0, "per_step_average": None, "steps": 0, "step_times": []},
+                "vae_decode": {"total": 0, "tile_times": []},
+            },
+        }  # fmt: skip
+        Path(name).write_text(json.dumps(document), "utf-8")
+    assert main(["compare", "a.json", "b.json", "--output", "c.json"]) == 0
+    assert "1,000 J to 3,000 J, x 3.00" in capsys.readouterr().out
+    assert json.loads(Path("c.json").read_text("utf-8"))["cells"][0]["energy"] == [1000.0, 3000.0]

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
 from acestep_otel import semconv
 from acestep_otel.profiler.cli import main
-from tests.receivers import Received, grpc_receiver, http_receiver, refusing_endpoint, silent_endpoint
+from tests.receivers import (
+    IPV4,
+    IPV6,
+    Received,
+    grpc_receiver,
+    http_receiver,
+    refusing_endpoint,
+    serving,
+    silent_endpoint,
+    tls_port,
+)
+
+RUN = ("--tiny", "--no-warmup", "--duration", "10", "--inference-steps", "1", "--no-progress")
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +36,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def store(answer: Callable[[str], object | None]) -> Iterator[str]:
+def store(answer: Callable[[str], object | None], host: str = IPV4) -> Iterator[str]:
     """A store that answers with JSON, or "not found" for ``None``."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -37,13 +49,8 @@ def store(answer: Callable[[str], object | None]) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler, host) as address:
+        yield address
 
 
 def jaeger_of(received: Received) -> Callable[[str], object | None]:
@@ -168,6 +175,53 @@ def test_stores_are_asked_until_they_have_it(capsys: pytest.CaptureFixture[str])
     assert len(questions) == 3
 
 
+@pytest.mark.parametrize(("receiver", "protocol"), [(grpc_receiver, "grpc"), (http_receiver, "http/protobuf")])
+def test_receiver_and_stores_may_have_ipv6_addresses(
+    receiver: Callable[[str], AbstractContextManager[Received]],
+    protocol: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """N9."""
+    with (
+        receiver(IPV6) as received,
+        store(jaeger_of(received), IPV6) as jaeger,
+        store(lambda _: samples(time.time()), IPV6) as prometheus,
+    ):
+        addresses = ("--jaeger-url", jaeger, "--prometheus-url", prometheus)
+        assert main(["doctor", "--otlp-endpoint", received.endpoint, "--otlp-protocol", protocol, *addresses]) == 0
+        run = (*RUN, "--output-dir", str(tmp_path), "--otlp-endpoint", received.endpoint, "--otlp-protocol", protocol)
+        assert main(run) == 0
+    said = capsys.readouterr()
+    assert received.endpoint.startswith("http://[::1]:")
+    assert f"accepted by {received.endpoint}" in said.out
+    assert f"✓  Jaeger {jaeger}: trace" in said.out
+    assert f"✓  Prometheus {prometheus}: " in said.out
+    assert said.err == ""
+    assert semconv.GENERATE_MUSIC in received.span_names()
+    assert semconv.REQUESTS.name in received.metric_names()
+
+
+def test_what_is_wrong_at_an_ipv6_address_is_found_out_and_shown_in_brackets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """N9: a port where nothing listens, the other protocol, TLS to a port without and the reverse."""
+    monkeypatch.setattr("acestep_otel.profiler.doctor.send._EXPORT_SECONDS", 2.0)
+
+    def said(endpoint: str, protocol: str = "grpc") -> str:
+        assert main(["doctor", "--otlp-endpoint", endpoint, "--otlp-protocol", protocol, "--wait", "0"]) == 1
+        return capsys.readouterr().out
+
+    with refusing_endpoint(IPV6) as endpoint:
+        assert f"✗  traces: not accepted by {endpoint}: connection refused by" in said(endpoint)
+    with http_receiver(IPV6) as received:
+        assert "→  choose --otlp-protocol http/protobuf" in said(received.endpoint)
+        plain = received.endpoint
+        assert f"→  write {plain} in --otlp-endpoint" in said(plain.replace("http:", "https:"), "http/protobuf")
+    with tls_port(tmp_path, IPV6) as port:
+        assert f"→  write https://[::1]:{port} in --otlp-endpoint" in said(f"http://[::1]:{port}", "http/protobuf")
+
+
 def test_an_older_metric_is_not_taken_for_this_one(capsys: pytest.CaptureFixture[str]) -> None:
     with grpc_receiver() as received, store(lambda _: samples(time.time() - 60)) as prometheus:
         arguments = ("--prometheus-url", prometheus, "--wait", "0")
@@ -192,6 +246,26 @@ def test_another_service_at_the_address_is_not_a_missing_metric(
     said = capsys.readouterr().out
     assert f"✗  Prometheus {grafana}: unreachable, or not the expected API" in said
     assert "→  correct the address" in said
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"data": NaN}', b'{"data": ' + b"9" * 6_000 + b"}", b"\xff\xfe"])
+def test_what_a_store_answers_is_read_like_any_other_document(body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """N13."""
+
+    class Hostile(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with grpc_receiver() as received, serving(Hostile) as address:
+        assert main(["doctor", "--otlp-endpoint", received.endpoint, "--jaeger-url", address, "--wait", "0"]) == 1
+    said = capsys.readouterr()
+    assert f"✗  Jaeger {address}: unreachable, or not the expected API" in said.out
+    assert said.err == "error: telemetry did not arrive; see above\n"
 
 
 @pytest.mark.parametrize("option", ["--jaeger-url", "--prometheus-url"])

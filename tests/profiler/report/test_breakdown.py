@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_otel import semconv
-from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
+from acestep_otel.profiler.report.spans import Preparation
+from acestep_otel.profiler.report.terminal import render_breakdown
 from tests.profiler.report.recorded import guide_spans, run_of, span
 
 seconds = st.floats(0, 1000).map(lambda value: round(value, 6))
@@ -54,7 +56,7 @@ def test_rows_sum_to_wall_time_and_planner_rows_to_the_planner(
     rows = breakdown.planner, breakdown.diffusion, breakdown.vae_decode, breakdown.audio_save, breakdown.other
     assert sum(rows) == pytest.approx(breakdown.wall, abs=1e-9)
     assert breakdown.other == pytest.approx(other, abs=1e-6)
-    children = breakdown.token_generation, breakdown.constrained_decoding, breakdown.guidance or 0
+    children = breakdown.token_generation, breakdown.constrained_decoding or 0, breakdown.guidance or 0
     assert sum(children) == pytest.approx(breakdown.planner, abs=1e-9)
     assert breakdown.token_generation >= -1e-9
 
@@ -80,6 +82,41 @@ def test_steps_are_counted_when_the_loop_failed_before_it_said_how_many() -> Non
     breakdown = Breakdown.of(run_of([root, dit, *(span(semconv.DIT_STEP, n / 4, 0.25, dit) for n in range(3))]))
     assert breakdown.steps == 3
     assert breakdown.step_average == pytest.approx(1 / 3)
+
+
+def test_a_figure_that_no_span_states_is_unknown_and_no_zero() -> None:
+    root = span(semconv.GENERATE_MUSIC, 0, 4.0)
+    planner = span(semconv.LM, 0, 2.0, root, {semconv.LM_CFG_DURATION: 0.5})
+    breakdown = Breakdown.of(run_of([root, planner, span(semconv.DIT, 2, 1.5, root)]))
+    assert (breakdown.constrained_decoding, breakdown.steps, breakdown.step_average) == (None, None, None)
+    assert breakdown.token_generation == pytest.approx(1.5)
+    rows = {row.component: (row.value, row.percent) for row in breakdown_rows(breakdown)}
+    assert rows["constrained_decoding"] == rows["steps"] == rows["step_average"] == (None, None)
+    assert "Constrained decoding          —" in render_breakdown(breakdown)
+    assert "Steps                         —" in render_breakdown(breakdown)
+
+
+@given(st.lists(st.tuples(st.none() | st.integers(0, 50), st.integers(0, 4)), max_size=4))
+def test_steps_are_those_stated_else_those_seen_and_unknown_where_there_is_neither(
+    loops: list[tuple[int | None, int]],
+) -> None:
+    root = span(semconv.GENERATE_MUSIC, 0, 10.0)
+    spans = [root]
+    for index, (stated, seen) in enumerate(loops):
+        attributes = {} if stated is None else {semconv.DIT_STEPS: stated}
+        loop = span(semconv.DIT, 2 * index, 1.0, root, attributes)
+        spans += [loop, *(span(semconv.DIT_STEP, 2 * index + n / 4, 0.25, loop) for n in range(seen))]
+    counts = [seen or None if stated is None else stated for stated, seen in loops]
+    assert Breakdown.of(run_of(spans)).steps == (None if None in counts else sum(filter(None, counts)))
+
+
+def test_loading_and_warm_ups_are_what_came_before_the_run() -> None:
+    load = span(semconv.MODEL_LOAD, 0, 3.0)
+    warm = span(semconv.GENERATE_MUSIC, 4, 2.0, None, {semconv.WARMUP: True})
+    root = span(semconv.GENERATE_MUSIC, 7, 1.0)
+    inside = span(semconv.MODEL_LOAD, 7, 0.5, root)
+    assert Preparation.of([load, span(semconv.MODEL_LOAD, 3, 0.5), warm, root, inside]) == Preparation(3.5, 2.0)
+    assert Preparation.of([root, inside]) == Preparation(None, None)
 
 
 def test_a_run_of_no_length_has_no_shares() -> None:

@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from acestep_otel import semconv
 from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, Figures
 from acestep_otel.profiler.report.breakdown import Breakdown
+from acestep_otel.profiler.report.environment import Accelerator
 from acestep_otel.profiler.report.html import Report, render_report, write_report
-from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.html.memory import card_memory
+from acestep_otel.profiler.report.html.sections import breakdown_section, step_section
+from acestep_otel.profiler.report.spans import Preparation, Run
 from tests.browser import screenshot, visit
-from tests.profiler.report.gpu_run import ENVIRONMENT, gpu_run
+from tests.profiler.report.gpu_run import ENVIRONMENT, GIB, gpu_run
 from tests.profiler.report.recorded import guide_spans, run_of, span
 
 STYLE = (files("acestep_otel.profiler.report.html") / "templates" / "page.css").read_text("utf-8")
@@ -79,8 +82,39 @@ def test_the_headline_says_what_ran_and_how_fast() -> None:
     assert page.row("Audio") == ["480 s", "2 × 240 s"]
     # 9.1 s of computing for 480 s of sound.
     assert page.row("Compute per second of audio") == ["19.0 ms", "52.7× real time"]
-    assert page.row("Peak VRAM") == ["13.2 GiB", "reserved, in vae.decode"]
+    assert page.row("Peak VRAM") == ["13.2 GiB", "reserved, in vae.decode; 16.6% of 80.0 GiB"]
     assert page.row("Tokens per second") == ["630", "lm.codes"]
+
+
+def test_what_came_before_the_run_has_its_times() -> None:
+    started = "started 2023-11-14T22:13:20+00:00"
+    page = render_report(report(gpu_run(), preparation=Preparation(load=31.4, warm_up=12.0)))
+    assert f'<p class="origin">Models loaded in 31.4 s · warm-up took 12.0 s · {started} ·' in page
+    bare = render_report(report(gpu_run(), preparation=Preparation(load=31.4, warm_up=None)))
+    assert f'<p class="origin">Models loaded in 31.4 s · {started} ·' in bare
+    assert '<p class="origin">Started 2023-11-14T22:13:20+00:00 ·' in render_report(report(gpu_run()))
+    matrix = render_report(report(matrix=MATRIX, preparation=Preparation(1.5, 20.0)))
+    assert "models loaded in 1.50 s · warm-up took 20.0 s" in matrix
+
+
+def test_one_sentence_names_the_bottleneck_and_a_command_line_is_there_to_copy() -> None:
+    page = Page(render_report(report(gpu_run(), command="acestep-otel --tiny --report 'a page.html'")))
+    (sentence,) = [text for text in page.texts if text.startswith("Most of the time is")]
+    assert sentence.startswith("Most of the time is LLM Planning: 46.2% of the wall time; ")
+    assert page.row("Run again")[0] == "acestep-otel --tiny --report 'a page.html'"
+    assert "Run again" not in Page(render_report(report(gpu_run()))).texts
+
+
+def test_each_row_of_the_breakdown_has_a_bar_that_begins_where_the_one_before_it_ends() -> None:
+    lines = {line.label: line.bars for line in breakdown_section(gpu_run()).lines}
+    parts = [bar for label, bars in lines.items() if label != "LLM Planning (total)" for bar in bars]
+    end = 0.0
+    for start, length, _ in parts:
+        assert start == pytest.approx(end, abs=0.02)
+        end = start + length
+    assert end == pytest.approx(100, abs=0.02)
+    assert lines["LLM Planning (total)"] == tuple(parts[:3])
+    assert lines["Steps"] == lines["Per-step average"] == lines["Wall Time (total)"] == ()
 
 
 def test_every_span_is_in_the_table_and_has_a_bar() -> None:
@@ -183,6 +217,23 @@ def test_vram_is_drawn_over_time_with_the_stages_peaks() -> None:
     assert page.row("vae.tile")[0].endswith(" s")
 
 
+def test_the_cards_memory_is_a_line_across_the_peaks_and_where_it_can_be_seen_across_the_curve() -> None:
+    small = replace(ENVIRONMENT, accelerators=(Accelerator("Another GPU", 16 * GIB, None),))
+    assert render_report(report(gpu_run())).count("the card has 80.0 GiB") == 1
+    assert render_report(report(gpu_run(), environment=small)).count("the card has 16.0 GiB") == 2
+    unknown = replace(ENVIRONMENT, accelerators=())
+    assert "the card has" not in render_report(report(gpu_run(), environment=unknown))
+
+
+@pytest.mark.parametrize(
+    ("device", "found"), [("cuda", 8), ("cuda:0", 8), ("cuda:1", 24), ("cuda:2", None), ("cpu", None), ("mps", None)]
+)
+def test_the_card_is_the_one_that_the_run_was_on(device: str, found: int | None) -> None:
+    cards = (Accelerator("small", 8 * GIB, None), Accelerator("large", 24 * GIB, None))
+    run = run_of([span(semconv.GENERATE_MUSIC, 0, 1.0, None, {semconv.DEVICE: device})])
+    assert card_memory(run, replace(ENVIRONMENT, accelerators=cards)) == (None if found is None else found * GIB)
+
+
 def test_without_readings_there_are_peaks_and_no_curve() -> None:
     page = Page(render_report(report(_vae_run(readings=False))))
     assert "Peak VRAM" in page.texts
@@ -197,6 +248,21 @@ def _vae_run(*, readings: bool) -> Run:
     spans = [found for found in run.spans if found.name in (semconv.VAE_DECODE, semconv.VAE_TILE)]
     only = ({name: value for name, value in found.attributes.items() if name in kept} for found in spans)
     return Run(run.root, tuple(replace(found, attributes=left) for found, left in zip(spans, only, strict=True)))
+
+
+def test_a_count_of_steps_that_is_not_known_is_no_zero() -> None:
+    root = span(semconv.GENERATE_MUSIC, 0, 2.0)
+    unknown = Page(render_report(report(run_of([root, span(semconv.DIT, 0, 1.0, root)]))))
+    assert unknown.row("Steps") == unknown.row("Per-step average") == ["—", "—"]
+    assert "Denoising steps" not in unknown.texts
+    # One loop of two shows its steps, so their average is unknown while their own times are not.
+    shown = span(semconv.DIT, 1, 0.5, root)
+    step = span(semconv.DIT_STEP, 1, 0.5, shown, {semconv.DIT_STEP_INDEX: 0})
+    section = step_section(run_of([root, span(semconv.DIT, 0, 1.0, root), shown, step]))
+    assert section is not None
+    assert section.chart is not None
+    assert section.chart.reference is None
+    assert section.chart.summary == "1 denoising steps"
 
 
 def test_failures_are_named() -> None:
@@ -329,6 +395,25 @@ def test_the_policy_stops_a_foreign_script(page: Path, tmp_path: Path) -> None:
     seen = visit(path)
     assert "<title>taken</title>" not in seen.dom
     assert any("Content Security Policy" in line for line in seen.console)
+
+
+SIDEWAYS = """<script>
+const seen = (box) => box.checkVisibility({ contentVisibilityAuto: true });
+const boxes = [...document.querySelectorAll(".scroll")].filter(seen);
+const cut = boxes.filter((box) => box.scrollWidth > box.clientWidth + 1);
+const marked = cut.filter((box) => box.classList.contains("more-right"));
+const visible = getComputedStyle(document.querySelector(".sideways")).display !== "none";
+const wide = document.documentElement.scrollWidth > innerWidth;
+document.title = [cut.length > 0, marked.length === cut.length, visible, wide].join();
+</script></body>"""
+
+
+@pytest.mark.parametrize(("width", "expected"), [(500, "true,true,true,false"), (1200, "false,true,false,false")])
+def test_what_a_narrow_window_cuts_is_marked_and_said(page: Path, tmp_path: Path, width: int, expected: str) -> None:
+    path = tmp_path / "page.html"
+    source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
+    path.write_text(source.replace("</body>", SIDEWAYS), encoding="utf-8")
+    assert f"<title>{expected}</title>" in visit(path, width).dom
 
 
 WALK = """<script>

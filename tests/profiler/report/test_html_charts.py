@@ -76,6 +76,19 @@ def test_stacked_parts_follow_one_another(values: list[float]) -> None:
         assert ends[-1] == pytest.approx(chart.axis.at(sum(values)), abs=0.02)
 
 
+@given(st.lists(positive, min_size=1, max_size=12), positive)
+def test_a_line_across_rows_stands_where_its_value_is(values: list[float], line: float) -> None:
+    rows = [(str(index), [Part(value, "dit", "")]) for index, value in enumerate(values)]
+    chart = row_chart("rows", rows, duration, stacked=True, reference=(line, "limit"))
+    assert chart.reference is not None
+    assert (chart.reference.x, chart.reference.text) == (chart.axis.at(line), "limit")
+    assert chart.left <= chart.reference.x <= WIDTH
+    assert chart.axis.limit == max(line, *values)
+    for bar in chart.bars:
+        # Its word stands above all rows.
+        assert bar.y > chart.reference.y
+
+
 @given(st.lists(st.tuples(seconds, seconds), min_size=1, max_size=120))
 def test_columns_stand_on_the_axis_and_do_not_overlap(values: list[tuple[float, float]]) -> None:
     columns = [

@@ -11,7 +11,7 @@ import pytest
 
 from acestep_otel.profiler.report.html import render_report, write_report
 from acestep_otel.profiler.report.html.tiers import tier_section
-from acestep_otel.profiler.tier_test.trials import GIB
+from acestep_otel.profiler.tier_test.trials import GIB, Observation
 from tests.browser import screenshot, visit
 from tests.profiler.report.test_html import Page, colours, report
 from tests.profiler.tier_test.tier_rows import memory_use, observation, row, trial
@@ -23,6 +23,7 @@ ROWS = (row(8, peak=6.2), row(8, "no-offload", "out_of_memory"), OVER, row(20, "
 def test_bars_are_as_long_as_what_they_stand_for() -> None:
     figure = tier_section(ROWS)
     assert figure is not None
+    assert figure.chart is not None
     lengths = {bar.title: bar.width for bar in figure.chart.bars}
     per_gib = lengths["24 GB default: ok, card of 24.0 GiB"] / 24
     assert lengths["8 GB default: ok, card of 8.00 GiB"] == pytest.approx(8 * per_gib, abs=0.02)
@@ -34,6 +35,7 @@ def test_bars_are_as_long_as_what_they_stand_for() -> None:
 def test_a_row_that_did_not_pass_shows_by_sign_and_style_and_a_skipped_one_has_no_bar() -> None:
     figure = tier_section(ROWS)
     assert figure is not None
+    assert figure.chart is not None
     assert [label.text for label in figure.chart.labels] == [
         "8 GB default", "✗ 8 GB no-offload", "✗ 12 GB default", "24 GB default",
     ]  # fmt: skip
@@ -62,6 +64,21 @@ def test_rows_without_an_enforced_limit_are_counted_above_the_chart() -> None:
 def test_a_page_without_rows_has_no_such_section() -> None:
     assert "Tier test" not in Page(render_report(report())).texts
     assert tier_section(()) is None
+
+
+def test_without_a_peak_there_is_a_table_and_no_chart() -> None:
+    seen = Observation("cpu", None, True)
+    rows = tuple(replace(found, observation=seen) for found in (row(8), row(16)))
+    figure = tier_section(rows)
+    assert figure is not None
+    assert figure.chart is None
+    source = render_report(report(tiers=rows))
+    page = Page(source)
+    assert "No row has a memory peak, so there is nothing to draw." in page.texts
+    assert "memory of the card" not in page.texts
+    assert source.count("<details open>") == 1
+    assert page.texts.count("8 GB default") == 1
+    assert "No limit was enforced in 2 of 2 rows: they show what runs, not what fits." in page.texts
 
 
 def test_what_the_driver_did_not_say_is_absent() -> None:

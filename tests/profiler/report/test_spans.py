@@ -73,7 +73,8 @@ def test_a_span_that_has_not_ended_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"spans": []}', '{"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}']
+    "line",
+    ["{", "[]", "[" * 200_000, '{"spans": []}', '{"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}'],
 )
 def test_a_line_that_is_no_trace_is_named_by_number(line: str) -> None:
     with pytest.raises(ValueError, match="line 2 is not an OTLP trace request"):

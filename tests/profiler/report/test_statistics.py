@@ -25,6 +25,15 @@ def test_token_statistics_are_read_per_phase() -> None:
     assert codes.time_to_first_token is None
 
 
+def test_a_prompts_rate_is_unknown_where_nothing_says_how_much_of_it_was_reused() -> None:
+    root = span(semconv.GENERATE_MUSIC, 0, 2.0)
+    known = {semconv.USAGE_INPUT_TOKENS: 100, semconv.LM_PREFILL_DURATION: 0.5}
+    reused = {**known, semconv.USAGE_CACHE_READ_INPUT_TOKENS: 40}
+    spans = [root, span(semconv.LM_COT, 0, 1.0, root, known), span(semconv.LM_CODES, 1, 1.0, root, reused)]
+    unknown, rate = (phase.prefill_tokens_per_second for phase in token_statistics(run_of(spans)))
+    assert (unknown, rate) == (None, 120)
+
+
 def test_a_run_without_planner_has_no_token_statistics() -> None:
     assert token_statistics(run_of([span(semconv.GENERATE_MUSIC, 0, 1)])) == []
 

@@ -16,7 +16,7 @@ LLM DEBUG
   ───────────────────────────────────────────────────────────────
   Duration (s)                                 0.50          2.40
   Prompt tokens                                 120           165
-    └─ Reused                                     —           115
+    └─ Reused                                     0           115
   Output tokens                                  40           150
     ├─ Sampled                                   30           150
     └─ Forced                                    10             0
@@ -39,6 +39,7 @@ def test_every_figure_is_that_of_its_span() -> None:
     planner = span(semconv.LM, 0, 3, root)
     cot = {
         semconv.USAGE_INPUT_TOKENS: 120,
+        semconv.USAGE_CACHE_READ_INPUT_TOKENS: 0,
         semconv.USAGE_OUTPUT_TOKENS: 40,
         semconv.LM_SAMPLED_TOKENS: 30,
         semconv.LM_FORCED_TOKENS: 10,

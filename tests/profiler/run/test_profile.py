@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +100,17 @@ def test_switched_off_tracing_still_makes_a_song(
     assert "Tracing was off, so there is no breakdown." in capsys.readouterr().out
     assert result()["measurement"] is None
     assert len(list(Path("songs").iterdir())) == 1
+
+
+def test_a_prompt_that_is_cut_is_one_warning_for_warm_up_and_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """N18."""
+    song = tmp_path / "song.json"
+    song.write_text(json.dumps({"caption": "a bright song of rain " * 200, "duration": 10}), "utf-8")
+    assert profile("--example", str(song)) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"warning: prompt of (more than )?\d+ tokens cut to the \d+ that the model reads", line)
 
 
 def test_the_detail_level_bounds_the_tree() -> None:

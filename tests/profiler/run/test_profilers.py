@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pstats
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,57 @@ def test_where_the_files_go_is_checked_before_the_run(flag: str, capsys: pytest.
     Path("file").touch()
     assert main([*SHORT, flag, "--output-dir", "songs", "--benchmark-output", "file/result.json"]) == 2
     assert "cannot write file/result.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--detailed", "--torch-profile"])
+def test_a_link_is_followed_and_what_it_leads_to_keeps_its_mode(flag: str) -> None:
+    """N1: PyTorch would put a file in the place of the link, and of a device."""
+    suffix = {"--detailed": "prof", "--torch-profile": "torch-trace.json"}[flag]
+    Path("output").mkdir()
+    target = Path("kept")
+    target.touch()
+    target.chmod(0o640)
+    link = Path(f"output/profile.{suffix}")
+    link.symlink_to(target.absolute())
+    assert main([*SHORT, flag]) == 0
+    assert link.is_symlink()
+    assert target.stat().st_size > 1_000
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert not [path for path in Path("output").iterdir() if path.name.startswith(".")]
+
+
+FULL = """
+import resource, sys
+from acestep_otel.profiler.cli import main
+from acestep_otel.profiler.run import measurement
+profilers = measurement.run_profilers
+def on_a_full_disk(options, call):
+    def called():
+        call()
+        # Python ignores SIGXFSZ: a write beyond the limit fails like one to a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    profilers(options, called)
+measurement.run_profilers = on_a_full_disk
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"), [("--torch-profile", "profile.torch-trace.json: PyTorch wrote no trace"),
+                       ("--detailed", "profile.prof: File too large")],
+)  # fmt: skip
+def test_a_trace_that_could_not_be_written_is_not_announced(flag: str, said: str) -> None:
+    """N23: PyTorch returns from its export whether or not there is a file."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *SHORT, flag],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"error: cannot write output/{said}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Chrome trace" not in done.stdout
+    assert "Wall Time (total)" in done.stdout
+    assert not [path for path in Path("output").iterdir() if path.suffix in (".json", ".prof") or path.name[0] == "."]
 
 
 def test_without_the_flags_nothing_is_examined(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,12 +49,19 @@ def test_the_pace_of_a_phase_is_one_over_its_tokens_per_second() -> None:
     assert {point.attributes[semconv.STAGE]: 1 / point.value for point in points} == pytest.approx(rates)
 
 
-def test_guidance_that_was_not_calibrated_has_no_gauge(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(guide_spans())
-    monkeypatch.setattr("acestep_otel.profiler.report.breakdown._guidance", lambda _: None)
-    rows = {point.attributes[semconv.PROFILE_ROW] for point in recorded(run)[semconv.PROFILE_DURATION.name]}
-    assert "guidance" not in rows
-    assert "token_generation" in rows
+def test_what_no_span_states_has_no_gauge() -> None:
+    """Guidance that was not calibrated, a grammar that was not timed, steps that were not counted."""
+    unstated = (semconv.LM_CFG_DURATION, semconv.LM_CONSTRAINED_DECODING_DURATION, semconv.DIT_STEPS)
+    spans = [
+        replace(span, attributes={name: value for name, value in span.attributes.items() if name not in unstated})
+        for span in guide_spans()
+        if span.name != semconv.DIT_STEP
+    ]
+    points = recorded(run_of(spans))
+    rows = {point.attributes[semconv.PROFILE_ROW] for point in points[semconv.PROFILE_DURATION.name]}
+    assert not rows & {"guidance", "constrained_decoding", "step_average"}
+    assert {"token_generation", "planner", "diffusion"} <= rows
+    assert semconv.PROFILE_STEPS.name not in points
 
 
 def test_a_run_that_failed_records_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,25 @@ def test_an_adapter_changes_the_song(capsys: pytest.CaptureFixture[str], tmp_pat
     assert songs["0.5"][0] == songs["0.5"][1] != songs["0"][0]
 
 
+def test_adapters_are_named_on_the_terminal_in_the_result_file_and_in_the_trace(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("lora", "strings")):
+        write_adapter(tmp_path / name, seed=seed)
+    assert main(["--tiny", *SHORT, "--lora", "keys=lora:0.5", "--lora", "strings", *OUTPUTS]) == 0
+    assert "adapters: keys x 0.5, strings x 1" in capsys.readouterr().out
+    used = [{"name": "keys", "scale": 0.5}, {"name": "strings", "scale": 1.0}]
+    assert result()["effective_settings"]["adapters"] == used
+    (root,) = [span for span in traced() if span.name == semconv.GENERATE_MUSIC]
+    assert root.attributes[semconv.ADAPTER_NAMES] == "keys,strings"
+    assert root.attributes[semconv.ADAPTER_SCALES] == "0.5,1"
+
+
+def test_adapters_of_one_name_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_adapter(tmp_path / "lora")
+    assert "two adapters are called 'lora'" in refusal(capsys, "--tiny", *SHORT, "--lora", "lora", "--lora", "lora:2")
+
+
 @pytest.mark.parametrize(
     ("text", "adapter"),
     [
@@ -95,10 +114,20 @@ def test_an_adapter_changes_the_song(capsys: pytest.CaptureFixture[str], tmp_pat
         ("a:b/lora.safetensors:-1", Adapter(Path("a:b/lora.safetensors"), -1.0)),
         ("c:\\lora", Adapter(Path("c:\\lora"))),
         ("12", Adapter(Path("12"))),
+        ("piano=lora", Adapter(Path("lora"), name="piano")),
+        ("piano=c:\\lora:0.5", Adapter(Path("c:\\lora"), 0.5, "piano")),
+        ("a b=lora", Adapter(Path("a b=lora"))),
     ],
 )
 def test_an_adapter_is_a_path_and_perhaps_a_scale(text: str, adapter: Adapter) -> None:
     assert parse_adapter(text) == adapter
+
+
+def test_a_path_with_a_sign_of_equality_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rank=4").mkdir()
+    assert parse_adapter("rank=4") == Adapter(Path("rank=4"))
+    assert parse_adapter("rank=8") == Adapter(Path("8"), name="rank")
 
 
 def test_a_scale_that_is_no_number_to_multiply_with_is_refused() -> None:

@@ -253,6 +253,44 @@ def test_a_blueprint_on_the_terminal() -> None:
     )
 
 
+ALL = "(--benchmark-output has them all)"
+
+
+@pytest.mark.parametrize(
+    ("lyrics", "ending"),
+    [
+        ("la\n" * 60, "la"),
+        ("la\n" * 61, f"… 1 more line {ALL}"),
+        ("la\n" * 2_048, f"… 1988 more lines {ALL}"),
+        ("x" * 2_000, "x" * 2_000),
+        ("x" * 2_001, f"… 1 more characters {ALL}"),
+        ("x" * 9_000 + "\nla", f"… 7,000 more characters and 1 more line {ALL}"),
+        ("x" * 2_000 + "\nla\nla", f"… 2 more lines {ALL}"),
+    ],
+)
+def test_lyrics_are_shown_as_far_as_a_reader_wants_them_and_what_is_left_out_is_counted(
+    lyrics: str, ending: str
+) -> None:
+    """N18."""
+    lines = list(render_blueprint(SongBlueprint(SongMetadata(), lyrics, True, EFFECTIVE), DEFAULTS))
+    shown = lines[lines.index("  Lyrics") + 1 :]
+    assert shown[-1] == f"    {ending}"
+    kept = [line.removeprefix("    ") for line in shown if not line.startswith("    …")]
+    assert "\n".join(kept) == lyrics[: len("\n".join(kept))]
+    assert len(kept) <= 60
+    assert sum(map(len, kept)) <= 2_000
+
+
+def test_the_result_file_has_all_of_the_lyrics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--tiny", "--device", "cpu", "--no-warmup", *OUTPUTS, "--mode", "create_sample"]) == 0
+    shown = capsys.readouterr().out
+    lyrics = result()["blueprint"]["lyrics"]
+    # Random weights write up to 2,048 tokens.
+    assert len(lyrics) > 2_000
+    assert ALL in shown
+    assert len(shown) < 8_000
+
+
 def test_what_was_not_found_is_a_dash_and_a_cut_is_named() -> None:
     nothing = list(render_blueprint(SongBlueprint(SongMetadata(), "", False, EFFECTIVE), DEFAULTS))
     assert nothing[-8:] == [

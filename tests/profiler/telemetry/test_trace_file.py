@@ -125,7 +125,21 @@ def test_without_spans_an_old_trace_is_not_taken_for_the_new_one(path: Path) -> 
         assert list(FinishedSpan.from_otlp_json(lines)) == []
 
 
-def test_a_full_disk_disturbs_no_request_leaves_no_partial_line_and_is_reported_at_the_end(
+def test_a_file_that_another_process_has_put_in_its_place_is_left_alone_and_told(path: Path) -> None:
+    """N23: that a file was opened does not mean that it is the one that was written."""
+    file, other = (TraceFile(path) for _ in range(2))
+    request(provider(file).get_tracer("first"))
+    request(provider(other).get_tracer("second"), semconv.DIT)
+    content = path.read_bytes()
+    request(provider(file).get_tracer("first"))
+    assert path.read_bytes() == content
+    with pytest.raises(OSError, match=r"cannot write .*trace\.jsonl: another process has put a file in its place"):
+        file.finish()
+    other.finish()
+    assert names(path) == [[semconv.DIT, semconv.GENERATE_MUSIC]]
+
+
+def test_a_full_disk_disturbs_no_request_leaves_no_half_line_and_is_told_at_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = TraceFile(path)

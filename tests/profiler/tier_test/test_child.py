@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -181,19 +179,3 @@ def test_a_lack_of_memory_underneath_counts() -> None:
     error = RuntimeError("the stage failed")
     error.__cause__ = torch.OutOfMemoryError("no room")
     assert ran_out_of_memory(error)
-
-
-def test_a_child_ends_when_its_parent_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = os.pipe()
-    exits: list[int] = []
-    read = os.read
-    monkeypatch.setattr(child.os, "read", lambda _, count: read(reader, count))
-    monkeypatch.setattr(child.os, "_exit", exits.append)
-    watch = threading.Thread(target=child._end_with_parent, daemon=True)
-    watch.start()
-    os.write(writer, b"\n")
-    assert exits == []
-    os.close(writer)
-    watch.join(10)
-    os.close(reader)
-    assert exits == [1]

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from acestep_otel.profiler.children import processes
+from acestep_otel.profiler.children.processes import Children, Ending
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.tier_test import launcher
-from acestep_otel.profiler.tier_test.launcher import Ending, child_environment, run_child
+from acestep_otel.profiler.tier_test.launcher import child_environment, start_child
 from acestep_otel.profiler.tier_test.plan import Plan, Trials
-from acestep_otel.profiler.tier_test.protocol import Event, Finished, Spans, encode
-from tests.profiler.tier_test.tier_rows import observation, trial
+from acestep_otel.profiler.tier_test.protocol import Event, Spans, decode, encode
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,7 +35,15 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*steps: list[Any], timeout: float = 30.0) -> tuple[Ending, list[Event]]:
     events: list[Event] = []
     environment = child_environment({**os.environ, "STAND_IN": json.dumps(steps)}, job())
-    return run_child(job(), environment, timeout, events.append), events
+    with Children(decode) as children:
+        started = start_child(children, job(), environment, timeout)
+        while True:
+            child, event = children.next_event()
+            assert child is started
+            if isinstance(event, Ending):
+                assert not children.running
+                return event, events
+            events.append(event)
 
 
 def test_a_child_believes_in_its_card() -> None:
@@ -94,23 +103,35 @@ def test_a_child_that_hangs_is_killed_and_its_events_are_kept() -> None:
     assert (ending.exit_code, ending.timed_out) == (-signal.SIGKILL, True)
 
 
-def test_every_trial_has_the_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial that is over sets the clock back; anything else does not."""
-    now = iter([0.0, 0.0, 50.0, 90.0, 91.0, 189.0])
-    asked: list[float] = []
+def test_a_child_that_proceeds_has_the_whole_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 60.0])
+    with Children(decode) as children:
+        environment = child_environment({**os.environ, "STAND_IN": json.dumps([["hang"]])}, job())
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda: next(now))
+            child = start_child(children, job(), environment, 100.0)
+            assert child.deadline == 110.0
+            child.proceed()
+        assert child.deadline == 160.0
 
-    class Lines:
-        lines = iter(
-            [encode(Spans("a")), encode(Finished(0, None, False, observation(trial(8), 3.0))), encode(Spans("b")), None]
-        )
 
-        def get(self, timeout: float) -> str | None:
-            asked.append(timeout)
-            return next(self.lines)
-
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    assert launcher._listen(Lines(), 100.0, lambda event: None, lambda line: None)  # type: ignore[arg-type]
-    assert asked == [100.0, 50.0, 99.0, 1.0]
+def test_children_are_heard_together_and_one_that_hangs_keeps_no_other_waiting() -> None:
+    heard: dict[Any, list[Any]] = {}
+    with Children(decode) as children:
+        for steps, timeout in (
+            ([["say", encode(Spans("a"))], ["hang"]], 4.0),
+            ([["say", encode(Spans("b"))]], 60.0),
+            ([["die", signal.SIGKILL]], None),
+        ):
+            environment = child_environment({**os.environ, "STAND_IN": json.dumps(steps)}, job())
+            heard[children.start(launcher._MODULE, environment, "{}", timeout)] = []
+        while children.running:
+            child, event = children.next_event()
+            heard[child].append(event)
+    hung, fine, killed = heard.values()
+    assert (hung[0], hung[1].timed_out, hung[1].exit_code) == (Spans("a"), True, -signal.SIGKILL)
+    assert (fine[0], fine[1].timed_out, fine[1].exit_code) == (Spans("b"), False, 0)
+    assert (killed[0].timed_out, killed[0].exit_code) == (False, -signal.SIGKILL)
 
 
 def test_a_child_that_does_not_read_its_job_is_known_by_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,21 +141,26 @@ def test_a_child_that_does_not_read_its_job_is_known_by_its_exit_code(monkeypatc
     assert "No module named" in ending.complaint
 
 
-def test_the_child_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_happens_to_the_parent_the_children_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    popen = launcher.subprocess.Popen
+    popen = processes.subprocess.Popen
 
     def remember(*arguments: Any, **options: Any) -> Any:
         started.append(popen(*arguments, **options))
         return started[-1]
 
-    def interrupted(event: Event) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(launcher.subprocess, "Popen", remember)
+    monkeypatch.setattr(processes.subprocess, "Popen", remember)
     environment = child_environment(
         {**os.environ, "STAND_IN": json.dumps([["say", encode(Spans("a"))], ["hang"]])}, job()
     )
+
+    def interrupted() -> None:
+        with Children(decode) as children:
+            for _ in range(2):
+                start_child(children, job(), environment, 30.0)
+            children.next_event()
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        run_child(job(), environment, 30.0, interrupted)
-    assert started[0].returncode == -signal.SIGKILL
+        interrupted()
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from acestep.cards import Card
 from acestep.gpu_config import gpu_config
 from acestep_otel import semconv
 from acestep_otel.profiler.benchmark.matrix import Failure
@@ -471,3 +472,72 @@ def test_a_card_that_refuses_later_is_a_row(script: Script) -> None:
     assert tier_test("--tiers", "4", "8", *OUTPUTS) == 1
     assert rows() == [("4 default", "ok"), ("8 default", "failed")]
     assert document()["results"][1]["error"] == REFUSED
+
+
+# --- Several cards ------------------------------------------------------------------------------------------------
+
+
+def test_two_workers_share_the_rows_in_one_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [argument for argument in TINY if argument not in ("--device", "cpu")]
+    assert tier_test(*arguments, "--tiers", "4", "8", "--gpus", "cpu:2", *OUTPUTS, "--report", "report.html") == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert shown.out.startswith("2 rows, 2 processes, on 2 cards\nCPU 0: ")
+    assert rows() == [("4 default", "ok"), ("8 default", "ok")]
+    cards = [row["card"] for row in document()["results"]]
+    assert {card["label"] for card in cards} == {"CPU 0", "CPU 1"}
+    assert all(card["label"] in shown.out.split("TIER TEST RESULTS")[1] for card in cards)
+    spans = traced()
+    assert len({span.trace_id for span in spans}) == 1
+    first, second = named(spans, semconv.TIER_PROCESS)
+    assert {first.attributes[semconv.WORKER], second.attributes[semconv.WORKER]} == {"CPU 0", "CPU 1"}
+    # Beside each other.
+    assert second.start_ns < first.end_ns
+    for request in named(spans, semconv.GENERATE_MUSIC):
+        (process,) = [span for span in (first, second) if span.span_id == request.parent_id]
+        assert request.attributes[semconv.WORKER] == process.attributes[semconv.WORKER]
+
+
+def test_a_card_whose_child_dies_goes_on_with_the_next_row(script: Script) -> None:
+    for memory in (4, 12, 16):
+        script.on(memory, passes(memory, 3.0))
+    script.on(6, ["die", signal.SIGKILL])
+    script.on(8, ["hang"])
+    arguments = ("--tiers", "4", "6", "8", "12", "16", "--gpus", "cpu:2", "--tier-timeout", "4")
+    assert tier_test(*arguments, *OUTPUTS) == 1
+    assert rows() == [
+        ("4 default", "ok"), ("6 default", "killed"), ("8 default", "timeout"),
+        ("12 default", "ok"), ("16 default", "ok"),
+    ]  # fmt: skip
+    assert {row["card"]["label"] for row in document()["results"]} == {"CPU 0", "CPU 1"}
+
+
+def test_ctrl_c_ends_the_children_of_all_cards(
+    script: Script, monkeypatch: pytest.MonkeyPatch, children: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Event] = []
+
+    def interrupt(event: Event) -> None:
+        started.append(event)
+        # The first one passes and says two things.
+        if len(children) == 3 and len(started) >= 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    on_event(monkeypatch, interrupt)
+    script.on(4, passes(4, 3.0))
+    for memory in (6, 8):
+        script.on(memory, ["hang"])
+    assert tier_test("--tiers", "4", "6", "8", "--gpus", "cpu:2", *OUTPUTS) == 130
+    assert rows() == [("4 default", "ok")]
+    assert [child.returncode for child in children[1:]] == [-signal.SIGKILL] * 2
+    assert len(named(traced(), semconv.TIER_PROCESS)) == 3
+
+
+def test_cards_that_are_not_alike_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], children: list[Any]
+) -> None:
+    cards = (Card("GPU 0", "H100", "GPU-a", "here"), Card("GPU 1", "A100", "GPU-b", "here"))
+    monkeypatch.setattr(mode, "chosen_cards", lambda *_: cards)
+    assert tier_test("--gpus", "all") == 2
+    assert "these cards are not alike (H100, A100)" in capsys.readouterr().err
+    assert children == []

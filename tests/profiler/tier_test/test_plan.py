@@ -74,6 +74,15 @@ def test_sixteen_offloads_and_twenty_and_above_do_not() -> None:
         assert default(memory).placement == Placement(compile=True)
 
 
+def test_xl_models_decide_where_they_are_supported() -> None:
+    """Elsewhere they are tried, and that they do not fit is a result."""
+    found = plan(config_path="acestep-v15-xl-turbo", tier_batch_boundary=True)
+    decides = {row.trial.memory: row.trial.decides for row in found.rows if row.trial.batch_size == 1}
+    assert decides == {4: False, 6: False, 8: False, 12: True, 16: True, 20: True, 24: True}
+    assert default(4).decides
+    assert default(4, config_path="acestep-v15-xl-turbo", tiny=True).decides
+
+
 def test_compilation_is_skipped_where_nothing_is_quantised() -> None:
     """R61."""
     compiled = {row.trial.memory: row.trial.placement.compile for row in plan(tier_skip_compile=True).rows}

@@ -51,13 +51,13 @@ def test_an_event_is_one_line_and_comes_back(event: Event) -> None:
 
 @given(st.text())
 def test_anything_else_is_no_event(line: str) -> None:
-    with pytest.raises(ValueError, match="not an event of a tier test"):
+    with pytest.raises(ValueError, match="not an event of a child process"):
         decode(line)
 
 
 @pytest.mark.parametrize("line", ["{}", '{"event": "Started"}', '{"event": "Spans", "other": 1}', "[]", "1"])
 def test_json_of_another_form_is_no_event(line: str) -> None:
-    with pytest.raises(ValueError, match="not an event of a tier test"):
+    with pytest.raises(ValueError, match="not an event of a child process"):
         decode(line)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from acestep.gpu_config import gpu_config
 from acestep.memory_cap import MemoryCap
 from acestep_otel.profiler.benchmark.matrix import Failure
-from acestep_otel.profiler.tier_test.launcher import Ending
+from acestep_otel.profiler.children.processes import Ending
 from acestep_otel.profiler.tier_test.protocol import Finished
 from acestep_otel.profiler.tier_test.trials import GIB, Observation, TierResult, Trial
 from acestep_otel.profiler.tier_test.verdict import config_facts, ended, judge, skipped
@@ -161,6 +161,11 @@ def test_notes_say_what_happened(memory: int, lm: str | None, change: dict[str, 
     result = verdict(asked, replace(seen, run={**(seen.run or {}), "effective_settings": effective(asked, **change)}))
     assert result.passed
     assert list(result.notes) == [*notes, "compiled"]
+
+
+def test_a_note_says_that_a_model_is_tried_where_it_is_not_supported() -> None:
+    asked = trial(8, supported=False)
+    assert "XL models are not supported on tier4" in verdict(asked, observation(asked, 3.0)).notes
 
 
 @pytest.mark.parametrize(

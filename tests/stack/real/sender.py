@@ -39,12 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--job", default="studio")
+    parser.add_argument("--namespace", help="service.namespace, which the label job has before the name")
     parser.add_argument("--instance", default="one")
     parser.add_argument("--exports", type=int, default=1, help="how often the counter is sent")
     parser.add_argument("amounts", nargs="+", metavar="KIND=NUMBER", help=f"requests, or one of {', '.join(KINDS)}")
     options = parser.parse_args()
     amounts = {kind: int(number) for kind, _, number in (word.partition("=") for word in options.amounts)}
-    resource = Resource({"service.name": options.job, "service.instance.id": options.instance, "host.name": "gpu-1"})
+    identity = {"service.name": options.job, "service.instance.id": options.instance, "host.name": "gpu-1"}
+    resource = Resource(identity | ({"service.namespace": options.namespace} if options.namespace else {}))
     _count(options.endpoint, resource, amounts.pop("requests", 0), options.exports)
     json.dump(_traces(options.endpoint, resource, amounts), sys.stdout)
 

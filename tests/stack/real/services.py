@@ -169,6 +169,11 @@ class Jaeger:
         except (URLError, OSError, IndexError):
             return []
 
+    def processes(self, trace_id: str) -> list[dict[str, Any]]:
+        """What made the spans of a trace: names, and the attributes of their resources."""
+        with urlopen(f"{self.url}/api/traces/{trace_id}", timeout=10) as response:
+            return list(json.load(response)["data"][0]["processes"].values())
+
 
 def hurried(folder: Path, times: int = 20) -> Path:
     """Prometheus' configuration and rules with every duration so many times shorter, but for what is kept."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
+from uuid import uuid4
 
 import pytest
 
@@ -30,6 +31,7 @@ from tests.stack.boards import (
     BOARDS,
     ROOT,
     Expression,
+    data_sources,
     filled_in,
     link_expressions,
     load,
@@ -37,6 +39,7 @@ from tests.stack.boards import (
     panels,
     rule_expressions,
     rules,
+    values_of_variable,
 )
 from tests.stack.exposition import own_figures
 from tests.stack.grafana_library import Shown, shown
@@ -115,10 +118,10 @@ def sent(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Local:
     return local
 
 
-def run(endpoint: str, folder: Path, name: str, arguments: tuple[str, ...]) -> None:
-    """A run of the command line, in a process of its own."""
+def run(endpoint: str, folder: Path, name: str, arguments: tuple[str, ...], **more: str) -> None:
+    """A run of the command line, in a process of its own, with more variables of its environment."""
     folder.mkdir()
-    variables = {"OTEL_SERVICE_NAME": name, "OMP_NUM_THREADS": "1"}
+    variables = {"OTEL_SERVICE_NAME": name, "OMP_NUM_THREADS": "1", **more}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "acestep_otel.profiler", *arguments),
@@ -203,7 +206,8 @@ def test_a_trace_is_the_tree_that_is_declared(sent: Local) -> None:
 
 
 def test_attributes_have_their_declared_types(sent: Local) -> None:
-    types = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    # Jaeger writes lists as text.
+    types = {bool: "bool", int: "int64", float: "float64", str: "string", tuple: "string"}
     for spans in sent.traces(PROFILES[0]):
         for span in spans:
             for tag in span["tags"]:
@@ -225,8 +229,8 @@ def test_series_have_their_declared_names_and_labels(sent: Local) -> None:
     for sample in found:
         labels = dict(sample["metric"])
         own = known[labels.pop("__name__")]
-        assert {"job", "instance", "host_name"} <= set(labels)
-        assert set(labels) - {"job", "instance", "host_name", "le"} <= own
+        assert {"job", "instance", "host_name", "service_name"} <= set(labels)
+        assert set(labels) - {"job", "instance", "host_name", "service_name", "le"} <= own
 
 
 @pytest.mark.parametrize("expression", [*panel_expressions(), *link_expressions(), *rule_expressions()], ids=str)
@@ -294,6 +298,66 @@ def test_jaeger_shows_rate_and_duration_of_every_span(sent: Local) -> None:
             return {one["value"] for metric in metrics for one in metric["labels"] if one["name"] == "operation"}
 
         wait_until(lambda ask=operations: semconv.DIT in ask(), CLOSE, figure)
+
+
+IDENTITIES = (
+    ("plain", None), ("spaced", "studio"), ("two words", None), ('say "song"', "studio"), ("back\\slash", None),
+    ("a/b", None), ("a/c", "north/south"), ("Größe-录音", "スタジオ"), ("pro{job}|.*", "$job"),
+)  # fmt: skip
+"""Names and namespaces of services, as Prometheus and Jaeger spell them differently."""
+
+
+@pytest.mark.parametrize(("name", "namespace"), IDENTITIES)
+def test_traces_and_series_of_a_service_find_each_other_whatever_it_is_called(
+    name: str, namespace: str | None, sent: Local
+) -> None:
+    """N21: the variable *Traces of* has what Jaeger calls it, and a span's links find its own series."""
+    instance = uuid4().hex
+    # A rate needs two sends.
+    given = ("requests=6", "--exports", "3", "--instance", instance, *(("--namespace", namespace) if namespace else ()))
+    trace_id = send_one(sent, name, *given)
+    selector = f'{series(semconv.REQUESTS)}{{instance="{instance}"}}'
+    (sample,) = sent.prometheus.wait_for(selector, CLOSE)
+    assert sample["metric"]["job"] == (f"{namespace}/{name}" if namespace else name)
+    (variable,) = (v for v in load(_board("production"))["templating"]["list"] if v["name"] == "service")
+    assert name in values_of_variable(variable, sent.prometheus)
+
+    def found() -> list[list[dict[str, Any]]]:
+        return [spans for spans in sent.traces(name) if spans[0]["traceID"] == trace_id]
+
+    wait_until(found, CLOSE, "the trace by the name that the variable has")
+    (source,) = (source for source in data_sources() if source["type"] == "jaeger")
+    (tag,) = source["jsonData"]["tracesToMetrics"]["tags"]
+    attributes = [known for process in sent.jaeger.processes(trace_id) for known in process["tags"]]
+    chosen = {f'{tag["value"]}="{known["value"]}"' for known in attributes if known["key"] == tag["key"]}
+    assert chosen == {f'instance="{instance}"'}
+    link = next(link.text for link in link_expressions() if "acestep_requests_total" in link.text)
+    sent.prometheus.wait_for(link.replace("$$__tags", *chosen).replace("[5m]", "[1h]"), CLOSE)
+
+
+def test_a_run_with_a_namespace_from_the_environment_is_found_on_its_board(sent: Local, tmp_path: Path) -> None:
+    """N21: as it was reported."""
+    run(sent.grpc, tmp_path / "songs", "acestep-otel", SHORT, OTEL_RESOURCE_ATTRIBUTES="service.namespace=studio")
+    job = "studio/acestep-otel"
+    sent.prometheus.wait_for(f'{series(semconv.PROFILE_DURATION)}{{job="{job}"}}', CLOSE)
+    (variable,) = (v for v in load(_board("profile"))["templating"]["list"] if v["name"] == "service")
+    assert "acestep-otel" in values_of_variable(variable, sent.prometheus)
+    assert job not in values_of_variable(variable, sent.prometheus)
+    wait_until(lambda: sent.traces("acestep-otel"), CLOSE, "the trace of the run")
+
+
+def test_a_prometheus_that_does_not_promote_the_name_has_the_job_without_its_namespace(sent: Local) -> None:
+    """As one that scrapes: the label is taken away, and the variable asked again."""
+    (variable,) = (v for v in load(_board("production"))["templating"]["list"] if v["name"] == "service")
+    bare = f'label_replace(last_over_time({series(semconv.REQUESTS)}[1h]), "service_name", "", "job", ".*")'
+    query = variable["query"].replace(f"last_over_time({series(semconv.REQUESTS)}[$__range])", bare)
+    assert query != variable["query"]
+    found = values_of_variable({**variable, "query": query}, sent.prometheus)
+    assert {SERVICE, "spaced", 'say "song"', "two words"} <= set(found)
+
+
+def _board(name: str) -> Path:
+    return next(path for path in BOARDS if path.stem == name)
 
 
 def test_the_rules_are_healthy(sent: Local) -> None:

@@ -19,6 +19,8 @@ AXIS_HEIGHT: Final = 24
 _LABELS: Final = 150
 _ROW: Final = 34
 _ROW_GAP: Final = 12
+_REFERENCE: Final = 22
+"""Room above the rows for what a line across them stands for."""
 _COLUMNS_TOP: Final = 24
 _COLUMNS_HEIGHT: Final = 170
 _COLUMNS_LEFT: Final = 72
@@ -79,7 +81,7 @@ class Chart:
         axis: the axis of values.
         bars: in the order they are painted.
         labels: of rows or columns.
-        reference: value of a dashed line across the bars, as a label; ``None`` for none.
+        reference: place of a dashed line across the bars, and what it stands for; ``None`` for none.
     """
 
     summary: str
@@ -99,6 +101,7 @@ def row_chart(
     *,
     stacked: bool,
     unit: float = 1.0,
+    reference: tuple[float, str] | None = None,
 ) -> Chart:
     """Horizontal bars, one row for each label.
 
@@ -108,14 +111,16 @@ def row_chart(
         text: writes a value of the axis.
         stacked: parts follow one another; otherwise each starts at zero, and later ones are drawn on top, thinner.
         unit: ticks are round multiples of this.
+        reference: a value of interest and its name, for a dashed line across all rows.
     """
     left = _LABELS if any(label for label, _ in rows) else 0
-    largest = max((_reach(parts, stacked) for _, parts in rows), default=0.0)
+    top = 0 if reference is None else _REFERENCE
+    largest = max((0.0 if reference is None else reference[0], *(_reach(parts, stacked) for _, parts in rows)))
     axis = Axis.covering(largest, start=left, length=RIGHT - left, text=text, unit=unit)
     bars: list[Bar] = []
     labels: list[Label] = []
     for index, (label, parts) in enumerate(rows):
-        y = index * (_ROW + _ROW_GAP)
+        y = top + index * (_ROW + _ROW_GAP)
         labels.append(Label(left - 12, y + _ROW / 2, label))
         first = 0.0
         for layer, part in enumerate(parts):
@@ -124,8 +129,9 @@ def row_chart(
             written = part.text if len(part.text) * _CHARACTER <= width else ""
             bars.append(Bar(axis.at(first), y + inset, width, _ROW - 2 * inset, part.style, part.title, written))
             first += part.value if stacked else 0.0
-    bottom = len(rows) * (_ROW + _ROW_GAP)
-    return Chart(summary, bottom + AXIS_HEIGHT, left, bottom, axis, tuple(bars), tuple(labels))
+    bottom = top + len(rows) * (_ROW + _ROW_GAP)
+    line = None if reference is None else Label(axis.at(reference[0]), _REFERENCE / 2, reference[1])
+    return Chart(summary, bottom + AXIS_HEIGHT, left, bottom, axis, tuple(bars), tuple(labels), line)
 
 
 def column_chart(

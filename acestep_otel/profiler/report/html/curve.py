@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from acestep_otel.profiler.report.html.charts import AXIS_HEIGHT, RIGHT
+from acestep_otel.profiler.report.html.charts import AXIS_HEIGHT, RIGHT, Label
 from acestep_otel.profiler.report.html.quantities import Axis
 
-_TOP: Final = 12
+_TOP: Final = 20
 _HEIGHT: Final = 200
 _LEFT: Final = 80
 
@@ -96,6 +96,7 @@ class CurveChart:
         values: the axis of values.
         lines: in the order they are painted.
         segments: painted over them.
+        reference: place of a dashed line across the drawing, and what it stands for; ``None`` for none.
     """
 
     summary: str
@@ -106,6 +107,7 @@ class CurveChart:
     values: Axis
     lines: tuple[Line, ...]
     segments: tuple[Segment, ...]
+    reference: Label | None = None
 
 
 def curve_chart(
@@ -117,6 +119,7 @@ def curve_chart(
     time_text: Callable[[float], str],
     value_text: Callable[[float], str],
     unit: float = 1.0,
+    reference: tuple[float, str] | None = None,
 ) -> CurveChart:
     """Lay out curves and levels over a stretch of time.
 
@@ -128,9 +131,11 @@ def curve_chart(
         time_text: writes a time.
         value_text: writes a value.
         unit: ticks of values are round multiples of this.
+        reference: a value of interest and its name, for a dashed line.
     """
     bottom = _TOP + _HEIGHT
     heights = [reading.value for one in series for reading in one.readings] + [level.value for level in levels]
+    heights += [] if reference is None else [reference[0]]
     times = Axis.covering(duration, start=_LEFT, length=RIGHT - _LEFT, text=time_text)
     values = Axis.covering(max(heights, default=0.0), start=bottom, length=-_HEIGHT, text=value_text, unit=unit)
     return CurveChart(
@@ -145,6 +150,7 @@ def curve_chart(
             Segment(times.at(level.start), times.at(level.end), values.at(level.value), level.style, level.title)
             for level in levels
         ),
+        None if reference is None else Label(_LEFT, values.at(reference[0]), reference[1]),
     )
 
 

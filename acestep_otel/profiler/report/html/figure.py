@@ -11,7 +11,8 @@ from acestep_otel.profiler.report.breakdown import Component
 from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html.charts import Chart
 from acestep_otel.profiler.report.html.curve import CurveChart
-from acestep_otel.profiler.report.html.quantities import ABSENT, size
+from acestep_otel.profiler.report.html.quantities import ABSENT, duration, size
+from acestep_otel.profiler.report.spans import Preparation
 
 OTHER: Final = "other"
 
@@ -54,22 +55,31 @@ def environment_facts(environment: Environment) -> tuple[tuple[str, str], ...]:
         ("Operating system", environment.operating_system),
         ("Python", environment.python),
         *environment.packages.items(),
-        ("Revision", _written(environment.git_revision)),
+        ("Revision", written(environment.git_revision)),
     )
 
 
 def argument_facts(arguments: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Flag and value of every option, in the order given."""
-    return tuple((f"--{name.replace('_', '-')}", _written(value)) for name, value in arguments.items())
+    return tuple((f"--{name.replace('_', '-')}", written(value)) for name, value in arguments.items())
 
 
-def _written(value: object) -> str:
+def preparation_facts(preparation: Preparation | None) -> tuple[str, ...]:
+    """How long loading and warm-ups took; nothing where no span shows it."""
+    if preparation is None:
+        return ()
+    named = (("models loaded in", preparation.load), ("warm-up took", preparation.warm_up))
+    return tuple(f"{name} {duration(seconds)}" for name, seconds in named if seconds is not None)
+
+
+def written(value: object) -> str:
+    """A setting as text."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (list, tuple)):
-        return " ".join(map(_written, value)) or ABSENT
+        return " ".join(map(written, value)) or ABSENT
     return str(value)
 
 
@@ -91,12 +101,12 @@ class Figure:
     """A chart, what its colours mean, and its figures.
 
     Attributes:
-        chart: the drawing.
+        chart: the drawing; ``None`` when there is nothing to draw.
         legend: class of the style sheet, and meaning.
         table: the same in numbers.
     """
 
-    chart: Chart
+    chart: Chart | None
     legend: tuple[tuple[str, str], ...]
     table: Table
 

@@ -9,8 +9,9 @@ from typing import Final
 
 from acestep_otel import semconv
 from acestep_otel.profiler.report.breakdown import Breakdown, breakdown_rows
+from acestep_otel.profiler.report.html.figure import preparation_facts
 from acestep_otel.profiler.report.html.quantities import duration, number, share, size
-from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.spans import Preparation, Run
 from acestep_otel.profiler.report.statistics import memory_peaks, token_statistics
 
 
@@ -36,6 +37,7 @@ class Headline:
         failure: class name of what ended the run, or ``None``.
         tiles: the figures.
         bottleneck: one sentence on what took most of the time, or ``None`` when nothing did.
+        preparation: how long loading and warm-up took, as words.
     """
 
     title: str
@@ -46,10 +48,17 @@ class Headline:
     failure: str | None
     tiles: tuple[Tile, ...]
     bottleneck: str | None = None
+    preparation: tuple[str, ...] = ()
 
 
-def headline(run: Run) -> Headline:
-    """Read it off the spans of a run."""
+def headline(run: Run, preparation: Preparation | None = None, card: int | None = None) -> Headline:
+    """Read it off the spans of a run.
+
+    Args:
+        run: the measured run.
+        preparation: what came before it.
+        card: bytes that the card has; ``None`` off CUDA.
+    """
     root = run.root.attributes
     return Headline(
         title=run.root.name,
@@ -58,7 +67,8 @@ def headline(run: Run) -> Headline:
         started=datetime.fromtimestamp(run.root.start_ns // 10**9, UTC).isoformat(),
         trace_id=run.root.trace_id,
         failure=(run.root.error or "error") if run.root.status == "error" else None,
-        tiles=tuple(_tiles(run)),
+        tiles=tuple(_tiles(run, card)),
+        preparation=preparation_facts(preparation),
         bottleneck=_bottleneck(Breakdown.of(run)),
     )
 
@@ -93,7 +103,7 @@ def _models(run: Run) -> Iterator[str]:
         yield f"{model} ({backend})" if backend else model
 
 
-def _tiles(run: Run) -> Iterator[Tile]:
+def _tiles(run: Run, card: int | None) -> Iterator[Tile]:
     root = run.root.attributes
     yield Tile("Wall time", duration(run.root.seconds))
     songs, length = root.get(semconv.BATCH_SIZE), root.get(semconv.AUDIO_DURATION)
@@ -109,7 +119,8 @@ def _tiles(run: Run) -> Iterator[Tile]:
         yield Tile("Tokens per second", number(last.tokens_per_second), last.phase)
     if peaks := memory_peaks(run):
         highest = max(peaks, key=lambda peak: peak.reserved)
-        yield Tile("Peak VRAM", size(highest.reserved), f"reserved, in {highest.stage}")
+        of_card = "" if card is None else f"; {share(100 * highest.reserved / card)} of {size(card)}"
+        yield Tile("Peak VRAM", size(highest.reserved), f"reserved, in {highest.stage}{of_card}")
 
 
 def _speed(seconds_per_second: float) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from acestep_otel.profiler.benchmark.matrix import CellResult
-from acestep_otel.profiler.report.html.figure import Table
+from acestep_otel.profiler.report.html.figure import Table, preparation_facts
 from acestep_otel.profiler.report.html.quantities import duration
+from acestep_otel.profiler.report.spans import Preparation
 
 _SHADES: Final = 6
 
@@ -29,6 +30,7 @@ class MatrixLine:
     cells: tuple[MatrixCell, ...]
     status: str
     failed: bool
+    card: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +40,26 @@ class MatrixSection:
     Attributes:
         models: names of the models that ran, and the language model's backend.
         setting: device, type and origin of the weights.
+        preparation: how long loading and warm-ups took, as words.
         columns: headings of the table, but for the status.
         lines: the table.
         ranges: spread of the runs of each cell; ``None`` if each ran once.
+        has_cards: whether there is a column of cards.
     """
 
     models: tuple[str, ...]
     setting: tuple[str, ...]
+    preparation: tuple[str, ...]
     columns: tuple[str, ...]
     lines: tuple[MatrixLine, ...]
     ranges: Table | None
+    has_cards: bool
 
 
 _FIGURES: Final = ("Wall", "LM", "DiT", "VAE")
 
 
-def matrix_section(results: Sequence[CellResult]) -> MatrixSection | None:
+def matrix_section(results: Sequence[CellResult], preparation: Preparation | None = None) -> MatrixSection | None:
     """The section, or ``None`` when no cell was run."""
     if not results:
         return None
@@ -61,7 +67,9 @@ def matrix_section(results: Sequence[CellResult]) -> MatrixSection | None:
     return MatrixSection(
         models=_distinct(name for settings in ran for name in _models(settings)),
         setting=_distinct(settings[name] for settings in ran for name in ("device", "dtype", "weights")),
+        preparation=preparation_facts(preparation),
         columns=("Duration", "Batch", "Think", "Steps", *_FIGURES, "Per second of audio"),
+        has_cards=any(result.card is not None for result in results),
         lines=_lines(results),
         ranges=_ranges(results) if any(len(result.runs) > 1 for result in results) else None,
     )
@@ -96,10 +104,12 @@ def _ranges(results: Sequence[CellResult]) -> Table:
 def _lines(results: Sequence[CellResult]) -> tuple[MatrixLine, ...]:
     """The table, in the order given: medians where a cell was run several times, nothing where it failed.
 
-    Shades compare within a column, so those of the last one compare cells of any duration and batch size.
+    Shades compare within a column, so those of the last one compare cells of any duration and batch size. They never
+    compare cards of two models.
     """
+    models = [None if result.card is None else result.card.model for result in results]
     columns = zip(*map(_seconds, results), strict=True)
-    shaded = [list(zip(column, _shades(column), strict=True)) for column in columns]
+    shaded = [list(zip(column, _shades(column, models), strict=True)) for column in columns]
     return tuple(
         MatrixLine(
             configuration=(
@@ -111,6 +121,7 @@ def _lines(results: Sequence[CellResult]) -> tuple[MatrixLine, ...]:
             cells=tuple(MatrixCell(duration(value), shade) for value, shade in cells),
             status=result.status,
             failed=result.failure is not None,
+            card=None if result.card is None else str(result.card),
         )
         for result, cells in zip(results, zip(*shaded, strict=True), strict=True)
     )
@@ -124,8 +135,12 @@ def _seconds(result: CellResult) -> tuple[float | None, ...]:
     return (*summary.median, summary.median.wall_time / audio)
 
 
-def _shades(column: Sequence[float | None]) -> list[int | None]:
+def _shades(column: Sequence[float | None], models: Sequence[str | None]) -> list[int | None]:
     # From zero, not from the quickest: a column of equal times should look equal, whatever its noise.
-    highest = max((value for value in column if value is not None), default=0.0)
-    scale = (_SHADES - 1) / highest if highest else 0.0
-    return [None if value is None else round(value * scale) for value in column]
+    highest: dict[str | None, float] = {}
+    for value, model in zip(column, models, strict=True):
+        highest[model] = max(highest.get(model, 0.0), value or 0.0)
+    scales = {model: (_SHADES - 1) / value if value else 0.0 for model, value in highest.items()}
+    return [
+        None if value is None else round(value * scales[model]) for value, model in zip(column, models, strict=True)
+    ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from acestep_otel import semconv
+from acestep_otel.profiler.report.environment import Environment
 from acestep_otel.profiler.report.html.charts import Part, row_chart
 from acestep_otel.profiler.report.html.curve import Level, Reading, Series, curve_chart
 from acestep_otel.profiler.report.html.figure import CurveFigure, Figure, Table
@@ -14,6 +15,8 @@ from acestep_otel.profiler.report.spans import Run
 from acestep_otel.profiler.report.statistics import MemoryPeak, MemorySample, memory_peaks, memory_samples
 
 _GIB: Final = 2.0**30
+_VISIBLE: Final = 1 / 3
+"""Of the card: a curve that stays lower would be flattened by a line at the card's size, so it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +32,57 @@ class MemorySection:
     over_time: CurveFigure | None
 
 
-def memory_section(run: Run) -> MemorySection | None:
-    """Peaks and curve; ``None`` off CUDA."""
+def memory_section(run: Run, card: int | None) -> MemorySection | None:
+    """Peaks and curve; ``None`` off CUDA.
+
+    Args:
+        run: the measured run.
+        card: bytes that the card has; ``None`` when that is not known.
+    """
     peaks = memory_peaks(run)
-    return MemorySection(_peaks(peaks), _over_time(run)) if peaks else None
+    if not peaks:
+        return None
+    line = None if card is None else (float(card), f"the card has {size(card)}")
+    highest = max(peak.reserved for peak in peaks)
+    return MemorySection(_peaks(peaks, line), _over_time(run, line if line and highest >= _VISIBLE * line[0] else None))
 
 
-def _peaks(peaks: list[MemoryPeak]) -> Figure:
+def card_memory(run: Run, environment: Environment) -> int | None:
+    """Bytes of the accelerator that a run was on; ``None`` off CUDA."""
+    device, _, index = str(run.root.attributes.get(semconv.DEVICE, "")).partition(":")
+    number = int(index) if index.isdecimal() else 0
+    if device != "cuda" or number >= len(environment.accelerators):
+        return None
+    return environment.accelerators[number].memory_bytes
+
+
+def _peaks(peaks: list[MemoryPeak], card: tuple[float, str] | None) -> Figure:
     highest = max(peaks, key=lambda peak: peak.reserved)
     return Figure(
         chart=row_chart(
-            f"Peak VRAM by stage, the highest {size(highest.reserved)} reserved in {highest.stage}",
-            [(peak.stage, _peak_parts(peak)) for peak in peaks],
+            f"Peak VRAM by stage, the highest {size(highest.reserved)} reserved in {highest.label}",
+            [(peak.label, _peak_parts(peak)) for peak in peaks],
             size,
             stacked=False,
             unit=_GIB,
+            reference=card,
         ),
         legend=(("vram-allocated", "allocated"), ("vram-reserved", "reserved")),
         table=Table(
             ("Stage", "Allocated", "Reserved"),
-            tuple((peak.stage, size(peak.allocated), size(peak.reserved)) for peak in peaks),
+            tuple((peak.label, size(peak.allocated), size(peak.reserved)) for peak in peaks),
         ),
     )
 
 
 def _peak_parts(peak: MemoryPeak) -> list[Part]:
     return [
-        Part(peak.reserved, "vram-reserved", f"{peak.stage}, reserved: {size(peak.reserved)}"),
-        Part(peak.allocated, "vram-allocated", f"{peak.stage}, allocated: {size(peak.allocated)}"),
+        Part(peak.reserved, "vram-reserved", f"{peak.label}, reserved: {size(peak.reserved)}"),
+        Part(peak.allocated, "vram-allocated", f"{peak.label}, allocated: {size(peak.allocated)}"),
     ]
 
 
-def _over_time(run: Run) -> CurveFigure | None:
+def _over_time(run: Run, card: tuple[float, str] | None) -> CurveFigure | None:
     samples = memory_samples(run)
     if not samples:
         return None
@@ -78,6 +100,7 @@ def _over_time(run: Run) -> CurveFigure | None:
             time_text=duration,
             value_text=size,
             unit=_GIB,
+            reference=card,
         ),
         legend=(
             ("vram-allocated", "allocated"),

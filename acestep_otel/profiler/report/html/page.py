@@ -1,32 +1,28 @@
-"""The page: what it is made from, how it is rendered, and that it loads nothing and runs nothing but its own."""
+"""The page of a run: what it is made from."""
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment as Templates
-from jinja2 import PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from acestep_otel.profiler.benchmark.matrix import CellResult
-from acestep_otel.profiler.files import replacing
+from acestep_otel.profiler.report.energy import RunEnergy
 from acestep_otel.profiler.report.environment import Environment
-from acestep_otel.profiler.report.html.charts import RIGHT
 from acestep_otel.profiler.report.html.figure import Figure, argument_facts, environment_facts
 from acestep_otel.profiler.report.html.headline import Headline, headline
 from acestep_otel.profiler.report.html.matrix import matrix_section
-from acestep_otel.profiler.report.html.memory import MemorySection, memory_section
+from acestep_otel.profiler.report.html.memory import MemorySection, card_memory, memory_section
+from acestep_otel.profiler.report.html.player import PlayedSong, played_songs
+from acestep_otel.profiler.report.html.rendering import render_page, write_page
+from acestep_otel.profiler.report.html.roofline import RooflineSection, roofline_section
 from acestep_otel.profiler.report.html.sections import BreakdownSection, breakdown_section, step_section
 from acestep_otel.profiler.report.html.tiers import tier_caution, tier_section
 from acestep_otel.profiler.report.html.tokens import TokenSection, token_section
 from acestep_otel.profiler.report.html.waterfall import Waterfall, waterfall
-from acestep_otel.profiler.report.spans import Run
+from acestep_otel.profiler.report.spans import Preparation, Run
+from acestep_otel.profiler.report.stalls import stall_lines
 from acestep_otel.profiler.tier_test.trials import TierResult
 
 
@@ -43,6 +39,7 @@ class Report:
         tiers: rows of a tier test; none in other modes.
         failure: one line on what ended the command, or ``None``.
         command: what was typed, to be copied; ``None`` when that is not known.
+        preparation: what came before the measured runs; ``None`` when that is not known.
     """
 
     mode: str
@@ -53,6 +50,7 @@ class Report:
     tiers: Sequence[TierResult] = ()
     failure: str | None = None
     command: str | None = None
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,49 +63,42 @@ class RunSections:
     steps: Figure | None
     tokens: TokenSection | None
     memory: MemorySection | None
+    roofline: RooflineSection | None
+    energy: tuple[tuple[str, str], ...]
+    stalls: tuple[str, ...]
+    songs: tuple[PlayedSong, ...]
 
     @classmethod
-    def of(cls, run: Run) -> RunSections:
+    def of(cls, run: Run, report: Report) -> RunSections:
         """Work out every section."""
+        card = card_memory(run, report.environment)
         return cls(
-            headline=headline(run),
+            headline=headline(run, report.preparation, card),
             breakdown=breakdown_section(run),
             waterfall=waterfall(run),
             steps=step_section(run),
             tokens=token_section(run),
-            memory=memory_section(run),
+            memory=memory_section(run, card),
+            roofline=roofline_section(run),
+            energy=_energy_facts(run),
+            stalls=tuple(stall_lines(run)),
+            songs=played_songs(run),
         )
 
 
 def render_report(report: Report) -> str:
-    """The page as HTML: no network, no external font, style or script; all that was given is escaped.
-
-    Its content security policy allows the page's own style and script by their hashes and nothing else.
-    """
-    # Without autoescape a caption could become markup; a variable that a template misspells is an error.
-    templates = Templates(
-        loader=PackageLoader("acestep_otel.profiler.report.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.globals["right"] = RIGHT
-    style, script = _asset("page.css"), _asset("page.js")
-    return templates.get_template("page.html.j2").render(
+    """The page as HTML (see ``rendering``)."""
+    return render_page(
+        "page.html.j2",
         mode=report.mode,
         failure=report.failure,
         command=report.command,
-        runs=[RunSections.of(run) for run in report.runs],
-        matrix=matrix_section(report.matrix),
+        runs=[RunSections.of(run, report) for run in report.runs],
+        matrix=matrix_section(report.matrix, report.preparation),
         tiers=tier_section(report.tiers),
         tier_caution=tier_caution(report.tiers),
         environment=environment_facts(report.environment),
         arguments=argument_facts(report.arguments),
-        style=Markup(style),
-        style_hash=_hash(style),
-        script=Markup(script),
-        script_hash=_hash(script),
     )
 
 
@@ -117,15 +108,9 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         OSError: it could not be written; what was there before is unchanged.
     """
-    # A file name of the command line that is no UTF-8 comes as lone surrogates, which no page can hold.
-    page = render_report(report).encode("utf-8", errors="replace").decode("utf-8")
-    with replacing(path) as stream:
-        stream.write(page)
+    write_page(path, render_report(report))
 
 
-def _asset(name: str) -> str:
-    return (files("acestep_otel.profiler.report.html") / "templates" / name).read_text("utf-8")
-
-
-def _hash(source: str) -> str:
-    return f"sha256-{b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
+def _energy_facts(run: Run) -> tuple[tuple[str, str], ...]:
+    energy = RunEnergy.of(run)
+    return () if energy is None else tuple(energy.facts())

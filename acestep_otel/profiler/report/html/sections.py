@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from acestep_otel import semconv
 from acestep_otel.profiler.report.breakdown import Breakdown, Row, breakdown_rows
@@ -14,13 +16,23 @@ from acestep_otel.profiler.report.spans import FinishedSpan, Run
 
 @dataclass(frozen=True, slots=True)
 class BreakdownLine:
-    """A line of the breakdown's table; ``style`` is the class of its colour in the bar, ``None`` without one."""
+    """A line of the breakdown's table.
+
+    Attributes:
+        label: of the row.
+        value: a duration, or a count.
+        share: percentage of the wall time.
+        is_child: whether it is part of the row above it.
+        style: class of its colour in the bar above the table; ``None`` without one.
+        bars: start, length and class of each piece of the line's own bar, in percent of the wall time.
+    """
 
     label: str
     value: str
     share: str
     is_child: bool
     style: str | None
+    bars: tuple[tuple[float, float, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +59,26 @@ def breakdown_section(run: Run) -> BreakdownSection:
     chart = row_chart(
         "Time by component: " + "; ".join(part.title for part in parts), [("", parts)], duration, stacked=True
     )
-    return BreakdownSection(chart, tuple(map(_breakdown_line, rows)))
+    return BreakdownSection(chart, tuple(_breakdown_lines(rows)))
 
 
-def _breakdown_line(row: Row) -> BreakdownLine:
-    value = number(row.value) if row.component == "steps" else duration(row.value)
-    return BreakdownLine(row.label, value, share(row.percent), row.is_child, COMPONENTS.get(row.component))
+def _breakdown_lines(rows: Sequence[Row]) -> Iterator[BreakdownLine]:
+    """Each row with a bar that begins where that of the row before it ends; a total has those of its parts."""
+    start = 0.0
+    for index, row in enumerate(rows):
+        style = COMPONENTS.get(row.component)
+        parts = [] if row.component == "wall" else [row, *takewhile(lambda below: below.is_child, rows[index + 1 :])]
+        bars, end = [], start
+        for part in parts if style is None else [row]:
+            if (colour := COMPONENTS.get(part.component)) is not None and part.percent is not None:
+                length = max(0.0, part.percent)
+                bars.append((round(end, 2), round(length, 2), colour))
+                end += length
+        if style is not None:
+            start = end
+        value = number(row.value) if row.component == "steps" else duration(row.value)
+        drawn = tuple(bars) if row.percent is not None else ()
+        yield BreakdownLine(row.label, value, share(row.percent), row.is_child, style, drawn)
 
 
 def step_section(run: Run) -> Figure | None:
@@ -62,13 +88,14 @@ def step_section(run: Run) -> Figure | None:
         return None
     has_device_clock = any(step.attributes.get(semconv.CLOCK) != "host" for step in steps)
     # The figure of the table: the whole loop over its steps, what happens between two of them included.
-    average = Breakdown.of(run).step_average or 0.0
+    average = Breakdown.of(run).step_average
+    summary = f"{len(steps)} denoising steps" + ("" if average is None else f", {duration(average)} on average")
     return Figure(
         chart=column_chart(
-            f"{len(steps)} denoising steps, {duration(average)} on average",
+            summary,
             [(_step_index(step), _step_parts(step, has_device_clock)) for step in steps],
             duration,
-            reference=(average, f"average {duration(average)}"),
+            reference=None if average is None else (average, f"average {duration(average)}"),
         ),
         legend=(("dit", "device"), ("host", "host, in the call")) if has_device_clock else (("dit", "host"),),
         table=Table(

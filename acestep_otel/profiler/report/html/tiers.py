@@ -16,9 +16,14 @@ _COLUMNS: Final = (
 
 
 def tier_section(results: Sequence[TierResult]) -> Figure | None:
-    """A chart of every row that was tried, and the figures of all; ``None`` without rows."""
+    """A chart of every row that was tried, and the figures of all; ``None`` without rows.
+
+    Where no memory was read there is nothing to compare with the cards, and no chart.
+    """
     if not results:
         return None
+    if all(result.peak is None for result in results):
+        return Figure(None, (), Table(_COLUMNS, tuple(map(_figures, results))))
     tried = [result for result in results if result.tried]
     passed = sum(result.passed for result in tried)
     return Figure(
@@ -66,6 +71,7 @@ def _figures(result: TierResult) -> tuple[str, ...]:
     seen = result.observation
     memory = None if seen is None else seen.memory
     figures = None if seen is None else seen.figures
+    card = () if result.card is None else (result.card.label,)
     reason = () if result.failure is None else (result.failure.message,)
     return (
         _label(result),
@@ -78,5 +84,5 @@ def _figures(result: TierResult) -> tuple[str, ...]:
         size(None if memory is None else memory.allocated),
         size(None if memory is None else memory.driver),
         duration(None if figures is None else figures.wall_time),
-        ", ".join((*reason, *result.notes)),
+        ", ".join((*card, *reason, *result.notes)),
     )

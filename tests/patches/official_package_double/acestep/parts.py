@@ -21,8 +21,11 @@ class Model:
     def __init__(self):
         self.decoder = Decoder()
 
-    def generate_audio(self, songs, steps, sampler_mode="euler"):
+    def generate_audio(self, songs, steps, sampler_mode="euler", edit=None):
         calls = 2 * steps - 1 if sampler_mode == "heun" else steps
+        if edit is not None:
+            first, last, draws = edit
+            calls = 2 * draws * (last - first) + steps - last
         for _ in range(calls):
             self.decoder(hidden_states=Tensor(songs, 250, 64))
         return Tensor(songs, 64, 250)
@@ -46,18 +49,31 @@ class Parts:
         self.device, self.dtype = "cpu", "torch.bfloat16"
         self.last_init_params = {"config_path": "acestep-v15-turbo"}
         self.model, self.vae = Model(), Vae()
+        self.more = {}
 
     def initialize_service(self, project_root, config_path, device="auto"):
         return "done", True
 
     def service_generate(
-        self, captions, lyrics, infer_steps=60, shift=1.0, sampler_mode="euler", infer_method="ode", task_type=""
+        self,
+        captions,
+        lyrics,
+        infer_steps=60,
+        shift=1.0,
+        sampler_mode="euler",
+        infer_method="ode",
+        task_type="",
+        flow_edit_morph=False,
+        flow_edit_n_min=0.0,
+        flow_edit_n_max=1.0,
+        flow_edit_n_avg=1,
     ):
         if self.fails:
             raise ValueError("no words for a caption nobody may see")
         if task_type == "cover":
             self.tiled_encode(Tensor(1, 2, 480_000))
-        return self.model.generate_audio(len(captions), infer_steps, sampler_mode)
+        window = (int(infer_steps * flow_edit_n_min), int(infer_steps * flow_edit_n_max), flow_edit_n_avg)
+        return self.model.generate_audio(len(captions), infer_steps, sampler_mode, window if flow_edit_morph else None)
 
     def tiled_decode(self, latents, chunk_size=None):
         return [self.vae.decode(latents) for _ in range(3)]

@@ -33,6 +33,7 @@ class GenerateMusicExecuteMixin:
                     infer_steps=inference_steps,
                     sampler_mode=self.sampler_mode,
                     task_type=task_type,
+                    **self.more,
                 )
             except Exception as error:
                 outputs["error"] = error

@@ -15,6 +15,7 @@ class AceStepHandler(Parts):
                 infer_steps=inference_steps,
                 sampler_mode=self.sampler_mode,
                 task_type=task_type,
+                **self.more,
             )
             self.tiled_decode(latents)
         except Exception as error:

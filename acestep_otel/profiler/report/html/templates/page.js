@@ -57,6 +57,17 @@ for (const chart of document.querySelectorAll(".waterfall")) {
   }
 }
 
+// What is wider than the window fades towards the edge that it goes on beyond.
+for (const box of document.querySelectorAll(".scroll")) {
+  const mark = () => {
+    box.classList.toggle("more-left", box.scrollLeft > 1);
+    box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  };
+  box.addEventListener("scroll", mark, { passive: true });
+  new ResizeObserver(mark).observe(box);
+  mark();
+}
+
 // Paper has no buttons: figures that are folded away are printed, and folded again afterwards.
 const unfolded = [];
 addEventListener("beforeprint", () => {

@@ -1,0 +1,145 @@
+"""What a benchmark's child process and its parent tell each other: one JSON object a line.
+
+The parent says what the child is for, and then a cell at a time; ``null`` is the last. The child says when its device
+is ready, when its models are loaded, where it is in a request, and what a cell came to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
+
+from acestep.cards import Card
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult
+from acestep_otel.profiler.options import Options
+from acestep_otel.profiler.report.environment import Environment
+from acestep_otel.profiler.tier_test.protocol import (
+    Refused,
+    Spans,
+    StageMark,
+    read_environment,
+    read_event,
+    read_options,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Employment:
+    """What a child is for.
+
+    Attributes:
+        options: of the command line, with the device that the child has.
+        card: that it runs on.
+    """
+
+    options: Options
+    card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One cell to run.
+
+    Attributes:
+        index: its place in the matrix.
+        cell: what to run.
+        songs: most at once that the language model will be asked for in the whole benchmark.
+    """
+
+    index: int
+    cell: Cell
+    songs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The child knows its device; no model is loaded yet.
+
+    Attributes:
+        memory: GiB that decide the tier.
+        environment: what it runs on.
+    """
+
+    memory: float
+    environment: Environment
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        return cls(found["memory"], read_environment(found["environment"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The models are loaded: it waits for orders.
+
+    Attributes:
+        model_name: of the diffusion model.
+        placement: where the models live, in words.
+    """
+
+    model_name: str
+    placement: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        return cls(found["model_name"], tuple(found["placement"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A cell is over.
+
+    Attributes:
+        result: its row.
+        models_line: which models ran, and where; ``None`` before one did.
+    """
+
+    result: CellResult
+    models_line: str | None
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Read what ``asdict`` made."""
+        return cls(CellResult.from_json(found["result"]), found["models_line"])
+
+
+Event = Ready | Refused | Loaded | StageMark | Spans | Done
+
+_READERS: Final[Mapping[str, Callable[[dict[str, Any]], Event]]] = {
+    kind.__name__: kind.from_json for kind in (Ready, Refused, Loaded, StageMark, Spans, Done)
+}
+
+
+def decode(line: str) -> Event:
+    """Read an event.
+
+    Raises:
+        ValueError: the line is something else.
+    """
+    return read_event(line, _READERS)
+
+
+def encode_employment(employment: Employment) -> str:
+    """One line, without its end."""
+    return json.dumps(asdict(employment), default=str)
+
+
+def decode_employment(line: str) -> Employment:
+    """Read what ``encode_employment`` wrote."""
+    found = json.loads(line)
+    return Employment(read_options(found["options"]), Card(**found["card"]))
+
+
+def encode_order(order: Order | None) -> str:
+    """One line, without its end; ``None`` is the end of the work."""
+    return json.dumps(None if order is None else asdict(order))
+
+
+def decode_order(line: str) -> Order | None:
+    """Read what ``encode_order`` wrote."""
+    found = json.loads(line)
+    return None if found is None else Order(found["index"], Cell(**found["cell"]), found["songs"])

@@ -1,0 +1,293 @@
+"""Starts child processes, listens to all of them at one place, and makes sure that they are gone afterwards.
+
+A child reads lines from its standard input and writes a line to its standard output as soon as there is something to
+say: whatever ends it, what it said is already in the pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar
+
+import acestep_otel
+from acestep_otel.profiler.benchmark.matrix import Failure
+from acestep_otel.profiler.options import Options
+
+TRACE_PARENT: Final = "TRACEPARENT"
+"""Environment variable: the parent's span in W3C form, so that every child's spans are in the parent's trace."""
+EXIT_SECONDS: Final = 15.0
+"""How long a child that has said everything may take to end: it still sends its metrics."""
+_COMPLAINT_LINES: Final = 200
+
+Event = TypeVar("Event")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a child process ended.
+
+    Attributes:
+        exit_code: negative for a signal.
+        timed_out: whether it was killed for taking too long.
+        timeout: seconds that it had for what it was doing; ``None`` for any time.
+        errors: the end of what it wrote to standard error.
+    """
+
+    exit_code: int
+    timed_out: bool
+    timeout: float | None
+    errors: tuple[str, ...] = ()
+
+    @property
+    def complaint(self) -> str:
+        """The last thing that it said."""
+        return next((line.strip() for line in reversed(self.errors) if line.strip()), "")
+
+    @property
+    def traceback(self) -> str | None:
+        """All that it said, if a defect is in it; ``None`` otherwise."""
+        return "".join(self.errors) if "Traceback (most recent call last):\n" in self.errors else None
+
+    def failure(self, stage: str | None) -> Failure:
+        """What it means for the work that the child had.
+
+        Args:
+            stage: that it was in.
+        """
+        if self.timed_out:
+            return Failure("Timeout", f"nothing came back within {self.timeout:g} s: see --tier-timeout", stage)
+        if self.exit_code == -signal.SIGKILL:
+            message = "killed by SIGKILL: the host ran out of memory, or the process was killed by a user"
+            return Failure("Killed", message, stage)
+        if self.exit_code < 0:
+            return Failure("Killed", f"killed by {signal.Signals(-self.exit_code).name}", stage)
+        said = f": {self.complaint}" if self.complaint else ""
+        return Failure("Crashed", f"ended with exit code {self.exit_code}{said}", stage)
+
+
+def telemetry_environment(
+    inherited: Mapping[str, str], options: Options, *, trace_parent: str | None = None
+) -> dict[str, str]:
+    """The environment of a child whose spans go through its parent.
+
+    Args:
+        inherited: the parent's own.
+        options: of the command line: where telemetry goes.
+        trace_parent: the parent's span in W3C form.
+    """
+    environment = {
+        **inherited,
+        # Spans go through the parent, which outlives the child; metrics the child sends itself.
+        "OTEL_TRACES_EXPORTER": "none",
+        # Also if the package is not installed and the script is in another folder.
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(Path(acestep_otel.__file__).parent.parent), inherited.get("PYTHONPATH")))
+        ),
+    }
+    if options.otlp_endpoint is not None:
+        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
+        environment.pop("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", None)
+    if options.otlp_protocol is not None:
+        environment["OTEL_EXPORTER_OTLP_PROTOCOL"] = options.otlp_protocol
+        environment.pop("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", None)
+    if trace_parent is not None:
+        environment[TRACE_PARENT] = trace_parent
+    return environment
+
+
+class Child:
+    """A child process that was started, and is followed in the background.
+
+    Its own process group: Ctrl-C on the terminal is the parent's to answer, and whole groups can be killed.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        environment: Mapping[str, str],
+        timeout: float | None,
+        hear: Callable[[Child, str | None], None],
+    ) -> None:
+        """Start it.
+
+        Args:
+            module: what it runs.
+            environment: of the process.
+            timeout: seconds until it must have said something that ``proceed`` is called for; ``None`` for any time.
+            hear: called with every line that it says, and with ``None`` when it has ended.
+        """
+        self.timeout = timeout
+        self.timed_out = False
+        self.deadline = float("inf")
+        self.proceed()
+        self._hear = hear
+        self._errors: deque[str] = deque(maxlen=_COMPLAINT_LINES)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, encoding="utf-8", errors="replace", env=dict(environment),
+            start_new_session=True,
+        )  # fmt: skip
+        # Both pipes are read all the time, so that none fills up.
+        self._complaints = threading.Thread(target=self._read_errors, daemon=True)
+        self._follower = threading.Thread(target=self._follow, daemon=True)
+        self._complaints.start()
+        self._follower.start()
+
+    def send(self, line: str) -> None:
+        """Say something to it; one that is dead says so by its exit code."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def proceed(self) -> None:
+        """Give it the whole time for what it does next."""
+        if self.timeout is not None:
+            self.deadline = time.monotonic() + self.timeout
+
+    def complain(self, line: str) -> None:
+        """Keep what is no event."""
+        self._errors.append(line)
+
+    def end(self) -> None:
+        """End the process and what it may have left running, such as a compiler's workers."""
+        self._kill_group()
+        # Not for ever: a process that left the group could still hold the pipe.
+        self._follower.join(EXIT_SECONDS)
+        with suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether its pipe is still open; then its end is heard of only by asking."""
+        return self._follower.is_alive()
+
+    @property
+    def ending(self) -> Ending:
+        """How it ended."""
+        return Ending(self._process.wait(), self.timed_out, self.timeout, tuple(self._errors))
+
+    def _follow(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._hear(self, line)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_SECONDS)
+        self._kill_group()
+        self._complaints.join(EXIT_SECONDS)
+        self._hear(self, None)
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                self._errors.append(line)
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class Children(Generic[Event]):
+    """Child processes that run beside each other.
+
+    Used as a context manager. Whatever happens inside the block, an interrupt included, every process and everything
+    that it started is gone afterwards.
+    """
+
+    def __init__(self, decode: Callable[[str], Event]) -> None:
+        """Listen to nothing yet.
+
+        Args:
+            decode: reads a line; raises ``ValueError`` for one that is something else.
+        """
+        self._decode = decode
+        self._running: list[Child] = []
+        self._lines: queue.SimpleQueue[tuple[Child, str | None]] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+    @property
+    def running(self) -> bool:
+        """Whether one is left that has not been heard to end."""
+        return bool(self._running)
+
+    def end(self) -> None:
+        """End all that are running."""
+        for child in self._running:
+            child.end()
+        self._running.clear()
+
+    def start(self, module: str, environment: Mapping[str, str], first: str, timeout: float | None = None) -> Child:
+        """Start a child and say the first line to it.
+
+        Args:
+            module: what it runs.
+            environment: of the process.
+            first: the line.
+            timeout: seconds for each piece of work: see ``Child.proceed``.
+        """
+        child = Child(module, environment, timeout, lambda child, line: self._lines.put((child, line)))
+        self._running.append(child)
+        child.send(first)
+        return child
+
+    def next_event(self) -> tuple[Child, Event | Ending]:
+        """What a child says next, or, last of each, how it ended; waits for it. At least one must be running."""
+        while True:
+            try:
+                child, line = self._lines.get(timeout=self._patience())
+            except queue.Empty:
+                if (overdue := self._end_overdue()) is not None:
+                    return overdue
+                continue
+            if child not in self._running:
+                continue
+            if line is None:
+                return child, self._ended(child)
+            try:
+                return child, self._decode(line)
+            except ValueError:
+                child.complain(line)
+
+    def _patience(self) -> float | None:
+        nearest = min(child.deadline for child in self._running)
+        return None if nearest == float("inf") else max(0.0, nearest - time.monotonic())
+
+    def _end_overdue(self) -> tuple[Child, Ending] | None:
+        now = time.monotonic()
+        for child in [child for child in self._running if child.deadline <= now]:
+            child.timed_out = True
+            child.deadline = float("inf")
+            child.end()
+            # Otherwise its end comes after what it said before.
+            if child.is_followed:
+                return child, self._ended(child)
+        return None
+
+    def _ended(self, child: Child) -> Ending:
+        self._running.remove(child)
+        child.end()
+        return child.ending

@@ -1,0 +1,143 @@
+"""Looks at the steps and tiles of every finished request, and marks those that stalled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Protocol
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span
+
+from acestep_otel import semconv
+from acestep_otel.recording.energy import Readings
+from acestep_otel.recording.instruments import Instruments
+from acestep_otel.recording.stalls import Evidence, RunningMedians, Stall
+from acestep_otel.recording.trace_tree import AttributeValue, Stage
+from acestep_otel.recording.vram import VramReading
+
+
+class TimedStage(Protocol):
+    """A stage with its times."""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage."""
+
+    @property
+    def start_ns(self) -> int:
+        """Unix nanoseconds."""
+
+    @property
+    def end_ns(self) -> int:
+        """Unix nanoseconds."""
+
+    @property
+    def host_seconds(self) -> float:
+        """Seconds that the host was busy in the call."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+
+    @property
+    def children(self) -> Sequence[TimedStage]:
+        """Stages inside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Of a request.
+
+    Attributes:
+        device: that it ran on.
+        model: that it asked for.
+        card: what was read of the card; ``None`` where it cannot be asked.
+        is_measured: whether it counts in metrics.
+    """
+
+    device: str
+    model: str
+    card: Readings | None
+    is_measured: bool
+
+
+class StallWatch:
+    """Knows the usual duration of steps and tiles, and what the allocator had counted.
+
+    Args:
+        instruments: that count stalls.
+    """
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+        self._medians = RunningMedians()
+        self._allocator: dict[str, VramReading] = {}
+
+    def left(self, stage: Stage, device: str) -> None:
+        """Keep what the allocator had counted when a stage ended; stages come in the order of their ends."""
+        if stage.vram is not None:
+            self._allocator[device] = stage.vram
+
+    def look_at(self, node: TimedStage, parent: TimedStage, scene: Scene, span: Span) -> None:
+        """Mark a step or a tile that took many times as long as those of its shape before it.
+
+        Args:
+            node: any stage.
+            parent: the stage that it is inside.
+            scene: its request.
+            span: takes the event; has not ended.
+        """
+        stall = self._stall(node, scene)
+        if stall is None:
+            return
+        cause, evidence = self._evidence(node, parent, scene).cause
+        known: dict[str, AttributeValue] = {
+            semconv.STALL_CAUSE: cause,
+            semconv.STALL_EVIDENCE: evidence,
+            semconv.STALL_RATIO: stall.ratio,
+            semconv.STALL_USUAL: stall.usual,
+        }
+        span.add_event(semconv.STALL_EVENT, known, node.end_ns)
+        if scene.is_measured:
+            attributes: dict[str, AttributeValue] = {
+                semconv.STAGE: semconv.stage_of(node.stage.name),
+                semconv.REQUEST_MODEL: scene.model,
+                semconv.STALL_CAUSE: cause,
+            }
+            self._instruments.record(semconv.STALLS, 1, attributes, trace.set_span_in_context(span, Context()))
+
+    def _stall(self, node: TimedStage, scene: Scene) -> Stall | None:
+        stage = node.stage
+        if stage.error is not None:
+            return None
+        if stage.name == semconv.DIT_STEP:
+            sizes = tuple(noted.sizes for noted in stage.passes)
+            return self._medians.observe((stage.name, scene.device, scene.model, sizes), node.seconds)
+        frames = stage.attributes.get(semconv.VAE_TILE_FRAMES)
+        if stage.name == semconv.VAE_TILE and frames:
+            return self._medians.observe((stage.name, scene.device, scene.model), node.seconds, float(frames))
+        return None
+
+    def _evidence(self, node: TimedStage, parent: TimedStage, scene: Scene) -> Evidence:
+        """What is known about the time of a step or a tile, from its stage and the card."""
+        stage, before, after = parent.stage, self._allocator.get(scene.device), parent.stage.vram
+        retries = errors = 0
+        if before is not None and after is not None:
+            retries, errors = after.retries - before.retries, after.out_of_memory - before.out_of_memory
+        conditions = [] if scene.card is None else scene.card.conditions(node.start_ns, node.end_ns)
+        moved = [child.stage for child in parent.children if child.stage.name == semconv.OFFLOAD_MOVE]
+        end = node.stage.end
+        on_device = end is not None and None not in (node.stage.start.event, end.event)
+        return Evidence(
+            retries=max(0, retries),
+            out_of_memory=max(0, errors, int(stage.attributes.get(semconv.VAE_ATTEMPTS, 1)) - 1),
+            moved=tuple(str(move.attributes.get(semconv.OFFLOAD_MODEL, "")) for move in moved),
+            on_host=stage.attributes.get(semconv.VAE_RUNG) == "cpu" and not scene.device.startswith("cpu"),
+            throttled=reduce(or_, (condition.reasons for condition in conditions), 0),
+            memory_share=max((condition.memory_share for condition in conditions), default=None),
+            host_share=node.host_seconds / node.seconds if on_device and node.seconds > 0 else None,
+        )

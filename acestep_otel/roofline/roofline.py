@@ -1,0 +1,80 @@
+"""The roofline of some work: how long it takes at least, and which ceiling says so.
+
+Source: Williams, Waterman and Patterson 2009, "Roofline: An Insightful Visual Performance Model".
+
+A pass takes at least as long as its operations at the device's peak, and as its bytes at the peak bandwidth: whichever
+is longer is its ceiling. Passes follow one another, so their times add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from acestep_otel.roofline.peaks import Peaks
+from acestep_otel.roofline.work import Part, Work
+
+Ceiling = Literal["compute", "memory"]
+Bound = Literal["compute", "memory", "launch"]
+
+LOW: Final = 0.5
+"""Share of the roofline below which something else than the ceiling can be what limits a stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Work against time.
+
+    Attributes:
+        work: operations and bytes.
+        seconds: it took.
+        ideal: seconds that it takes at the device's peaks; ``None`` without peaks.
+        ceiling: which peak most of the ideal time is at; ``None`` without peaks.
+    """
+
+    work: Work
+    seconds: float
+    ideal: float | None
+    ceiling: Ceiling | None
+
+    @classmethod
+    def of(cls, parts: Iterable[Part], seconds: float, peaks: Peaks | None) -> Roofline:
+        """Add up passes that followed one another.
+
+        Args:
+            parts: the passes.
+            seconds: they took together, more than 0.
+            peaks: of the device; without the peak of a precision that occurs there is no ideal time.
+        """
+        parts = list(parts)
+        work = sum((part.work for part in parts), Work())
+        if peaks is None or any(part.precision not in peaks.operations for part in parts):
+            return cls(work, seconds, None, None)
+        at = {"compute": 0.0, "memory": 0.0}
+        for part in parts:
+            compute = part.work.operations / peaks.operations[part.precision]
+            memory = part.work.bytes / peaks.bandwidth
+            at["compute" if compute >= memory else "memory"] += max(compute, memory)
+        return cls(work, seconds, sum(at.values()), "compute" if at["compute"] >= at["memory"] else "memory")
+
+    @property
+    def operation_rate(self) -> float:
+        """Operations per second."""
+        return self.work.operations / self.seconds
+
+    @property
+    def byte_rate(self) -> float:
+        """Bytes per second."""
+        return self.work.bytes / self.seconds
+
+    @property
+    def share(self) -> float | None:
+        """Ideal time over the time it took; 1 is the roofline itself."""
+        return None if self.ideal is None else self.ideal / self.seconds
+
+    def bound(self, *, waits_for_host: bool) -> Bound | None:
+        """What limits it: ``launch`` where the device waits for the host and the roofline is far, else the ceiling."""
+        if self.share is None:
+            return None
+        return "launch" if waits_for_host and self.share < LOW else self.ceiling

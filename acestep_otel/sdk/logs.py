@@ -1,0 +1,108 @@
+"""The service's own log records over OTLP, where ``OTEL_LOGS_EXPORTER=otlp`` asks for them.
+
+Every record that reaches the root logger goes along, with the trace and the span that the thread is in: from a line of
+the log to the song that it is about. Records of OpenTelemetry itself stay out, because sending them would make more of
+them. Of an exception only the type is sent: its message and stack trace may quote what callers sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.context import get_current
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.util.types import AnyValue
+
+from acestep_otel import __version__
+from acestep_otel.sdk.otlp import OtlpTarget, log_exporter
+from acestep_otel.sdk.variables import count, milliseconds
+
+_OWN: Final = "opentelemetry"
+_SEVERITIES: Final = (
+    (logging.CRITICAL, SeverityNumber.FATAL),
+    (logging.ERROR, SeverityNumber.ERROR),
+    (logging.WARNING, SeverityNumber.WARN),
+    (logging.INFO, SeverityNumber.INFO),
+    (logging.NOTSET, SeverityNumber.DEBUG),
+)
+
+
+class ServiceLogs:
+    """Sends what is logged.
+
+    Args:
+        target: where.
+        resource: that the records are attributed to.
+
+    Attributes:
+        provider: of the SDK.
+        exporter: behind it.
+    """
+
+    def __init__(self, target: OtlpTarget, resource: Resource) -> None:
+        self.exporter: LogRecordExporter = log_exporter(target)
+        self.provider = LoggerProvider(resource, shutdown_on_exit=False)
+        queue = count("OTEL_BLRP_MAX_QUEUE_SIZE", 2_048)
+        self.provider.add_log_record_processor(
+            BatchLogRecordProcessor(
+                self.exporter,
+                schedule_delay_millis=max(1, milliseconds("OTEL_BLRP_SCHEDULE_DELAY", 1_000)),
+                max_export_batch_size=min(queue, count("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", 512)),
+                max_queue_size=queue,
+            )
+        )
+        self._handler = RecordHandler(self.provider)
+
+    def start(self) -> None:
+        """From now on send what reaches the root logger."""
+        logging.getLogger().addHandler(self._handler)
+
+    def shutdown(self) -> None:
+        """Send what is queued, and nothing after it."""
+        logging.getLogger().removeHandler(self._handler)
+        self.provider.shutdown()
+
+
+class RecordHandler(logging.Handler):
+    """Hands records of ``logging`` to the SDK.
+
+    Args:
+        provider: of the SDK's loggers.
+    """
+
+    def __init__(self, provider: LoggerProvider) -> None:
+        super().__init__()
+        self._provider = provider
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record, with the current trace and span."""
+        if record.name.partition(".")[0] == _OWN:
+            return
+        try:
+            self._provider.get_logger(record.name, __version__).emit(_translated(record))
+        except Exception:
+            self.handleError(record)
+
+
+def _translated(record: logging.LogRecord) -> LogRecord:
+    attributes: dict[str, AnyValue] = {
+        "code.file.path": record.pathname,
+        "code.function.name": record.funcName,
+        "code.line.number": record.lineno,
+    }
+    if record.exc_info and record.exc_info[0] is not None:
+        attributes["exception.type"] = record.exc_info[0].__qualname__
+    return LogRecord(
+        timestamp=int(record.created * 1e9),
+        observed_timestamp=time.time_ns(),
+        context=get_current(),
+        severity_text=record.levelname,
+        severity_number=next(number for level, number in _SEVERITIES if record.levelno >= level),
+        body=record.getMessage(),
+        attributes=attributes,
+    )

@@ -1,0 +1,83 @@
+"""Who makes songs: this process itself, or a process on each card (``card_process.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from prometheus_client.metrics_core import Metric
+
+from acestep import Models, ProgressCallback, generate_music
+from examples.serving.jobs import Job
+
+
+class WorkerDied(Exception):
+    """The process that made a song ended before the song was made."""
+
+
+class Maker(Protocol):
+    """Makes one song at a time; used by one thread."""
+
+    @property
+    def label(self) -> str | None:
+        """Its card; ``None`` for the only device."""
+
+    def start(self) -> None:
+        """Be ready for the next song; returns at once if it is already.
+
+        Raises:
+            WorkerDied: it could not be started.
+        """
+
+    def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
+        """Make the songs of a job, in the current context.
+
+        Args:
+            job: what to make; told to ``begin`` when its first step does.
+            folder: where the files go.
+            report: called with the progress; raises ``Cancelled`` to stop.
+
+        Raises:
+            Cancelled: the job was cancelled.
+            SongFailed: the song could not be made.
+            WorkerDied: the process ended.
+        """
+
+    def cancel(self) -> None:
+        """Stop what is made now, where no step would notice: it waits for a process."""
+
+    def metrics(self) -> Sequence[Metric]:
+        """What its process counts; nothing for this process, whose registry has it."""
+
+    def close(self) -> None:
+        """End, and deliver its telemetry."""
+
+
+class OwnMaker:
+    """Makes songs in this process (``Maker``)."""
+
+    label: str | None = None
+
+    def __init__(self, models: Models) -> None:
+        """Make songs with loaded models."""
+        self._models = models
+
+    def start(self) -> None:
+        """It is always ready."""
+
+    def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
+        """Make the songs of a job."""
+        job.begin(None)
+        result = generate_music(self._models, job.request, save_dir=folder, progress=report)
+        return [song.path for song in result.songs if song.path is not None]
+
+    def cancel(self) -> None:
+        """Every step notices."""
+
+    def metrics(self) -> Sequence[Metric]:
+        """Nothing: they are in this process's registry."""
+        return ()
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -1,0 +1,35 @@
+"""The models of the service: what the command line names, on one device."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import torch
+
+from acestep import TINY_DIT, TINY_LM, Models, ModelSelection, load_models
+from acestep.environment_variables import EnvironmentSettings
+
+
+def load(options: argparse.Namespace) -> Models:
+    """The models that the options name.
+
+    Raises:
+        AceStepError: there are none of that name, or they do not fit.
+    """
+    if not options.tiny:
+        settings = EnvironmentSettings.read(os.environ)
+        return load_models(
+            ModelSelection(
+                dit=options.dit,
+                lm=options.lm,
+                weights=options.weights,
+                device=options.device,
+                decode=settings.decode,
+                fused_decode=settings.fused_decode,
+                fused_render=settings.fused_render,
+            )
+        )
+    # Two threads on a busy machine make tiny models slower, not faster.
+    torch.set_num_threads(1)
+    return load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))
