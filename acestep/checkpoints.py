@@ -64,7 +64,7 @@ class ModelSelection:
         max_batch_size: maximum number of songs per request; vllm reserves memory for them at start. ``None`` is the
             limit of the GPU tier.
         checkpoint_root: folder that names are looked up in.
-        placement: where the models live between uses, and in which form.
+        placement: device and format of the models, and compilation.
         adapters: LoRA, DoRA and LoKr adapters of the diffusion transformer. Requests choose among them; on a
             quantised transformer they are part of the weights.
         decode: how the VAE decodes.
@@ -97,7 +97,7 @@ class Models:
 
     Attributes:
         renderer: diffusion and VAE.
-        planner: the language model's side, or ``None`` when none was loaded.
+        planner: the language model with its prompts and grammar, or ``None`` if none was loaded.
         device: device of the renderer, and of the planner where it has none of its own.
     """
 

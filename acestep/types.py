@@ -189,17 +189,17 @@ class GenerationRequest:
         guidance_scale: classifier-free guidance of the diffusion (base and sft models; turbo models ignore it).
         guidance_interval: the range of t in which guidance is applied.
         use_adg: guide by angles (ADG) instead of projections (APG).
-        shift: timestep shift; ``None`` takes the model's own (3 for turbo, 1 otherwise).
-        timesteps: flow times to evaluate, falling from at most 1, instead of ``inference_steps`` and ``shift``; empty
-            for none. A turbo model takes the nearest times that it was distilled on.
-        sampler: how the diffusion steps.
+        shift: timestep shift; ``None`` selects that of the model (3 for turbo, 1 otherwise).
+        timesteps: decreasing flow times to evaluate, at most 1, instead of ``inference_steps`` and ``shift``; empty for
+            none. Turbo models use the nearest times of those that they were distilled on.
+        sampler: settings of the diffusion sampler.
         retake_seed: of the noise that ``retake_variance`` mixes in, for the first song; the others count up from it.
         retake_variance: 0 ... 1: how far a song moves from that of its own seed to that of its retake seed.
-        cover_noise_strength: 0 ... 1: 0 starts from noise; towards 1 the start is nearer to ``src_audio``.
-        repaint_mode: how firmly the latents outside a repainted window are held to the source.
-        repaint_strength: of mode ``balanced``: 0 holds them as ``conservative`` does, 1 as ``aggressive``.
-        thinking: let the language model write audio codes; without effect where there is a source to follow.
-        use_cot_metas: let the language model fill the metadata that the user left open.
+        cover_noise_strength: 0 ... 1: 0 starts from noise; the closer to 1, the closer the start is to ``src_audio``.
+        repaint_mode: how closely the latents outside a repainted window follow the source.
+        repaint_strength: for mode ``balanced``: 0 is equal to ``conservative``, 1 to ``aggressive``.
+        thinking: let the language model write audio codes; without effect with a source recording.
+        use_cot_metas: let the language model decide the metadata that the user did not set.
         use_cot_caption: let the language model rewrite the caption.
         use_cot_language: let the language model detect the language of the vocals.
         use_constrained_decoding: constrain the metadata to its grammar.

@@ -19,7 +19,7 @@ Configuration
 -------------
 ``instrument`` takes ``tracer_provider``, ``meter_provider``, ``detail`` (a ``Detail`` or its name), ``run_id`` and
 ``songs`` (``path``, or a URL, to put the songs of a request on its root span).
-What is not given comes from the global providers and from the environment variables in ``acestep_otel.settings``.
+Defaults come from the global providers and from the environment variables in ``acestep_otel.settings``.
 
 Spans of a request are created on a background thread when it ends. ``flush`` waits for them; ``uninstrument`` and the
 exit of the process do so automatically.

@@ -93,7 +93,7 @@ class _Loop:
     """One diffusion loop, by what ``service_generate`` was given and what the transformer is called with.
 
     Attributes:
-        songs: rows that are songs; with guidance the transformer sees twice as many.
+        songs: rows that are songs; with guidance the transformer processes twice as many.
         solver: how many calls make a step.
         guidance_scale: 1 is off.
         interval: flow times in which guidance is applied.

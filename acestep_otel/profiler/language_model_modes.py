@@ -110,7 +110,7 @@ def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str
 
 
 def _shown_lyrics(lyrics: str) -> Iterator[str]:
-    """The words as far as a reader of a table wants them; the result file has them all."""
+    """The beginning of the lyrics, for the terminal; the result file contains all of them."""
     lines = lyrics.splitlines() or [_ABSENT]
     room = _SHOWN_CHARACTERS
     for number, line in enumerate(lines):

@@ -49,8 +49,8 @@ class ResultFile:
         environment: description of the hardware.
         cells: figures of every cell; ``None`` where it failed.
         spreads: of a cell that was run several times, the largest less the smallest of each figure.
-        settings: what else decides how long a cell takes, by name; none of a cell that failed.
-        planned: cells that the run was to have; more than ``cells`` when it was stopped.
+        settings: other settings that affect the time of a cell, by name; none for a failed cell.
+        planned: number of planned cells; more than ``cells`` if the run was stopped.
         energies: joules of a cell's run, the median of several; none where the card keeps no counter.
     """
 

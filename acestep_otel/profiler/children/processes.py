@@ -67,7 +67,7 @@ class Ending:
             stage: that it was in.
         """
         if self.timed_out:
-            return Failure("Timeout", f"nothing came back within {self.timeout:g} s: see --tier-timeout", stage)
+            return Failure("Timeout", f"no result within {self.timeout:g} s: see --tier-timeout", stage)
         if self.exit_code == -signal.SIGKILL:
             message = "killed by SIGKILL: the host ran out of memory, or the process was killed by a user"
             return Failure("Killed", message, stage)

@@ -47,7 +47,7 @@ def choose_placement(options: Options, device: torch.device, settings: Environme
 
 
 def describe_models(done: EffectiveSettings) -> str:
-    """Which models ran, by which backend, where and in which form."""
+    """Models, backend, device and format of a run."""
     elsewhere = f" on {done.lm_device}" if done.lm_device else ""
     planner = f", {done.lm_model} ({done.lm_backend}){elsewhere}" if done.lm_model else ""
     return f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}"

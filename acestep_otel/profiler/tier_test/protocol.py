@@ -176,7 +176,7 @@ def decode_job(line: str) -> Trials:
 
 def read_options(found: dict[str, Any]) -> Options:
     """Read what ``asdict`` made of the command line's options."""
-    # JSON knows neither paths nor tuples; the fields' own annotations say where they were.
+    # JSON has neither paths nor tuples; the annotations of the fields restore them.
     for option in fields(Options):
         value = found[option.name]
         if value is not None and "Path" in str(option.type):
