@@ -231,7 +231,7 @@ _GROUPS: Final = (
             "--retake-variance",
             type=Number(),
             default=DEFAULTS.retake_variance,
-            help="0 to 1: how far a song moves from that of its seed to that of its retake seed.",
+            help="0 to 1: 0 gives the song of the seed, 1 that of the retake seed.",
         ),
         option(
             "--lm-top-k",
@@ -305,23 +305,23 @@ _GROUPS: Final = (
             "--gpus",
             metavar="N,N,...|all|cpu:N",
             show_default="one device, in this process",
-            help="Spread a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
+            help="Distribute a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
         ),
         option(
             "--dit-device",
             show_default="as --device",
-            help="Device of diffusion and VAE, where the language model has another.",
+            help="Device of diffusion and VAE, if the language model uses another.",
         ),
         option(
             "--lm-device",
             show_default="as --device",
-            help="Device of the language model: on a card of its own it is not offloaded.",
+            help="Device of the language model; on a separate card it is not offloaded.",
         ),
         option(
             "--ray",
             metavar="ADDRESS|auto",
             show_default="none",
-            help="Spread a benchmark over the GPUs of a Ray cluster, an actor on each; auto: the cluster of this host.",
+            help="Distribute a benchmark over the GPUs of a Ray cluster, an actor on each; auto: this host's cluster.",
         ),
         option(
             "--tier-duration",

@@ -52,8 +52,8 @@ CHECKPOINT_DIR = option(
 @option(
     "--baseline",
     is_flag=True,
-    help="Judge the runs of all files, one of each process, against the baseline of their card, by an exact rank-sum "
-    "test instead of the ratio.",
+    help="Check the runs of all files, each of a separate process, against the baseline of their card, by an exact "
+    "rank-sum test instead of the ratio.",
 )
 @option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
 @option("--junit", type=_FILE, show_default="none", help="With --baseline: write a JUnit file.")
@@ -88,7 +88,7 @@ def compare(
     if junit is not None or markdown is not None:
         raise SetupError("--junit and --markdown need --baseline")
     if len(files) < 2:
-        raise click.UsageError("Missing argument 'B.json': name the candidate, or judge A.json with --baseline.")
+        raise click.UsageError("Missing argument 'B.json': name the candidate, or check A.json with --baseline.")
     if len(files) > 2:
         raise click.UsageError(f"Got unexpected extra argument ({files[2]}): several candidates need --baseline.")
     mode.compare(files[0], files[1], threshold=threshold, noise_floor=noise_floor, output=output, report=report)
@@ -101,7 +101,8 @@ def compare(
     nargs=-1,
     required=True,
     metavar="RESULT.json ...",
-    help="Result files of benchmarks of seven runs or more, of a process each: four tell how far processes differ.",
+    help="Result files of benchmarks with seven or more runs, each of a separate process; "
+    "four show how much processes differ.",
 )
 @option(
     "--tolerance",

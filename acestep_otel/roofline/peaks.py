@@ -173,7 +173,7 @@ def read_measured(path: Path) -> dict[str, Measured]:
     try:
         return {name: _measured(entry) for name, entry in json.loads(text)["devices"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of device peaks: {error!r}") from error
+        raise ValueError(f"{path} is not a file of device peaks: {error!r}") from error
 
 
 def _measured(entry: Mapping[str, Any]) -> Measured:

@@ -81,7 +81,7 @@ def test_codes_and_ids_are_each_others_inverse(code: int) -> None:
 def test_invalid_codes_have_no_id(code: int) -> None:
     with pytest.raises(ValueError, match=f"audio code {code} is outside"):
         TINY.code_to_id(code)
-    with pytest.raises(ValueError, match="is no audio code"):
+    with pytest.raises(ValueError, match="is not an audio code"):
         TINY.id_to_code(TINY_LAYOUT.code_base + code)
 
 

@@ -93,7 +93,7 @@ def test_what_was_measured_goes_before_the_data_sheet(kept: Path) -> None:
 )
 def test_a_spoiled_file_is_an_error_that_names_it(kept: Path, text: str) -> None:
     kept.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=r"devices\.json is no file of device peaks"):
+    with pytest.raises(ValueError, match=r"devices\.json is not a file of device peaks"):
         read_measured(kept)
 
 

@@ -132,7 +132,7 @@ def _require_like_cards(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if len(models) > 1:
         counted = ", ".join(f"{count} on {model}" for model, count in models.items())
         raise IncomparableResults(
-            f"{path} has cells of cards that are not alike ({counted}): a ratio would compare the cards; run it with "
+            f"{path} has cells of cards of different models ({counted}): a ratio would compare the cards; run it with "
             "--gpus on cards of one model"
         )
 

@@ -87,9 +87,7 @@ def _append(path: Path, line: str, written: _Identity) -> None:
     try:
         with path.open("r+b", buffering=0) as stream:
             if _identity(os.fstat(stream.fileno())) != written:
-                raise OSError(
-                    "another process has put a file in its place, and spans are missing: name one for each run"
-                )
+                raise OSError("another process has replaced the file, and spans are missing: use one file per run")
             end = stream.seek(0, io.SEEK_END)
             content = memoryview(line.encode())
             try:

@@ -82,8 +82,8 @@ def _like_cards(gpus: str, device: str) -> tuple[Card, ...]:
     cards = chosen_cards(gpus, device)
     if len(models := models_of(cards)) > 1:
         raise SetupError(
-            f"--gpus {gpus}: these cards are not alike ({', '.join(models)}), and a tier test puts its rows together: "
-            "choose cards of one model"
+            f"--gpus {gpus}: the cards are of different models ({', '.join(models)}), and a tier test combines "
+            "its rows: choose cards of one model"
         )
     return cards
 

@@ -208,7 +208,7 @@ def test_a_baseline_is_kept_by_its_card_and_judged_against(
         (["compare", "before.json", "same.json", "--junit", "j.xml"], "need --baseline"),
         (["compare", "--baseline", "same.json", "--output", "o.json"], "use --junit or --markdown"),
         (["baseline", "before.json", "--tolerance", "wall_time=much"], "COLUMN=SHARE"),
-        (["baseline", "before.json", "--tolerance", "beauty=0.1"], "no column is called 'beauty'"),
+        (["baseline", "before.json", "--tolerance", "beauty=0.1"], "there is no column 'beauty'"),
         (["baseline", "missing.json"], "missing.json"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_damaged_baseline_is_one_line(folder: Path, capsys: pytest.CaptureFixt
     (kept,) = (folder / "benchmarks" / "baselines").iterdir()
     kept.write_text('{"baseline_version": 7}', "utf-8")
     assert main(["compare", "--baseline", "same.json"]) == 2
-    assert "is no baseline of version 1" in capsys.readouterr().err
+    assert "is not a baseline of version 1" in capsys.readouterr().err
 
 
 def test_a_card_has_a_file_name_of_its_own() -> None:

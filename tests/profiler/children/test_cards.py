@@ -106,7 +106,7 @@ def test_a_card_is_named_in_full_above_a_table() -> None:
         ("cpu:0", "auto", "--gpus 'cpu:0': choose GPUs by number"),
         ("cpu:99", "auto", "--gpus cpu:99: at most 64 processes"),
         ("4", "auto", "--gpus 4: there is no GPU 4, GPUs 0 to 3"),
-        ("1,0,1", "auto", "--gpus 1,0,1 names GPU 1 twice: two processes would measure each other"),
+        ("1,0,1", "auto", "--gpus 1,0,1 names GPU 1 twice: two processes on one GPU would disturb each other"),
         ("0", "cpu", "--gpus 0 and --device cpu contradict each other: leave out --device"),
         ("0", "cuda:1", "--gpus 0 and --device cuda:1 contradict each other"),
         ("cpu:2", "cuda", "--gpus cpu:2 and --device cuda contradict each other"),
@@ -125,5 +125,5 @@ def test_hidden_gpus_and_a_missing_driver_are_named(monkeypatch: pytest.MonkeyPa
     ):
         choose_cards("all")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-nowhere")
-    with pytest.raises(SetupError, match="--gpus 0: no GPU can be listed, the NVIDIA driver says: "):
+    with pytest.raises(SetupError, match="--gpus 0: no GPU can be listed, the NVIDIA driver reports: "):
         chosen_cards("0", "auto")

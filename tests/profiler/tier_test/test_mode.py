@@ -539,5 +539,5 @@ def test_cards_that_are_not_alike_are_refused(
     cards = (Card("GPU 0", "H100", "GPU-a", "here"), Card("GPU 1", "A100", "GPU-b", "here"))
     monkeypatch.setattr(mode, "chosen_cards", lambda *_: cards)
     assert tier_test("--gpus", "all") == 2
-    assert "these cards are not alike (H100, A100)" in capsys.readouterr().err
+    assert "the cards are of different models (H100, A100)" in capsys.readouterr().err
     assert children == []
