@@ -339,12 +339,12 @@ def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str
         known: architectures that synthetic weights can be built for.
 
     Returns:
-        The model's folder; ``None`` where there is none because its weights are synthetic.
+        The model's folder; ``None`` if its weights are synthetic.
 
     Raises:
-        CheckpointNotFound: with what was looked for and the ways out.
-        CheckpointInvalid: there is something of that name, and it is no folder.
-        DownloadFailed: the weights could not be fetched.
+        CheckpointNotFound: with the paths that were tried and the solutions.
+        CheckpointInvalid: the path exists and is not a folder.
+        DownloadFailed: the weights could not be downloaded.
     """
     if name in EMBEDDED:
         return None

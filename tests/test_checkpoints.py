@@ -20,7 +20,7 @@ def test_a_name_without_weights_lists_paths_and_three_solutions(tmp_path):
     message = str(caught.value)
     assert "acestep-v15-turbo" in message
     assert str(tmp_path / "acestep-v15-turbo") in message
-    assert "put them there" in message
+    assert "copy them there" in message
     assert caught.value.fields == ("fetch", "weights")
     assert caught.value.model == "acestep-v15-turbo"
     assert "\n" not in message

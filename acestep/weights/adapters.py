@@ -100,8 +100,8 @@ def read_adapter(adapter: Adapter, transformer: Any) -> LoadedAdapter:
     """
     if not 1 <= len(adapter.called) <= LONGEST_NAME or not adapter.called.isprintable() or "," in adapter.called:
         raise InvalidRequest(
-            f"{adapter.called!r} is not a valid name for an adapter: use 1 to {LONGEST_NAME} printable characters without "
-            "a comma"
+            f"{adapter.called!r} is not a valid name for an adapter: use 1 to {LONGEST_NAME} printable characters "
+            "without a comma"
         )
     require_scale(adapter.called, adapter.scale)
     file = _adapter_file(adapter.path)

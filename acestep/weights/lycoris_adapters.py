@@ -86,9 +86,7 @@ def lycoris_change(file: Path, state: Mapping[str, torch.Tensor], shapes: Mappin
     for name, tensor in state.items():
         stored, _, part = name.rpartition(".")
         if stored not in layers or part not in _LYCORIS_PARTS:
-            raise CheckpointInvalid(
-                f"{file} has the tensor {name}, which is not a LoKr of a linear layer of this model"
-            )
+            raise CheckpointInvalid(f"{file} has the tensor {name}, which is not a LoKr of a linear layer of the model")
         found.setdefault(layers[stored], {})[part] = tensor
     return LycorisChange({layer: _product(file, layer, parts, shapes[layer]) for layer, parts in found.items()})
 

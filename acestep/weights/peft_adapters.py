@@ -124,9 +124,7 @@ def _by_layer(file: Path, state: Mapping[str, torch.Tensor], shapes: Mapping[str
         stored, _, part = stored.rpartition(".")
         layer = _layer_name(stored)
         if layer not in shapes or part not in _PARTS[method]:
-            raise CheckpointInvalid(
-                f"{file} has the tensor {name}, which is not a LoRA of a linear layer of this model"
-            )
+            raise CheckpointInvalid(f"{file} has the tensor {name}, which is not a LoRA of a linear layer of the model")
         expected = _expected_shape(part, tensor, shapes[layer])
         if expected is not None and tuple(tensor.shape) != expected:
             rows, columns = shapes[layer]
