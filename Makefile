@@ -55,7 +55,7 @@ test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions tha
 	$(VENV)-lowest/bin/python -m pytest -W default --numprocesses auto --maxprocesses 8 --dist loadfile
 
 programs:
-	@sh .ci/programs.sh $(PYTHON) browser prometheus compiler library
+	@sh .ci/programs.sh $(PYTHON) browser prometheus compiler library git
 
 lint: $(VENV)/.installed-test  ## Run ruff
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ have() {  # is what the package contains on this machine?
     browser) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
     prometheus) command -v prometheus && command -v promtool ;;
     compiler) command -v c++ ;;
+    git) command -v git ;;
     library) "$python" -c 'import ctypes.util, os, sys, sysconfig
 name = "python" + sysconfig.get_python_version()
 path = os.path.join(sysconfig.get_config_var("LIBDIR") or "", f"lib{name}.so.1.0")
@@ -32,6 +33,7 @@ package() {  # the Debian package that contains it
     browser) echo chromium ;;
     prometheus) echo prometheus ;;
     compiler) echo g++ ;;
+    git) echo git ;;
   esac
 }
 

@@ -19,6 +19,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "c++": "g++",
+    "git": "git",
     "libpython": f"lib{_PYTHON}",
 }
 """The Debian package of each program, and of the one library that a program of the tests loads (rotel)."""
