@@ -1,4 +1,4 @@
-"""What do several cards gain, and what is lost? The benchmark's matrix and the service on 1, 2, 4, ... cards.
+"""Speed-up of several cards, and its losses: the benchmark's matrix and the service on 1, 2, 4, ... cards.
 
     python -m benchmarks.scaling --counts 1 2 4 --output benchmarks/results/scaling-h100.json
     python -m benchmarks.scaling --tiny --counts 1 2 --seconds 10      # processes on the CPU

@@ -1,4 +1,4 @@
-"""Adapters of LyCORIS: LoKr, which ACE-Step's own training writes with it."""
+"""Adapters of LyCORIS: LoKr, as written by ACE-Step's training."""
 
 from __future__ import annotations
 

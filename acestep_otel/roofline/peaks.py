@@ -1,4 +1,4 @@
-"""What a device can do at most: from a table of data sheets, or as ``acestep-otel doctor --measure-device`` found it.
+"""Peaks of a device: from a table of data sheets, or measured by ``acestep-otel doctor --measure-device``.
 
 What was measured goes before what a data sheet says. A device that is in neither has no peaks, and its stages no share.
 

@@ -1,4 +1,4 @@
-"""Baselines: what a benchmark took on a card, kept as a file for each card, with the tolerance of every column."""
+"""Baselines: the times of a benchmark on a card, stored as one file per card, with the tolerance of every column."""
 
 from __future__ import annotations
 

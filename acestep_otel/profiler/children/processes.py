@@ -1,4 +1,4 @@
-"""Starts child processes, listens to all of them at one place, and makes sure that they are gone afterwards.
+"""Starts child processes, reads the events of all in one loop, and ensures that they have ended afterwards.
 
 A child reads lines from its standard input and writes a line to its standard output as soon as there is something to
 say: whatever ends it, what it said is already in the pipe.

@@ -1,4 +1,4 @@
-"""A benchmark on several cards: real children on the CPU, and stand-ins for cards that die, refuse or differ."""
+"""A benchmark on several cards: real children on the CPU, and stand-ins for cards that fail, refuse or differ."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_the_whole_matrix_by_the_cards_memory(
     assert len(found["environment"]["accelerators"]) == 3
 
 
-def test_a_card_that_dies_again_and_again_is_left_out_and_the_others_do_its_share(
+def test_a_card_that_fails_repeatedly_is_excluded_and_the_others_run_its_cells(
     stand_in: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(cpu_0=[["after CPU 1 2"]], cpu_1=[["die"], ["die"]])
@@ -282,7 +282,7 @@ def test_a_child_that_dies_now_and_then_gets_a_successor(stand_in: Callable[...,
     assert (statuses.count("error"), len(statuses)) == (3, 48)
 
 
-def test_a_card_that_does_not_start_is_left_out(
+def test_a_card_that_does_not_start_is_excluded(
     stand_in: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(cpu_0=[["crash"], ["crash"]])
@@ -303,7 +303,7 @@ def test_without_a_card_nothing_is_run(stand_in: Callable[..., None], capsys: py
     )
 
 
-def test_when_the_last_card_is_gone_the_rows_so_far_are_kept(
+def test_after_the_loss_of_the_last_card_the_rows_so_far_are_kept(
     stand_in: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(cpu_0=[["done", "done", "die"], ["die"]])

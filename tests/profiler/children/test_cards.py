@@ -1,4 +1,4 @@
-"""Which cards ``--gpus`` names, and what a child process on one of them sees."""
+"""Which cards ``--gpus`` names, and the environment of a child process on one of them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_part_of_a_card_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (card.uuid, card.model) == ("MIG-eeee", "NVIDIA H100 MIG 1g.10gb")
 
 
-def test_a_child_sees_its_card_alone_and_spans_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_its_card_is_visible_to_a_child_and_spans_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _, card = chosen_cards("0,1", "auto")
     inherited = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "PATH": "/bin"}
     assert card.environment(inherited, cards=2) == {"CUDA_VISIBLE_DEVICES": UUIDS[1], "PATH": "/bin"}
