@@ -72,7 +72,7 @@ def compare(
     """Compare two result files cell by cell. Exit code 1: B is slower than threshold and noise floor allow.
 
     With --baseline every file is a candidate: a figure fails if it is slower in each of them. The files are benchmarks
-    of seven runs or more, of a process each; acestep-otel baseline keeps one as the baseline.
+    with seven or more runs, each of a separate process; acestep-otel baseline stores one as the baseline.
     """
     if baseline:
         from acestep_otel.profiler.benchmark import judge as gate
@@ -113,7 +113,7 @@ def compare(
 )
 @option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
 def baseline(results: tuple[Path, ...], tolerance: tuple[str, ...], baselines: Path) -> None:
-    """Keep the runs of benchmarks as the baseline of the card that they were made on, for compare --baseline."""
+    """Store the runs of benchmarks as the baseline of their card, for compare --baseline."""
     from acestep_otel.profiler.benchmark import judge as gate
 
     gate.keep(results, baselines, tolerance)
@@ -186,7 +186,7 @@ def _model_folder(given: Path) -> Path:
 @option(
     "--measure-device",
     is_flag=True,
-    help="Instead: measure the peak rate and bandwidth of a device, in about a minute, and keep them for the roofline.",
+    help="Measure and store the peak rate and bandwidth of a device for the roofline instead; takes about a minute.",
 )
 @option("--device", default=DEFAULTS.device, help="Device to measure: auto, cuda, cuda:N, mps or cpu.")
 def doctor(
@@ -200,8 +200,8 @@ def doctor(
 ) -> None:
     """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive.
 
-    With --measure-device nothing is sent: the device is measured, and shares of the roofline in later runs are shares
-    of what was found. Without a measurement they are shares of the data sheet, where it is known.
+    With --measure-device nothing is sent. The peaks of the device are measured, and the roofline of later runs uses
+    them. Without a measurement it uses the data sheet of the device, if known.
     """
     if measure_device:
         from acestep_otel.profiler.doctor.measure_device import measure_device as measure
