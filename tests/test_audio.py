@@ -298,7 +298,7 @@ def test_a_recording_whose_header_does_not_say_its_length_is_decoded_and_counted
 @pytest.mark.parametrize("read", [audio.require_readable, audio.load_audio])
 def test_a_length_that_is_not_declared_has_the_same_limit(tmp_path, monkeypatch, format, read):
     monkeypatch.setattr(audio, "MAX_RECORDING_SECONDS", 2)
-    with pytest.raises(AudioReadError, match=r"lasts 3 s: the models take 2 s|lasts longer than the 2 s that"):
+    with pytest.raises(AudioReadError, match=r"lasts 3 s: the models accept at most 2 s|lasts longer than the 2 s that"):
         read(through_a_pipe(tmp_path / "piped", format, 3.0))
 
 
@@ -330,7 +330,7 @@ def test_no_more_than_is_declared_is_read_from_a_flac_file_and_less_is_refused(t
     content[22:26] = declared.to_bytes(4, "big")
     path.write_bytes(content)
     if heard is None:
-        with pytest.raises(AudioReadError, match="declares 60,000 samples and holds 24,000: it is cut off"):
+        with pytest.raises(AudioReadError, match="declares 60,000 samples and contains 24,000: it is truncated"):
             audio.load_audio(path)
     else:
         assert audio.load_audio(path).shape == (2, heard)

@@ -181,7 +181,7 @@ def test_layers_may_have_ranks_and_strengths_of_their_own(tmp_path):
 
 
 def test_a_rank_that_the_configuration_denies_is_refused(tmp_path):
-    assert "with rank 4, its configuration says 8" in refusal(write_adapter(tmp_path / "lora", r=8))
+    assert "with rank 4, its configuration has 8" in refusal(write_adapter(tmp_path / "lora", r=8))
 
 
 def test_a_file_of_diffusers_says_its_strength_itself(tmp_path):
@@ -287,7 +287,7 @@ def test_a_lokr_that_does_not_fit_is_refused(tmp_path):
     state = load_file(file)
     left = next(name for name in state if name.endswith("lokr_w1"))
     save_file(state | {left: torch.zeros(3, 8)}, file)
-    assert "that do not make one of 32 x 32" in refusal(file)
+    assert "whose product is not of shape 32 x 32" in refusal(file)
     save_file({name: tensor for name, tensor in state.items() if name != left}, file)
     assert f"has no complete lokr_w1 of {LAYER}.to_q" in refusal(file)
     first = next(name for name in state if name.endswith("lokr_w2_a"))
@@ -295,7 +295,7 @@ def test_a_lokr_that_does_not_fit_is_refused(tmp_path):
     assert f"has no complete lokr_w2 of {LAYER}.to_q" in refusal(file)
     huge = {left: torch.zeros(1, 1), first: torch.zeros(10**6, 1), first[:-1] + "b": torch.zeros(1, 10**6)}
     save_file(huge, file)
-    assert "that do not make one of 32 x 32" in refusal(file)
+    assert "whose product is not of shape 32 x 32" in refusal(file)
     save_file({"lycoris_layers_9_q_proj.lokr_w1": torch.zeros(1)}, file)
     assert "lycoris_layers_9_q_proj.lokr_w1, which is not a LoKr of a linear layer" in refusal(file)
 
