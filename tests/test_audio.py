@@ -298,7 +298,9 @@ def test_a_recording_whose_header_does_not_say_its_length_is_decoded_and_counted
 @pytest.mark.parametrize("read", [audio.require_readable, audio.load_audio])
 def test_a_length_that_is_not_declared_has_the_same_limit(tmp_path, monkeypatch, format, read):
     monkeypatch.setattr(audio, "MAX_RECORDING_SECONDS", 2)
-    with pytest.raises(AudioReadError, match=r"lasts 3 s: the models accept at most 2 s|lasts longer than the 2 s that"):
+    with pytest.raises(
+        AudioReadError, match=r"lasts 3 s: the models accept at most 2 s|lasts longer than the 2 s that"
+    ):
         read(through_a_pipe(tmp_path / "piped", format, 3.0))
 
 
