@@ -55,7 +55,7 @@ test-lowest: $(VENV)-lowest/.installed  ## Run pytest on the lowest versions tha
 	$(VENV)-lowest/bin/python -m pytest -W default --numprocesses auto --maxprocesses 8 --dist loadfile
 
 programs:
-	@sh .ci/programs.sh $(PYTHON) browser prometheus compiler library
+	@sh .ci/programs.sh $(PYTHON) browser prometheus compiler library git
 
 lint: $(VENV)/.installed-test  ## Run ruff
 	$(BIN)/ruff check .
@@ -71,7 +71,7 @@ stack:  ## Start collector, Jaeger, Prometheus and Grafana, and print their addr
 	docker compose up --detach --wait
 	@echo "Boards: http://localhost:3000"
 
-boards: $(VENV)/.installed-test  ## Write the dashboards anew from their source
+boards: $(VENV)/.installed-test  ## Generate the dashboards from their source
 	$(BIN)/python -m grafana.build
 
 $(VENV)/.installed: pyproject.toml

@@ -2,8 +2,8 @@
 # Install the programs that `make demo` and `make test` need, where this script may: on Debian and Ubuntu, as root or
 # with passwordless sudo. Elsewhere print the command to run. A second call finds everything and does nothing.
 #
-#   sh .ci/programs.sh PYTHON            the interpreter with its venv module; fails if it cannot be had
-#   sh .ci/programs.sh PYTHON browser …  the same, and the programs of the tests; those that cannot be had are named
+#   sh .ci/programs.sh PYTHON            the interpreter with its venv module; fails if it cannot be installed
+#   sh .ci/programs.sh PYTHON browser …  the same, and the programs of the tests; those that cannot be installed are named
 set -u
 python=$1
 shift
@@ -17,6 +17,7 @@ have() {  # is what the package contains on this machine?
     browser) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
     prometheus) command -v prometheus && command -v promtool ;;
     compiler) command -v c++ ;;
+    git) command -v git ;;
     library) "$python" -c 'import ctypes.util, os, sys, sysconfig
 name = "python" + sysconfig.get_python_version()
 path = os.path.join(sysconfig.get_config_var("LIBDIR") or "", f"lib{name}.so.1.0")
@@ -32,6 +33,7 @@ package() {  # the Debian package that contains it
     browser) echo chromium ;;
     prometheus) echo prometheus ;;
     compiler) echo g++ ;;
+    git) echo git ;;
   esac
 }
 

@@ -135,7 +135,7 @@ def require_readable(path: Path) -> float:
 
 
 def load_audio(path: Path) -> torch.Tensor:
-    """Read a recording as the models hear it: 48 kHz stereo within -1 ... 1.
+    """Read a recording in the form that the models use: 48 kHz stereo within -1 ... 1.
 
     Any format, rate and number of channels that libsndfile reads. One channel is doubled; of more than two the first
     two, the front pair, are taken. Other rates go through soxr's high-quality resampler.
@@ -260,10 +260,10 @@ def _usable_seconds(path: Path, file: _Stream) -> float:
     if frames >= _UNKNOWN_FRAMES:
         frames = sum(len(block) for block in _blocks(path, file))
     if frames == 0:
-        raise AudioReadError(f"{path} holds no audio")
+        raise AudioReadError(f"{path} contains no audio")
     seconds: float = frames / file.samplerate
     if seconds > MAX_RECORDING_SECONDS:
-        raise AudioReadError(f"{path} lasts {seconds:g} s: the models take {MAX_RECORDING_SECONDS} s at most")
+        raise AudioReadError(f"{path} lasts {seconds:g} s: the models accept at most {MAX_RECORDING_SECONDS} s")
     return seconds
 
 
@@ -285,14 +285,14 @@ def _decoded(path: Path, file: _Stream) -> Any:
     blocks = []
     for block in _blocks(path, file):
         if not np.isfinite(block).all():
-            raise AudioReadError(f"{path} holds NaN or infinity: export it again")
+            raise AudioReadError(f"{path} contains NaN or infinity: export it again")
         blocks.append(block[:, :2].copy())
     samples = np.concatenate(blocks)
     # libsndfile gives no more than the header declares, and without a word less.
     if len(samples) < file.frames - _TOLERATED_SAMPLES and file.frames < _UNKNOWN_FRAMES:
         raise AudioReadError(
-            f"{path} declares {file.frames:,} samples and holds {len(samples):,}: it is cut off; "
-            "`ffmpeg -i IN -c:a flac OUT.flac` keeps what is there"
+            f"{path} declares {file.frames:,} samples and contains {len(samples):,}: it is truncated; "
+            "`ffmpeg -i IN -c:a flac OUT.flac` keeps the existing part"
         )
     return samples
 
@@ -311,7 +311,7 @@ def _opened(path: Path) -> Iterator[_Stream]:
         raise AudioReadError(f"no audio file {name}: it is a folder, a pipe or a device")
     try:
         if is_lfs_pointer(path, status.st_size):
-            raise AudioReadError(f"{name} is a pointer of Git LFS and not the recording: fetch it by `git lfs pull`")
+            raise AudioReadError(f"{name} is a Git LFS pointer, not the recording: run `git lfs pull`")
         with _sound_file(path) as file:
             yield file
     # libsndfile's wrapper raises TypeError for headerless formats, which do not say their rate and channels.

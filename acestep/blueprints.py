@@ -1,4 +1,4 @@
-"""The functions that describe a song in words: from audio codes, a recording, a query or a draft.
+"""Functions that describe a song as text: from audio codes, a recording, a query or a draft.
 
 They take a planner (``acestep.load_planner``, or ``planner`` of loaded models) and load no renderer. A
 recording also takes an audio encoder: ``load_audio_encoder``, or, of a renderer that is loaded,
@@ -39,7 +39,7 @@ def understand_music(
     settings: SongwritingSettings = _DEFAULTS,
     progress: ProgressCallback | None = None,
 ) -> SongBlueprint:
-    """Describe the music that audio codes stand for.
+    """Describe the music of audio codes.
 
     Args:
         planner: the loaded language model.
@@ -100,12 +100,12 @@ def create_sample(
     settings: SongwritingSettings = _DEFAULTS,
     progress: ProgressCallback | None = None,
 ) -> SongBlueprint:
-    """Make a blueprint of a song out of a short wish.
+    """Create the blueprint of a song from a short description.
 
     Args:
         planner: the loaded language model.
-        query: the wish, in any language; without one the model invents a song.
-        instrumental: ask for a song without words; ``[Instrumental]`` when the model writes none.
+        query: the description, in any language; without one the model invents a song.
+        instrumental: request a song without vocals; ``[Instrumental]`` when the model writes none.
         language: of the vocals (``acestep.planner.metadata.LANGUAGES``); ``None`` and ``unknown`` leave it open.
         settings: how the model writes.
         progress: called with every token; an exception that it raises stops the run.
@@ -136,9 +136,9 @@ def format_sample(
 
     Args:
         planner: the loaded language model.
-        caption: what the music should be like; may be empty.
-        lyrics: the words; empty for an instrumental.
-        metadata: what is settled; these values are kept. The caption is not used here.
+        caption: description of the music; may be empty.
+        lyrics: the text; empty for an instrumental.
+        metadata: given values, which are kept. The caption is not used here.
         settings: how the model writes.
         progress: called with every token; an exception that it raises stops the run.
 
@@ -146,7 +146,7 @@ def format_sample(
         Caption, metadata and lyrics; the given lyrics when the model writes none.
 
     Raises:
-        InvalidRequest: a value of the metadata or of the settings is not one that the model knows.
+        InvalidRequest: a value of the metadata or of the settings is not supported by the model.
         BudgetExceeded: caption and lyrics together are too long for the model.
         OutOfMemory: a phase did not fit; ``stage`` says which.
         InvalidOutput: the model produced NaN, infinity, or nothing that can be read.
@@ -156,7 +156,7 @@ def format_sample(
 
 
 class BlueprintWriter:
-    """Writes songs in words with one planner.
+    """Writes blueprints with one planner.
 
     Methods are looked up when they are called, so an observer can wrap them (docs/architecture.md).
 

@@ -90,7 +90,9 @@ def choose_cards(gpus: str, device: str = "auto") -> tuple[Card, ...]:
         return tuple(found)
     numbers = [int(number) for number in gpus.split(",")]
     if repeated := [number for number, count in Counter(numbers).items() if count > 1]:
-        raise DeviceUnavailable(f"`gpus` {gpus} names GPU {repeated[0]} twice: two processes would measure each other")
+        raise DeviceUnavailable(
+            f"`gpus` {gpus} names GPU {repeated[0]} twice: two processes on one GPU would disturb each other"
+        )
     if missing := [number for number in numbers if number >= len(found)]:
         there = "only GPU 0" if len(found) == 1 else f"GPUs 0 to {len(found) - 1}"
         raise DeviceUnavailable(f"`gpus` {gpus}: there is no GPU {missing[0]}, {there}")
@@ -126,7 +128,7 @@ def _gpus(gpus: str, visible: str | None) -> list[Card]:
         ]
     except pynvml.NVMLError as error:
         raise DeviceUnavailable(
-            f"`gpus` {gpus}: no GPU can be listed, the NVIDIA driver says: {error}; {_EXPLAINED}"
+            f"`gpus` {gpus}: no GPU can be listed, the NVIDIA driver reports: {error}; {_EXPLAINED}"
         ) from error
     if not cards:
         hidden = "" if visible is None else f": {VISIBLE}={visible!r} hides all"

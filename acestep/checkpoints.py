@@ -1,8 +1,8 @@
 """From a model's name to loaded models.
 
 A name is looked up in this order: a path; ``<checkpoint root>/<name>``. Either may be in the official layout or in
-diffusers layout. Weights that are not there are an error with the ways out; random weights are used, and weights are
-fetched, only when asked for.
+diffusers layout. Missing weights are an error that lists the solutions. Random weights and downloads must be
+requested explicitly.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ TINY_LM = "acestep-5Hz-lm-tiny"
 DEFAULT_DIT = "acestep-v15-turbo"
 DEFAULT_LM = "acestep-5Hz-lm-1.7B"
 EMBEDDED = frozenset({TINY_DIT, TINY_LM, TINY_BASE_DIT})
-"""Models that exist only as seeded random weights, so their name alone asks for them."""
+"""Models that exist only as seeded random weights, so their name is sufficient to select them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSelection:
-    """Which models to load, from where, onto what.
+    """Which models to load, their source and their device.
 
     Attributes:
         dit: name or path of the diffusion model.
         lm: name or path of the language model, or ``None`` to load none.
         weights: ``checkpoint`` looks on disk; ``synthetic`` builds the named architecture at its true size with
-            seeded random weights: real speed and memory, and noise for music.
+            seeded random weights: real speed and memory, noise as audio.
         device: see ``acestep.devices.resolve_device``.
         lm_device: of the language model, where that is another one. It has nothing to make room for there, so it is not
             offloaded.
         lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
-        max_batch_size: songs made together at most; vllm reserves memory for them when it starts. ``None`` is the GPU
-            tier's limit.
+        max_batch_size: maximum number of songs per request; vllm reserves memory for them at start. ``None`` is the
+            limit of the GPU tier.
         checkpoint_root: folder that names are looked up in.
-        placement: where the models live between uses, and in which form.
+        placement: device and format of the models, and compilation.
         adapters: LoRA, DoRA and LoKr adapters of the diffusion transformer. Requests choose among them; on a
             quantised transformer they are part of the weights.
         decode: how the VAE decodes.
-        fused_decode: let the pt backend decode in its own Triton kernels where these can run (CUDA, bfloat16).
+        fused_decode: use the fused Triton kernels of the pt backend if supported (CUDA, bfloat16).
         fused_render: let the renderer run in its own Triton kernels and record CUDA graphs, where these can run.
-        fetch: called with a name and ``checkpoint_root`` when there are no weights under the name; may put them there.
+        fetch: called with a name and ``checkpoint_root`` if the weights are missing; may download them.
         seed: seed of synthetic weights.
     """
 
@@ -93,11 +93,11 @@ class ModelSelection:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Everything that a verb of ``acestep.inference`` needs.
+    """Loaded models, as ``generate_music`` needs them.
 
     Attributes:
         renderer: diffusion and VAE.
-        planner: the language model's side, or ``None`` when none was loaded.
+        planner: the language model with its prompts and grammar, or ``None`` if none was loaded.
         device: device of the renderer, and of the planner where it has none of its own.
     """
 
@@ -107,7 +107,7 @@ class Models:
 
     @property
     def placement(self) -> Placement:
-        """How the models are placed, as it came into effect."""
+        """The placement that took effect."""
         return self.renderer.offloader.placement
 
     @property
@@ -339,12 +339,12 @@ def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str
         known: architectures that synthetic weights can be built for.
 
     Returns:
-        The model's folder; ``None`` where there is none because its weights are synthetic.
+        The model's folder; ``None`` if its weights are synthetic.
 
     Raises:
-        CheckpointNotFound: with what was looked for and the ways out.
-        CheckpointInvalid: there is something of that name, and it is no folder.
-        DownloadFailed: the weights could not be fetched.
+        CheckpointNotFound: with the paths that were tried and the solutions.
+        CheckpointInvalid: the path exists and is not a folder.
+        DownloadFailed: the weights could not be downloaded.
     """
     if name in EMBEDDED:
         return None
@@ -363,7 +363,7 @@ def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str
     looked = " and ".join(map(str, candidates(name, selection.checkpoint_root)))
     raise CheckpointNotFound(
         f"no weights for {name!r}: looked for {looked}",
-        "Ways out: put them there, or let `fetch` do it; or build the same architecture with random weights (real "
-        "speed and memory, noise for music) by `weights` 'synthetic'",
+        "To resolve this, copy them there, set `fetch` to download them, or set `weights` 'synthetic' to build the "
+        "same architecture with random weights (real speed and memory, noise as audio)",
         model=name,
     )

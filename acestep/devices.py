@@ -47,7 +47,7 @@ def resolve_device(name: str) -> torch.device:
         return _cuda_device(name, int(index) if index else None)
     if kind == "mps" and not torch.backends.mps.is_available():
         raise DeviceUnavailable(
-            "device 'mps' was asked for, but this PyTorch sees no Apple GPU: choose `device` cpu or auto"
+            "device 'mps' was requested, but this PyTorch finds no Apple GPU: choose `device` cpu or auto"
         )
     return torch.device(kind)
 
@@ -57,12 +57,12 @@ def _cuda_device(name: str, index: int | None) -> torch.device:
         build = torch.version.cuda
         reason = "no CUDA device is visible" if build else "this PyTorch was built without CUDA"
         raise DeviceUnavailable(
-            f"device {name!r} was asked for, but {reason}: choose `device` cpu, or install a CUDA build of PyTorch"
+            f"device {name!r} was requested, but {reason}: choose `device` cpu, or install a CUDA build of PyTorch"
         )
     count = torch.cuda.device_count()
     if index is not None and index >= count:
         raise DeviceUnavailable(
-            f"device {name!r} was asked for, but there are only {count} CUDA devices (0 ... {count - 1})"
+            f"device {name!r} was requested, but there are only {count} CUDA devices (0 ... {count - 1})"
         )
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 

@@ -136,7 +136,7 @@ def _finite(digits: str) -> float:
 
 
 def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _check(value: Any, name: str) -> None:
@@ -149,7 +149,7 @@ def _check(value: Any, name: str) -> None:
         for item in level:
             if isinstance(item, str):
                 if not is_text(item):
-                    raise DocumentError(f"{name} has a text with half a character (a lone surrogate)")
+                    raise DocumentError(f"{name} contains a string with a lone surrogate")
             elif isinstance(item, dict):
                 below += item.keys()
                 below += item.values()

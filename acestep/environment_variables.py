@@ -82,7 +82,7 @@ def _says_yes(environment: Mapping[str, str], variable: str, *, default: bool) -
     if not word:
         return default
     if word not in _YES | _NO:
-        raise InvalidRequest(f"{variable}={word!r} is neither yes nor no: give 1 or 0")
+        raise InvalidRequest(f"{variable}={word!r} is not a boolean: give 1 or 0")
     return word in _YES
 
 

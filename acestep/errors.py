@@ -1,11 +1,11 @@
-"""Errors of the engine: one class per thing a caller can do something about.
+"""Errors of the engine: one class for each case that a caller can handle.
 
-Every error keeps the stage it came from and, as ``__cause__``, the exception underneath. Nothing in the
+Every error has its stage and, as ``__cause__``, the original exception. Nothing in the
 engine turns an exception into a string or a status flag.
 
-Messages name the fields of the API (``GenerationRequest``, ``ModelSelection`` and what they hold) in backquotes, for
-example "leave out `quantization`". ``AceStepError.fields`` has these names, so that a program with options of its own
-can put its own names in their place.
+Messages name the fields of the API (``GenerationRequest``, ``ModelSelection`` and their parts) in backquotes, for
+example "leave out `quantization`". ``AceStepError.fields`` has these names, so that a program can replace
+them by the names of its options.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AceStepError(Exception):
 class Cancelled(Exception):
     """The caller cancelled: raised by a progress callback, it stops the run between two steps.
 
-    It is no ``AceStepError``: nothing failed.
+    It is not an ``AceStepError``, because nothing failed.
     """
 
 
@@ -61,7 +61,7 @@ class InvalidRequest(AceStepError):
 
 
 class AudioReadError(InvalidRequest):
-    """A recording cannot be used: not there, not audio, empty, too long, silent where sound is needed, not finite."""
+    """A recording cannot be used: missing, not audio, empty, too long, silent where sound is needed, not finite."""
 
 
 class BudgetExceeded(InvalidRequest):
@@ -69,11 +69,11 @@ class BudgetExceeded(InvalidRequest):
 
 
 class CheckpointNotFound(AceStepError):
-    """No weights under that name; the message says what was looked for and the ways out.
+    """No weights exist under that name; the message lists the paths that were tried and the possible solutions.
 
     Attributes:
         model: the name, where a model was looked for.
-        looked_for: the message without the ways out.
+        looked_for: the message without the solutions.
     """
 
     def __init__(self, looked_for: str, ways_out: str = "", *, model: str | None = None) -> None:
@@ -83,21 +83,21 @@ class CheckpointNotFound(AceStepError):
 
 
 class CheckpointInvalid(AceStepError):
-    """There are weights, and they cannot be used: corrupt, incomplete, of another shape, or able to run code."""
+    """The weights cannot be used: corrupt, incomplete, of another shape, or able to run code."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="model.load")
 
 
 class DownloadFailed(AceStepError):
-    """Weights could not be fetched: no network, offline mode, no such model, no room on the disk."""
+    """Weights could not be downloaded: no network, offline mode, no such model, disk full."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="model.load")
 
 
 class DeviceUnavailable(AceStepError):
-    """The device asked for does not exist on this machine, or is unknown."""
+    """The requested device does not exist on this machine, or is unknown."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="model.load")
@@ -111,7 +111,7 @@ class BackendUnavailable(AceStepError):
 
 
 class PlacementUnavailable(AceStepError):
-    """The device cannot hold the weights in the form asked for, or cannot compile; nothing was loaded."""
+    """The device does not support the requested quantisation or compilation; nothing was loaded."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="model.load")
@@ -126,7 +126,7 @@ class BackendFailed(AceStepError):
 
 
 class InvalidOutput(AceStepError):
-    """A stage produced NaN or infinity, so there is nothing worth saving."""
+    """A stage produced NaN or infinity; no song was saved."""
 
 
 class AudioWriteError(AceStepError):

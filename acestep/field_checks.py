@@ -54,7 +54,7 @@ def _require(name: str, value: object, kind: Any) -> None:
         text = repr(value)
         raise InvalidRequest(f"{name} is {shown(text if len(text) <= 60 else text[:60] + '…')}, not {_described(kind)}")
     if isinstance(value, str | Path) and not is_text(str(value)):
-        raise InvalidRequest(f"{name} is no text in UTF-8: it has half a character or a byte outside UTF-8")
+        raise InvalidRequest(f"{name} is not valid UTF-8: it contains a lone surrogate or an invalid byte")
 
 
 def _is_a(value: object, kind: Any) -> bool:

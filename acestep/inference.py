@@ -1,6 +1,6 @@
 """``generate_music``: songs from a request.
 
-The planner's language model decides what was left open and writes audio codes when asked to think; the renderer turns
+The planner's language model decides open values and, with ``thinking``, writes audio codes; the renderer turns
 text and codes into audio; the songs are saved.
 """
 
@@ -43,16 +43,16 @@ def generate_music(
     save_dir: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> GenerationResult:
-    """Make ``request.batch_size`` songs.
+    """Generate ``request.batch_size`` songs.
 
     Args:
         models: loaded models (``acestep.load_models``).
-        request: what to make.
+        request: description and settings of the songs.
         save_dir: folder that the songs are written to; ``None`` keeps them in memory only.
         progress: called with finished steps; an exception that it raises stops the run.
 
     Returns:
-        The songs, what was asked for and what was really run.
+        The songs, the request and the settings that took effect.
 
     Raises:
         InvalidRequest: a value is out of range, or needs a model that was not loaded.
@@ -65,7 +65,7 @@ def generate_music(
 
 
 class MusicPipeline:
-    """The way of a request through loaded models.
+    """Runs requests on loaded models.
 
     Methods are looked up when they are called, so an observer can wrap them, also for callers that imported
     ``generate_music`` before (docs/architecture.md).
@@ -142,7 +142,7 @@ class MusicPipeline:
             raise InvalidRequest("`thinking` and chain-of-thought need a language model: load one, named as `lm`")
         duration = resolved.metadata.duration if request.duration is None else request.duration
         if resolved.source is not None:
-            # The planner knows whole songs only, so a shorter source is announced as the shortest of them.
+            # The planner has a minimum duration, so a shorter source is passed with that duration.
             duration = max(resolved.source.duration, DURATION_RANGE[0])
         with planner.on_device():
             return planner.plan(PlanRequest.of(request, resolved.metadata, duration, resolved.seeds), progress)

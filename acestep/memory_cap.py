@@ -32,7 +32,7 @@ class MemoryCap:
     def of(cls, limit_gib: float | None, total_bytes: int) -> Self:
         """The cap that makes a card behave like one of ``limit_gib``.
 
-        Half a GiB of the limit is left to the CUDA context. A limit that is not below the card's own memory caps
+        Half a GiB of the limit is reserved for the CUDA context. A limit that is not below the card's own memory caps
         nothing.
 
         Args:

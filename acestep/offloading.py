@@ -165,7 +165,7 @@ def _replace_parts(
 ) -> list[torch.Tensor]:
     """Replace every plain tensor, and return those that were there; when memory runs out, nothing has changed.
 
-    A plain parameter stays the object that it is, so every reference sees the new device; a quantised one cannot.
+    A plain parameter remains the same object, so every reference has the new device; a quantised one cannot.
     """
     # Weights made in inference mode could never be assigned outside of it.
     with torch.inference_mode(False), torch.no_grad():

@@ -17,32 +17,32 @@ SAMPLES_PER_FRAME: Final = 1_920
 FRAMES_PER_SECOND: Final = SAMPLE_RATE // SAMPLES_PER_FRAME
 """Latent frames per second of audio (25)."""
 FRAMES_PER_CODE: Final = 5
-"""Latent frames that one audio code stands for."""
+"""Latent frames per audio code."""
 CODES_PER_SECOND: Final = FRAMES_PER_SECOND // FRAMES_PER_CODE
 """Audio codes per second of audio (5)."""
 AUDIO_CODE_COUNT: Final = 64_000
 """Valid audio codes: 0 ... 63,999 (FSQ levels 8*8*8*5*5*5)."""
 
 BackendName = Literal["auto", "vllm", "pt", "mlx"]
-"""What runs the language model, as users name it; ``acestep.planner.backends.registry`` decides what ``auto`` is."""
+"""Language-model backend; ``acestep.planner.backends.registry`` resolves ``auto``."""
 TaskType = Literal["text2music", "cover", "repaint", "lego", "extract", "complete"]
 BASE_TASKS: Final = frozenset[TaskType]({"lego", "extract", "complete"})
 """Tasks on single tracks, which only the base models have been trained for: not turbo, and not sft."""
 WINDOW_TASKS: Final = frozenset[TaskType]({"repaint", "lego"})
-"""Tasks that can be held to a part of the source."""
+"""Tasks that can be limited to a window of the source."""
 TRACK_NAMES: Final = (
     "vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard", "percussion", "strings", "synth", "fx", "brass",
     "woodwinds",
 )  # fmt: skip
-"""Tracks that the models know by name."""
+"""Names of the tracks that the models were trained on."""
 NO_USER_INPUT: Final = "NO USER INPUT"
-"""The literal that the language model was trained to read as "the user said nothing"."""
+"""The literal that the language model was trained on for missing user input."""
 INSTRUMENTAL: Final = "[Instrumental]"
 """The lyrics of a song without vocals."""
 
 
 Quantization = Literal["int8_weight_only", "fp8_weight_only", "w8a8_dynamic"]
-"""Forms of the diffusion transformer's weights beside the model's own dtype."""
+"""Quantised formats of the diffusion transformer's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Placement:
     """How loaded models share a device.
 
     Attributes:
-        offload_to_cpu: models wait in host memory while they are not in use.
-        offload_dit_to_cpu: so does the diffusion transformer; without effect unless ``offload_to_cpu`` is set.
-        quantization: form of the diffusion transformer's weights; ``None`` keeps the model's dtype.
+        offload_to_cpu: models are kept in host memory while they are not in use.
+        offload_dit_to_cpu: the same for the diffusion transformer; without effect unless ``offload_to_cpu`` is set.
+        quantization: format of the diffusion transformer's weights; ``None`` keeps the model's dtype.
         compile: compile the code that runs; a quantised transformer is always compiled.
-        automatic_offload: ``offload_to_cpu`` was chosen for the size of the card, and not by the user.
+        automatic_offload: ``offload_to_cpu`` was selected because of the card's memory size, not by the user.
     """
 
     offload_to_cpu: bool = False
@@ -66,7 +66,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class SongMetadata:
-    """The planner's structured description of a song; ``None`` means "not given, not decided".
+    """The planner's structured description of a song; ``None`` means that the value is not set.
 
     Attributes:
         bpm: beats per minute, 30 ... 300.
@@ -97,7 +97,7 @@ class SamplingSettings:
         top_k: keep the k most probable tokens; 0 is off.
         top_p: keep the smallest set of tokens whose probability reaches this; 1 is off.
         guidance_scale: classifier-free guidance on the audio codes; 1 is off (no unconditional rows).
-        negative_prompt: what the unconditional prompt says in place of the caption and lyrics.
+        negative_prompt: text of the unconditional prompt, in place of caption and lyrics.
     """
 
     temperature: float = 0.85
@@ -119,18 +119,18 @@ RepaintMode = Literal["conservative", "balanced", "aggressive"]
 
 @dataclass(frozen=True, slots=True)
 class SamplerSettings:
-    """How the diffusion steps from noise to a song, by the names and defaults of the released package.
+    """Settings of the diffusion sampler, with the names and defaults of the released package.
 
     Attributes:
         infer_method: ``ode`` follows the velocity; ``sde`` predicts the song and adds new noise at every step.
         sampler_mode: ``euler`` evaluates the transformer once per step, ``heun`` twice; with ``sde`` always once.
-        dcw_enabled: correct the latents in the wavelet domain after every step (arXiv 2604.16044); ``None`` does on
-            turbo models alone.
+        dcw_enabled: correct the latents in the wavelet domain after every step (arXiv 2604.16044); ``None`` enables
+            it for turbo models only.
         dcw_mode: which bands are corrected: the low or the high one, both, or no wavelet at all (``pix``).
         dcw_scaler: strength, 0 ... 1; of the low band in mode ``double``.
         dcw_high_scaler: strength of the high band in mode ``double``.
         velocity_norm_threshold: longest velocity, in lengths of the latents; 0 is off.
-        velocity_ema_factor: share of the step before in each velocity, 0 ... 1; 0 is off.
+        velocity_ema_factor: share of the previous step in each velocity, 0 ... 1; 0 is off.
     """
 
     infer_method: InferMethod = "ode"
@@ -166,49 +166,49 @@ class GenerationRequest:
     """One call of ``generate_music``.
 
     Attributes:
-        caption: what the music should be like.
-        lyrics: the words, with section tags such as ``[Verse 1]``; ``[Instrumental]`` for none.
-        metadata: what the user fixed; ``metadata.caption`` is not used here. ``duration`` may be fractional in
-            ``duration``, which wins over ``metadata.duration``.
-        duration: seconds, 10 ... 600; ``None`` lets the planner decide, or takes 30 s without a planner. With a
-            source the length is the source's, and this must stay ``None``.
-        task_type: ``text2music`` makes a song from text. The others work on ``src_audio``: ``cover`` keeps its
+        caption: description of the music.
+        lyrics: the text, with section tags such as ``[Verse 1]``; ``[Instrumental]`` for none.
+        metadata: values given by the user; ``metadata.caption`` is not used here. ``duration`` overrides
+            ``metadata.duration`` and may be fractional.
+        duration: seconds, 10 ... 600; ``None`` lets the planner decide, or means 30 s without a planner. With a
+            source, the song has the length of the source, and this must be ``None``.
+        task_type: ``text2music`` generates a song from text. The others process ``src_audio``: ``cover`` keeps its
             structure, ``repaint`` regenerates a window of it, ``lego`` adds a track, ``extract`` isolates one,
             ``complete`` accompanies it; the last three need a base model (not turbo, not sft).
-        src_audio: file of the recording to work on; every task but ``text2music`` needs it.
-        reference_audio: file of a recording whose timbre the song should have; possible with every task.
-        repainting_start: where the window of ``repaint`` and ``lego`` starts, in seconds of the source; a negative
-            value extends the source to the left.
-        repainting_end: where it ends; beyond the source's end extends it to the right, ``None`` is the end.
+        src_audio: file of the source recording; required by every task except ``text2music``.
+        reference_audio: file of a recording whose timbre is transferred; possible with every task.
+        repainting_start: start of the window of ``repaint`` and ``lego``, in seconds of the source; a negative
+            value extends the source before its start.
+        repainting_end: end of the window; a value beyond the source extends it, ``None`` is the end of the source.
         audio_cover_strength: share of the steps, 0 ... 1, that follow the source (``cover``) or the audio codes; the
             others follow the text alone.
         track_names: of ``TRACK_NAMES``: the track to add or isolate, or the tracks to complete with.
-        batch_size: songs to make from this request, 1 ... 8.
+        batch_size: songs to generate from this request, 1 ... 8.
         seeds: one seed per song; a single seed gives ``seed + i``; empty means random.
-        inference_steps: diffusion steps, 1 or more, executed as asked on every model.
+        inference_steps: diffusion steps, 1 or more; not limited by the model.
         guidance_scale: classifier-free guidance of the diffusion (base and sft models; turbo models ignore it).
         guidance_interval: the range of t in which guidance is applied.
         use_adg: guide by angles (ADG) instead of projections (APG).
-        shift: timestep shift; ``None`` takes the model's own (3 for turbo, 1 otherwise).
-        timesteps: flow times to evaluate, falling from at most 1, instead of ``inference_steps`` and ``shift``; empty
-            for none. A turbo model takes the nearest times that it was distilled on.
-        sampler: how the diffusion steps.
+        shift: timestep shift; ``None`` selects that of the model (3 for turbo, 1 otherwise).
+        timesteps: decreasing flow times to evaluate, at most 1, instead of ``inference_steps`` and ``shift``; empty for
+            none. Turbo models use the nearest times of those that they were distilled on.
+        sampler: settings of the diffusion sampler.
         retake_seed: of the noise that ``retake_variance`` mixes in, for the first song; the others count up from it.
         retake_variance: 0 ... 1: how far a song moves from that of its own seed to that of its retake seed.
-        cover_noise_strength: 0 ... 1: 0 starts from noise; towards 1 the start is nearer to ``src_audio``.
-        repaint_mode: how firmly the latents outside a repainted window are held to the source.
-        repaint_strength: of mode ``balanced``: 0 holds them as ``conservative`` does, 1 as ``aggressive``.
-        thinking: let the language model write audio codes; without effect where there is a source to follow.
-        use_cot_metas: let the language model fill the metadata that the user left open.
+        cover_noise_strength: 0 ... 1: 0 starts from noise; the closer to 1, the closer the start is to ``src_audio``.
+        repaint_mode: how closely the latents outside a repainted window follow the source.
+        repaint_strength: for mode ``balanced``: 0 is equal to ``conservative``, 1 to ``aggressive``.
+        thinking: let the language model write audio codes; without effect with a source recording.
+        use_cot_metas: let the language model decide the metadata that the user did not set.
         use_cot_caption: let the language model rewrite the caption.
         use_cot_language: let the language model detect the language of the vocals.
-        use_constrained_decoding: hold the metadata to its grammar.
-        sampling: how the language model samples.
+        use_constrained_decoding: constrain the metadata to its grammar.
+        sampling: sampling settings of the language model.
         audio_codes: codes to render instead of letting the language model write them.
         adapters: adapters of the diffusion transformer to render with, of those that are loaded; what they add is
             summed. Empty for none, ``None`` for all that are loaded, each at its own scale.
         audio_format: file format of the saved songs.
-        peak_dbfs: level that the loudest sample is brought to; ``None`` leaves the level alone.
+        peak_dbfs: peak level after normalisation; ``None`` does not normalise.
     """
 
     caption: str = ""
@@ -249,14 +249,14 @@ class GenerationRequest:
 
     @property
     def needs_language_model(self) -> bool:
-        """Whether this request asks anything of the planner: a cover and a repaint take the text as it is."""
+        """Whether this request uses the planner; a cover and a repaint use the text unchanged."""
         if self.task_type in ("cover", "repaint"):
             return False
         return self.writes_audio_codes or self.use_cot_metas or self.use_cot_caption or self.use_cot_language
 
     @property
     def writes_audio_codes(self) -> bool:
-        """Whether the language model writes audio codes: the user brought none, and there is no source to follow."""
+        """Whether the language model writes audio codes: none are given, and there is no source recording."""
         return self.thinking and not self.audio_codes and self.task_type == "text2music"
 
 
@@ -266,7 +266,7 @@ VaeLocation = Literal["gpu", "gpu+cpu buffer", "cpu"]
 
 @dataclass(frozen=True, slots=True)
 class VaeDecoding:
-    """How the latents were really decoded.
+    """How the latents were decoded.
 
     Attributes:
         rung: where.
@@ -285,7 +285,7 @@ class VaeDecoding:
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
-    """What was really run, beside what was asked for.
+    """Settings that took effect, as opposed to those requested.
 
     Attributes:
         device: for example ``cuda:0`` or ``cpu``.
@@ -300,7 +300,7 @@ class EffectiveSettings:
         duration: seconds of audio of each song.
         seeds: one per song.
         weights: ``synthetic`` or ``checkpoint``.
-        placement: where the models lived between uses, in which form, compiled or not.
+        placement: device and format of the models, and whether they were compiled.
         vae_decode: how the latents were decoded.
         adapters: adapters that the songs were rendered with.
         lm_device: of the language model, where that is another one.
@@ -331,7 +331,7 @@ class Song:
     Attributes:
         audio: float32 on the host, shape ``[2, samples]``, 48 kHz, within -1 ... 1.
         seed: its seed.
-        audio_codes: codes that it was rendered from; empty without ``thinking``.
+        audio_codes: codes from which it was rendered; empty without ``thinking``.
         path: where it was saved, or ``None``.
     """
 
@@ -347,9 +347,9 @@ class GenerationResult:
 
     Attributes:
         songs: one per item of the batch.
-        request: the request as given.
-        metadata: what the renderer used (the user's values, completed by the planner).
-        effective: what was really run.
+        request: the unchanged request.
+        metadata: metadata that the renderer used (the user's values, completed by the planner).
+        effective: settings that took effect.
     """
 
     songs: tuple[Song, ...]
@@ -365,8 +365,8 @@ class SongwritingSettings:
     Attributes:
         sampling: how it samples; guidance is never used on text.
         seed: ``None`` for a random one.
-        use_constrained_decoding: hold the metadata to its grammar. Lyrics are free text either way.
-        lyrics_token_limit: most tokens of the lyrics, section tags included; the renderer reads 2,048.
+        use_constrained_decoding: constrain the metadata to its grammar. Lyrics are always free text.
+        lyrics_token_limit: maximum number of tokens of the lyrics, section tags included; the renderer reads 2,048.
     """
 
     sampling: SamplingSettings = TEXT_SAMPLING
@@ -377,7 +377,7 @@ class SongwritingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EffectivePlannerSettings:
-    """What really ran where no song was rendered.
+    """Settings that took effect in a request without rendering.
 
     Attributes:
         device: for example ``cuda:0`` or ``cpu``.
@@ -386,7 +386,7 @@ class EffectivePlannerSettings:
         lm_backend: backend that ran it.
         seeds: the one seed.
         weights: ``synthetic`` or ``checkpoint``.
-        placement: where the model lived between uses.
+        placement: device and format of the model.
         audio_encoder: checkpoint whose VAE and audio tokenizer encoded a recording, or ``None``.
     """
 
@@ -402,15 +402,15 @@ class EffectivePlannerSettings:
 
 @dataclass(frozen=True, slots=True)
 class SongBlueprint:
-    """A song described in words: what ``understand_music``, ``create_sample`` and ``format_sample`` return.
+    """The description of a song as text; returned by ``understand_music``, ``create_sample`` and ``format_sample``.
 
     Attributes:
-        metadata: the user's values, completed by the language model. Without constrained decoding a field that
-            the model did not spell legally is ``None``.
-        lyrics: the words, with section tags.
-        lyrics_complete: whether the language model ended the lyrics itself, and not their token limit.
-        effective: what was really run.
-        audio_codes: what was described, five per second of audio; empty without any.
+        metadata: the user's values, completed by the language model. Without constrained decoding a field for which
+            the model wrote no valid value is ``None``.
+        lyrics: the text, with section tags.
+        lyrics_complete: whether the language model ended the lyrics, rather than the token limit.
+        effective: settings that took effect.
+        audio_codes: codes that were described, five per second of audio; empty without any.
     """
 
     metadata: SongMetadata
@@ -436,4 +436,4 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 """Called between units of work. An exception raised here stops the run and reaches the caller unchanged;
-``acestep.errors.Cancelled`` is there for it."""
+raise ``acestep.errors.Cancelled`` to cancel."""

@@ -146,7 +146,7 @@ def _validate_sampler(request: GenerationRequest) -> None:
         _require_between("`timesteps`", time, 0, 1)
     falling = all(later < earlier for earlier, later in itertools.pairwise(times))
     if times and not (falling and times[0] > 0):
-        raise InvalidRequest(f"`timesteps` {', '.join(f'{time:g}' for time in times)} must fall, from above 0")
+        raise InvalidRequest(f"`timesteps` {', '.join(f'{time:g}' for time in times)} must decrease and start above 0")
 
 
 def _validate_sampling(sampling: SamplingSettings) -> None:
@@ -159,7 +159,7 @@ def _validate_sampling(sampling: SamplingSettings) -> None:
 def require_task_support(task: TaskType, models: RendererModels) -> None:
     """Refuse a task that the loaded model was not trained for.
 
-    Weights tell a turbo model. Base and sft models differ in nothing but their values, so those go by their name.
+    The configuration identifies a turbo model. Base and sft models differ only in their weights, so the name decides.
 
     Raises:
         InvalidRequest: a task on single tracks, and a turbo or sft model.

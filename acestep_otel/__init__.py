@@ -1,6 +1,6 @@
 """OpenTelemetry around ACE-Step 1.5 inference: where did the time and the VRAM go?
 
-A service that has no OpenTelemetry SDK of its own gets one in a call, configured by the standard ``OTEL_*`` variables:
+For a service without an OpenTelemetry SDK, one call sets it up from the standard ``OTEL_*`` variables:
 
     >>> import acestep_otel
     >>> telemetry = acestep_otel.configure(service_name="songs")

@@ -1,4 +1,4 @@
-"""What ``opentelemetry-instrument`` reads before it starts a program (``opentelemetry_environment_variables``).
+"""Prepares the environment of ``opentelemetry-instrument`` (entry point ``opentelemetry_environment_variables``).
 
 The agent loads this module for the options that it takes; there are none. What happens here is for the variables that
 are set: the SDK reads them in the program, before anything of this package is loaded there, keeps what is empty, and

@@ -10,19 +10,19 @@ Zero code, with the package ``opentelemetry-distro``: ``opentelemetry-instrument
     ...
     AceStepInstrumentor().uninstrument()
 
-Traced are this engine (``acestep``), ``diffusers.AceStepPipeline`` used directly, and the released package
-``ace-step``, whichever of them is imported. They are wrapped from outside and do not know about this package. Not
-instrumented means not patched. Times on a CUDA device come from events on the stream; nothing here synchronises. A
+Three targets are traced when they are imported: this engine (``acestep``), ``diffusers.AceStepPipeline``, and the
+released package ``ace-step``. They are wrapped from outside and do not depend on this package. Without instrumentation
+nothing is patched. Times on a CUDA device come from events on the stream; nothing here synchronises. A
 request that is sampled out is counted and not recorded.
 
 Configuration
 -------------
 ``instrument`` takes ``tracer_provider``, ``meter_provider``, ``detail`` (a ``Detail`` or its name), ``run_id`` and
 ``songs`` (``path``, or a URL, to put the songs of a request on its root span).
-What is not given comes from the global providers and from the environment variables in ``acestep_otel.settings``.
+Defaults come from the global providers and from the environment variables in ``acestep_otel.settings``.
 
-Spans of a request are made on a thread of their own as it ends. ``flush`` waits for them; ``uninstrument`` and the
-exit of the process do so by themselves.
+Spans of a request are created on a background thread when it ends. ``flush`` waits for them; ``uninstrument`` and the
+exit of the process do so automatically.
 
 API
 ---
@@ -89,9 +89,9 @@ class AceStepInstrumentor(BaseInstrumentor):
         self._patcher = self._tracer = None
 
     def flush(self, timeout: float = _FLUSH_SECONDS) -> None:
-        """Wait until spans and metrics of every request that has ended are with the providers.
+        """Wait until the providers have the spans and metrics of every completed request.
 
-        They are made on a thread of their own, so that the request need not wait: a millisecond or two after it.
+        They are created on a background thread, a millisecond or two after the request, so that it does not wait.
 
         Args:
             timeout: seconds, at most.

@@ -46,7 +46,7 @@ def protect_callers() -> None:
 
 
 class TraceHeaderLog(logging.Filter):
-    """Makes of what propagators log one line a minute at most: how many headers there were, and nothing of them."""
+    """Reduces the log of propagators to one line per minute with the number of headers and none of their text."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ A request waits in the trace of its caller, and so does the work that a worker's
     waiting = queue.enter()              # where the request is accepted; queue.reject() where there is no room
     ...
     waiting.leave()                      # where a worker takes it, or waiting.leave(CANCELLED)
-    waiting.context.run(make_the_song)   # in the worker's thread: spans below are those of the caller's trace
+    waiting.context.run(generate)        # in the worker's thread: spans below are those of the caller's trace
 
 Nothing here needs the OpenTelemetry SDK; without one it does nothing.
 """
@@ -62,7 +62,7 @@ class QueueTelemetry:
         self._declare()
 
     def _declare(self) -> None:
-        """Have the queue's metrics exist in this process; a forked child has a queue once it uses it."""
+        """Create the queue's metrics in this process; a forked child creates its own at first use."""
         if self._process == os.getpid():
             return
         self._process = os.getpid()

@@ -86,7 +86,7 @@ class Settings:
         """Read the variables.
 
         Raises:
-            ValueError: a variable holds a word that it does not know; the message names both.
+            ValueError: a variable has an invalid value; the message names both.
         """
         environment = os.environ if environment is None else environment
         capture = environment.get(CAPTURE_VARIABLE, "NO_CONTENT").strip().upper() or "NO_CONTENT"

@@ -8,11 +8,11 @@ Usage
 
     def test_a_song_is_planned_and_rendered():
         with capture_telemetry(detail="stage") as captured:
-            make_a_song()
+            generate_a_song()
         (song,) = tree(captured.spans)
         assert song == ("generate_music", ["acestep.condition", "acestep.dit", "acestep.vae.decode"])
 
-Needs ``opentelemetry-sdk``. The global providers are left alone.
+Needs ``opentelemetry-sdk``. The global providers are not changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``opentelemetry-instrument`` does not do for a process that must not be held up: a bounded exit.
+"""Bounds the exit of a process under ``opentelemetry-instrument``.
 
 Run by ``opentelemetry-instrument`` once everything is instrumented (entry point ``opentelemetry_post_instrument``).
 There the SDK belongs to the agent and not to the application, so its end may be arranged here.

@@ -101,7 +101,7 @@ async def large_body(http: httpx.AsyncClient, draw: random.Random) -> httpx.Resp
 
 
 async def made_up_request(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
-    """A host, method, path, query and user agent that nobody has."""
+    """A host, method, path, query and user agent that do not exist."""
     method, path = draw.choice(
         [("GET", "/healthz"), ("GET", f"/{word(draw)}"), (word(draw), "/songs"), ("GET", "/songs")]
     )

@@ -27,7 +27,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lm", default="acestep-5Hz-lm-1.7B", help="language model, with --weights synthetic")
     parser.add_argument("--thinking", action="store_true", help="let the language model write audio codes")
     parser.add_argument("--compile", action="store_true", help="compile the code that runs")
-    parser.add_argument("--plain", action="store_true", help="render without kernels of our own and recorded graphs")
+    parser.add_argument("--plain", action="store_true", help="render without the fused kernels and recorded graphs")
     parser.add_argument("--duration", type=float, default=30.0)
     parser.add_argument("--batch-size", type=whole_number, default=1, help="songs together; several keep a GPU busy")
     parser.add_argument("--inference-steps", type=whole_number, default=8)

@@ -88,7 +88,7 @@ def main() -> None:
     add_model_options(parser)
     parser.add_argument("--processes", type=whole_number, default=12)
     parser.add_argument("--repeat", type=whole_number, default=7, help="songs of each process")
-    parser.add_argument("--sessions", type=Path, help="result of an earlier run, whose times are taken")
+    parser.add_argument("--sessions", type=Path, help="result of an earlier run, whose times are used")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

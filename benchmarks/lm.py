@@ -111,7 +111,7 @@ def rates(backend: PtBackend, songs: int, options: argparse.Namespace) -> dict[s
 
 
 def causal_model(model: LanguageModel) -> Any:
-    """The same weights with a head, as transformers knows them."""
+    """The same weights with a head, as a model of transformers."""
     config = model.body.config
     with torch.device("meta"):
         causal = Qwen3ForCausalLM(config)

@@ -1,4 +1,4 @@
-"""Which language-model backend is faster when, what do starting and stopping cost, and what is left behind?
+"""Which language-model backend is faster in which case, what do start and stop cost, and what memory remains?
 
     python -m benchmarks.lm_backends                                           # the tiny model on pt, CPU
     python -m benchmarks.lm_backends --device cuda --backend pt vllm           # 0.6B and 1.7B at true size

@@ -1,4 +1,4 @@
-"""What do several cards gain, and what is lost? The benchmark's matrix and the service on 1, 2, 4, ... cards.
+"""Speed-up of several cards, and its losses: the benchmark's matrix and the service on 1, 2, 4, ... cards.
 
     python -m benchmarks.scaling --counts 1 2 4 --output benchmarks/results/scaling-h100.json
     python -m benchmarks.scaling --tiny --counts 1 2 --seconds 10      # processes on the CPU
@@ -336,7 +336,7 @@ def earlier(word: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{word}: {error}") from None
     if not isinstance(found, dict) or "clients_per_card" not in found:
-        raise argparse.ArgumentTypeError(f"{word} is no result of this program")
+        raise argparse.ArgumentTypeError(f"{word} is not a result of this program")
     return found
 
 
@@ -344,7 +344,7 @@ def main() -> None:
     """Measure, print, and write the result after each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=whole_number, nargs="+", default=[1, 2], help="numbers of cards, ascending")
-    parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; all when left out")
+    parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; all by default")
     parser.add_argument("--tiny", action="store_true", help="tiny models in processes on the CPU")
     parser.add_argument("--seconds", type=whole_number, default=60, help="of load on the service, after its warm-up")
     parser.add_argument("--duration", type=float, default=30.0, help="of the service's songs and of the disturbed cell")

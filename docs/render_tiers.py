@@ -54,7 +54,7 @@ def result(row: dict[str, Any]) -> TierResult:
 
 def main() -> None:
     """Draw the picture."""
-    # Its section on the environment is this machine's, and lies below the part that is drawn.
+    # Its section on the environment is this machine's, and is below the part that is drawn.
     page = render_report(Report("tier-test", Environment.current(), {}, tiers=tuple(rows())))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tiers.html"

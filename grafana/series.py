@@ -90,7 +90,7 @@ def selected(metric: MetricDefinition, *matchers: str, part: str = "", run: str 
 
 
 def last(metric: MetricDefinition, *matchers: str, modes: str, part: str = "", run: str = RUN) -> str:
-    """The newest value in the time range, of the last runs: each run is an instance, and the older ones are left out.
+    """The newest value in the time range, of the last runs: each run is an instance, and older ones are excluded.
 
     Args:
         metric: its declaration.

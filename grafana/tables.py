@@ -32,8 +32,8 @@ class Column:
         header: its name.
         expression: PromQL; all columns of a table have the same labels.
         unit: Grafana's name for it; ``""`` is the panel's.
-        mappings: what stands for which value, and its colour.
-        ranges: what stands for values from one to another.
+        mappings: text and colour for single values.
+        ranges: text and colour for ranges of values.
         thresholds: from which value on which colour.
     """
 

@@ -1,4 +1,4 @@
-"""Chromium without a window: what a page looks like, what it says, what it asks the network for."""
+"""Headless Chromium: the look, the text and the network requests of a page."""
 
 from __future__ import annotations
 

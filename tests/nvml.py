@@ -1,4 +1,4 @@
-"""An NVML that the tests make up, since the test machine has no driver to ask."""
+"""A double of NVML for machines without a driver."""
 
 from __future__ import annotations
 

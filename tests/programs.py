@@ -19,6 +19,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "c++": "g++",
+    "git": "git",
     "libpython": f"lib{_PYTHON}",
 }
 """The Debian package of each program, and of the one library that a program of the tests loads (rotel)."""
@@ -29,7 +30,7 @@ REASON = "missing program: "
 
 
 def program(name: str) -> str:
-    """Path of a program; without it the test that asks is skipped, or fails where ``CI`` is set."""
+    """Path of a program; if it is missing, the test is skipped, or fails if ``CI`` is set."""
     if found := _found(name):
         return found
     reason = f"{REASON}{name} (apt-get install --no-install-recommends {PACKAGES[name]})"
@@ -51,7 +52,7 @@ def in_ci() -> bool:
 
 
 def summary(reasons: Iterable[str]) -> str | None:
-    """One line about tests that were skipped for want of a program, from the reasons of all skipped tests."""
+    """One line about tests that were skipped because of a missing program, from all skip reasons."""
     missing = Counter(reason.partition(REASON)[2].partition(" (")[0] for reason in reasons if REASON in reason)
     if not missing:
         return None

@@ -187,7 +187,7 @@ def collector(behind: str, ports: tuple[int, int] | None = None) -> Iterator[tup
 
 @contextmanager
 def refusing_endpoint(host: str = IPV4) -> Iterator[str]:
-    """A port where nobody listens."""
+    """A closed port."""
     yield f"http://{host}:{free_port()}"
 
 
@@ -255,7 +255,7 @@ def grpc_answering(
 
 @contextmanager
 def tls_port(folder: Path, host: str = IPV4) -> Iterator[int]:
-    """A port that speaks TLS, with a certificate of its own, and answers nothing beyond the handshake."""
+    """A TLS port with a self-signed certificate that answers nothing beyond the handshake."""
     chain, key = folder / "chain.pem", folder / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",

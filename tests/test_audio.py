@@ -165,7 +165,7 @@ def test_silence_stays_silence():
     assert torch.equal(audio.prevent_clipping(silence), silence)
 
 
-def test_clipping_is_prevented_and_a_quiet_song_is_left_alone():
+def test_clipping_is_prevented_and_a_quiet_song_is_unchanged():
     assert audio.prevent_clipping(tone(amplitude=3.0)).abs().max() == pytest.approx(1.0)
     quiet = tone(amplitude=0.2)
     assert torch.equal(audio.prevent_clipping(quiet), quiet)
@@ -237,12 +237,12 @@ def samples_of(path: Path, samples: np.ndarray, rate: int = 48_000) -> Path:
         (lambda folder: folder, "no audio file"),
         (lambda folder: broken(folder / "broken.wav"), "cannot be read as audio"),
         (lambda folder: broken(folder / "headerless.raw"), "cannot be read as audio"),
-        (lambda folder: samples_of(folder / "empty.wav", np.zeros((0, 2))), "holds no audio"),
+        (lambda folder: samples_of(folder / "empty.wav", np.zeros((0, 2))), "contains no audio"),
         (lambda folder: samples_of(folder / "nan.wav", np.array([[0.1, np.nan]])), "NaN or infinity"),
         (lambda folder: samples_of(folder / "inf.wav", np.array([[0.1], [-np.inf]])), "NaN or infinity"),
         (
             lambda folder: samples_of(folder / "long.wav", np.zeros(601_000), 1_000),
-            "lasts 601 s: the models take 600 s",
+            "lasts 601 s: the models accept at most 600 s",
         ),
     ],
 )
@@ -298,7 +298,9 @@ def test_a_recording_whose_header_does_not_say_its_length_is_decoded_and_counted
 @pytest.mark.parametrize("read", [audio.require_readable, audio.load_audio])
 def test_a_length_that_is_not_declared_has_the_same_limit(tmp_path, monkeypatch, format, read):
     monkeypatch.setattr(audio, "MAX_RECORDING_SECONDS", 2)
-    with pytest.raises(AudioReadError, match=r"lasts 3 s: the models take 2 s|lasts longer than the 2 s that"):
+    with pytest.raises(
+        AudioReadError, match=r"lasts 3 s: the models accept at most 2 s|lasts longer than the 2 s that"
+    ):
         read(through_a_pipe(tmp_path / "piped", format, 3.0))
 
 
@@ -330,7 +332,7 @@ def test_no_more_than_is_declared_is_read_from_a_flac_file_and_less_is_refused(t
     content[22:26] = declared.to_bytes(4, "big")
     path.write_bytes(content)
     if heard is None:
-        with pytest.raises(AudioReadError, match="declares 60,000 samples and holds 24,000: it is cut off"):
+        with pytest.raises(AudioReadError, match="declares 60,000 samples and contains 24,000: it is truncated"):
             audio.load_audio(path)
     else:
         assert audio.load_audio(path).shape == (2, heard)
@@ -348,7 +350,7 @@ def test_a_wav_file_whose_size_is_all_ones_is_as_long_as_its_file(tmp_path):
 
 def test_an_empty_recording_is_still_called_empty(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2)), 48_000)
-    with pytest.raises(AudioReadError, match="holds no audio"):
+    with pytest.raises(AudioReadError, match="contains no audio"):
         audio.require_readable(tmp_path / "empty.wav")
 
 
@@ -357,14 +359,14 @@ def test_what_was_decoded_is_compared_with_what_was_declared(tmp_path):
     path = tmp_path / "song.mp3"
     soundfile.write(path, tone(2.0).T.numpy(), 48_000, format="MP3")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(AudioReadError, match=r"declares 96,000 samples and holds [\d,]+: it is cut off"):
+    with pytest.raises(AudioReadError, match=r"declares 96,000 samples and contains [\d,]+: it is truncated"):
         audio.load_audio(path)
 
 
 def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path):
     path = tmp_path / "song.flac"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(AudioReadError, match="is a pointer of Git LFS"):
+    with pytest.raises(AudioReadError, match="is a Git LFS pointer"):
         audio.require_readable(path)
 
 

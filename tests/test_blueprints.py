@@ -49,7 +49,7 @@ def silent(monkeypatch):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_blueprint_is_complete_and_says_what_ran(planner, verb):
+def test_a_blueprint_is_complete_and_names_what_ran(planner, verb):
     """R50, R54: caption, lyrics and metadata."""
     blueprint = VERBS[verb](planner, settings=SHORT)
     assert all(getattr(blueprint.metadata, name) is not None for name in SongMetadata.__dataclass_fields__)
@@ -147,7 +147,7 @@ def test_b11_b18_what_is_settled_stays_and_is_spelled_as_the_model_does(planner)
 
 
 @pytest.mark.usefixtures("silent")
-def test_no_lyrics_mean_what_the_verb_says(planner):
+def test_missing_lyrics_have_the_meaning_of_each_function(planner):
     assert understand_music(planner, (1,), settings=SHORT).lyrics == ""
     assert create_sample(planner, "rain", settings=SHORT).lyrics == ""
     assert create_sample(planner, "rain", instrumental=True, settings=SHORT).lyrics == "[Instrumental]"

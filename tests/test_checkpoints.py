@@ -1,4 +1,4 @@
-"""From a name to models: found, built when asked for, or an error with the ways out; never random by surprise."""
+"""From a name to models: found, built on request, or an error with solutions; random weights only on request."""
 
 import hashlib
 import subprocess
@@ -14,13 +14,13 @@ from acestep.errors import BackendUnavailable, CheckpointInvalid, CheckpointNotF
 from tests.weights.miniature import GOLDEN_CHECKPOINTS
 
 
-def test_a_name_without_weights_says_where_it_looked_and_the_three_ways_out(tmp_path):
+def test_a_name_without_weights_lists_paths_and_three_solutions(tmp_path):
     with pytest.raises(CheckpointNotFound) as caught:
         load_models(ModelSelection(lm=None, device="cpu", checkpoint_root=tmp_path))
     message = str(caught.value)
     assert "acestep-v15-turbo" in message
     assert str(tmp_path / "acestep-v15-turbo") in message
-    assert "put them there" in message
+    assert "copy them there" in message
     assert caught.value.fields == ("fetch", "weights")
     assert caught.value.model == "acestep-v15-turbo"
     assert "\n" not in message
@@ -39,7 +39,7 @@ def test_weights_on_disk_are_not_replaced_by_random_ones(tmp_path):
         load_models(ModelSelection(lm=None, device="cpu", checkpoint_root=tmp_path))
 
 
-def test_weights_are_fetched_only_when_the_selection_says_how(tmp_path):
+def test_weights_are_downloaded_only_with_fetch(tmp_path):
     def fetch(name: str, root: Path) -> None:
         asked.append(name)
         (root / name).symlink_to(GOLDEN_CHECKPOINTS / "acestep-v15-turbo")

@@ -1,4 +1,4 @@
-"""What is recorded when, and what a replay reads; graphs are stood in for, since they exist on CUDA alone."""
+"""When graphs are recorded, and what a replay reads; with doubles, because graphs exist on CUDA only."""
 
 import logging
 from collections.abc import Callable, Iterator

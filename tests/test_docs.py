@@ -104,7 +104,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def reader_of_the_guide(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody who has a network and two LoRA adapters of their own."""
+    """A user with a network and two LoRA adapters."""
     monkeypatch.chdir(tmp_path)
     # PyTorch's own compiler takes a minute for what is quantised.
     monkeypatch.setattr(preparation, "compile_models", partial(compile_models, backend="eager"))

@@ -68,7 +68,7 @@ def test_a_wrong_value_is_refused_by_name(variable: str, words: list[str]) -> No
             EnvironmentSettings.read({variable: word})
 
 
-def test_no_function_of_the_engine_reads_a_variable_of_its_own() -> None:
+def test_no_function_of_the_engine_reads_an_environment_variable() -> None:
     """Others' variables are read where their library reads them: the C++ compiler's, vLLM's."""
     readers = {
         str(path.relative_to(ROOT / "acestep"))

@@ -40,11 +40,9 @@ def test_tables_and_result_files_have_the_same_words() -> None:
     assert message_of(ValueError("`batch_size`")) == "`batch_size`"
 
 
-def test_a_model_that_is_not_there_comes_with_the_command_lines_ways_out() -> None:
-    shown = in_flags(CheckpointNotFound("no weights for 'x': looked for x", "Ways out: let `fetch`", model="x"))
-    assert shown.startswith(
-        "no weights for 'x': looked for x. Ways out: name the folder that holds them by --checkpoint-dir"
-    )
+def test_a_missing_model_lists_the_solutions_of_the_command_line() -> None:
+    shown = in_flags(CheckpointNotFound("no weights for 'x': looked for x", "To resolve this, set `fetch`", model="x"))
+    assert shown.startswith("no weights for 'x': looked for x. To resolve this, set --checkpoint-dir to the folder")
     assert all(
         way in shown
         for way in ("--checkpoint-dir", "`acestep-otel download x`", "--download", "--weights synthetic", "--tiny")

@@ -1,4 +1,4 @@
-"""`generate_music` end to end on the tiny models: what comes out, what is recorded, what goes wrong and how."""
+"""`generate_music` end to end on the tiny models: results, recorded spans and failures."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def test_every_step_count_is_executed_as_asked(tiny_models, steps, monkeypatch):
     assert result.effective.steps == steps
 
 
-def test_asked_to_think_without_a_language_model_says_so(tiny_models):
+def test_thinking_without_a_language_model_is_an_error(tiny_models):
     with pytest.raises(InvalidRequest, match="language model"):
         generate_music(Models(tiny_models.renderer, None, tiny_models.device), replace(SONG, thinking=True))
 

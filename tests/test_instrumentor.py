@@ -80,7 +80,7 @@ OWNERS = (
 
 
 def identities():
-    """What every owner of a patched function holds, by identity: a wrapper is equal to what it wraps."""
+    """The attributes of every owner of a patched function, by identity: a wrapper is equal to what it wraps."""
     return [{name: id(value) for name, value in vars(owner).items()} for owner in OWNERS]
 
 
@@ -252,7 +252,7 @@ def test_a_recording_s_name_stays_off_spans(traced, tiny_models, tmp_path):
     assert "nobody may see" not in root.to_json()
 
 
-def test_what_the_unconditional_prompt_says_stays_off_spans(traced, tiny_models, monkeypatch):
+def test_the_negative_prompt_is_not_on_spans(traced, tiny_models, monkeypatch):
     negative = "no drums that anybody could hear"
 
     def quotes_it(*_args, **_kwargs):
@@ -406,7 +406,7 @@ def test_a_name_that_was_imported_before_is_traced(traced, tiny_models):
     assert [span.name for span in traced.spans if span.parent is None] == ["generate_music", "create_sample"]
 
 
-def test_a_name_that_somebody_kept_is_not_traced_after_uninstrumenting(traced, tiny_models):
+def test_a_kept_reference_is_not_traced_after_uninstrumenting(traced, tiny_models):
     import acestep.inference
 
     traced.instrument()
@@ -495,7 +495,7 @@ def test_what_the_process_may_take_is_absent_off_cuda_and_else_a_gauge(traced, t
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.1])
-def test_the_limit_is_the_fraction_that_the_process_is_held_to(monkeypatch, fraction):
+def test_the_limit_is_the_memory_fraction_of_the_process(monkeypatch, fraction):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction)
     assert VramTracker().limit(torch.device("cuda", 0)) == int(80_000 * fraction)
@@ -574,7 +574,7 @@ def test_loading_is_a_span_per_model(traced):
     }
 
 
-def test_a_load_that_fails_says_why_without_the_path(traced, tmp_path):
+def test_a_failed_load_gives_the_reason_without_the_path(traced, tmp_path):
     folder = tmp_path / "what nobody may see"
     folder.mkdir()
     traced.instrument()

@@ -71,7 +71,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = acestep_otel.instrument  # type: ignore[attr-defined]
 
 
-def test_the_package_says_once_what_is_public() -> None:
+def test_the_public_names_are_declared_once() -> None:
     assert acestep_otel.__doc__ is not None
     assert "The public API is ``acestep_otel.__all__``" in acestep_otel.__doc__
 

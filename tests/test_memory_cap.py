@@ -56,7 +56,7 @@ class Card:
         (139.8, 12, 0.0823),
     ],
 )
-def test_r82_half_a_gib_of_the_limit_is_left_to_the_context(total: float, limit: float, fraction: float) -> None:
+def test_r82_half_a_gib_of_the_limit_is_reserved_for_the_context(total: float, limit: float, fraction: float) -> None:
     cap = MemoryCap.of(limit, int(total * GIB))
     assert cap.fraction == pytest.approx(fraction, abs=1e-4)
     assert cap.allocator_budget_bytes == pytest.approx((limit - 0.5) * GIB if fraction < 1 else total * GIB, rel=1e-6)

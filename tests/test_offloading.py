@@ -23,7 +23,7 @@ from acestep.types import Placement
 
 CPU = torch.device("cpu")
 GPU = torch.device("cpu", 0)
-"""Stands in for a GPU: what is brought to it is a copy of what lies on the host."""
+"""Stands in for a GPU: tensors moved to it are copies of those on the host."""
 OFFLOAD = Placement(offload_to_cpu=True)
 _to = torch.Tensor.to
 
@@ -93,7 +93,7 @@ def test_r134_the_dit_stays_unless_it_is_offloaded_too(placement, stays):
     assert [destination for _, destination in offloader.moves] == ([] if stays else [GPU, CPU])
 
 
-def test_whoever_holds_a_weight_sees_where_it_is():
+def test_references_to_a_weight_follow_its_device():
     model = small_model()
     head = model[0].weight
     with ModelOffloader(GPU, OFFLOAD).on_device(**{LANGUAGE_MODEL: model}):
@@ -116,7 +116,7 @@ def test_blocks_within_blocks_move_once():
     assert offloader.moves == [("vae", GPU), ("vae", CPU)]
 
 
-def test_a_failure_sends_models_away_too():
+def test_a_failure_also_offloads_models():
     model = small_model()
     host = addresses(model)
     with pytest.raises(ZeroDivisionError), ModelOffloader(GPU, OFFLOAD).on_device(vae=model):

@@ -82,7 +82,7 @@ def test_a_card_that_nothing_compiles_for_is_refused(capability):
         effective_placement(Placement(compile=True), CUDA)
 
 
-def test_a_machine_without_a_compiler_is_told_before_anything_is_loaded(monkeypatch):
+def test_a_missing_compiler_is_reported_before_anything_is_loaded(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr("acestep.checkpoints.build_renderer_models", lambda *_, **__: pytest.fail("it was loaded"))

@@ -88,7 +88,7 @@ def install(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def write_python(folder: Path, version: tuple[int, int] = (3, 11), has_venv: bool = True) -> str:
-    """An interpreter as far as the script asks one."""
+    """An interpreter with the behaviour that the script needs."""
     write_program(
         folder / "python3",
         f"""case "$*" in
@@ -140,7 +140,7 @@ def test_what_is_missing_is_installed_once_and_without_chatter(bare: Path) -> No
     assert (bare / "apt.log").read_text("utf-8") == log
 
 
-def test_a_package_that_cannot_be_had_is_shown_and_the_rest_goes_on(bare: Path) -> None:
+def test_a_package_that_cannot_be_installed_is_named_and_the_rest_continues(bare: Path) -> None:
     python = write_python(bare)
     write_apt(bare, fails="chromium")
     done = install(python, "browser", "prometheus")

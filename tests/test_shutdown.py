@@ -1,4 +1,4 @@
-"""The end of telemetry where even threads are not to be had; deadlines are tested with whole processes."""
+"""The end of telemetry without new threads; deadlines are tested with whole processes."""
 
 import threading
 

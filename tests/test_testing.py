@@ -1,4 +1,4 @@
-"""What users test their own service with."""
+"""The helpers for tests of a user's service."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A language model with a device of its own: where it is loaded, what the trace says, and whose memory is read.
+"""A language model on a separate device: where it is loaded, its trace, and which memory counters are read.
 
 A second device is stood in for: the machine that tests run on has one.
 """
@@ -44,7 +44,7 @@ def test_one_device_named_twice_is_one_device() -> None:
     assert generate_music(models, SONG).effective.lm_device is None
 
 
-def test_a_planner_on_another_device_has_an_offloader_of_its_own_which_offloads_nothing(
+def test_a_planner_on_another_device_has_a_separate_offloader_that_offloads_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Any] = []
@@ -84,7 +84,7 @@ def test_spans_of_the_language_model_name_its_device_and_no_others_do(traced: An
     assert root.attributes[semconv.DEVICE] == "cpu"
 
 
-def test_a_stage_reads_and_resets_the_counters_of_its_own_device() -> None:
+def test_a_stage_reads_and_resets_the_counters_of_its_device() -> None:
     log: list[tuple[str, torch.device]] = []
 
     class Counters:
@@ -119,7 +119,7 @@ def span(name: str, reserved: int, **attributes: Any) -> FinishedSpan:
     return FinishedSpan(name, "1" * 16, None, "1" * 32, 0, 1, {**peaks, **attributes}, "ok", None, ())
 
 
-def test_peaks_are_told_by_card() -> None:
+def test_peaks_are_listed_by_card() -> None:
     gib = 2**30
     run = Run(
         root=span(semconv.GENERATE_MUSIC, 3 * gib, **{semconv.DEVICE: "cuda:0"}),

@@ -23,8 +23,8 @@ def test_a_duration_outside_10_to_600_seconds_is_refused(duration):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"timesteps": (0.5, 0.7)}, "`timesteps` 0.5, 0.7 must fall"),
-        ({"timesteps": (0.0,)}, "`timesteps` 0 must fall, from above 0"),
+        ({"timesteps": (0.5, 0.7)}, "`timesteps` 0.5, 0.7 must decrease"),
+        ({"timesteps": (0.0,)}, "`timesteps` 0 must decrease and start above 0"),
         ({"timesteps": (1.5, 0.5)}, "`timesteps` 1.5 is out of range"),
         ({"sampler": SamplerSettings(infer_method="odd")}, "no `sampler.infer_method` 'odd': choose one of ode, sde"),
         ({"sampler": SamplerSettings(sampler_mode="rk4")}, "no `sampler.sampler_mode` 'rk4'"),
@@ -188,7 +188,7 @@ def test_tasks_on_single_tracks_need_a_base_model(tiny_models):
 
 @pytest.mark.parametrize("name", ["acestep-v15-sft", "acestep-v15-xl-sft", "models/ACE-Step-v15-SFT", "sft"])
 def test_fine_tuned_models_have_lost_the_tasks_on_single_tracks(name, tiny_models):
-    """R135: only the name tells them from base models."""
+    """R135: only the name distinguishes them from base models."""
     sft = replace(tiny_models.renderer.models, name=name, is_turbo=False)
     for task in BASE_TASKS:
         with pytest.raises(InvalidRequest, match=r"needs a base model .* is an sft model"):
@@ -203,7 +203,7 @@ def test_fine_tuned_models_have_lost_the_tasks_on_single_tracks(name, tiny_model
     [("text2music", True, True), ("cover", False, False), ("repaint", False, False), ("lego", True, False)],
 )
 def test_the_language_model_writes_no_codes_where_there_is_a_source(task, asks, writes, source):
-    """A cover and a repaint ask it nothing at all."""
+    """A cover and a repaint do not use it."""
     request = GenerationRequest(task_type=task, src_audio=source, thinking=True, use_cot_metas=True)
     assert (request.needs_language_model, request.writes_audio_codes) == (asks, writes)
     assert not GenerationRequest(task_type=task, src_audio=source).needs_language_model
@@ -237,7 +237,7 @@ def test_a_value_of_another_type_is_one_error_that_names_it(request_, named):
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
 def test_half_a_character_is_no_text(field, text):
     """N6: a lone surrogate, from JSON or from a byte outside UTF-8."""
-    with pytest.raises(InvalidRequest, match=f"`{field}` is no text in UTF-8"):
+    with pytest.raises(InvalidRequest, match=f"`{field}` is not valid UTF-8"):
         validate(GenerationRequest(**{field: text}))
 
 

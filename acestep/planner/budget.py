@@ -111,8 +111,8 @@ class PlannerBudget:
             )
         if self.row_limit is not None and rows > self.row_limit:
             raise BudgetExceeded(
-                f"{rows} rows were asked for (a song is one, with guidance two), but the language model's engine was "
-                f"started for {self.row_limit}: make fewer songs at once, or load it for more",
+                f"{rows} rows were requested (one per song, two with guidance), but the language model's engine was "
+                f"started for {self.row_limit}: generate fewer songs at once, or load it for more",
                 stage=stage,
             )
         reserved = rounded_positions(positions)
@@ -120,7 +120,7 @@ class PlannerBudget:
         if free is not None and needed > free:
             raise BudgetExceeded(
                 f"keys and values of {rows} rows of {reserved} positions need {needed / 2**30:.2f} GiB, but only "
-                f"{free / 2**30:.2f} GiB are free: make fewer songs at once, or shorter ones",
+                f"{free / 2**30:.2f} GiB are free: generate fewer songs at once, or shorter ones",
                 stage=stage,
             )
 

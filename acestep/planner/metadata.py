@@ -23,7 +23,7 @@ _ACCIDENTALS: Final = ("", "#", "b", "♯", "♭")
 KEYSCALES: Final = tuple(
     f"{note}{accidental} {mode}" for note in _NOTES for accidental in _ACCIDENTALS for mode in ("major", "minor")
 )
-"""The 70 keys that the model knows; ``#`` and ``♯``, ``b`` and ``♭`` are tokens of their own."""
+"""The 70 keys of the model; ``#`` and ``♯``, ``b`` and ``♭`` are different tokens."""
 # fmt: off
 LANGUAGES: Final = (
     "ar", "az", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hr", "ht",
@@ -31,7 +31,7 @@ LANGUAGES: Final = (
     "sk", "sr", "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "vi", "yue", "zh", "unknown",
 )
 # fmt: on
-"""Languages of the vocals; ``unknown`` is the model's word for "cannot tell"."""
+"""Languages of the vocals; the model writes ``unknown`` if it cannot decide."""
 UNKNOWN_LANGUAGE: Final = "unknown"
 TIME_SIGNATURES: Final = ("2", "3", "4", "6")
 """Beats per bar; 6 means 6/8, the others count quarters."""

@@ -228,7 +228,9 @@ class Planner:
     def _codes_task(self, request: PlanRequest, metadata: SongMetadata) -> CodesTask:
         duration = metadata.duration if request.duration is None else request.duration
         if duration is None:
-            raise InvalidOutput("the language model named no duration: give one, or constrain it", stage=COMPOSING)
+            raise InvalidOutput(
+                "the language model wrote no duration: give one, or use constrained decoding", stage=COMPOSING
+            )
         sampling = request.sampling
         return CodesTask(
             conditional=self.prompts.codes(request.caption, request.lyrics, metadata),
@@ -247,7 +249,7 @@ class Planner:
         )
 
     def _completed(self, request: PlanRequest, reasoned: PhaseTokens) -> SongMetadata:
-        """The user's values, then what the model was asked for; what it wrote beside that is left out."""
+        """The user's values, then the requested values of the model; its other values are omitted."""
         given, found = request.given, self.found(reasoned)
         wanted = {"duration"} if request.writes_audio_codes else set()
         if request.use_cot_metas:

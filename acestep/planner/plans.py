@@ -120,7 +120,7 @@ def forced_metadata(metadata: SongMetadata, duration: float | None) -> SongMetad
     """The user's values as the model must write them.
 
     Args:
-        metadata: in the model's spelling; the caption is left out.
+        metadata: in the model's spelling; the caption is omitted.
         duration: seconds, possibly fractional; ``None`` leaves it open.
     """
     # "unknown" is the user saying nothing about the language.

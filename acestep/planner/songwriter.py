@@ -29,7 +29,7 @@ def parse_lyrics(text: str) -> str:
     down are part of the words.
 
     Args:
-        text: output of the model; everything up to ``</think>`` is left out when it is there.
+        text: output of the model; everything up to ``</think>`` is omitted, if present.
 
     Returns:
         The words, possibly none.
@@ -132,8 +132,7 @@ class Songwriter:
         lyrics = parse_lyrics(self._planner.vocabulary.decode(written))
         if metadata == SongMetadata() and not lyrics:
             raise InvalidOutput(
-                "the language model wrote neither metadata nor lyrics that can be read: hold it to the grammar "
-                "(constrained decoding), or take another seed",
+                "the language model wrote neither valid metadata nor lyrics: use constrained decoding, or another seed",
                 stage=REASONING,
             )
         return Draft(metadata, lyrics, written[-1:] == (self._layout.eos,), reasoned, lyrics_tokens)

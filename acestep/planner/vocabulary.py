@@ -89,7 +89,7 @@ class Vocabulary:
     Audio codes are no entries of the tokenizer: their ids are ``code_base + code``.
 
     Args:
-        tokenizer: a byte-level BPE tokenizer of the text; it may know special tokens and audio codes as added tokens.
+        tokenizer: a byte-level BPE tokenizer of the text; its added tokens may include special tokens and audio codes.
         layout: ids of special tokens and codes.
     """
 
@@ -114,7 +114,7 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids, with special tokens and audio codes spelled out; ids without a string are left out."""
+        """Text of token ids, with special tokens and audio codes spelled out; ids without a string are omitted."""
         pieces: list[str] = []
         for is_text, run in groupby(ids, key=self._is_text):
             members = list(run)
@@ -139,7 +139,7 @@ class Vocabulary:
         """
         code = token_id - self.layout.code_base
         if not 0 <= code < self.layout.code_count:
-            raise ValueError(f"token {token_id} is no audio code")
+            raise ValueError(f"token {token_id} is not an audio code")
         return code
 
     @cached_property

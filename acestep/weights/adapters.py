@@ -100,8 +100,8 @@ def read_adapter(adapter: Adapter, transformer: Any) -> LoadedAdapter:
     """
     if not 1 <= len(adapter.called) <= LONGEST_NAME or not adapter.called.isprintable() or "," in adapter.called:
         raise InvalidRequest(
-            f"{adapter.called!r} is no name for an adapter: give it 1 to {LONGEST_NAME} printable characters without a "
-            "comma"
+            f"{adapter.called!r} is not a valid name for an adapter: use 1 to {LONGEST_NAME} printable characters "
+            "without a comma"
         )
     require_scale(adapter.called, adapter.scale)
     file = _adapter_file(adapter.path)
@@ -147,7 +147,7 @@ def merge_adapters(transformer: Any, adapters: Sequence[LoadedAdapter]) -> None:
 def _adapter_file(path: Path) -> Path:
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise CheckpointInvalid(f"{path} is no safetensors file, which is the only form of adapters that is read")
+            raise CheckpointInvalid(f"{path} is not a safetensors file, the only supported format of adapters")
         return path
     for name in _FILES:
         if (path / name).is_file():
@@ -160,7 +160,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     files = TensorFiles([file])
     state = {name: torch.empty(stored.shape) for name, stored in files.tensors.items()}
     if not state:
-        raise CheckpointInvalid(f"{file} holds no tensors")
+        raise CheckpointInvalid(f"{file} contains no tensors")
     files.read_into(state)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():

@@ -48,7 +48,7 @@ def convert(source: OfficialRenderer, target: Path) -> None:
         OSError: the target exists, or cannot be written.
     """
     if target.exists():
-        raise FileExistsError(f"{target} exists: give a folder that is to be made")
+        raise FileExistsError(f"{target} exists: give the name of a new folder")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -149,10 +149,10 @@ def _network_errors(name: str) -> Iterator[None]:
     except (OSError, HTTPError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, OfflineModeIsEnabled):
-            raise DownloadFailed(f"{name} is not fetched, because HF_HUB_OFFLINE is set: unset it") from error
+            raise DownloadFailed(f"{name} is not downloaded, because HF_HUB_OFFLINE is set: unset it") from error
         raise DownloadFailed(
-            f"{name} could not be fetched from {constants.ENDPOINT} ({_first_line(cause)}): check the connection and "
-            f"run the same command again, it continues where it stopped; or set HF_ENDPOINT to a mirror"
+            f"{name} could not be downloaded from {constants.ENDPOINT} ({_first_line(cause)}): check the connection "
+            f"and run the same command again to resume; or set HF_ENDPOINT to a mirror"
         ) from error
 
 

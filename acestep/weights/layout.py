@@ -53,7 +53,7 @@ def locate(name: str, root: Path) -> Path | None:
         if path.is_dir():
             return path
         if path.is_symlink() and not path.exists():
-            raise CheckpointInvalid(f"{path} is a symbolic link that leads nowhere")
+            raise CheckpointInvalid(f"{path} is a broken symbolic link")
         if path.exists():
             raise CheckpointInvalid(f"{path} is a file: give the folder of the model")
     return None
@@ -130,7 +130,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except DocumentError as error:
         raise CheckpointInvalid(str(error)) from error
     if not isinstance(value, dict):
-        raise CheckpointInvalid(f"{path} holds no JSON object")
+        raise CheckpointInvalid(f"{path} does not contain a JSON object")
     return value
 
 
@@ -150,8 +150,8 @@ def _beside(folder: Path, root: Path, name: str) -> Path:
 def _unknown(folder: Path, wanted: str) -> CheckpointInvalid:
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and kind_of(path) is not None)
     if inside:
-        return CheckpointInvalid(f"{folder} holds several models: name one of {', '.join(inside)}")
+        return CheckpointInvalid(f"{folder} contains several models: name one of {', '.join(inside)}")
     return CheckpointInvalid(
-        f"{folder} is not {wanted}: it has neither {MODEL_INDEX} (diffusers) nor a {CONFIG} with a model type that is "
-        f"known here (official layout)"
+        f"{folder} is not {wanted}: it has neither {MODEL_INDEX} (diffusers) nor a {CONFIG} with a known model type "
+        f"(official layout)"
     )

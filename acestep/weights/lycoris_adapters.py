@@ -1,4 +1,4 @@
-"""Adapters of LyCORIS: LoKr, which ACE-Step's own training writes with it."""
+"""Adapters of LyCORIS: LoKr, as written by ACE-Step's training."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def lycoris_change(file: Path, state: Mapping[str, torch.Tensor], shapes: Mappin
     for name, tensor in state.items():
         stored, _, part = name.rpartition(".")
         if stored not in layers or part not in _LYCORIS_PARTS:
-            raise CheckpointInvalid(f"{file} has the tensor {name}, which is no LoKr of a linear layer of this model")
+            raise CheckpointInvalid(f"{file} has the tensor {name}, which is not a LoKr of a linear layer of the model")
         found.setdefault(layers[stored], {})[part] = tensor
     return LycorisChange({layer: _product(file, layer, parts, shapes[layer]) for layer, parts in found.items()})
 
@@ -105,7 +105,9 @@ def _product(file: Path, layer: str, parts: Mapping[str, torch.Tensor], shape: t
     magnitude = parts.get("dora_scale")
     # Checked before anything is multiplied: thin matrices could make one of any size.
     if (rows, columns) != tuple(shape) or (magnitude is not None and magnitude.shape not in ((rows, 1), (1, columns))):
-        raise CheckpointInvalid(f"{file} has matrices for {layer} that do not make one of {shape[0]} x {shape[1]}")
+        raise CheckpointInvalid(
+            f"{file} has matrices for {layer} whose product is not of shape {shape[0]} x {shape[1]}"
+        )
     rank = next((side[1].shape[0] for side in (lefts, rights) if len(side) == 2), None)
     alpha = float(parts["alpha"]) if "alpha" in parts and parts["alpha"].numel() == 1 else 0.0
     # Two whole matrices have no rank to scale by, and an alpha of 0 stands for the rank.

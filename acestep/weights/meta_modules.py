@@ -35,7 +35,7 @@ def empty_module(role: str, config: Mapping[str, Any]) -> Any:
 
     Args:
         role: a key of ``RENDERER_MODULES``.
-        config: arguments of its class; those that it does not know are left out.
+        config: arguments of its class; unknown ones are omitted.
     """
     with warnings.catch_warnings(), torch.device("meta"):
         # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.
@@ -132,13 +132,13 @@ def match(
     extra = [name for name in files.tensors if name not in slots and name not in ignored]
     if extra:
         raise CheckpointInvalid(
-            f"{files.folder} has the tensor {extra[0]}{_and_more(extra)}, which this architecture has no place for"
+            f"{files.folder} has the tensor {extra[0]}{_and_more(extra)}, which this architecture does not have"
         )
     for name, slot in slots.items():
         tensor = files.tensors[name]
         if tensor.shape != slot.shape:
             raise CheckpointInvalid(
-                f"{name} in {tensor.file} has shape {list(tensor.shape)}, but the configuration asks for "
+                f"{name} in {tensor.file} has shape {list(tensor.shape)}, but the configuration requires "
                 f"{list(slot.shape)}"
             )
     return slots

@@ -45,7 +45,7 @@ def module_arguments(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Arguments of the four modules that one official configuration describes, by their name in ``RendererModels``.
 
     Args:
-        config: the official ``config.json``. What it does not say is left to the modules' own defaults, which are
+        config: the official ``config.json``. Missing values have the modules' defaults, which are
             those of the released models.
     """
     rotary = config.get("rope_parameters") or {}

@@ -124,7 +124,7 @@ def _by_layer(file: Path, state: Mapping[str, torch.Tensor], shapes: Mapping[str
         stored, _, part = stored.rpartition(".")
         layer = _layer_name(stored)
         if layer not in shapes or part not in _PARTS[method]:
-            raise CheckpointInvalid(f"{file} has the tensor {name}, which is no LoRA of a linear layer of this model")
+            raise CheckpointInvalid(f"{file} has the tensor {name}, which is not a LoRA of a linear layer of the model")
         expected = _expected_shape(part, tensor, shapes[layer])
         if expected is not None and tuple(tensor.shape) != expected:
             rows, columns = shapes[layer]
@@ -167,9 +167,9 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any]]:
         try:
             parsed = json.loads(text)
         except ValueError as error:
-            raise CheckpointInvalid(f"{file} has metadata that is no JSON") from error
+            raise CheckpointInvalid(f"{file} has metadata that is not JSON") from error
         if not isinstance(parsed, dict):
-            raise CheckpointInvalid(f"{file} has metadata that is no JSON object")
+            raise CheckpointInvalid(f"{file} has metadata that is not a JSON object")
         config = {str(key).removeprefix("transformer."): value for key, value in parsed.items()}
     method = str(config.get("peft_type", "LORA"))
     if method not in _PARTS:
@@ -188,7 +188,7 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any]]:
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict) or not all(isinstance(value, int | float) for value in pattern.values()):
-            raise CheckpointInvalid(f"{path} has a {key} that is no object of numbers")
+            raise CheckpointInvalid(f"{path} has a {key} that is not an object of numbers")
     return method, config
 
 
@@ -204,7 +204,7 @@ def _peft_config(file: Path, method: str, config: Mapping[str, Any], tensors: Te
         measured = parts["lora_A"][1].shape[0] if "lora_A" in parts else None
         rank = _of_pattern(config.get("rank_pattern"), stored, config.get("r", measured))
         if measured is not None and rank != measured:
-            raise CheckpointInvalid(f"{file} has {layer} with rank {measured}, its configuration says {rank}")
+            raise CheckpointInvalid(f"{file} has {layer} with rank {measured}, its configuration has {rank}")
         ranks[layer] = rank
         # Without a configuration, an adapter is taken at the strength that its matrices have.
         own = config.get("lora_alpha", config.get("alpha", rank))

@@ -59,7 +59,7 @@ def _require(name: str, value: Any, path: Path) -> None:
     if isinstance(value, int | float):
         limit = _limit(name)
         if not math.isfinite(value) or abs(value) > limit:
-            raise CheckpointInvalid(f"{path}: {name} is {value:.6g}, and {limit} is the most that is built")
+            raise CheckpointInvalid(f"{path}: {name} is {value:.6g}, and {limit} is the maximum that is supported")
     elif isinstance(value, Mapping):
         require_plausible(value, path)
     elif isinstance(value, list):
@@ -68,7 +68,7 @@ def _require(name: str, value: Any, path: Path) -> None:
         for item in value:
             _require(name, item, path)
         if _LEVELS in name and math.prod(item for item in value if isinstance(item, int)) > MOST_LEVELS:
-            raise CheckpointInvalid(f"{path}: {name} asks for a codebook of more than {MOST_LEVELS:,} entries")
+            raise CheckpointInvalid(f"{path}: {name} requires a codebook of more than {MOST_LEVELS:,} entries")
 
 
 def _limit(name: str) -> int:

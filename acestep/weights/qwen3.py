@@ -36,7 +36,7 @@ def load_qwen3(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
         config = Qwen3Config.from_dict(read_configuration(folder / CONFIG), attn_implementation="sdpa")
         model = empty_qwen3(config)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-        raise CheckpointInvalid(f"{folder / CONFIG} describes no Qwen3 model: {error!r}") from error
+        raise CheckpointInvalid(f"{folder / CONFIG} does not describe a Qwen3 model: {error!r}") from error
     files = TensorFiles.open(folder, "model")
     prefix = _BODY_PREFIX if any(name.startswith(_BODY_PREFIX) for name in files.tensors) else ""
     assign(
@@ -64,7 +64,7 @@ def load_language_model_folder(folder: Path, *, device: torch.device, dtype: tor
         CheckpointInvalid: a file is corrupt, or does not fit the others.
     """
     if read_json(folder / CONFIG).get("tie_word_embeddings") is False:
-        raise CheckpointInvalid(f"{folder / CONFIG}: a head that is not tied to the embedding cannot be used here")
+        raise CheckpointInvalid(f"{folder / CONFIG}: a head that is not tied to the embedding is not supported")
     body = load_qwen3(folder, device=device, dtype=dtype)
     return LanguageModel(
         name=folder.absolute().name,

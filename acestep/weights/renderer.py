@@ -128,11 +128,11 @@ def read_silence(path: Path) -> torch.Tensor:
     except Exception as error:
         # What a damaged or a hostile pickle raises is not foreseeable, and PyTorch's text advises to run it.
         raise CheckpointInvalid(
-            f"{path} cannot be read as a tensor ({type(error).__name__}): it is damaged, or holds code, which is not "
-            "run: download it again"
+            f"{path} cannot be read as a tensor ({type(error).__name__}): it is damaged, or contains code, which "
+            "is not executed: download it again"
         ) from error
     if not isinstance(silence, torch.Tensor) or silence.dim() != 3 or silence.shape[0] != 1:
-        raise CheckpointInvalid(f"{path} holds no tensor of shape [1, channels, frames]")
+        raise CheckpointInvalid(f"{path} contains no tensor of shape [1, channels, frames]")
     _require_few_frames(silence.shape[2], path)
     # A tensor may repeat a few stored numbers over any size.
     if silence.numel() > silence.untyped_storage().nbytes() // silence.element_size():
@@ -199,7 +199,7 @@ def _require_few_frames(frames: int, path: Path) -> None:
 def _require_channels(silence: torch.Tensor, condition_encoder: Any, path: Path) -> None:
     channels = condition_encoder.config.timbre_hidden_dim
     if silence.shape[2] != channels:
-        raise CheckpointInvalid(f"{path} has {silence.shape[2]} channels, but the configuration asks for {channels}")
+        raise CheckpointInvalid(f"{path} has {silence.shape[2]} channels, but the configuration requires {channels}")
 
 
 @contextmanager
@@ -208,4 +208,4 @@ def _configuration_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-        raise CheckpointInvalid(f"{path} describes no module that can be built: {error!r}") from error
+        raise CheckpointInvalid(f"{path} does not describe a module that can be built: {error!r}") from error

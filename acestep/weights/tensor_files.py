@@ -88,7 +88,7 @@ class TensorFiles:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         for path in (single, index):
             if path.is_symlink() and not path.exists():
-                raise CheckpointInvalid(f"{path} is a symbolic link that leads nowhere")
+                raise CheckpointInvalid(f"{path} is a broken symbolic link")
         if single.exists():
             return cls([single])
         if index.exists():
@@ -100,11 +100,11 @@ class TensorFiles:
         )
         if pickles:
             raise CheckpointInvalid(
-                f"{folder} has its weights in {pickles[0]} only: that is a pickle, which could run code when it is "
-                f"read. Save them as {single.name}"
+                f"{folder} has its weights in {pickles[0]} only: a pickle can execute code when it is loaded. "
+                f"Save them as {single.name}"
             )
         raise CheckpointInvalid(
-            f"{folder} has neither {single.name} nor {index.name}; a download that was interrupted is continued by "
+            f"{folder} has neither {single.name} nor {index.name}; to resume an interrupted download, run "
             f"`acestep-otel download {folder.name}`"
         )
 
@@ -144,7 +144,7 @@ class TensorFiles:
 def _shards(index: Path) -> list[Path]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise CheckpointInvalid(f"{index} is no index of shards: it has no weight_map of file names")
+        raise CheckpointInvalid(f"{index} is not a shard index: it has no weight_map of file names")
     names = set(listed.values())
     if not names:
         raise CheckpointInvalid(f"{index} lists no shards")
@@ -154,7 +154,7 @@ def _shards(index: Path) -> list[Path]:
         if Path(name).name != name:
             raise CheckpointInvalid(f"{index} names {name!r}: a shard must be next to its index")
         if not (index.parent / name).exists():
-            raise CheckpointInvalid(f"{index} names {name}, which is not there: the checkpoint is incomplete")
+            raise CheckpointInvalid(f"{index} names {name}, which does not exist: the checkpoint is incomplete")
         shards.append(index.parent / name)
     return shards
 
@@ -179,7 +179,7 @@ def require_regular(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointInvalid(f"{path} is not a regular file")
     if is_lfs_pointer(path, status.st_size):
-        raise CheckpointInvalid(f"{path} is a pointer of Git LFS and not the file itself: fetch it by `git lfs pull`")
+        raise CheckpointInvalid(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
 
 
 def stored_metadata(path: Path) -> Mapping[str, str]:

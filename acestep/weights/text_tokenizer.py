@@ -65,7 +65,7 @@ def load_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
         codes = {int(match[1]): token["id"] for token in added if (match := _CODE.fullmatch(token["content"]))}
         description["added_tokens"] = [token for token in added if not _CODE.fullmatch(token["content"])]
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise CheckpointInvalid(f"{path} lists added tokens in a form that is not known: {error!r}") from error
+        raise CheckpointInvalid(f"{path} lists added tokens in an unknown form: {error!r}") from error
     tokenizer = _parsed(path, description)
     text_ids = tokenizer.get_vocab().values()
     code_base = codes.get(0, max(text_ids, default=-1) + 1)
@@ -95,4 +95,4 @@ def _parsed(path: Path, description: dict[str, Any]) -> Tokenizer:
         return Tokenizer.from_str(json.dumps(description))
     except Exception as error:
         # The library raises a bare Exception for anything it cannot read.
-        raise CheckpointInvalid(f"{path} is no tokenizer: {error}") from error
+        raise CheckpointInvalid(f"{path} is not a tokenizer: {error}") from error

@@ -67,5 +67,5 @@ def share_of(argument: str | None) -> float:
     except ValueError:
         share = math.nan
     if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{OTEL_TRACES_SAMPLER_ARG}={argument!r} is not a share of traces: give a number from 0 to 1")
+        raise ValueError(f"{OTEL_TRACES_SAMPLER_ARG}={argument!r} is not a sampling ratio: give a number from 0 to 1")
     return share

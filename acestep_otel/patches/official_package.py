@@ -171,7 +171,7 @@ def patches(tracer: RequestTracer) -> list[Patch]:
 
 
 def _direct(tracer: RequestTracer, request: RequestDefinition, stage: Wrapper) -> Wrapper:
-    """A method that lies inside a request, and is a request of its own where an application calls it directly."""
+    """A method that is part of a request, or a request itself if an application calls it directly."""
 
     def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if inside_request():

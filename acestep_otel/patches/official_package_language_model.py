@@ -56,7 +56,7 @@ def language_model_name(handler: Any) -> str | None:
 
 
 def reported_failure(result: Any) -> BaseException | None:
-    """The failure that a result of the package stands for, with the exception that was seen as its cause.
+    """The failure in a result of the package, with the caught exception as its cause.
 
     Args:
         result: an object or mapping with ``success`` and ``error``, or a pair of what was written and a status.
@@ -134,7 +134,7 @@ def _device(name: Any) -> str:
 
 
 def load_failure(result: Any) -> BaseException | None:
-    """The failure that the result of an initialization stands for: a status, and whether it worked."""
+    """The failure in the result of an initialization: a status, and whether it succeeded."""
     if isinstance(result, tuple) and len(result) == 2 and result[1] is False:
         return ReportedFailure("LoadFailed", str(result[0]).partition("\n\nTraceback")[0])
     return None

@@ -93,7 +93,7 @@ class _Loop:
     """One diffusion loop, by what ``service_generate`` was given and what the transformer is called with.
 
     Attributes:
-        songs: rows that are songs; with guidance the transformer sees twice as many.
+        songs: rows that are songs; with guidance the transformer processes twice as many.
         solver: how many calls make a step.
         guidance_scale: 1 is off.
         interval: flow times in which guidance is applied.
@@ -188,7 +188,7 @@ _loops: contextvars.ContextVar[list[_Loop] | None] = contextvars.ContextVar("ace
 
 
 class RendererPatches:
-    """The patches of ``AceStepHandler``, which share what they know about running requests."""
+    """The patches of ``AceStepHandler``, which share the state of running requests."""
 
     def __init__(self, tracer: RequestTracer, gaps: Gaps) -> None:
         self._tracer = tracer

@@ -211,7 +211,7 @@ class TemporaryPatches:
 
     @contextmanager
     def wrapped(self, owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:
-        """Wrap ``owner.name`` inside the block; an object without that method is left alone."""
+        """Wrap ``owner.name`` inside the block; an object without that method is not changed."""
         if getattr(owner, name, None) is None:
             yield
             return

@@ -62,7 +62,7 @@ class _Command(cloup.Group):
 
 
 def require_text(arguments: Sequence[str]) -> None:
-    """Refuse an argument with bytes outside UTF-8: no result, page or span could hold it.
+    """Refuse an argument that is not UTF-8, which no result, page or span can contain.
 
     Raises:
         SetupError: naming it, and the option before it.
@@ -91,7 +91,7 @@ _EXAMPLES: Final = """\b
 Examples:
   Nothing downloaded yet, seconds on a CPU:
     acestep-otel --tiny --thinking --report report.html
-  The released models, fetched once (several GB):
+  The released models, downloaded once (several GB):
     acestep-otel --download --thinking --llm-debug
   Real speed and memory without weights:
     acestep-otel --weights synthetic --report report.html
@@ -123,7 +123,7 @@ def command(context: click.Context, /, **values: Any) -> None:
     if values["tiny"]:
         for name in ("config_path", "lm_model"):
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise SetupError(f"--tiny chooses the models itself: leave out --{name.replace('_', '-')}")
+                raise SetupError(f"--tiny selects its own models: leave out --{name.replace('_', '-')}")
     _require_words(context, values)
     options = Options(**values)
     require_available(options)
@@ -135,7 +135,7 @@ for _subcommand in SUBCOMMANDS:
 
 
 def _require_words(context: click.Context, values: Mapping[str, Any]) -> None:
-    """What the environment or ``.env`` says is an error in the run that would use it, and nowhere else."""
+    """Check values of the environment and ``.env`` in the run that uses them, and only there."""
     defaults: FileDefaults = context.meta[_FILE_DEFAULTS]
     if defaults.problem is not None:
         raise SetupError(defaults.problem)
@@ -206,7 +206,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except SetupError as error:
         return _complain(str(error), USAGE)
     except SystemExit:
-        # Where the reader of --help has gone, click puts wrappers around both streams and ends in a failure.
+        # If the reader of --help has closed the pipe, click wraps both streams and fails.
         if sys.stdout is streams[0]:
             raise
         sys.stdout, sys.stderr = streams

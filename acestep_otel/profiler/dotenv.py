@@ -1,7 +1,7 @@
 """``.env`` in the working directory: defaults of a few options, as users of ACE-Step have them.
 
-Plain ``KEY=VALUE`` lines and ``#`` comments. What the command line says wins, then the process's environment, then
-this file. Keys of other programs are passed over.
+Plain ``KEY=VALUE`` lines and ``#`` comments. The command line takes precedence, then the process's environment, then
+this file. Keys of other programs are ignored.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class FileDefaults:
 
     Attributes:
         values: by option.
-        places: where each stands, for messages about it.
-        problem: why the file, or a line of it, means nothing; ``None`` when all of it does. A matter of the run that
-            would use it: ``--help`` and subcommands do without.
+        places: location of each value, for messages.
+        problem: why the file, or a line of it, is invalid; ``None`` if it is valid. Only a run that uses it reports it;
+            ``--help`` and subcommands do not read it.
     """
 
     values: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class FileDefaults:
 
 
 def read_defaults(path: Path) -> FileDefaults:
-    """Defaults by option; none when there is no such file. A key without a value is as good as absent."""
+    """Defaults by option; none when there is no such file. A key without a value counts as absent."""
     if not path.is_file():
         return FileDefaults()
     try:
@@ -64,7 +64,7 @@ def read_defaults(path: Path) -> FileDefaults:
         entry = binding.original.string
         line = binding.original.line + entry[: len(entry) - len(entry.lstrip())].count("\n")
         if binding.error:
-            problem = problem or f"{path}, line {line}: what stands there is not KEY=VALUE"
+            problem = problem or f"{path}, line {line}: the line is not of the form KEY=VALUE"
         option = _OPTIONS.get(binding.key or "")
         if option is not None and binding.value and binding.value.strip():
             # As a shell expands it where the variable is set there.

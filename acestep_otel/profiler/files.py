@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and everything else that a path may name: devices, pipes, links."""
+"""Atomic writes of files, and writes through devices, pipes and links."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _replacing(path: Path, encoding: str | None) -> Iterator[IO[Any]]:
 
 
 def can_be_replaced(path: Path) -> bool:
-    """Whether a path leads to a regular file, or to nothing yet: it can be written again and again as a run goes on."""
+    """Whether a path is a regular file or does not exist yet, so that a run can rewrite it repeatedly."""
     try:
         return _is_replaced(_target(path))
     except (OSError, ValueError):
@@ -130,7 +130,7 @@ def _take_over(descriptor: int, target: Path) -> None:
 def _target(path: Path) -> Path:
     """What is written to: the end of a chain of links, also where nothing is there yet.
 
-    The links of ``/dev/stdout`` end in names that cannot be opened again, such as ``pipe:[1]``; they are left alone.
+    The links of ``/dev/stdout`` end in names that cannot be opened again, such as ``pipe:[1]``; they are not resolved.
     """
     if not path.is_symlink():
         return path
@@ -146,7 +146,7 @@ def _is_replaced(target: Path) -> bool:
 
 
 def _identity(path: Path) -> set[object]:
-    """By what two paths are known as one file: its name, and its number where it is there."""
+    """What identifies a file: its resolved name and, if it exists, its inode."""
     found: set[object] = {os.path.realpath(path)}
     with suppress(OSError, ValueError):
         status = path.stat()

@@ -1,4 +1,4 @@
-"""The engine's errors in the words of the command line: fields of the API become options."""
+"""The engine's errors with the names of the command line: fields of the API become options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMED_OTHERWISE: Final = {
 
 
 def in_flags(error: AceStepError) -> str:
-    """The message of an error of the engine, with the command line's own names and ways out.
+    """The message of an error of the engine, with the command line's names and solutions.
 
     A field that has no option keeps its name.
     """
@@ -59,8 +59,7 @@ def _option(field: re.Match[str]) -> str:
 
 def _ways_out(model: str) -> str:
     return (
-        "Ways out: name the folder that holds them by --checkpoint-dir; download them by "
-        f"`acestep-otel download {model}`, or let this run do it by --download; run the same architecture with random "
-        "weights (real speed and memory, noise for music) by --weights synthetic; or run the tiny built-in models by "
-        "--tiny"
+        "To resolve this, set --checkpoint-dir to the folder that contains them; download them with "
+        f"`acestep-otel download {model}`, or in this run with --download; use random weights of the same architecture "
+        "with --weights synthetic (real speed and memory, noise as audio); or use the tiny built-in models with --tiny"
     )

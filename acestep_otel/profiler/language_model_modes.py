@@ -1,4 +1,4 @@
-"""Modes ``understand``, ``create_sample`` and ``format_sample``: a song in words, without a renderer."""
+"""Modes ``understand``, ``create_sample`` and ``format_sample``: songs described as text, without a renderer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True, slots=True)
 class Songwriting(Generic[Loaded]):
-    """The measured call of a verb that writes a song in words.
+    """The measured call of a function that writes a blueprint.
 
     Attributes:
         root: name of the verb's root span.
@@ -72,7 +72,7 @@ def language_model(options: Options) -> Callable[[], Planner]:
 
 
 def songwriting_settings(options: Options, *, default_seed: int) -> SongwritingSettings:
-    """How the options let the language model write; a negative seed asks for a random one."""
+    """The settings of the language model from the options; a negative seed selects a random one."""
     seed = default_seed if options.seed is None else options.seed
     return SongwritingSettings(
         sampling=replace(TEXT_SAMPLING, temperature=options.lm_temperature),
@@ -83,14 +83,14 @@ def songwriting_settings(options: Options, *, default_seed: int) -> SongwritingS
 
 
 def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str]:
-    """Lines for the terminal: what ran, then the metadata and the words."""
+    """Lines for the terminal: models, metadata and lyrics."""
     done, metadata = blueprint.effective, blueprint.metadata
     yield f"{done.lm_model} ({done.lm_backend}) on {done.device}, {done.dtype}, weights: {done.weights}"
     yield f"seed {done.seeds[0]}"
     yield from describe_placement(done.placement, options)
     if blueprint.audio_codes:
         seconds = len(blueprint.audio_codes) / CODES_PER_SECOND
-        heard_by = f", heard by the audio tokenizer of {done.audio_encoder}" if done.audio_encoder else ""
+        heard_by = f", encoded by the audio tokenizer of {done.audio_encoder}" if done.audio_encoder else ""
         yield f"{len(blueprint.audio_codes)} audio codes ({seconds:g} s){heard_by}"
     yield ""
     yield "SONG BLUEPRINT"
@@ -104,13 +104,13 @@ def render_blueprint(blueprint: SongBlueprint, options: Options) -> Iterator[str
         ("Time signature", metadata.timesignature),
     ):
         yield f"  {label:<16}{_ABSENT if value is None else value}"
-    ending = "" if blueprint.lyrics_complete or not blueprint.lyrics else " (cut at the token limit)"
+    ending = "" if blueprint.lyrics_complete or not blueprint.lyrics else " (truncated at the token limit)"
     yield f"  Lyrics{ending}"
     yield from _shown_lyrics(blueprint.lyrics)
 
 
 def _shown_lyrics(lyrics: str) -> Iterator[str]:
-    """The words as far as a reader of a table wants them; the result file has them all."""
+    """The beginning of the lyrics, for the terminal; the result file contains all of them."""
     lines = lyrics.splitlines() or [_ABSENT]
     room = _SHOWN_CHARACTERS
     for number, line in enumerate(lines):
@@ -138,10 +138,10 @@ _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 def parse_audio_codes(text: str) -> tuple[int, ...]:
     """Read ``<|audio_code_12|><|audio_code_7|>`` or ``12, 7``; nothing but white space is no codes.
 
-    Whether the codes exist is the engine's matter.
+    The engine checks the range of the codes.
 
     Raises:
-        SetupError: something in the text is no audio code; the message names it.
+        SetupError: something in the text is not an audio code; the message names it.
     """
     if not text.strip():
         return ()
@@ -151,7 +151,7 @@ def parse_audio_codes(text: str) -> tuple[int, ...]:
     for word in words:
         if not _NUMBER.fullmatch(word):
             raise SetupError(
-                f"{word[:40]!r} is no audio code: write '<|audio_code_12|><|audio_code_7|>' or '12,7', "
+                f"{word[:40]!r} is not an audio code: write '<|audio_code_12|><|audio_code_7|>' or '12,7', "
                 "each number 0 ... 63999"
             )
     return tuple(map(int, words))
@@ -183,7 +183,7 @@ def _of_codes(options: Options, settings: SongwritingSettings) -> Songwriting[Pl
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
-    """What a recording needs: something that hears it, and something that describes it."""
+    """The models for a recording: audio encoder and language model."""
 
     audio_encoder: AudioEncoder
     planner: Planner
@@ -227,7 +227,7 @@ def create_sample(options: Options, telemetry: Telemetry) -> None:
 def format_sample(options: Options, telemetry: Telemetry) -> None:
     """Run the mode (see ``acestep_otel.profiler.run.measurement.measure``).
 
-    The example's metadata stays out: it would be forced, and there would be nothing left to find.
+    The example's metadata stays out: it would be forced, and the language model would have nothing to decide.
     """
     example = load_example(options.example)
     settings = songwriting_settings(options, default_seed=example.seed)

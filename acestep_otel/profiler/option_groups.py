@@ -30,7 +30,7 @@ _GROUPS: Final = (
             "--device",
             default=DEFAULTS.device,
             envvar=VARIABLES["device"],
-            help="Device: auto, cuda, cuda:N, mps or cpu. auto takes the first of CUDA, MPS and CPU.",
+            help="Device: auto, cuda, cuda:N, mps or cpu. auto selects the first of CUDA, MPS and CPU.",
         ),
         option(
             "--lm-backend",
@@ -97,7 +97,7 @@ _GROUPS: Final = (
         option(
             "--use-constrained-decoding/--no-constrained-decoding",
             default=DEFAULTS.use_constrained_decoding,
-            help="Hold the metadata to its grammar.",
+            help="Constrain the metadata to its grammar.",
         ),
         option(
             "--lm-temperature",
@@ -175,7 +175,7 @@ _GROUPS: Final = (
             "--timesteps",
             show_default="none",
             metavar="T,T,...",
-            help="Flow times to evaluate, falling, instead of steps and shift: 0.97,0.76,0.5,0.3,0.",
+            help="Decreasing flow times to evaluate, instead of steps and shift: 0.97,0.76,0.5,0.3,0.",
         ),
         option(
             "--cfg-interval-start",
@@ -231,7 +231,7 @@ _GROUPS: Final = (
             "--retake-variance",
             type=Number(),
             default=DEFAULTS.retake_variance,
-            help="0 to 1: how far a song moves from that of its seed to that of its retake seed.",
+            help="0 to 1: 0 gives the song of the seed, 1 that of the retake seed.",
         ),
         option(
             "--lm-top-k",
@@ -272,19 +272,19 @@ _GROUPS: Final = (
             "--cover-noise-strength",
             type=Number(),
             default=DEFAULTS.cover_noise_strength,
-            help="0 starts from noise; towards 1 the start is nearer to the source.",
+            help="0 starts from noise; the closer to 1, the closer the start is to the source.",
         ),
         option(
             "--repaint-mode",
             type=click.Choice(["conservative", "balanced", "aggressive"]),
             default=DEFAULTS.repaint_mode,
-            help="How firmly a repaint is held to its source.",
+            help="How closely a repaint follows its source.",
         ),
         option(
             "--repaint-strength",
             type=Number(),
             default=DEFAULTS.repaint_strength,
-            help="Of mode balanced, 0 to 1: 0 holds it as conservative does.",
+            help="For mode balanced, 0 to 1; 0 is equal to conservative.",
         ),
         option(
             "--track",
@@ -305,37 +305,37 @@ _GROUPS: Final = (
             "--gpus",
             metavar="N,N,...|all|cpu:N",
             show_default="one device, in this process",
-            help="Spread a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
+            help="Distribute a benchmark or a tier test over these GPUs, one process on each; cpu:N runs N on the CPU.",
         ),
         option(
             "--dit-device",
             show_default="as --device",
-            help="Device of diffusion and VAE, where the language model has another.",
+            help="Device of diffusion and VAE, if the language model uses another.",
         ),
         option(
             "--lm-device",
             show_default="as --device",
-            help="Device of the language model: on a card of its own it is not offloaded.",
+            help="Device of the language model; on a separate card it is not offloaded.",
         ),
         option(
             "--ray",
             metavar="ADDRESS|auto",
             show_default="none",
-            help="Spread a benchmark over the GPUs of a Ray cluster, an actor on each; auto: the cluster of this host.",
+            help="Distribute a benchmark over the GPUs of a Ray cluster, an actor on each; auto: this host's cluster.",
         ),
         option(
             "--tier-duration",
             type=Number(),
             default=DEFAULTS.tier_duration,
             metavar="SECONDS",
-            help="Length of the song that each tier makes, 10 to 600; ACE-Step's own profiler makes 240 s.",
+            help="Duration of the song that each tier generates, 10 to 600; ACE-Step's own profiler uses 240 s.",
         ),
         option(
             "--tier-timeout",
             type=Number(min=0, max=MOST_SECONDS, min_open=True),
             default=DEFAULTS.tier_timeout,
             metavar="SECONDS",
-            help="Time limit of a run of a tier test, loading included; after it the process is killed.",
+            help="Time limit of a run of a tier test, loading included; then the process is killed.",
         ),
         option(
             "--torch-profile",

@@ -217,11 +217,11 @@ _MODES_OF: Final = {
 """Options that some modes alone read."""
 _TIER_DECIDES: Final = {
     "batch_size": "--tier-batch-boundary tries several",
-    "thinking": "--tier-with-lm lets the tier's language model think",
-    "use_cot_metas": "--tier-with-lm lets the tier's language model think",
-    "offload_to_cpu": "--tier-boundary tries without",
-    "offload_dit_to_cpu": "--tier-boundary tries without",
-    "quantization": "--tier-boundary tries without",
+    "thinking": "--tier-with-lm runs the language model of the tier",
+    "use_cot_metas": "--tier-with-lm runs the language model of the tier",
+    "offload_to_cpu": "--tier-boundary also runs without it",
+    "offload_dit_to_cpu": "--tier-boundary also runs without it",
+    "quantization": "--tier-boundary also runs without it",
 }
 """Options that a tier test does not take, because the tier settles them, and what there is instead."""
 
@@ -238,7 +238,7 @@ def require_available(options: Options) -> None:
     for field in fields(options):
         instead = _TIER_DECIDES.get(field.name) if options.mode == "tier-test" else None
         if instead is not None and getattr(options, field.name) != field.default:
-            raise SetupError(f"--{field.name.replace('_', '-')} is settled by the tier in --mode tier-test: {instead}")
+            raise SetupError(f"--{field.name.replace('_', '-')} is set by the tier in --mode tier-test: {instead}")
         modes = _MODES_OF.get(field.name, (options.mode,))
         if options.mode not in modes and getattr(options, field.name) != field.default:
             raise SetupError(f"--{field.name.replace('_', '-')} belongs to --mode {', '.join(modes)}")

@@ -52,8 +52,8 @@ CHECKPOINT_DIR = option(
 @option(
     "--baseline",
     is_flag=True,
-    help="Judge the runs of all files, one of each process, against the baseline of their card, by an exact rank-sum "
-    "test instead of the ratio.",
+    help="Check the runs of all files, each of a separate process, against the baseline of their card, by an exact "
+    "rank-sum test instead of the ratio.",
 )
 @option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
 @option("--junit", type=_FILE, show_default="none", help="With --baseline: write a JUnit file.")
@@ -72,7 +72,7 @@ def compare(
     """Compare two result files cell by cell. Exit code 1: B is slower than threshold and noise floor allow.
 
     With --baseline every file is a candidate: a figure fails if it is slower in each of them. The files are benchmarks
-    of seven runs or more, of a process each; acestep-otel baseline keeps one as the baseline.
+    with seven or more runs, each of a separate process; acestep-otel baseline stores one as the baseline.
     """
     if baseline:
         from acestep_otel.profiler.benchmark import judge as gate
@@ -88,7 +88,7 @@ def compare(
     if junit is not None or markdown is not None:
         raise SetupError("--junit and --markdown need --baseline")
     if len(files) < 2:
-        raise click.UsageError("Missing argument 'B.json': name the candidate, or judge A.json with --baseline.")
+        raise click.UsageError("Missing argument 'B.json': name the candidate, or check A.json with --baseline.")
     if len(files) > 2:
         raise click.UsageError(f"Got unexpected extra argument ({files[2]}): several candidates need --baseline.")
     mode.compare(files[0], files[1], threshold=threshold, noise_floor=noise_floor, output=output, report=report)
@@ -101,7 +101,8 @@ def compare(
     nargs=-1,
     required=True,
     metavar="RESULT.json ...",
-    help="Result files of benchmarks of seven runs or more, of a process each: four tell how far processes differ.",
+    help="Result files of benchmarks with seven or more runs, each of a separate process; "
+    "four show how much processes differ.",
 )
 @option(
     "--tolerance",
@@ -112,7 +113,7 @@ def compare(
 )
 @option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
 def baseline(results: tuple[Path, ...], tolerance: tuple[str, ...], baselines: Path) -> None:
-    """Keep the runs of benchmarks as the baseline of the card that they were made on, for compare --baseline."""
+    """Store the runs of benchmarks as the baseline of their card, for compare --baseline."""
     from acestep_otel.profiler.benchmark import judge as gate
 
     gate.keep(results, baselines, tolerance)
@@ -185,7 +186,7 @@ def _model_folder(given: Path) -> Path:
 @option(
     "--measure-device",
     is_flag=True,
-    help="Instead: measure the peak rate and bandwidth of a device, in about a minute, and keep them for the roofline.",
+    help="Measure and store the peak rate and bandwidth of a device for the roofline instead; takes about a minute.",
 )
 @option("--device", default=DEFAULTS.device, help="Device to measure: auto, cuda, cuda:N, mps or cpu.")
 def doctor(
@@ -199,8 +200,8 @@ def doctor(
 ) -> None:
     """Send a span and a metric, report where they arrived and what to fix. Exit code 1: something did not arrive.
 
-    With --measure-device nothing is sent: the device is measured, and shares of the roofline in later runs are shares
-    of what was found. Without a measurement they are shares of the data sheet, where it is known.
+    With --measure-device nothing is sent. The peaks of the device are measured, and the roofline of later runs uses
+    them. Without a measurement it uses the data sheet of the device, if known.
     """
     if measure_device:
         from acestep_otel.profiler.doctor.measure_device import measure_device as measure

@@ -1,4 +1,4 @@
-"""What is printed: never a reason for a run to lose its files, whoever reads it and whatever it can show."""
+"""Output to the terminal: a closed or limited terminal never makes a run lose its files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class _Streams:
                 self._give_up(stream, error)
 
     def _give_up(self, stream: TextIO, error: Exception) -> None:
-        # A reader that goes away (`| head`) has what it wanted; a full disk has not.
+        # A closed reader (`| head`) is no failure; a full disk is one.
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) and self.failure is None:
             self.failure = error
-        # Python flushes once more at its end; what is left goes nowhere.
+        # Python flushes again at exit; the remaining output is discarded.
         with suppress(OSError, ValueError):
             descriptor = stream.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -45,12 +45,12 @@ _streams = _Streams()
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a line; when that cannot be done any more, the run goes on."""
+    """Print a line; if that fails, the run continues."""
     _streams.write(text, err=err)
 
 
 def warn(message: str) -> None:
-    """A line on standard error about something that the run goes on without."""
+    """Print a warning on standard error; the run continues."""
     echo(f"warning: {' '.join(message.split())}", err=True)
 
 
@@ -75,7 +75,7 @@ def _nowhere(descriptor: int) -> TextIO:
 
 
 def finish() -> str | None:
-    """Print what is still held back.
+    """Flush both streams.
 
     Returns:
         Why standard output could not be written, as one line; ``None`` when it could, or when its reader went away.

@@ -1,1 +1,1 @@
-"""How much work a stage is, what its device can do at most, and which share of that the stage reached."""
+"""The work of a stage, the peaks of its device, and the share of them that the stage reached."""

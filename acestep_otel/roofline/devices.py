@@ -1,4 +1,4 @@
-"""Which device it is: the name that peaks are kept under."""
+"""Identification of a device: the key of its stored peaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device can do at most: from a table of data sheets, or as ``acestep-otel doctor --measure-device`` found it.
+"""Peaks of a device: from a table of data sheets, or measured by ``acestep-otel doctor --measure-device``.
 
 What was measured goes before what a data sheet says. A device that is in neither has no peaks, and its stages no share.
 
@@ -173,7 +173,7 @@ def read_measured(path: Path) -> dict[str, Measured]:
     try:
         return {name: _measured(entry) for name, entry in json.loads(text)["devices"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of device peaks: {error!r}") from error
+        raise ValueError(f"{path} is not a file of device peaks: {error!r}") from error
 
 
 def _measured(entry: Mapping[str, Any]) -> Measured:

@@ -1,4 +1,4 @@
-"""The roofline of some work: how long it takes at least, and which ceiling says so.
+"""The roofline of some work: its minimum duration and the ceiling that determines it.
 
 Source: Williams, Waterman and Patterson 2009, "Roofline: An Insightful Visual Performance Model".
 

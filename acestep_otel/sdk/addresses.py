@@ -87,11 +87,11 @@ def parse_address(text: str, name: str, *, example: str, needs_scheme: bool = Tr
         parts = urlsplit(text if separator else f"//{text}")
         host = parts.hostname or ""
     except ValueError as error:
-        raise refused("its brackets hold no IPv6 address") from error
+        raise refused("its brackets do not contain an IPv6 address") from error
     if parts.fragment or text.endswith("#"):
         raise refused("it has a fragment (#), which is never sent")
     if "@" in parts.path:
-        raise refused("it has an @ behind its path: in a password, / is written %2F and @ is written %40")
+        raise refused("it has an @ after its path: in a password, / is written %2F and @ is written %40")
     return Address(
         scheme=scheme.lower() if separator else None,
         host=_host(host, bracketed="[" in parts.netloc.rpartition("@")[2], refused=refused),
@@ -103,7 +103,7 @@ def parse_address(text: str, name: str, *, example: str, needs_scheme: bool = Tr
 
 
 def without_credentials(text: str) -> str:
-    """A text that should have been an address, fit to be shown: user information is left out, and a query too."""
+    """The text of an invalid address without user information and query, for messages."""
     shown = re.sub(r"^([^/@?]*:?//)?.*@", r"\1", text.strip(), flags=re.DOTALL)
     return shown.partition("?")[0]
 
@@ -124,9 +124,9 @@ def _host(host: str, *, bracketed: bool, refused: _Refused) -> str:
         try:
             IPv6Address(host)
         except ValueError as error:
-            raise refused("its brackets hold no IPv6 address") from error
+            raise refused("its brackets do not contain an IPv6 address") from error
     elif not is_host(host):
-        raise refused(f"{host!r} is no host name")
+        raise refused(f"{host!r} is not a host name")
     return host
 
 

@@ -1,7 +1,7 @@
-"""What an OTLP receiver answered: the answer itself, and not the exporter's success or the text of its log.
+"""Responses of OTLP receivers, read directly instead of from the exporter's result or its log.
 
-An exporter of the SDK calls a page of HTML, a redirect to a login and a rejected batch a success. Here every answer is
-read: the status, the response message of the protocol and its ``partial_success``.
+The SDK's exporters report an HTML page, a redirect to a login and a rejected batch as success. Here every response is
+evaluated: the status, the response message of the protocol and its ``partial_success``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Cause = Literal[
     "accepted", "rejected", "redirected", "foreign", "status", "no-tls-there", "tls-there", "certificate",
     "other-protocol", "unreachable", "timeout", "failed",
 ]  # fmt: skip
-"""What became of a request.
+"""The outcome of a request.
 
 ``accepted``: all of it was taken. ``rejected``: the receiver took a part (``partial_success``). ``redirected``: it
-names another place. ``foreign``: it answers, but not as an OTLP receiver does. ``status``: it refuses, with a status.
-``no-tls-there``, ``tls-there``: one side speaks TLS and the other does not. ``certificate``: its certificate is not
-trusted. ``other-protocol``: it speaks HTTP where gRPC was spoken, or the reverse. ``unreachable``, ``timeout``: there
+names another place. ``foreign``: it responds, but not as an OTLP receiver does. ``status``: it refuses, with a status.
+``no-tls-there``, ``tls-there``: one side uses TLS and the other does not. ``certificate``: its certificate is not
+trusted. ``other-protocol``: it expects HTTP where gRPC was used, or the reverse. ``unreachable``, ``timeout``: there
 is no answer. ``failed``: none of these.
 """
 
@@ -37,10 +37,10 @@ class Answer:
     """One answer of a receiver, or why there is none.
 
     Attributes:
-        cause: what became of the request.
+        cause: the outcome of the request.
         status: HTTP status with its phrase, or the name of gRPC's status code; ``""`` without an answer.
         words: what the receiver or the connection said about it, one line.
-        rejected: items that it did not take.
+        rejected: number of items that it rejected.
     """
 
     cause: Cause
@@ -56,11 +56,11 @@ class Answer:
 _SAYS: Final[dict[Cause, str]] = {
     "accepted": "accepted",
     "redirected": "it sends elsewhere",
-    "foreign": "it answers, but not as an OTLP receiver",
-    "no-tls-there": "TLS was spoken, and the port has none",
-    "tls-there": "the port wants TLS, which was not spoken",
+    "foreign": "it responds, but not as an OTLP receiver",
+    "no-tls-there": "TLS was used, but the port does not support it",
+    "tls-there": "the port requires TLS, which was not used",
     "certificate": "its certificate is not trusted",
-    "other-protocol": "the port does not speak this protocol",
+    "other-protocol": "the port does not support this protocol",
     "unreachable": "nothing answers there",
     "timeout": "no answer in time",
 }
@@ -68,7 +68,7 @@ _SAYS: Final[dict[Cause, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of one batch.
+    """The outcome of one batch.
 
     Attributes:
         signal: ``traces`` or ``metrics``.
@@ -129,7 +129,7 @@ class Answers:
 
         Args:
             items: spans or data points in it.
-            succeeded: what the exporter makes of it.
+            succeeded: the exporter's result.
 
         Returns:
             Whether all of it arrived.
@@ -173,7 +173,7 @@ def read_http_answer(signal: Signal, status: int, phrase: str, content_type: str
     else:
         partial = _partial(signal, body)
     if partial is None:
-        return Answer("foreign", shown, f"with {kind or 'data'} that is no answer of the protocol")
+        return Answer("foreign", shown, f"with {kind or 'data'} that is not a response of the protocol")
     rejected, words = partial
     return Answer("rejected" if rejected else "accepted", shown, words, rejected)
 

@@ -1,4 +1,4 @@
-"""The service's own log records over OTLP, where ``OTEL_LOGS_EXPORTER=otlp`` asks for them.
+"""The service's log records over OTLP, with ``OTEL_LOGS_EXPORTER=otlp``.
 
 Every record that reaches the root logger goes along, with the trace and the span that the thread is in: from a line of
 the log to the song that it is about. Records of OpenTelemetry itself stay out, because sending them would make more of

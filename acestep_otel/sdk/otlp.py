@@ -1,9 +1,9 @@
-"""Where each signal goes, and the exporters that take it there: by the ``OTEL_*`` variables and the command line.
+"""The destination of each signal and its exporter, from the ``OTEL_*`` variables and the command line.
 
 A signal is exported when an endpoint is configured for it, or when ``OTEL_TRACES_EXPORTER`` /
 ``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off, even if an endpoint is set. Address, headers, timeout
-and compression are settled here and given to the exporter, so what is shown is what is spoken. Certificates stay the
-exporter's.
+and compression are resolved here and passed to the exporter, so that the displayed values are those in use.
+Certificates are read by the exporter.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FLAG: Final = "--otlp-endpoint"
 _BASE: Final = "OTEL_EXPORTER_OTLP"
 _DEFAULT_TIMEOUT: Final = 10_000
 _NO_LIMIT: Final = 86_400.0
-"""Seconds that stand for none: a timeout of 0 is no limit to the specification."""
+"""Seconds used for no limit: in the specification, a timeout of 0 means no limit."""
 _GRPC_NAME: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")
 _PATHS: Final = ("/v1/traces", "/v1/metrics", "/v1/logs")
 
@@ -213,7 +213,7 @@ def _headers(signal: Signal, protocol: Protocol, address: Address) -> Mapping[st
         for header in headers:
             if not _GRPC_NAME.fullmatch(header):
                 raise SetupError(
-                    f"{name}: {header!r} cannot be sent over gRPC: letters, digits, _, - and . may be in it"
+                    f"{name}: {header!r} cannot be sent over gRPC: only letters, digits, _, - and . are allowed"
                 )
     return headers
 
@@ -225,24 +225,22 @@ def credentials_variable(signal: Signal) -> tuple[str, bool]:
 
 
 def differences_caveat() -> str | None:
-    """What to know where metrics are sent as differences; ``None`` where they are sent as totals."""
+    """A warning if metrics are sent as deltas; ``None`` if they are cumulative."""
     chosen = (variable(TEMPORALITY) or "").lower()
     if chosen not in ("delta", "lowmemory"):
         return None
     return (
-        f"{TEMPORALITY}={chosen}: metrics are sent as differences, and the store must add them up, else it drops them "
+        f"{TEMPORALITY}={chosen}: metrics are sent as deltas, which the store must accumulate; otherwise it drops them "
         "(Prometheus: --enable-feature=otlp-deltatocumulative, as docker-compose.yml has it)"
     )
 
 
 def histogram_caveat() -> str | None:
-    """What to know where histograms have no buckets of fixed bounds; ``None`` where they have."""
+    """A warning if histograms have no fixed bucket bounds; otherwise ``None``."""
     chosen = (variable(HISTOGRAMS) or "").lower()
     if chosen != "base2_exponential_bucket_histogram":
         return None
-    return (
-        f"{HISTOGRAMS}={chosen}: the dashboards ask for buckets of fixed bounds, so their panels of durations are empty"
-    )
+    return f"{HISTOGRAMS}={chosen}: the dashboards query buckets with fixed bounds, so their duration panels are empty"
 
 
 # The exporters are imported where they are chosen: gRPC alone takes a tenth of a second that a quiet run saves.
@@ -316,7 +314,7 @@ def answers_of(target: OtlpTarget, report: Callable[[Delivery], None] | None = N
 
     Args:
         target: where it sends.
-        report: given what became of every batch.
+        report: called with the outcome of every batch.
     """
     secrets = [word for value in target.headers.values() for word in (value, *value.split())]
     return Answers(target.signal, secrets, report)

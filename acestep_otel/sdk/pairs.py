@@ -44,7 +44,9 @@ def parse_headers(name: str, text: str) -> dict[str, str]:
                 f"{_HEADERS_ARE}"
             )
         if not _is_text(decoded := unquote_to_bytes(value)):
-            raise SetupError(f"{name}: the value of {key!r} decodes to what no header can hold; {_HEADERS_ARE}")
+            raise SetupError(
+                f"{name}: the value of {key!r} decodes to characters that a header cannot contain; {_HEADERS_ARE}"
+            )
         headers[key.lower()] = decoded.decode("ascii").strip()
     return headers
 
@@ -57,7 +59,7 @@ def parse_resource_attributes(name: str, text: str) -> dict[str, str]:
     """The pairs of ``OTEL_RESOURCE_ATTRIBUTES``: ``key=value``, separated by commas, the value percent-encoded.
 
     Returns:
-        Values by key. Empty values are left out: an attribute that is empty says nothing, and its default applies.
+        Values by key. Empty values are omitted, so that their defaults apply.
 
     Raises:
         SetupError: an entry is not a pair.

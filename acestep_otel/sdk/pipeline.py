@@ -1,4 +1,4 @@
-"""What stands between the instruments and an exporter, by the standard variables: batches, intervals, limits.
+"""Processors and readers before the exporters, set up from the standard variables: batches, intervals, limits.
 
 Every legal value works: a queue smaller than the usual batch, a delay of 0 and a timeout of 0, which the SDK refuses or
 takes for something else.

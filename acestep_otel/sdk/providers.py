@@ -113,7 +113,7 @@ def _sampler() -> Sampler:
         sampler = factory(share_of(argument) if name in _BY_SHARE else argument)
     except Exception as error:
         raise SetupError(f"{OTEL_TRACES_SAMPLER}={name!r} cannot be set up: {error}") from error
-    assert isinstance(sampler, Sampler), f"{name} is no sampler"
+    assert isinstance(sampler, Sampler), f"{name} is not a sampler"
     return sampler
 
 

@@ -57,7 +57,7 @@ class ServiceTelemetry:
     def close(self) -> None:
         """End requests that are still running and deliver what is queued; takes less than five seconds.
 
-        Providers that ``configure`` has found rather than made are flushed by their owner. A second call does
+        Providers that existed before ``configure`` are flushed by their owner. A second call does
         nothing.
         """
         from acestep_otel.instrumentor import AceStepInstrumentor
@@ -68,17 +68,17 @@ class ServiceTelemetry:
 
 
 def configure(*, service_name: str | None = None, metric_readers: Sequence[MetricReader] = ()) -> ServiceTelemetry:
-    """Set up the SDK from the environment, make it the process's own, and trace the engine with it.
+    """Set up the SDK from the environment, register it globally, and trace the engine with it.
 
     Args:
         service_name: where neither ``OTEL_SERVICE_NAME`` nor ``OTEL_RESOURCE_ATTRIBUTES`` names the service.
-        metric_readers: of the service's own, such as ``PrometheusMetricReader``; metrics go there as well. They are
-            shut down where providers are there already, which have readers of their own.
+        metric_readers: additional readers, such as ``PrometheusMetricReader``. They are shut down if the process
+            already has providers, which have their own readers.
 
-    Empty ``OTEL_*`` variables are unset, as the specification has it.
+    Empty ``OTEL_*`` variables are treated as unset, as the specification requires.
 
     Raises:
-        SetupError: a variable has a value that means nothing; nothing was set up.
+        SetupError: a variable has an invalid value; nothing was set up.
     """
     provider = trace.get_tracer_provider()
     is_there = not isinstance(provider, ProxyTracerProvider)

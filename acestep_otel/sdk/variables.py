@@ -1,7 +1,7 @@
 """The standard ``OTEL_*`` variables, checked against the specification before the SDK reads them.
 
 The SDK ends in a traceback for some values, drops others with a log line, and takes some for something else. Here every
-variable of the specification's list is read by its rule: an empty one is as good as unset, a legal value works, any
+variable of the specification's list is read by its rule: an empty one counts as unset, a legal value works, any
 other is one line that names the variable. No message quotes a header, a key or a token.
 
 Only the standard library is needed, so that the check can come before the SDK is imported: it reads some variables
@@ -34,7 +34,7 @@ _SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class WrongVariable:
-    """A variable that holds what it must not.
+    """A variable with an invalid value.
 
     Attributes:
         name: the variable.
@@ -50,7 +50,7 @@ class WrongVariable:
 
 
 def drop_empty(environment: MutableMapping[str, str] | None = None) -> None:
-    """Unset the ``OTEL_*`` variables that are empty or blank: so the specification has it, and the SDK does not."""
+    """Unset empty or blank ``OTEL_*`` variables, as the specification requires; the SDK does not."""
     environment = os.environ if environment is None else environment
     for name in [name for name, value in environment.items() if name.startswith("OTEL_") and not value.strip()]:
         del environment[name]
@@ -72,7 +72,7 @@ def overridden(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def require_variables(environment: MutableMapping[str, str] | None = None) -> None:
-    """Leave the environment as the SDK can read it, or say why not; for a program that has a person before it.
+    """Check the environment for the SDK; an invalid value is an error. For the command line.
 
     Raises:
         SetupError: variables hold what they must not; one line that names each.
@@ -83,7 +83,7 @@ def require_variables(environment: MutableMapping[str, str] | None = None) -> No
 
 
 def drop_wrong(environment: MutableMapping[str, str] | None = None) -> tuple[WrongVariable, ...]:
-    """Leave the environment as the SDK can read it, for a service that has to start.
+    """Make the environment readable for the SDK; for a service, which must start.
 
     Empty and wrong variables are unset, so that their defaults apply.
 
@@ -120,7 +120,7 @@ def suit_sdk(environment: MutableMapping[str, str] | None = None) -> None:
 
 
 def wrong_variables(environment: Mapping[str, str] | None = None) -> tuple[WrongVariable, ...]:
-    """The standard variables that hold what they must not, in alphabetical order."""
+    """The standard variables with invalid values, in alphabetical order."""
     environment = os.environ if environment is None else environment
     found = {}
     for name, rule in _RULES.items():
@@ -244,7 +244,7 @@ def _authorities(value: str) -> str | None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
     except (OSError, ValueError):
-        return " names a file that holds no certificates in PEM format"
+        return " names a file that contains no certificates in PEM format"
     return None
 
 
@@ -366,7 +366,7 @@ def _together(environment: Mapping[str, str]) -> dict[str, str]:
     for exporter in _EXPORTERS:
         chain, key = (environment.get(f"{exporter}CLIENT_{word}", "").strip() for word in ("CERTIFICATE", "KEY"))
         if chain and key and _file(chain) is None and _file(key) is None and not _is_pair(chain, key):
-            found[f"{exporter}CLIENT_KEY"] = " and its certificate are no pair in PEM format"
+            found[f"{exporter}CLIENT_KEY"] = " and its certificate are not a pair in PEM format"
     return found
 
 

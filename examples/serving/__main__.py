@@ -1,4 +1,4 @@
-"""Starts the service: ``python -m examples.serving --tiny``."""
+"""A music service over HTTP. Example without a GPU or weights: python -m examples.serving --tiny."""
 
 from __future__ import annotations
 
@@ -23,23 +23,43 @@ WRONG_USAGE = 2
 
 def main() -> None:
     """Load the models and serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="built-in random models, on the CPU in seconds")
-    parser.add_argument("--weights", choices=["checkpoint", "synthetic"], default="checkpoint")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.serving",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny built-in models with random weights")
+    parser.add_argument(
+        "--weights",
+        choices=["checkpoint", "synthetic"],
+        default="checkpoint",
+        help="synthetic: the named models at true size with random weights",
+    )
     parser.add_argument("--dit", default="acestep-v15-turbo", help="diffusion model")
     parser.add_argument("--lm", help="language model, for requests with thinking")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--gpus", help="one process on each of these cards: 0,1,3, all, or cpu:N for N on the CPU")
     parser.add_argument("--ray", metavar="ADDRESS|auto", help="replicas on the cards of this Ray cluster")
-    parser.add_argument("--replicas", type=replicas, default="1", metavar="N|N-M", help="of --ray: how many")
-    parser.add_argument("--scale-up", type=duration(86_400), default=10.0, help="of --ray: seconds to one more")
-    parser.add_argument("--scale-down", type=duration(86_400), default=600.0, help="of --ray: seconds to one less")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; ::1 for IPv6")
-    parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="0 takes a free one")
-    parser.add_argument("--queue", type=whole_number(1, 10_000), default=16, help="requests that may wait")
-    parser.add_argument("--kept", type=whole_number(1, 10_000), default=16, help="finished songs that stay on disk")
+    parser.add_argument("--replicas", type=replicas, default="1", metavar="N|N-M", help="number of replicas on Ray")
     parser.add_argument(
-        "--drain", type=whole_number(0, 86_400), default=0, help="seconds that accepted songs have after SIGTERM"
+        "--scale-up",
+        type=duration(86_400),
+        default=10.0,
+        help="seconds that a song waits until another replica is started",
+    )
+    parser.add_argument(
+        "--scale-down", type=duration(86_400), default=600.0, help="seconds that a replica is idle until it is removed"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; ::1 for IPv6")
+    parser.add_argument(
+        "--port", type=whole_number(0, 65_535), default=8000, help="port to listen on; 0 selects a free one"
+    )
+    parser.add_argument("--queue", type=whole_number(1, 10_000), default=16, help="maximum number of waiting requests")
+    parser.add_argument(
+        "--kept", type=whole_number(1, 10_000), default=16, help="maximum number of finished songs on disk"
+    )
+    parser.add_argument(
+        "--drain", type=whole_number(0, 86_400), default=0, help="seconds for accepted songs after SIGTERM"
     )
     options = parser.parse_args()
     try:
@@ -51,7 +71,7 @@ def main() -> None:
 
 
 def makers_of(options: argparse.Namespace) -> list[Maker]:
-    """Those who make songs: this process, or one process on each card; all with their models loaded.
+    """The workers: this process, or one process on each card; all with their models loaded.
 
     Raises:
         AceStepError: a card does not exist, or the models cannot be loaded.

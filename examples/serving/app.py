@@ -38,7 +38,7 @@ RETRY_SECONDS: Final = 2
 
 def _text(value: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("half of a surrogate pair is no text")
+        raise ValueError("a lone surrogate is not valid text")
     return value
 
 
@@ -129,7 +129,7 @@ def _add_routes(app: FastAPI, makers: Sequence[Maker]) -> None:
     def known(job_id: str) -> Job:
         job: Job | None = app.state.workers.find(job_id)
         if job is None:
-            raise HTTPException(404, "no such song: it was never asked for, or is gone by now")
+            raise HTTPException(404, "no such song: the id is unknown, or the song was deleted")
         return job
 
     @app.post("/songs", status_code=202)
@@ -158,7 +158,9 @@ def _add_routes(app: FastAPI, makers: Sequence[Maker]) -> None:
     async def events(job_id: str) -> StreamingResponse:
         job = known(job_id)
         if app.state.followers >= FOLLOWERS:
-            raise HTTPException(503, "too many follow songs: ask for its state", {"Retry-After": str(RETRY_SECONDS)})
+            raise HTTPException(
+                503, "too many clients follow songs: query its state", {"Retry-After": str(RETRY_SECONDS)}
+            )
 
         async def stream() -> AsyncIterator[str]:
             app.state.followers += 1

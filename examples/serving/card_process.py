@@ -1,4 +1,4 @@
-"""A process on a card, as the service sees it: it is given songs, is told to cancel them, and may die."""
+"""The service's side of a process on a card: assigns and cancels songs, and handles its failure."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Job:
         self.move_to("running", **({} if worker is None else {"worker": worker}))
 
     def move_to(self, state: State, **details: Any) -> None:
-        """Change the state and tell it; a final state is the last."""
+        """Change the state and notify subscribers; a final state is never changed."""
         with self._lock:
             if self.state not in FINAL:
                 self.state = state

@@ -178,17 +178,17 @@ def shown_latency(seconds: float | None) -> str:
 def main() -> None:
     """Load a service, and print what its clients saw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--clients", type=whole_number(1, 10_000), default=8)
-    parser.add_argument("--seconds", type=duration(604_800), default=60)
-    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
+    parser.add_argument("--clients", type=whole_number(1, 10_000), default=8, help="concurrent clients")
+    parser.add_argument("--seconds", type=duration(604_800), default=60, help="duration of the load")
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="seed of the requests")
     options = parser.parse_args()
     try:
         report = asyncio.run(run_load(options.url, clients=options.clients, seconds=options.seconds, seed=options.seed))
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         parser.error(f"--url {options.url!r}: {error}")
     except httpx.HTTPError as error:
-        raise SystemExit(f"error: {options.url} does not answer as the service does: {error!r}") from None
+        raise SystemExit(f"error: {options.url} does not respond as the service does: {error!r}") from None
     print(f"accepted {report.accepted}, turned away {report.turned_away}")
     print("ended: " + ", ".join(f"{state} {count}" for state, count in sorted(report.ended.items())))
     p50, p99 = (shown_latency(report.latency(share)) for share in (0.5, 0.99))

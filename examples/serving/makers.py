@@ -1,4 +1,4 @@
-"""Who makes songs: this process itself, or a process on each card (``card_process.py``)."""
+"""Where songs are generated: in this process, or a process on each card (``card_process.py``)."""
 
 from __future__ import annotations
 

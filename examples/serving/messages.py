@@ -1,4 +1,4 @@
-"""What the service and the process of a card tell each other, over a pipe between the two."""
+"""Messages between the service and the process of a card, over a pipe."""
 
 from __future__ import annotations
 

@@ -77,10 +77,10 @@ class ReplicaMaker:
         except RequestCancelledError:
             raise Cancelled from None
         except (RayError, BackPressureError) as error:
-            raise WorkerDied(f"a replica is gone: {type(error).__name__}") from error
+            raise WorkerDied(f"a replica was lost: {type(error).__name__}") from error
         finally:
             self._answer = None
-        raise WorkerDied("a replica ended without a word")
+        raise WorkerDied("a replica ended without a message")
 
     def cancel(self) -> None:
         """Stop what is made or waits for a replica."""

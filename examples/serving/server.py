@@ -24,7 +24,7 @@ REQUEST_SECONDS: Final = 10.0
 SEND_SECONDS: Final = 30.0
 """That a caller may leave a part of an answer unread."""
 GRACE_SECONDS: Final = 2
-"""What open connections get when the service is told to stop."""
+"""Seconds for open connections when the service stops."""
 CONNECTIONS: Final = 512
 _REPORT_SECONDS: Final = 60.0
 
@@ -125,7 +125,7 @@ def _is_about_the_server(record: logging.LogRecord) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Serves an application, and tells it when it has to stop."""
+    """Serves an application and notifies it of the shutdown."""
 
     def __init__(
         self,

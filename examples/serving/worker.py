@@ -138,7 +138,7 @@ class Workers:
             self._changed.wait_for(lambda: not self._waiting and not self._running, seconds)
 
     def stop(self) -> None:
-        """Take no more jobs and cancel all; whoever follows one hears of it at once."""
+        """Accept no more jobs and cancel all; subscribers are notified immediately."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -41,7 +41,7 @@ _KEY_METRICS: Final = {
     "vae_decode": "VAE Decode Time",
 }
 _WHO: Final = ("job", HOST, MODEL)
-"""What tells runs apart: a later one of the same three replaces an earlier one."""
+"""Labels that identify a run: a later one with the same three replaces an earlier one."""
 _SHOWN: Final = " · ".join(f"{{{{{name}}}}}" for name in _WHO)
 _COLUMNS: Final = 96
 """Of a heat map."""

@@ -1,4 +1,4 @@
-"""What a benchmark says to a wrong value: one line, before anything is loaded."""
+"""An invalid value of a benchmark's option is one line, before anything is loaded."""
 
 from __future__ import annotations
 

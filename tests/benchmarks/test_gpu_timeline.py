@@ -94,7 +94,7 @@ def test_idle_time_before_the_first_kernel_is_stream_time():
 
 
 @pytest.mark.parametrize("thread", [1, 2])
-def test_earlier_work_on_the_stream_delays_the_start_whoever_launched_it(thread):
+def test_earlier_work_on_the_stream_delays_the_start(thread):
     earlier = [launch(50, 1, thread), work(60, 140, 1)]
     assert of_one_range([*earlier, launch(150, 2), work(160, 300, 2)]) == ((160, 300), (140, 300))
 
@@ -155,7 +155,7 @@ def test_the_range_s_own_work_on_a_second_stream_is_waited_for():
     st.dictionaries(st.integers(1, 399), st.tuples(st.sampled_from([7, 8]), st.integers(1, 200))),
     st.integers(101, 199),
 )
-def test_the_stream_interval_lies_between_events_at_the_ends_of_the_range(launches, own):
+def test_the_stream_interval_is_between_events_at_the_ends_of_the_range(launches, own):
     """Against a simulation of two streams, one for each thread, that do in order what they are given."""
     free, events, reached = {7: 0, 8: 0}, [], []
     for time, (stream, duration) in sorted({**launches, own: (7, 10), 100: (7, 0), 200: (7, 0)}.items()):

@@ -1,4 +1,4 @@
-"""What several cards gain: the reduction of a trace and of a load, on figures that are known."""
+"""The speed-up of several cards: the reduction of a trace and of a load, on known figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONE = from_trace([span(semconv.BENCHMARK, 0, 13), request("GPU 0", 2, 8), reques
 TWO = from_trace([span(semconv.BENCHMARK, 0, 13), request("GPU 0", 2, 8), request("GPU 1", 3, 7.5)])
 
 
-def test_a_trace_says_when_each_card_worked() -> None:
+def test_a_trace_contains_the_working_times_of_each_card() -> None:
     assert ONE["seconds"] == 10
     assert TWO["seconds"] == 6
     assert TWO["by_card"]["GPU 1"] == {"requests": 1, "working": 4.5, "loading": 3, "waiting_at_the_end": 0.5}

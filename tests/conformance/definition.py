@@ -1,4 +1,4 @@
-"""What every backend has to write: the phases without cache, batch, padding or engine, on logits of all tokens."""
+"""Expected tokens of every backend: the phases without cache, batch, padding or engine, on logits of all tokens."""
 
 from collections.abc import Sequence
 

@@ -180,7 +180,7 @@ def test_its_passes_and_its_grammar_are_measured(planner, traced):
         assert phase.attributes[semconv.LM_DECODE_DURATION] > 0
 
 
-def test_b31_progress_is_told(backend, conditional, unconditional):
+def test_b31_progress_is_reported(backend, conditional, unconditional):
     seen: list[Progress] = []
     backend.generate_codes(conditional, unconditional, 70, SAMPLED, [1, 2], seen.append)
     assert [(report.stage, report.done, report.total) for report in seen] == [

@@ -158,7 +158,7 @@ def test_a_row_without_its_pair_is_noticed(tiny):
     assert not selection.in_step
 
 
-def test_not_a_number_in_one_song_is_told_of_its_phase_alone(tiny):
+def test_nan_in_one_song_is_reported_for_its_phase_only(tiny):
     selector = a_selector(tiny)
     selections = [started(selector, CodesPhase([1], None, 3, SAMPLED, [seed])) for seed in (1, 2)]
     hidden = torch.randn(2, tiny.head.shape[1]).to(DEVICE)

@@ -1,4 +1,4 @@
-"""Collectors that are not there, refuse, hang, fail or come and go: songs are the same, and wait for none of it."""
+"""Collectors that are missing, refuse, hang, fail or restart: songs are the same and are never delayed."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Threads and asyncio: no parent is lost and none is another's; instrumenting twice changes nothing."""
+"""Threads and asyncio: every span has the right parent; instrumenting twice changes nothing."""
 
 import asyncio
 import contextvars
@@ -88,7 +88,7 @@ class Callback:
 
 
 @pytest.mark.parametrize("sampled", [True, False])
-def test_a_task_that_outlives_its_request_makes_songs_of_its_own(tiny_models, sampled):
+def test_a_task_that_outlives_its_request_creates_separate_requests(tiny_models, sampled):
     """Its context says still that the request runs."""
     plain = generate_music(tiny_models, THINKING)
     traced = Traced(ALWAYS_ON if sampled else ALWAYS_OFF)
@@ -119,7 +119,7 @@ def test_a_thread_that_is_started_inside_a_request_crosses_no_stages_with_it(tra
         assert own == ["acestep.condition", "acestep.dit", "acestep.vae.decode"]
 
 
-def test_a_song_goes_on_when_tracing_is_finished_under_it(traced, tiny_models):
+def test_a_song_continues_when_tracing_ends_during_it(traced, tiny_models):
     """At the end of a process a thread may still be at work, here in a pass of the language model."""
     plain = generate_music(tiny_models, THINKING)
     traced.instrument()
@@ -130,7 +130,7 @@ def test_a_song_goes_on_when_tracing_is_finished_under_it(traced, tiny_models):
 
 
 def seen_in_a_child(look):
-    """What a forked child sees."""
+    """The state of a forked child."""
     reading, writing = os.pipe()
     if child := os.fork():
         os.close(writing)
@@ -143,7 +143,7 @@ def seen_in_a_child(look):
         os._exit(0)
 
 
-def test_a_child_that_is_forked_inside_a_request_traces_songs_of_its_own(traced, tracer, tiny_models):
+def test_a_child_that_is_forked_inside_a_request_traces_its_songs(traced, tracer, tiny_models):
     def song():
         generate_music(tiny_models, SONG)
         return trees(traced)

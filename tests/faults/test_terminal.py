@@ -1,4 +1,4 @@
-"""N2: the result does not depend on who reads what is printed, or on what can be shown there. Whole processes."""
+"""N2: the result does not depend on the reader or the encoding of standard output. Whole processes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def files_are_whole(folder: Path, mode: str) -> None:
 
 
 @every_mode
-def test_a_reader_that_goes_away_costs_no_file_and_is_no_error(tmp_path: Path, mode: str) -> None:
+def test_a_closed_reader_loses_no_file_and_is_not_an_error(tmp_path: Path, mode: str) -> None:
     writer = closed_pipe()
     done = run(tmp_path, *arguments(mode), stdout=writer)
     os.close(writer)

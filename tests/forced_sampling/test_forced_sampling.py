@@ -1,4 +1,4 @@
-"""Head sampling: a request that is sampled out costs next to nothing and is still counted; a header forces one in."""
+"""Head sampling: an unsampled request costs almost nothing and is still counted; a header forces a trace."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def make(models, **headers):
         otel_context.detach(token)
 
 
-def test_a_request_that_is_sampled_out_takes_no_mark_and_asks_no_clock(sampled_by, tiny_models, monkeypatch):
+def test_a_request_that_is_sampled_out_records_no_mark_and_reads_no_clock(sampled_by, tiny_models, monkeypatch):
     traced = sampled_by(ALWAYS_OFF)
     for owner, name in ((Clocks, "for_device"), (HostClock, "mark"), (VramTracker, "begin"), (VramTracker, "read")):
         monkeypatch.setattr(owner, name, lambda *args, name=name: pytest.fail(f"{name} was called"))

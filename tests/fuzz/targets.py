@@ -1,4 +1,4 @@
-"""Readers of what others wrote, as functions of bytes: each returns, or ends in the one error that it documents."""
+"""Parsers of external files, as functions of bytes: each returns, or raises its documented error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file of the corpus, crashes that were found included, and a few seconds of fuzzing for each reader."""
+"""Every file of the corpus, including former crashes, and a few seconds of fuzzing for each parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Store what the reference's samplers make of the golden checkpoint, for ``tests/renderer/test_samplers.py``.
+"""Store the results of the reference's samplers on the golden checkpoint, for ``tests/renderer/test_samplers.py``.
 
     python tests/golden/store_samplers.py PATH_TO_REFERENCE
 

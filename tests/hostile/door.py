@@ -1,4 +1,4 @@
-"""The command line, called in this process: what it says, how it ends, and within which time and memory."""
+"""The command line, called in this process: its output, exit code, time and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ending:
 
 
 def call(*arguments: str, environment: Mapping[str, str] | None = None) -> Ending:
-    """Run the command line and check what holds for any input."""
+    """Run the command line and check the invariants for any input."""
     global count
     count += 1
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")

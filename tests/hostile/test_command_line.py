@@ -91,7 +91,7 @@ def test_variables(name: str, value: str) -> None:
     st.sampled_from(["", "http://", "https://[", "http://user:PLANTED@", "file:///"]),
 )
 def test_endpoints(name: str, value: str, prefix: str) -> None:
-    """No message holds a password."""
+    """No message contains a password."""
     # Without anything to listen there, a legal address is a failure of its own.
     ending = call("--tiny", *REFUSED, environment={name: f"{prefix}{value}", "OTEL_BSP_SCHEDULE_DELAY": "10"})
     assert ending.code == 2

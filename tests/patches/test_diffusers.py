@@ -1,4 +1,4 @@
-"""``diffusers.AceStepPipeline`` used directly: its spans, and that nothing else about it changes."""
+"""``diffusers.AceStepPipeline`` used directly: its spans, and no other change of its behaviour."""
 
 import copy
 

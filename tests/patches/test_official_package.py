@@ -1,4 +1,4 @@
-"""The released package ``ace-step``, as a structural double in both of its layouts: spans by name, on what is there.
+"""The released package ``ace-step``, as a structural double in both of its layouts: spans by name.
 
 The double has the package's own name, so it runs in a process of its own.
 """
@@ -300,7 +300,7 @@ def test_a_gap_that_is_met_at_run_time_is_said_once_by_name(run):
     assert recorded["log"].count("acestep.lm will be missing") == 1
 
 
-def test_objects_and_classes_are_left_as_they_were(run):
+def test_objects_and_classes_are_restored(run):
     recorded = run(
         "import copy, acestep.inference, acestep.handler\n"
         "generate_music(dit, lm, params, GenerationConfig())\n"

@@ -1,4 +1,4 @@
-"""Patching: applied once, on import when need be, and taken off without a trace."""
+"""Patching: applied once, on import if necessary, and removed completely."""
 
 import logging
 import sys

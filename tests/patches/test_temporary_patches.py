@@ -1,4 +1,4 @@
-"""Methods of single objects: wrapped while they are needed, whoever needs them, and then as before."""
+"""Temporary patches of single objects: shared between users and restored after the last."""
 
 import pytest
 
@@ -35,6 +35,6 @@ def test_an_error_gives_the_method_back():
 
 
 @pytest.mark.parametrize("owner", [None, Decoder()])
-def test_what_lacks_the_method_is_left_alone(owner):
+def test_an_object_without_the_method_is_not_changed(owner):
     with TemporaryPatches().wrapped(owner, "missing", plus_one):
         assert not hasattr(owner, "missing")

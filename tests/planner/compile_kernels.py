@@ -1,4 +1,4 @@
-"""Compile the kernels for a GPU that need not be there, and print what came out as JSON.
+"""Compile the kernels for a GPU that need not be present, and print the result as JSON.
 
 python -m tests.planner.compile_kernels acestep-5Hz-lm-1.7B 90      # architecture, compute capability
 """

@@ -1,4 +1,4 @@
-"""What a request asks of the planner, its metadata in the model's spelling."""
+"""Requests to the planner, with metadata in the model's spelling."""
 
 from collections.abc import Sequence
 

@@ -32,7 +32,7 @@ def test_b2_too_little_memory_is_refused_before_the_first_pass() -> None:
 def test_b2_more_rows_than_an_engine_was_started_for_are_refused() -> None:
     limits = replace(budget(), row_limit=4)
     limits.check("lm.codes", prompt_tokens=400, output_tokens=600, rows=4)
-    with pytest.raises(BudgetExceeded, match=r"6 rows were asked for .* was started for 4: make fewer songs"):
+    with pytest.raises(BudgetExceeded, match=r"6 rows were requested .* was started for 4: generate fewer songs"):
         limits.check("lm.codes", prompt_tokens=1, output_tokens=1, rows=6)
 
 
@@ -48,7 +48,7 @@ def test_positions_are_set_aside_in_blocks() -> None:
     assert [rounded_positions(positions) for positions in (1, 512, 513, 1024)] == [512, 512, 1024, 1024]
 
 
-def test_memory_that_the_backend_holds_can_be_used_again(tiny: LanguageModel, monkeypatch) -> None:
+def test_memory_of_the_backend_can_be_reused(tiny: LanguageModel, monkeypatch) -> None:
     monkeypatch.setattr("acestep.planner.budget.effective_free_memory", lambda device: 1000)
     on_cuda = replace(tiny, device=torch.device("cuda"))
     assert PlannerBudget.of(on_cuda, held_bytes=lambda: 24).free_bytes() == 1024

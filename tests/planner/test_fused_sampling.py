@@ -1,4 +1,4 @@
-"""Tokens drawn in kernels of our own, interpreted on the CPU, against the same drawn operation by operation."""
+"""Tokens drawn in fused kernels, interpreted on the CPU, against the same drawn operation by operation."""
 
 import pytest
 import torch

@@ -167,7 +167,7 @@ def test_b16_a_skipped_field_cannot_be_written(qwen: Vocabulary, qwen_grammar: M
 
 @pytest.mark.parametrize("limit", [3, 4, 7, 8, 30])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_caption_that_never_wants_to_end_ends_at_its_limit(limit: int, seed: int) -> None:
+def test_an_endless_caption_ends_at_its_limit(limit: int, seed: int) -> None:
     cursor = TINY_GRAMMAR.cursor(
         SongMetadata(bpm=100), with_caption=True, with_language=False, caption_token_limit=limit
     )

@@ -133,7 +133,7 @@ def test_the_users_values_win(tiny: LanguageModel) -> None:
 
 
 def test_b7_the_language_reaches_the_model_and_comes_back(tiny: LanguageModel) -> None:
-    """The reference drops the detected language, and never tells the model the user's."""
+    """The reference drops the detected language and never passes the user's to the model."""
     planner, backend = scripted(tiny)
     plan = planner.plan(asks(request(thinking=True, duration=30.0, use_cot_language=True), [1]))
     assert plan.metadata.language == "yue"
@@ -246,12 +246,12 @@ def test_free_text_is_read_as_far_as_it_makes_sense(tiny: LanguageModel) -> None
 
 def test_free_text_without_a_duration_is_an_error_that_keeps_the_rest(tiny: LanguageModel) -> None:
     planner, _ = scripted(tiny, "bpm: 90\n")
-    with pytest.raises(InvalidOutput, match="named no duration") as caught:
+    with pytest.raises(InvalidOutput, match="wrote no duration") as caught:
         planner.plan(asks(request(thinking=True, use_cot_metas=True, use_constrained_decoding=False), [1]))
     assert caught.value.metadata == SongMetadata(bpm=90)
 
 
-def test_free_text_above_the_limit_is_held_to_it(tiny: LanguageModel) -> None:
+def test_free_text_above_the_limit_is_cut(tiny: LanguageModel) -> None:
     planner, _ = scripted(tiny, "duration: 500\n", duration_limit=240)
     plan = planner.plan(asks(request(thinking=True, use_constrained_decoding=False), [1]))
     assert len(plan.codes[0]) == 240 * 5

@@ -45,7 +45,7 @@ def test_codes(qwen: Vocabulary, prompts: Prompts) -> None:
     assert ids[-9:] == [15136, 622, 1568, 25, 220, 19, 198, 151668, 271]
 
 
-def test_b3_the_turn_is_open_where_codes_begin_and_guidance_takes_the_song_away(
+def test_b3_the_turn_is_open_where_codes_begin_and_the_unconditional_prompt_lacks_the_song(
     qwen: Vocabulary, prompts: Prompts
 ) -> None:
     """A closed turn, or an unconditional prompt with the same lyrics, makes guidance amplify the metadata alone."""

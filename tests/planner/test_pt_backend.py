@@ -159,7 +159,7 @@ def test_constrained_metadata_is_that_of_the_definition(backend, tiny, tiny_gram
     assert list(tokens.ids[0]) == written
 
 
-def test_free_metadata_ends_at_its_limit_and_holds_no_codes(backend, tiny) -> None:
+def test_free_metadata_ends_at_its_limit_and_contains_no_codes(backend, tiny) -> None:
     prompt = Prompts(tiny.vocabulary).reasoning("calm", "")
     tokens = backend.generate_metadata(prompt, None, SAMPLING, 1, 30)
     assert tokens.sampled_tokens <= 30
@@ -175,7 +175,7 @@ def test_free_metadata_ends_with_the_thought(backend, tiny, monkeypatch) -> None
     assert tokens.ids == ((layout.think_open, 300, layout.think_close),)
 
 
-def test_b31_progress_is_told_and_can_stop_the_run(backend, conditional) -> None:
+def test_b31_progress_is_reported_and_can_stop_the_run(backend, conditional) -> None:
     """The reference can neither be watched nor stopped inside a phase."""
     seen: list[Progress] = []
     backend.generate_codes(conditional, None, 70, SAMPLING, [1], seen.append)
@@ -210,7 +210,7 @@ def test_not_a_number_is_an_error(tiny, conditional, unconditional) -> None:
     assert caught.value.stage == "lm.codes"
 
 
-def test_masks_of_a_grammar_are_made_once(backend, tiny_grammar: MetadataGrammar) -> None:
+def test_masks_of_a_grammar_are_built_once(backend, tiny_grammar: MetadataGrammar) -> None:
     made = []
     for _ in range(2):
         cursor = tiny_grammar.cursor(SongMetadata(bpm=100), with_caption=True, with_language=False)
@@ -273,7 +273,7 @@ def reasoned(backend, tiny, tiny_grammar, seed: int = 4) -> None:
     backend.generate_metadata(prompt, cursor, SAMPLING, seed, 600)
 
 
-def test_codes_go_on_from_what_the_metadata_left(
+def test_codes_continue_after_the_metadata(
     backend, tiny, tiny_grammar, conditional, unconditional, prompt_widths
 ) -> None:
     fresh = PtBackend(tiny).generate_codes(conditional, unconditional, 6, SAMPLING, [1, 2])

@@ -98,13 +98,13 @@ def test_r99_where_models_wait_on_the_host_auto_takes_the_backend_whose_weights_
     assert resolve_backend("auto", MPS, placement) == "pt"
 
 
-def test_r99_an_engine_that_shall_wait_on_the_host_is_refused_by_the_flag_that_says_so(installed):
+def test_r99_an_engine_with_requested_offload_is_refused_and_the_flag_is_named(installed):
     installed |= {"vllm"}
-    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* `offload_to_cpu` asks .* `lm_backend` pt or auto"):
+    with pytest.raises(BackendUnavailable, match=r"vllm keeps .* `offload_to_cpu` moves .* `lm_backend` pt or auto"):
         resolve_backend("vllm", CUDA, OFFLOAD)
 
 
-def test_an_engine_that_was_asked_for_stands_where_offload_comes_by_itself(installed):
+def test_an_explicit_engine_is_kept_with_automatic_offload(installed):
     installed |= {"vllm"}
     assert resolve_backend("vllm", CUDA, AUTOMATIC) == "vllm"
     tiers = [gpu_config(memory).placement() for memory in (4, 16, 24)]

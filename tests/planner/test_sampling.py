@@ -64,7 +64,7 @@ def test_top_p_counts_what_comes_before_a_token(top_p: float, kept: set[int]) ->
     assert drawable(logits, replace(PLAIN, top_p=top_p)) == kept
 
 
-def test_b1_top_p_looks_at_the_untempered_distribution() -> None:
+def test_b1_top_p_uses_the_untempered_distribution() -> None:
     """In the reference's fast backend top-p is without effect; on a tempered distribution, heat would widen it."""
     logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
     assert drawable(logits, replace(PLAIN, top_p=0.6, temperature=2.0)) == {0}
@@ -80,7 +80,7 @@ def test_b1_top_p_looks_at_the_untempered_distribution() -> None:
 def test_the_nucleus_is_that_of_a_sort(seed: int, top_p: float, spread: float, size: int) -> None:
     logits = torch.randn(2, size, generator=torch.Generator().manual_seed(seed)) * spread
     different = keep_top_p(logits, top_p).isfinite() != nucleus_by_sorting(logits, top_p)
-    # Float32 sums may put the edge a token or two further; what lies there weighs next to nothing.
+    # Float32 sums may move the edge by a token or two of negligible probability.
     assert float((logits.double().softmax(-1) * different).sum(-1).max()) < 2e-5
     assert different.sum() <= 8
 
@@ -143,7 +143,7 @@ def test_keys_belong_to_seed_phase_and_place() -> None:
     assert len(set(keys.tolist())) == 100
 
 
-def test_b26_the_global_random_state_is_left_alone() -> None:
+def test_b26_the_global_random_state_is_not_changed() -> None:
     """The reference seeds, or does not seed, the process's generator."""
     logits = torch.randn(1, 10)
     before = torch.get_rng_state()

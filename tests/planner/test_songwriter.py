@@ -175,14 +175,14 @@ def test_without_a_grammar_a_turn_that_ends_early_has_no_lyrics(tiny: LanguageMo
         assert not backend.singing
 
 
-def test_an_answer_that_says_nothing_is_an_error(tiny: LanguageModel) -> None:
+def test_an_empty_answer_is_an_error(tiny: LanguageModel) -> None:
     writer, _ = scripted(tiny, "mumbling\n")
-    with pytest.raises(InvalidOutput, match="neither metadata nor lyrics") as caught:
+    with pytest.raises(InvalidOutput, match="neither valid metadata nor lyrics") as caught:
         writer.write(request(tiny, use_constrained_decoding=False))
     assert caught.value.stage == "lm.cot"
 
 
-def test_a_lower_limit_of_the_machine_holds_for_the_model_too(tiny: LanguageModel) -> None:
+def test_a_lower_limit_of_the_machine_applies_to_the_model_too(tiny: LanguageModel) -> None:
     writer, _ = scripted(tiny, BLOCK.replace("42", "500"), duration_limit=240)
     assert writer.write(request(tiny, use_constrained_decoding=False)).metadata.duration == 240
 
@@ -215,7 +215,7 @@ def test_b28_a_failure_is_a_typed_error_with_its_stage(tiny: LanguageModel, rais
     assert (caught.value.stage, caught.value.__cause__) == ("lm.lyrics", raised)
 
 
-def test_b31_every_token_is_told_and_can_stop_the_run(songwriter: Songwriter, tiny: LanguageModel) -> None:
+def test_b31_every_token_is_reported_and_can_stop_the_run(songwriter: Songwriter, tiny: LanguageModel) -> None:
     seen: list[Progress] = []
     draft = songwriter.write(request(tiny, lyrics_token_limit=20), seen.append)
     assert [report.stage for report in seen] == ["lm.cot"] * draft.metadata_tokens.sampled_tokens + ["lm.lyrics"] * len(

@@ -81,7 +81,7 @@ def test_codes_and_ids_are_each_others_inverse(code: int) -> None:
 def test_invalid_codes_have_no_id(code: int) -> None:
     with pytest.raises(ValueError, match=f"audio code {code} is outside"):
         TINY.code_to_id(code)
-    with pytest.raises(ValueError, match="is no audio code"):
+    with pytest.raises(ValueError, match="is not an audio code"):
         TINY.id_to_code(TINY_LAYOUT.code_base + code)
 
 
@@ -91,7 +91,7 @@ def test_text_classes_do_not_overlap(qwen: Vocabulary) -> None:
         assert len(set(everything.tolist())) == len(everything)
 
 
-def test_text_classes_say_what_a_token_looks_like(qwen: Vocabulary) -> None:
+def test_text_classes_describe_the_form_of_a_token(qwen: Vocabulary) -> None:
     for vocabulary in (qwen, TINY):
         members = {
             text_class: [vocabulary.decode([token_id]) for token_id in ids.tolist()]
@@ -103,7 +103,7 @@ def test_text_classes_say_what_a_token_looks_like(qwen: Vocabulary) -> None:
         assert all(text.index("\n") == len(text) - 1 and " " not in text for text in members[TextClass.LINE_END])
 
 
-def test_b13_b21_no_class_holds_markup_backticks_or_special_tokens(qwen: Vocabulary) -> None:
+def test_b13_b21_no_class_contains_markup_backticks_or_special_tokens(qwen: Vocabulary) -> None:
     """The reference lets end-of-turn, invalid codes and the triple backtick into captions."""
     for vocabulary in (qwen, TINY):
         ids = vocabulary.ids_of(list(TextClass)).tolist()

@@ -156,7 +156,7 @@ def test_repeating_a_flag_keeps_every_value_and_gives_each_a_flag(arguments: lis
         (["--device", "tpu"], "--device 'tpu': choose auto, cuda, cuda:N, mps or cpu"),
         (["--audio-format", "midi"], "midi"),
         (["--example", "example_99.json"], "no example 'example_99.json'; there are: example_01.json"),
-        (["--tiny", "--lm-model", "x"], "--tiny chooses the models itself: leave out --lm-model"),
+        (["--tiny", "--lm-model", "x"], "--tiny selects its own models: leave out --lm-model"),
         (["--otlp-endpoint", "localhost:4317"], "--otlp-endpoint 'localhost:4317' is not a URL"),
         (["--benchmark-output", "."], "cannot write .: it is a directory"),
         (["--trace-output", "/dev/null/trace.jsonl"], "cannot write /dev/null/trace.jsonl"),
@@ -178,10 +178,10 @@ def test_repeating_a_flag_keeps_every_value_and_gives_each_a_flag(arguments: lis
         ),
         (["--instrumental"], "--instrumental belongs to --mode create_sample"),
         (["--audio-codes", "1"], "--audio-codes belongs to --mode understand"),
-        (["--mode", "understand", "--audio-codes", "1,x"], "'x' is no audio code: write"),
-        (["--mode", "understand", "--audio-codes", "1,,2"], "'' is no audio code: write"),
-        (["--mode", "understand", "--audio-codes", "-1"], "'-1' is no audio code: write"),
-        (["--mode", "understand", "--audio-codes", "<|audio_code_1|>2"], "'<|audio_code_1|>2' is no audio code"),
+        (["--mode", "understand", "--audio-codes", "1,x"], "'x' is not an audio code: write"),
+        (["--mode", "understand", "--audio-codes", "1,,2"], "'' is not an audio code: write"),
+        (["--mode", "understand", "--audio-codes", "-1"], "'-1' is not an audio code: write"),
+        (["--mode", "understand", "--audio-codes", "<|audio_code_1|>2"], "'<|audio_code_1|>2' is not an audio code"),
         (["--mode", "understand", "--audio-codes", "64000"], "--audio-codes: code 64000 is out of range: 0 ... 63999"),
         (["--mode", "understand", "--lyrics-token-limit", "0"], "--lyrics-token-limit 0 is out of range: 1 ... 4096"),
         (["--mode", "create_sample", "--lm-temperature", "-1"], "--lm-temperature -1 is out of range: 0 ... 2"),
@@ -195,7 +195,7 @@ def test_bad_input_is_one_clear_line(arguments: list[str], message: str, capsys:
 
 def test_cuda_asked_for_and_absent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "device 'cuda' was asked for" in refusal(capsys, "--tiny", "--device", "cuda")
+    assert "device 'cuda' was requested" in refusal(capsys, "--tiny", "--device", "cuda")
 
 
 def test_weights_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:

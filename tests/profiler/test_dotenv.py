@@ -1,4 +1,4 @@
-"""Defaults from ``.env``: what is read, what wins, and what is refused with file and line."""
+"""Defaults from ``.env``: values, precedence, and errors with file and line."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_byte_order_mark_is_no_part_of_a_key() -> None:
     [
         ("# first\nACESTEP_DEVICE=tpu\n", ".env, line 2: ACESTEP_DEVICE='tpu': choose auto, cuda, cuda:N, mps or cpu"),
         ("\n\n\nACESTEP_LM_BACKEND=fast\n", ".env, line 4: ACESTEP_LM_BACKEND='fast': choose auto, vllm, pt or mlx"),
-        ("ACESTEP_DEVICE=cpu\nnot a setting\n", ".env, line 2: what stands there is not KEY=VALUE"),
+        ("ACESTEP_DEVICE=cpu\nnot a setting\n", ".env, line 2: the line is not of the form KEY=VALUE"),
         ("OTHER='open\nACESTEP_DEVICE=cpu\n", ".env, line 1: "),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_bad_line_is_one_error_with_file_and_line(
 
 
 @given(st.lists(st.sampled_from(["", "# note", "OTHER=1", "  ", "B = 2"])))
-def test_the_line_is_that_of_the_file_whatever_lies_before(before: list[str]) -> None:
+def test_the_line_number_is_that_of_the_file(before: list[str]) -> None:
     path = write("".join(f"{line}\n" for line in [*before, "ACESTEP_DEVICE=tpu"]))
     assert read_defaults(path).places == {"device": f".env, line {len(before) + 1}: ACESTEP_DEVICE"}
 

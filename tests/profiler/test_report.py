@@ -1,4 +1,4 @@
-"""``--report``: the page is written beside the other files, and says what the trace says."""
+"""``--report``: the page is written beside the other files, and agrees with the trace."""
 
 from __future__ import annotations
 

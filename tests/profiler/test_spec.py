@@ -24,7 +24,7 @@ from acestep.renderer import preparation
 from acestep.renderer.preparation import compile_models
 from acestep.renderer.renderer import Renderer
 from acestep.types import GenerationRequest
-from acestep_otel.profiler.benchmark import mode as benchmark
+from acestep_otel.profiler.benchmark import cells
 from acestep_otel.profiler.cli import command, main
 from acestep_otel.profiler.run import measurement
 from tests.programs import program
@@ -255,7 +255,7 @@ def test_r101_there_are_three_forms_and_others_are_refused(capsys):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--offload-to-cpu",), "--offload-to-cpu has no effect: this device has no memory of its own"),
+        (("--offload-to-cpu",), "--offload-to-cpu has no effect: this device has no separate memory"),
         (("--offload-dit-to-cpu",), "--offload-dit-to-cpu has no effect without --offload-to-cpu"),
     ],
 )
@@ -285,7 +285,7 @@ def noted(order: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
 )
 def test_r165_in_every_mode_the_memory_cap_is_set_before_anything_is_loaded(monkeypatch, mode, flags):
     order: list[str] = []
-    for module in (measurement, benchmark):
+    for module in (measurement, cells):
         monkeypatch.setattr(module, "enforce_memory_cap", lambda device, limit: order.append(f"cap on {device}"))
     for name in ("load_renderer_models", "load_language_model"):
         monkeypatch.setattr(checkpoints, name, noted(order, getattr(checkpoints, name)))

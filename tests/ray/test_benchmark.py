@@ -184,7 +184,7 @@ def test_without_room_for_an_actor_the_rows_so_far_are_kept(
 
     at_the_first_cell(remove_both)
     assert benchmark(cluster, "--duration", "60") == 1
-    assert "cells were not run, no node has room for an actor" in capsys.readouterr().err
+    assert "cells were not run, no node has resources for an actor" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_the_rows_so_far(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_ctrl_c_keeps_the_rows_so_far(cluster: Any, monkeypatch: pytest.MonkeyPa
     [
         (["--gpus", "0,1"], "--gpus 0,1 names cards of one host: with --ray choose all, or cpu:N"),
         (["--gpus", "all"], "no node has a GPU; --gpus cpu:N runs N actors on CPUs"),
-        (["--gpus", "cpu:9"], "7 of 9 actors were not started within 30 s: the cluster has no room for them"),
+        (["--gpus", "cpu:9"], "7 of 9 actors were not started within 30 s: the cluster has too few free resources"),
     ],
 )
 def test_what_the_cluster_cannot_do_is_one_line(

@@ -119,7 +119,7 @@ def test_one_trace_from_the_caller_to_the_step_in_the_replica(
     assert f"{waited.context.trace_id:032x}" == CALLER.split("-")[1]
 
 
-def test_waiting_songs_bring_another_replica_and_a_full_queue_turns_callers_away(service: TestClient) -> None:
+def test_waiting_songs_start_another_replica_and_a_full_queue_rejects_callers(service: TestClient) -> None:
     songs = [ask(service, LONG) for _ in range(2)]
     wait_until(lambda: state_of(service, songs[0])["state"] == "running")
     # The other one waits, for all that its caller sees, until there is a replica that begins with it.

@@ -1,4 +1,4 @@
-"""Telemetry is made beside the request, and a device that is still at work when it returns is waited for there."""
+"""Telemetry is created in the background, which also waits for a device that is still busy."""
 
 import os
 import threading
@@ -164,7 +164,7 @@ def test_a_fork_does_not_wait_for_ever(layer, device, monkeypatch):
         os._exit(0 if done.wait(5) else 1)
 
 
-def test_a_fork_from_within_the_making_of_telemetry_waits_for_nobody():
+def test_a_fork_during_emission_does_not_wait():
     deferral, ended = Deferral(), threading.Event()
 
     def fork():
@@ -176,7 +176,7 @@ def test_a_fork_from_within_the_making_of_telemetry_waits_for_nobody():
     assert ended.wait(0.9)
 
 
-def test_without_a_thread_to_be_had_it_is_done_at_once(monkeypatch):
+def test_without_a_thread_emission_is_immediate(monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")
 
@@ -223,7 +223,7 @@ def test_spans_and_metrics_are_not_made_by_the_thread_that_asked_for_the_song(la
     assert makers == {"acestep-otel-deferral"}
 
 
-def test_a_failure_is_told_at_once_because_its_traceback_holds_tensors(layer, device):
+def test_a_failure_is_emitted_at_once_because_its_traceback_keeps_tensors(layer, device):
     device.done.set()
     makers = set()
     layer.traced.tracer_provider.add_span_processor(ThreadNames(makers))

@@ -41,7 +41,7 @@ def install(monkeypatch):
     captures._exchange.cache_clear()
 
 
-def test_a_thread_heeds_only_its_own_captures_while_it_asks(install):
+def test_a_query_considers_only_captures_of_its_thread(install):
     driver = install(Driver())
     with beside_captures():
         assert driver.mode == THREAD_LOCAL
@@ -56,7 +56,7 @@ def test_the_mode_that_the_thread_had_comes_back_after_a_failure(install):
     assert driver.mode == 2
 
 
-def test_a_driver_that_refuses_is_left_alone(install):
+def test_a_driver_that_refuses_is_not_queried_again(install):
     driver = install(Driver(answer=INVALID_CONTEXT))
     with beside_captures():
         pass
@@ -100,7 +100,7 @@ def test_times_are_read_while_another_thread_records_a_graph():
 
 
 @needs_a_gpu
-def test_a_thread_that_just_asks_spoils_the_graph():
+def test_a_thread_that_queries_without_the_mode_invalidates_the_graph():
     """Else the test above could not fail."""
     event = torch.cuda.Event()
     event.record()

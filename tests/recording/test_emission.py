@@ -380,7 +380,7 @@ def test_without_peaks_there_is_work_and_no_share(monkeypatch):
 
 def test_a_spoiled_file_of_peaks_is_a_warning_and_costs_no_trace(monkeypatch, caplog):
     def spoiled(_key):
-        raise ValueError("devices.json is no file of device peaks")
+        raise ValueError("devices.json is not a file of device peaks")
 
     monkeypatch.setattr(stage_work, "peaks_of", spoiled)
     spans = Bench().emit(denoising)

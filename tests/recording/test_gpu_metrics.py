@@ -43,7 +43,7 @@ def observed(traced: Traced) -> list[list[tuple[float, dict[str, Any]]]]:
     return [[(point.value, dict(point.attributes)) for point in traced.metric(metric)] for metric in ALL]
 
 
-def test_a_card_in_use_is_observed_anew_at_each_collection(traced: Traced, watch: GpuWatch, nvml: Nvml) -> None:
+def test_a_card_in_use_is_read_at_each_collection(traced: Traced, watch: GpuWatch, nvml: Nvml) -> None:
     watch.add(CUDA)
     for nvml.busy, nvml.used in ((40, 3 * GIB), (100, 5 * GIB)):
         assert observed(traced) == [

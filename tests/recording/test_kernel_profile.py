@@ -104,7 +104,7 @@ def test_without_folder_or_secret_there_is_no_profile(
     assert semconv.PROFILE_FILE not in roots(traced)[0]
 
 
-def test_the_mark_forces_the_trace_and_goes_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mark_forces_the_trace_and_is_not_propagated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PROFILE_TOKEN_VARIABLE, SECRET)
     propagator = ProfilePropagator()
     context = propagator.extract({HEADER: SECRET})
@@ -182,9 +182,7 @@ def test_the_link_can_be_the_url_of_a_store(
     assert roots(traced)[0][semconv.PROFILE_FILE].startswith("s3://bucket/profiles/")
 
 
-def test_a_request_beside_one_that_is_profiled_has_no_ranges_of_its_own(
-    traced: Traced, tiny_models: Models, folder: Path
-) -> None:
+def test_a_request_beside_a_profiled_one_has_no_ranges(traced: Traced, tiny_models: Models, folder: Path) -> None:
     traced.instrument()
     plain = threading.Thread(target=lambda: generate_music(tiny_models, SONG))
     plain.start()

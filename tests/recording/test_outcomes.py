@@ -1,4 +1,4 @@
-"""How a request ended: a caller that went away is an outcome of its own, and no error."""
+"""Outcomes of requests: a cancellation is a separate outcome and not an error."""
 
 import asyncio
 import concurrent.futures
@@ -22,7 +22,7 @@ class CallerLeft(Cancelled):
 @pytest.mark.parametrize(
     "error", [Cancelled(), CallerLeft(), asyncio.CancelledError(), concurrent.futures.CancelledError()]
 )
-def test_cancellations_of_the_engine_of_applications_and_of_python_are_told(error):
+def test_cancellations_of_the_engine_of_applications_and_of_python_are_recognised(error):
     assert is_cancellation(error)
     assert outcome_of(error) == "cancelled"
     assert error_type(error) is None

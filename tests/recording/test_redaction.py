@@ -48,7 +48,7 @@ def test_pieces_and_words_in_quotes_are_redacted(text, message, clean):
     assert Scrubber([text])(message) == clean
 
 
-def test_a_message_that_quotes_nothing_is_left_alone():
+def test_a_message_that_quotes_nothing_is_unchanged():
     message = "duration 700 s is out of range"
     assert Scrubber(["my secret song", "la", ""])(message) == message
     assert Scrubber([])(message) == message

@@ -143,7 +143,7 @@ def test_a_throttled_card_explains_what_happened_while_it_was() -> None:
     assert [condition.reasons for condition in readings.conditions(0, 10)] == [0x20]
 
 
-def test_a_run_tells_its_stalls_in_words() -> None:
+def test_a_run_describes_its_stalls() -> None:
     bench = Bench()
     bench.emit(decode())
     bench.exporter.clear()

@@ -76,5 +76,5 @@ def test_a_peak_of_two_requests_says_so(allocator: Allocator) -> None:
         reading = tracker.read(CUDA)
     assert reading is not None
     assert reading.peak.shared
-    # Somebody else's peak may be under way.
+    # Another request may be recording a peak.
     assert allocator.resets == 0

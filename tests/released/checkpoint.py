@@ -20,7 +20,7 @@ CHAT = (
 
 
 def write_checkpoints(root: Path, models: Path | None) -> Path:
-    """Everything that the package wants to find, below ``root``.
+    """All files that the package requires, below ``root``.
 
     Args:
         root: the package's project folder; must not exist.
@@ -49,7 +49,7 @@ def write_checkpoints(root: Path, models: Path | None) -> Path:
         if models is None:
             change(folder / "config.json", model_type="acestep_miniature")
     change(checkpoints / "Qwen3-Embedding-0.6B" / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    # The package asks for this one, also where nothing uses it.
+    # The package requires this file even if it is unused.
     _write_language_model(checkpoints / "acestep-5Hz-lm-1.7B")
     return checkpoints
 

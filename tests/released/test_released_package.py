@@ -192,7 +192,7 @@ def test_every_attribute_is_of_the_conventions(songs):
                 assert kind is semconv.ATTRIBUTES[name].type, (span["name"], name, value)
 
 
-def test_nothing_is_left_after_uninstrument(songs):
+def test_uninstrument_removes_everything(songs):
     assert songs["named"]
     assert (songs["left"], songs["forward"], songs["function"]) == ([], False, "function")
 

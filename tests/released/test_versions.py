@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+from tests.programs import program
 from tests.released.versions import all_patches, main, missing, versions
 from tests.services import unpack_double
 
@@ -45,7 +46,7 @@ def test_a_file_that_cannot_be_parsed_defines_nothing(double):
 def test_every_commit_of_a_repository_and_a_wheel_are_versions(double, tmp_path):
     def git(*arguments):
         who = ["-c", "user.name=tester", "-c", "user.email=tester@example.com"]
-        subprocess.run(["git", *who, *arguments], cwd=double, check=True, capture_output=True)
+        subprocess.run([program("git"), *who, *arguments], cwd=double, check=True, capture_output=True)
 
     git("init")
     git("add", "acestep")

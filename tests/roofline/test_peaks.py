@@ -1,4 +1,4 @@
-"""What is known about a device, and the share of it that some work reached."""
+"""The peaks of a device, and the share of them that some work reached."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_cards_without_bfloat16_have_no_peak_for_it() -> None:
     assert Roofline.of([Part(Work(1, 1), "bfloat16")], 1.0, found).share is None
 
 
-def test_what_was_measured_goes_before_the_data_sheet(kept: Path) -> None:
+def test_measured_peaks_take_precedence_over_the_data_sheet(kept: Path) -> None:
     sheet = peaks_of(H100)
     assert sheet is not None
     assert sheet.source == "datasheet"
@@ -93,11 +93,11 @@ def test_what_was_measured_goes_before_the_data_sheet(kept: Path) -> None:
 )
 def test_a_spoiled_file_is_an_error_that_names_it(kept: Path, text: str) -> None:
     kept.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=r"devices\.json is no file of device peaks"):
+    with pytest.raises(ValueError, match=r"devices\.json is not a file of device peaks"):
         read_measured(kept)
 
 
-def test_the_file_is_in_the_users_data_folder_or_where_the_variable_says() -> None:
+def test_the_file_is_in_the_users_data_folder_or_at_the_path_of_the_variable() -> None:
     assert peaks_file({PEAKS_VARIABLE: "/a/b.json"}) == Path("/a/b.json")
     assert peaks_file({"XDG_DATA_HOME": "/data"}) == Path("/data/acestep-otel/devices.json")
     assert peaks_file({}) == Path.home() / ".local/share/acestep-otel/devices.json"
@@ -110,7 +110,7 @@ def test_every_row_of_the_table_has_a_ridge_above_one() -> None:
         assert 10 < found.operations["float16"] / found.bandwidth < 500, board.name
 
 
-def test_a_key_says_what_the_figures_belong_to() -> None:
+def test_a_key_identifies_the_device() -> None:
     assert str(H100) == "NVIDIA H100 80GB HBM3, 79 GiB"
     assert str(DeviceKey("AMD EPYC", threads=1)) == "AMD EPYC, 1 thread"
     assert str(DeviceKey("AMD EPYC", threads=8)) == "AMD EPYC, 8 threads"
@@ -128,7 +128,7 @@ def test_the_share_is_the_time_at_the_nearer_ceiling_over_the_time_it_took() -> 
     assert (both.ideal, both.ceiling) == (6.0, "compute")
 
 
-def test_a_precision_has_a_ceiling_of_its_own() -> None:
+def test_a_precision_has_a_separate_ceiling() -> None:
     assert Roofline.of([Part(Work(100, 1), "float32")], 100.0, PEAKS).share == 0.1
     assert Roofline.of([Part(Work(100, 1), "bfloat16")], 100.0, PEAKS).share == 0.01
 

@@ -27,7 +27,7 @@ def parsed(text: str, *, needs_scheme: bool = True) -> Address:
         ("http://me:p%40ss@h:1", Address("http", "h", 1, credentials=("me", "p@ss"))),
     ],
 )
-def test_what_an_address_says(text: str, address: Address) -> None:
+def test_parts_of_an_address(text: str, address: Address) -> None:
     assert parsed(text) == address
 
 
@@ -59,13 +59,13 @@ def test_what_is_no_address_is_one_line_that_names_the_setting(text: str) -> Non
         "http://user:PLANTED@h#x", "http://PLANTED@[::1", "http:/user:PLANTED@h:1", "http://h:0?key=PLANTED",
     ],
 )  # fmt: skip
-def test_no_message_holds_a_password(text: str) -> None:
+def test_no_message_contains_a_password(text: str) -> None:
     with pytest.raises(SetupError) as refusal:
         parsed(text)
     assert "PLANTED" not in str(refusal.value)
 
 
-def test_no_form_of_an_address_that_is_shown_holds_a_password() -> None:
+def test_no_displayed_form_of_an_address_contains_a_password() -> None:
     address = parsed("http://PLANTED:PLANTED@h:1/x?PLANTED")
     assert str(address) == "http://h:1/x"
     assert "PLANTED" not in repr(address)

@@ -126,7 +126,7 @@ def test_the_flag_says_where_and_the_variable_which_signals_there_are(
         ),
     ],
 )
-def test_what_is_shown_is_what_the_exporter_speaks(
+def test_the_displayed_protocol_is_the_exporters(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], shown: str
 ) -> None:
     """N22: the exporter is given the address that is shown, and asked here where it would send."""

@@ -160,7 +160,7 @@ def test_close_delivers_what_is_queued_and_can_be_called_again() -> None:
     assert received.resource()["service.name"] == "songs"
 
 
-def test_providers_that_are_there_already_are_used_and_left_to_whoever_made_them() -> None:
+def test_existing_providers_are_used_and_not_shut_down() -> None:
     program = (
         "from opentelemetry import metrics, trace\n"
         "import acestep_otel\n"

@@ -28,7 +28,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def test_every_variable_that_the_sdk_knows_has_a_rule() -> None:
+def test_every_variable_of_the_sdk_has_a_rule() -> None:
     known = {
         value
         for module in (of_the_api, of_the_sdk)
@@ -153,7 +153,7 @@ def test_a_certificate_that_is_none_is_found_before_the_first_connection(tmp_pat
     file = tmp_path / "ca.pem"
     file.write_text("no certificate", "utf-8")
     (wrong,) = wrong_variables({"OTEL_EXPORTER_OTLP_CERTIFICATE": str(file)})
-    assert str(wrong) == "OTEL_EXPORTER_OTLP_CERTIFICATE names a file that holds no certificates in PEM format"
+    assert str(wrong) == "OTEL_EXPORTER_OTLP_CERTIFICATE names a file that contains no certificates in PEM format"
     environment = {
         "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(file),
         "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(file),

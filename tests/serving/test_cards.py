@@ -87,7 +87,7 @@ def running(service, song):
     return service.get(f"/songs/{song}").json()["worker"]
 
 
-def test_songs_are_made_side_by_side_and_each_says_where(service):
+def test_songs_are_generated_in_parallel_and_name_their_card(service):
     songs = [ask(service, LONG) for _ in range(2)]
     assert {running(service, song) for song in songs} == {"CPU 0", "CPU 1"}
     for song in songs:
@@ -138,7 +138,7 @@ def test_metrics_of_every_worker_are_served_with_its_card(service, receiver):
     assert {f'acestep_worker="CPU {number}"' in "\n".join(lines) for number in (0, 1)} == {True}
 
 
-def test_a_full_queue_turns_callers_away_however_many_workers_there_are(service):
+def test_a_full_queue_rejects_callers_with_any_number_of_workers(service):
     held = [ask(service, LONG) for _ in range(2)]
     for song in held:
         running(service, song)
@@ -218,7 +218,7 @@ def test_a_song_that_fails_fails_alone(service, makers, monkeypatch):
     assert end_of(service, ask(service))[-1]["state"] == "done"
 
 
-def test_a_process_that_cannot_load_says_why():
+def test_a_process_that_cannot_load_gives_the_reason():
     (card,) = choose_cards("cpu:1")
     options = argparse.Namespace(tiny=False, dit="no-such-model", lm=None, weights="synthetic")
     maker = CardMaker(card, options, 1)

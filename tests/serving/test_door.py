@@ -1,4 +1,4 @@
-"""Requests that no honest caller sends: each has one answer, and none of its words comes further than the door."""
+"""Malicious requests: each has one answer, and none of its text passes the door."""
 
 import asyncio
 import json

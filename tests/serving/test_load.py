@@ -1,4 +1,4 @@
-"""The load program: a song has ended when the service says so, not when a stream of events does."""
+"""The load program: the state from the service decides whether a song has ended, not the stream of events."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def stream(*states: str, breaks: bool = False) -> httpx.Response:
     return httpx.Response(200, stream=Events(states, breaks))
 
 
-def test_the_last_event_says_how_a_song_ended() -> None:
+def test_the_last_event_contains_the_outcome_of_a_song() -> None:
     state, asked = ended(stream("waiting", "running", "done"), ())
     assert (state, asked) == ("done", [("GET", "/songs/1/events")])
 
@@ -72,11 +72,11 @@ def test_a_stream_that_ends_before_the_song_is_no_end_of_it(breaks: bool) -> Non
     assert asked.count(("GET", "/songs/1")) == 2
 
 
-def test_a_follower_that_is_refused_asks_for_the_state() -> None:
+def test_a_refused_follower_queries_the_state() -> None:
     assert ended(httpx.Response(503), ("waiting", "done"))[0] == "done"
 
 
-def test_a_song_that_is_gone_is_lost() -> None:
+def test_a_missing_song_counts_as_lost() -> None:
     assert ended(stream("waiting", breaks=True), (None,))[0] == "lost"
 
 

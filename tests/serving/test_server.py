@@ -1,4 +1,4 @@
-"""Connections that send no request: they are closed in time, bounded, and never keep others out."""
+"""Connections that send no request: they are closed in time, bounded, and never block other callers."""
 
 import asyncio
 import logging
@@ -118,7 +118,7 @@ def test_one_that_trickles_is_closed_as_well_also_after_a_first_request(monkeypa
         assert closed
 
 
-def test_a_caller_that_does_not_read_is_left(monkeypatch, caplog):
+def test_a_caller_that_does_not_read_is_disconnected(monkeypatch, caplog):
     monkeypatch.setattr(serving, "SEND_SECONDS", 0.3)
     with running(monkeypatch) as port, connect(port, b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n") as connection:
         time.sleep(1.5)
@@ -146,7 +146,7 @@ def test_a_kept_connection_serves_one_request_after_the_other(monkeypatch):
             time.sleep(0.15)
 
 
-def test_it_is_told_to_stop_before_it_waits_for_what_is_open(monkeypatch):
+def test_the_application_is_stopped_before_waiting_for_open_connections(monkeypatch):
     told = []
     with running(monkeypatch, stop=lambda: told.append("stop")) as port:
         assert httpx.get(f"http://127.0.0.1:{port}/").text == "ok"
@@ -159,7 +159,7 @@ def test_it_listens_on_ipv6(monkeypatch):
         assert httpx.get(f"http://[::1]:{port}/").text == "ok"
 
 
-def test_there_are_files_left_for_all_else():
+def test_file_descriptors_remain_for_other_uses():
     from resource import RLIMIT_NOFILE, getrlimit
 
     assert 1 <= connection_limit() <= getrlimit(RLIMIT_NOFILE)[0] // 2

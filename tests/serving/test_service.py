@@ -49,7 +49,7 @@ def service(traced, tiny_models):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Holds songs back until it is set."""
+    """Blocks songs until it is set."""
     release = threading.Event()
     original = makers.generate_music
 
@@ -78,7 +78,7 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def test_a_song_is_made_told_about_and_handed_out(service):
+def test_a_song_is_generated_reported_and_delivered(service):
     answer = ask(service)
     assert answer.status_code == 202
     song = answer.json()["id"]
@@ -126,7 +126,7 @@ def test_callers_that_come_at_once_keep_their_traces_apart(service, traced, held
         assert names.count("acestep.dit.step") == 2
 
 
-def test_a_full_queue_turns_callers_away_and_counts_them(service, traced, held):
+def test_a_full_queue_rejects_callers_and_counts_them(service, traced, held):
     running = ask(service).json()["id"]
     wait_until(lambda: service.get(f"/songs/{running}").json()["state"] == "running")
     assert [ask(service).status_code for _ in range(3)] == [202, 202, 429]
@@ -191,7 +191,7 @@ def test_what_cannot_be_made_is_refused_at_once(service, changes, said):
     assert said in answer.text
 
 
-def test_songs_nobody_knows_are_404(service):
+def test_unknown_songs_are_404(service):
     assert service.get("/songs/unknown").status_code == 404
     assert service.get("/songs/unknown/audio/1").status_code == 404
 
@@ -204,7 +204,7 @@ def test_only_the_last_songs_are_kept(service):
     assert [service.get(f"/songs/{song}").status_code for song in songs] == [404, 404, 200, 200, 200]
 
 
-def test_shutdown_cancels_what_is_left_and_leaves_no_thread(traced, tiny_models, held):
+def test_shutdown_cancels_remaining_songs_and_leaves_no_thread(traced, tiny_models, held):
     traced.instrument()
     app = create_app([OwnMaker(tiny_models)], InMemory(traced))
     with TestClient(app) as client:

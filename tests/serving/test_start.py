@@ -84,7 +84,7 @@ def test_a_wrong_argument_is_exit_code_2(monkeypatch, capsys, main, arguments):
 
 def test_a_service_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["load", "--seconds", "1", "--url", f"http://127.0.0.1:{free_port()}"])
-    with pytest.raises(SystemExit, match=r"error: http://127.0.0.1:\d+ does not answer as the service does"):
+    with pytest.raises(SystemExit, match=r"error: http://127.0.0.1:\d+ does not respond as the service does"):
         load.main()
 
 

@@ -1,4 +1,4 @@
-"""What the boards are looked at with: real tiny runs, a service with errors, and a tier test as one GPU saw it."""
+"""Data for the boards: real tiny runs, a service with errors, and a tier test as one GPU saw it."""
 
 from __future__ import annotations
 

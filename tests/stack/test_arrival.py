@@ -100,7 +100,7 @@ def test_the_doctor_names_a_prometheus_that_does_not_scrape(
     with running_with(tmp_path, {"scrape_configs": []}) as empty:
         arguments = ("--otlp-endpoint", stack.endpoint, "--prometheus-url", empty.url, "--wait", "1")
         assert main(["doctor", *arguments]) == 1
-    assert "→  look at Status > Targets there" in capsys.readouterr().out
+    assert "→  check Status > Targets there" in capsys.readouterr().out
 
 
 def documented_scraping(port: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Collector configurations: what is named exists, what exists is used, and no option is invented."""
+"""Collector configurations: each component exists and is used, and each option is documented."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_an_invented_option_is_found() -> None:
 
 
 @every_configuration
-def test_pipelines_are_complete_and_nothing_is_left_over(name: str) -> None:
+def test_pipelines_are_complete_and_use_every_component(name: str) -> None:
     configuration = read(name)
     service = configuration["service"]
     connectors = set(configuration.get("connectors", {}))

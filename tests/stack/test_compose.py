@@ -71,7 +71,7 @@ def test_what_is_mounted_exists() -> None:
                 assert mount["read_only"]
 
 
-def test_nobody_knows_a_password_for_this_machines_grafana() -> None:
+def test_the_local_grafana_has_no_password() -> None:
     environment = services()["grafana"]["environment"]
     assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
     assert environment["GF_AUTH_BASIC_ENABLED"] == "false"

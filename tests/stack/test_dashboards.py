@@ -1,4 +1,4 @@
-"""The committed dashboards: those that the source makes, complete, and with nothing that leads nowhere."""
+"""The committed dashboards: generated from the source, complete, and without dead references."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_source_makes_what_is_committed() -> None:
 
 @every_board
 def test_grafanas_model_reads_it_and_writes_it_back(path: Path) -> None:
-    """What the model does not know would be missing."""
+    """Unknown fields would be missing."""
     board = load(path)
     assert published(json.loads(JSONEncoder().encode(Dashboard.from_json(board)))) == board
 
@@ -168,7 +168,7 @@ def test_the_use_of_the_device_counts_no_stage_inside_another() -> None:
 
 
 @every_board
-def test_the_window_of_a_rate_holds_several_sends(path: Path) -> None:
+def test_the_window_of_a_rate_spans_several_exports(path: Path) -> None:
     """Grafana's $__rate_interval is four times a query's least step, or more; a process sends once a minute."""
     for panel in panels(load(path)):
         for target in panel["targets"]:

@@ -1,4 +1,4 @@
-"""Every PromQL expression of the product, asked of a real Prometheus that scraped real runs."""
+"""Every PromQL expression of the product, evaluated by a real Prometheus with real runs."""
 
 from __future__ import annotations
 

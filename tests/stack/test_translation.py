@@ -30,7 +30,7 @@ def test_the_boards_translate_as_the_collector_did(instrument: tuple[str, str, s
 
 @pytest.mark.parametrize("metric", semconv.METRICS.values(), ids=lambda metric: metric.name)
 def test_every_metric_has_one_name_everywhere(metric: MetricDefinition) -> None:
-    """A gauge with the unit 1 has two, with and without _ratio, and expressions ask for both."""
+    """A gauge with the unit 1 has two names, with and without _ratio, and expressions query both."""
     assert names(metric)[0] == translated(metric.name, metric.kind, metric.unit)
     assert len(names(metric)) == 1 or metric.name.startswith("hw.")
 

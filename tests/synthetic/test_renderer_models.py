@@ -124,7 +124,7 @@ def test_building_leaves_the_global_generator_alone_and_is_quiet(caplog):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_parameter_or_buffer_is_left_without_a_value(dtype):
+def test_every_parameter_and_buffer_has_a_value(dtype):
     models = build_renderer_models("acestep-v15-tiny", device=CPU, dtype=dtype)
     for role in MODULES:
         module = getattr(models, role)

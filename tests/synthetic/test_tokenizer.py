@@ -35,7 +35,7 @@ def test_two_processes_with_different_hash_seeds_build_the_same_tokenizer() -> N
 
 
 @pytest.mark.parametrize("layout", [TINY_LAYOUT, QWEN3_LAYOUT], ids=["tiny", "true size"])
-def test_special_tokens_lie_where_the_layout_says(layout) -> None:
+def test_special_tokens_have_the_ids_of_the_layout(layout) -> None:
     tokenizer = build_tokenizer(layout)
     placed = {token: tokenizer.token_to_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
     assert placed == {"<|endoftext|>": layout.pad, "<|im_start|>": layout.turn_start, "<|im_end|>": layout.eos}

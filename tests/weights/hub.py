@@ -48,7 +48,7 @@ class Hub:
 
 
 def miniature_hub() -> Hub:
-    """The golden checkpoint where the released bundle lies."""
+    """The golden checkpoint in place of the released bundle."""
     (bundle,) = RELEASED["acestep-v15-turbo"]
     files = {
         str(path.relative_to(GOLDEN_CHECKPOINTS)): path.read_bytes()

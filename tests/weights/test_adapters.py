@@ -127,7 +127,7 @@ def test_a_tensor_that_has_no_place_in_the_model_is_named(tmp_path):
     save_file({n.replace("layers.1.", "layers.9."): t for n, t in state.items()}, file)
     assert "layers.9" in refusal(folder)
     save_file(state | {"base_model.model.layers.1.self_attn.q_proj.alpha": torch.ones(1)}, file)
-    assert "q_proj.alpha, which is no LoRA of a linear layer" in refusal(folder)
+    assert "q_proj.alpha, which is not a LoRA of a linear layer" in refusal(folder)
     save_file(state | {name: torch.zeros(RANK, 3)}, file)
     assert "of shape [4, 3], its layer is 32 x 32" in refusal(folder)
 
@@ -135,7 +135,7 @@ def test_a_tensor_that_has_no_place_in_the_model_is_named(tmp_path):
 def test_an_adapter_of_another_method_is_refused(tmp_path):
     folder = write_adapter(tmp_path / "lora")
     save_file({"layers.0.mlp.gate_proj.hada_w1_a": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
-    assert "hada_w1_a, which is no LoRA" in refusal(folder)
+    assert "hada_w1_a, which is not a LoRA" in refusal(folder)
     assert "is an adapter of kind LOHA: LORA, LOKR are supported" in refusal(
         write_adapter(tmp_path / "loha", peft_type="LOHA")
     )
@@ -181,7 +181,7 @@ def test_layers_may_have_ranks_and_strengths_of_their_own(tmp_path):
 
 
 def test_a_rank_that_the_configuration_denies_is_refused(tmp_path):
-    assert "with rank 4, its configuration says 8" in refusal(write_adapter(tmp_path / "lora", r=8))
+    assert "with rank 4, its configuration has 8" in refusal(write_adapter(tmp_path / "lora", r=8))
 
 
 def test_a_file_of_diffusers_says_its_strength_itself(tmp_path):
@@ -193,9 +193,9 @@ def test_a_file_of_diffusers_says_its_strength_itself(tmp_path):
     assert_added(transformer(Adapter(file)), 3 * added(folder, "q_proj"))
     assert Adapter(file).called == "strings"
     save_file(state, file, metadata={"lora_adapter_metadata": "no JSON"})
-    assert "has metadata that is no JSON" in refusal(file)
+    assert "has metadata that is not JSON" in refusal(file)
     save_file(state, file, metadata={"lora_adapter_metadata": "[]"})
-    assert "has metadata that is no JSON object" in refusal(file)
+    assert "has metadata that is not a JSON object" in refusal(file)
 
 
 def write_dora(folder: Path) -> Path:
@@ -287,7 +287,7 @@ def test_a_lokr_that_does_not_fit_is_refused(tmp_path):
     state = load_file(file)
     left = next(name for name in state if name.endswith("lokr_w1"))
     save_file(state | {left: torch.zeros(3, 8)}, file)
-    assert "that do not make one of 32 x 32" in refusal(file)
+    assert "whose product is not of shape 32 x 32" in refusal(file)
     save_file({name: tensor for name, tensor in state.items() if name != left}, file)
     assert f"has no complete lokr_w1 of {LAYER}.to_q" in refusal(file)
     first = next(name for name in state if name.endswith("lokr_w2_a"))
@@ -295,9 +295,9 @@ def test_a_lokr_that_does_not_fit_is_refused(tmp_path):
     assert f"has no complete lokr_w2 of {LAYER}.to_q" in refusal(file)
     huge = {left: torch.zeros(1, 1), first: torch.zeros(10**6, 1), first[:-1] + "b": torch.zeros(1, 10**6)}
     save_file(huge, file)
-    assert "that do not make one of 32 x 32" in refusal(file)
+    assert "whose product is not of shape 32 x 32" in refusal(file)
     save_file({"lycoris_layers_9_q_proj.lokr_w1": torch.zeros(1)}, file)
-    assert "lycoris_layers_9_q_proj.lokr_w1, which is no LoKr of a linear layer" in refusal(file)
+    assert "lycoris_layers_9_q_proj.lokr_w1, which is not a LoKr of a linear layer" in refusal(file)
 
 
 def official_model() -> nn.Module:
@@ -363,7 +363,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "a" * 65, "two,names", "a\nline"])
 def test_a_name_is_one_that_can_be_searched_for(tmp_path, name):
-    with pytest.raises(InvalidRequest, match="is no name for an adapter"):
+    with pytest.raises(InvalidRequest, match="is not a valid name for an adapter"):
         transformer(Adapter(write_adapter(tmp_path / "lora"), name=name))
 
 

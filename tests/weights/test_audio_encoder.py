@@ -49,7 +49,7 @@ def root(request: pytest.FixtureRequest, checkpoints: Path, tmp_path: Path) -> P
     return converted(checkpoints, tmp_path / "converted")
 
 
-def test_it_hears_what_the_whole_checkpoint_hears(root: Path) -> None:
+def test_it_encodes_as_the_whole_checkpoint_does(root: Path) -> None:
     """R55."""
     alone = load(root)
     whole = load_renderer_models(ModelSelection(dit=TURBO, checkpoint_root=root), CPU, torch.float32)

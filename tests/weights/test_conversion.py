@@ -58,7 +58,7 @@ def test_diffusers_own_pipeline_loads_and_runs_it(checkpoints, tmp_path):
     assert pipeline.is_turbo
 
 
-def test_code_beside_the_weights_is_left_behind(checkpoints, tmp_path):
+def test_code_beside_the_weights_is_not_converted(checkpoints, tmp_path):
     for folder in (TURBO, "vae", "Qwen3-Embedding-0.6B"):
         (checkpoints / folder / "modeling.py").write_text("raise SystemExit\n")
         (checkpoints / folder / "pytorch_model.bin").write_bytes(b"pickle")

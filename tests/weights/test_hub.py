@@ -1,4 +1,4 @@
-"""Released weights from the hub: at fixed commits, data alone, told first, continued, and one line when it fails."""
+"""Released weights from the hub: fixed commits, data only, size printed first, resumed, and one line per failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHTS = bytes(range(256)) * 4_000
 
 
 def released(repository: str) -> tuple[str, str]:
-    """The repository and the commit that the product asks for."""
+    """The repository and the commit that the product requests."""
     (commit,) = {
         source.revision for sources in RELEASED.values() for source in sources if source.repository == repository
     }
@@ -72,7 +72,7 @@ def test_a_model_comes_with_what_it_needs_and_without_code(hub, tmp_path):
     assert not [path for path, _ in hub.downloads() if path.endswith(".py")]
 
 
-def test_a_model_with_a_repository_of_its_own_gets_a_folder_of_its_own(hub, tmp_path):
+def test_a_model_in_a_separate_repository_gets_a_separate_folder(hub, tmp_path):
     download("acestep-v15-base", tmp_path)
     assert set(tree(tmp_path)) == {
         "acestep-v15-base/config.json",
@@ -113,7 +113,7 @@ def test_no_network_is_one_line_at_once(hub, tmp_path, monkeypatch):
     use_endpoint("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(DownloadFailed) as caught:
         plan_download("acestep-v15-base", tmp_path)
-    assert "could not be fetched from http://127.0.0.1:9" in one_line(caught)
+    assert "could not be downloaded from http://127.0.0.1:9" in one_line(caught)
     assert "HF_ENDPOINT" in str(caught.value)
 
 
@@ -140,10 +140,10 @@ def test_offline_mode_is_respected_and_said(hub, tmp_path, monkeypatch):
 def test_a_commit_that_is_gone_is_one_line(hub, tmp_path):
     with pytest.raises(DownloadFailed) as caught:
         plan_download("acestep-v15-sft", tmp_path)
-    assert "acestep-v15-sft could not be fetched" in one_line(caught)
+    assert "acestep-v15-sft could not be downloaded" in one_line(caught)
 
 
-def test_a_name_that_nobody_released_lists_those_that_were(tmp_path):
+def test_an_unknown_name_lists_the_released_models(tmp_path):
     with pytest.raises(DownloadFailed, match=r"no released model is named 'acestep-v99': choose .*acestep-5Hz-lm-4B"):
         plan_download("acestep-v99", tmp_path)
 

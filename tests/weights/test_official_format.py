@@ -25,7 +25,7 @@ def test_the_names_are_exactly_those_of_an_official_file(variant):
 
 
 @pytest.mark.parametrize("name", ["acestep-v15-turbo", "acestep-v15-xl-base"])
-def test_every_tensor_of_the_true_architectures_has_a_name_of_its_own(name):
+def test_every_tensor_of_the_true_architectures_has_a_unique_name(name):
     modules = diffusers_modules(RENDERER_CONFIGS[name])
     names = official_names(modules)
     assert len(names) == len(set(names))

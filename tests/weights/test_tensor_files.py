@@ -126,10 +126,10 @@ def test_weights_in_a_pickle_alone_are_refused_unread(folder):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     text = message(folder)
     assert "pytorch_model.bin only" in text
-    assert "could run code" in text
+    assert "can execute code" in text
 
 
-def test_a_folder_without_weights_says_what_was_looked_for(folder):
+def test_a_folder_without_weights_lists_the_expected_files(folder):
     (folder / "model.safetensors").unlink()
     assert "neither model.safetensors nor model.safetensors.index.json" in message(folder)
 
@@ -138,13 +138,13 @@ def test_a_link_to_itself_is_no_endless_loop(folder):
     file = folder / "model.safetensors"
     file.unlink()
     file.symlink_to(file)
-    assert "is a symbolic link that leads nowhere" in message(folder)
+    assert "is a broken symbolic link" in message(folder)
 
 
 def test_a_missing_shard_is_named(folder):
     shards = shard(folder / "model.safetensors", 2)
     shards[1].unlink()
-    assert f"names {shards[1].name}, which is not there" in message(folder)
+    assert f"names {shards[1].name}, which does not exist" in message(folder)
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])

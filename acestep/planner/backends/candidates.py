@@ -90,7 +90,7 @@ def choose(
 class Chooser:
     """``choose``, recorded as a CUDA graph for each kind of input when it first occurs; on other devices called.
 
-    On CUDA tokens are drawn in kernels of our own.
+    On CUDA tokens are drawn in fused kernels.
 
     What is recorded holds the addresses of the head: weights that move need another instance.
     """

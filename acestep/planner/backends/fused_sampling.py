@@ -1,4 +1,4 @@
-"""Drawing tokens on CUDA in four kernels of our own."""
+"""Drawing tokens on CUDA in four fused kernels."""
 
 from __future__ import annotations
 

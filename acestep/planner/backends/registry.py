@@ -138,7 +138,7 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
         raise BackendUnavailable(f"`lm_backend` {name} is not installed: pip install 'acestep-otel[{name}]'")
     if placement.offload_to_cpu and not placement.automatic_offload:
         raise BackendUnavailable(
-            f"`lm_backend` {name} keeps its weights on the device, and `offload_to_cpu` asks for models to wait in "
+            f"`lm_backend` {name} keeps its weights on the device, and `offload_to_cpu` moves idle models to "
             "host memory: use `lm_backend` pt or auto, or leave out `offload_to_cpu`"
         )
     return name

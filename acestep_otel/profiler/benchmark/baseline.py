@@ -1,4 +1,4 @@
-"""Baselines: what a benchmark took on a card, kept as a file for each card, with the tolerance of every column."""
+"""Baselines: the times of a benchmark on a card, stored as one file per card, with the tolerance of every column."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def save_baseline(paths: Sequence[Path], folder: Path, tolerances: Mapping[str, 
     documents = [read_benchmark(path) for path in paths]
     card = one_card(documents)
     if unknown := set(tolerances) - set(COLUMNS):
-        raise SetupError(f"no column is called {sorted(unknown)[0]!r}: choose {', '.join(COLUMNS)}")
+        raise SetupError(f"there is no column {sorted(unknown)[0]!r}: choose {', '.join(COLUMNS)}")
     content = {
         "baseline_version": BASELINE_VERSION,
         "card": card,
@@ -108,9 +108,9 @@ def read_baseline(folder: Path, card: str) -> tuple[list[dict[str, Any]], dict[s
         results: list[dict[str, Any]] = content["results"]
         modes = {result["mode"] for result in results}
         if modes != {"benchmark"} or not all(0 <= share < 10 for share in tolerances.values()):
-            raise ValueError("no benchmark, or a tolerance that is no share")
+            raise ValueError("no benchmark, or a tolerance that is not a share")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SetupError(f"{path} is no baseline of version {BASELINE_VERSION}: {error!r}") from error
+        raise SetupError(f"{path} is not a baseline of version {BASELINE_VERSION}: {error!r}") from error
     return results, tolerances
 
 

@@ -29,9 +29,9 @@ def compare(
 
     Args:
         baseline: the file compared with.
-        candidate: the file judged.
+        candidate: the file that is checked.
         threshold: largest ratio that passes.
-        noise_floor: milliseconds that a figure may lose whatever its ratio is.
+        noise_floor: smaller increases, in milliseconds, pass with any ratio.
         output: JSON file to write.
         report: HTML page to write.
 

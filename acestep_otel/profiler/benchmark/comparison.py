@@ -36,7 +36,7 @@ _PLACED: Final = ("offload_to_cpu", "offload_dit_to_cpu", "quantization", "compi
 
 
 class IncomparableResults(ValueError):
-    """A file that is no result file, or two that have nothing to compare; the message is one line."""
+    """A file is not a result file, or two files have nothing to compare; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class ResultFile:
     Attributes:
         name: of the file.
         mode: that wrote it.
-        environment: what it ran on, in words.
+        environment: description of the hardware.
         cells: figures of every cell; ``None`` where it failed.
         spreads: of a cell that was run several times, the largest less the smallest of each figure.
-        settings: what else decides how long a cell takes, by name; none of a cell that failed.
-        planned: cells that the run was to have; more than ``cells`` when it was stopped.
+        settings: other settings that affect the time of a cell, by name; none for a failed cell.
+        planned: number of planned cells; more than ``cells`` if the run was stopped.
         energies: joules of a cell's run, the median of several; none where the card keeps no counter.
     """
 
@@ -68,14 +68,16 @@ class ResultFile:
         """Read a file of mode ``profile`` or ``benchmark``.
 
         Raises:
-            IncomparableResults: it cannot be read, or is something else.
+            IncomparableResults: it cannot be read, or is of another kind.
         """
         try:
             document = read_result(path)
         except NotAResultFile as error:
             raise IncomparableResults(str(error)) from error
         if document.get("mode") == "tier-test":
-            raise IncomparableResults(f"{path} is a tier test: its rows are verdicts, only times can be compared")
+            raise IncomparableResults(
+                f"{path} is a tier test: its rows are pass/fail results, and only times can be compared"
+            )
         try:
             mode = document["mode"]
             if mode not in _CELLS_OF:
@@ -130,7 +132,7 @@ def _require_like_cards(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if len(models) > 1:
         counted = ", ".join(f"{count} on {model}" for model, count in models.items())
         raise IncomparableResults(
-            f"{path} has cells of cards that are not alike ({counted}): a ratio would compare the cards; run it with "
+            f"{path} has cells of cards of different models ({counted}): a ratio would compare the cards; run it with "
             "--gpus on cards of one model"
         )
 
@@ -207,7 +209,7 @@ class ComparedCell:
         cell: the configuration.
         baseline: figures of the first file; ``None`` where it failed.
         candidate: figures of the second.
-        spread: how far runs of one file lay apart, the larger of the two files' where they ran a cell several times.
+        spread: difference between runs of one file; the larger of both files, for cells that ran several times.
     """
 
     cell: Cell
@@ -277,9 +279,9 @@ class Comparison:
 
     Attributes:
         baseline: the file compared with.
-        candidate: the file judged.
+        candidate: the file that is checked.
         threshold: largest ratio that passes.
-        noise_floor: seconds that a figure may lose whatever its ratio is.
+        noise_floor: smaller increases, in seconds, pass with any ratio.
         cells: those that both have, in the first file's order.
         only_in_baseline: cells that the second lacks.
         only_in_candidate: cells that the first lacks.

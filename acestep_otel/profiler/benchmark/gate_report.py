@@ -1,4 +1,4 @@
-"""What the gate found, for people (text, Markdown) and for continuous integration (JUnit)."""
+"""Reports of the gate, for people (text, Markdown) and for continuous integration (JUnit)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subcommands ``compare --baseline`` and ``baseline``: the statistical gate, and what it compares with."""
+"""Subcommands ``compare --baseline`` and ``baseline``: the statistical gate, and its baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matrix of mode ``benchmark``: its cells after the tier's limits, and the figures that each cell comes to."""
+"""The matrix of mode ``benchmark``: its cells after the tier's limits, and the results of each cell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cell:
 
     Attributes:
         duration: seconds of each song.
-        batch_size: songs made together.
+        batch_size: songs per request.
         thinking: whether the language model reasons and writes audio codes.
         inference_steps: diffusion steps.
     """
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Seconds of one run, or of several taken together; the rows of the breakdown that a benchmark compares.
+    """Seconds of one run, or a summary of several: the rows of the breakdown that a benchmark compares.
 
     Attributes:
         wall_time: the whole call.
@@ -73,7 +73,7 @@ COLUMNS: Final = tuple(field.name for field in fields(Figures))
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What several runs of one cell come down to, column by column.
+    """Summary of several runs of one cell, column by column.
 
     Attributes:
         median: the middle one; of an even number, half-way between the two in the middle.
@@ -104,12 +104,12 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What ended a cell. Holds no exception, whose traceback would keep tensors alive.
+    """The error of a cell. The exception is not kept, because its traceback would keep tensors alive.
 
     Attributes:
         type: class name of the exception.
         message: its text.
-        stage: stage of the engine, when the exception tells.
+        stage: stage of the engine, if the exception has one.
     """
 
     type: str
@@ -127,7 +127,7 @@ class CellResult:
     """One row.
 
     Attributes:
-        cell: what was asked for.
+        cell: the requested configuration.
         runs: figures of every run that ended well.
         failure: what ended the cell, or ``None``.
         entries: every run as the result file has it, the failed one included.
@@ -196,7 +196,7 @@ INFERENCE_STEPS: Final = (8, 16)
 
 @dataclass(frozen=True, slots=True)
 class Clamp:
-    """A value of an axis that the tier holds down.
+    """A value of an axis that the tier limits.
 
     Attributes:
         axis: ``duration`` or ``batch_size``.
@@ -213,11 +213,11 @@ class Clamp:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Cells to run, in order, and what became of the others.
+    """Cells to run, in order, and the values that were clamped.
 
     Attributes:
         cells: each once, by duration, batch size, thinking and steps.
-        clamps: every value that was held down.
+        clamps: every value that was clamped.
     """
 
     cells: tuple[Cell, ...]
@@ -227,8 +227,8 @@ class Matrix:
     def of(cls, options: Options, config: GPUConfig) -> Self:
         """Lay out the matrix.
 
-        An option that was given replaces its axis and is run as given, also beyond the tier's limits: who names a value
-        wants to know what it does. Values of the default axes are clamped; cells that become equal are one cell.
+        An option that was given replaces its axis and is run as given, also beyond the tier's limits: an explicit
+        value is never changed. Values of the default axes are clamped; cells that become equal are one cell.
 
         Args:
             options: of the command line.
@@ -259,7 +259,7 @@ class Matrix:
         return cls(tuple(dict.fromkeys(cells)), tuple(clamps))
 
     def clamp_lines(self) -> Iterator[str]:
-        """What was held down, a line per axis and kind of cell."""
+        """The clamped values, one line per axis and kind of cell."""
         groups: dict[tuple[str, bool, int], list[float]] = {}
         for clamp in self.clamps:
             groups.setdefault((clamp.axis, clamp.thinking, clamp.limit), []).append(clamp.requested)
@@ -277,8 +277,8 @@ def _asks_language_model(options: Options) -> bool:
 def cell_options(options: Options, cell: Cell) -> Options:
     """The options of one cell's request.
 
-    A thinking cell leaves everything of the example open except its duration, so that both phases of the language model
-    have something to write. A cell that does not think asks the language model only what the user's own flags ask.
+    A cell with thinking leaves all values of the example open except its duration, so that both phases of the language
+    model run. A cell without thinking uses the language model only as far as the user's flags require.
     """
     return replace(
         options,

@@ -84,7 +84,7 @@ def benchmark(options: Options, telemetry: Telemetry) -> None:
     """Run the mode: the table goes to standard output, files go where the options say.
 
     Raises:
-        SetupError: something the user gave cannot be used; nothing was run.
+        SetupError: an input cannot be used; nothing was run.
         AceStepError: the diffusion model could not be loaded.
         RunFailed: a cell failed; every cell is in the table.
         OSError: the result or the trace could not be written.

@@ -133,7 +133,7 @@ class CardCells:
         accelerators = [accelerator for said in ready for accelerator in said.environment.accelerators]
         self.environment = replace(ready[0].environment, accelerators=tuple(accelerators))
         if len(models := models_of(self.cards)) > 1:
-            warn(f"cards are not alike ({', '.join(models)}): compare takes no such result file")
+            warn(f"cards are of different models ({', '.join(models)}): compare does not accept such a result file")
         return self
 
     def __exit__(
@@ -170,7 +170,7 @@ class CardCells:
         finally:
             self._end()
         if self._waiting:
-            raise RunFailed(f"{len(self._waiting)} of {len(cells)} cells were not run, no card is left: {self._lost}")
+            raise RunFailed(f"{len(self._waiting)} of {len(cells)} cells were not run, no card remains: {self._lost}")
 
     def lines(self) -> Iterator[str]:
         """Nothing beside the rows."""
@@ -255,7 +255,7 @@ class CardCells:
         if not worker.left_out and (self._waiting or worker.ready is None):
             self._start(worker)
         elif worker.left_out:
-            warn(f"{worker.card.label} is left out after {worker.fruitless} processes: {failure.message}")
+            warn(f"{worker.card.label} is no longer used after {worker.fruitless} processes: {failure.message}")
         return None if order is None else CellResult(order.cell, (), failure, (), worker.card)
 
     def _end_span(self, worker: _Worker, ending: Ending | None) -> None:

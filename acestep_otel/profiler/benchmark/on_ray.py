@@ -109,7 +109,7 @@ class RayCells:
             self._end()
             raise
         if len(models := models_of(self.cards)) > 1:
-            warn(f"cards are not alike ({', '.join(models)}): compare takes no such result file")
+            warn(f"cards are of different models ({', '.join(models)}): compare does not accept such a result file")
         return self
 
     def __exit__(
@@ -138,7 +138,9 @@ class RayCells:
                     if ended or any(actor.card is not None for actor in self._calls.values()):
                         heard = time.monotonic()
                     elif time.monotonic() - heard > START_SECONDS:
-                        raise RunFailed(f"{left} of {len(cells)} cells were not run, no node has room for an actor")
+                        raise RunFailed(
+                            f"{left} of {len(cells)} cells were not run, no node has resources for an actor"
+                        )
                     for call in ended:
                         result = self._receive(call, bar)
                         if result is not None:
@@ -163,7 +165,8 @@ class RayCells:
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise SetupError(
-                f"--ray {address}: no cluster answers ({first}): start one by `ray start --head`, or name its address"
+                f"--ray {address}: no cluster responds ({first}): start one with `ray start --head`, "
+                "or name its address"
             ) from error
 
     def _count(self) -> int:
@@ -197,7 +200,7 @@ class RayCells:
         if waiting:
             raise SetupError(
                 f"--ray {self._options.ray}: {len(waiting)} of {len(calls)} actors were not started within "
-                f"{START_SECONDS:g} s: the cluster has no room for them"
+                f"{START_SECONDS:g} s: the cluster has too few free resources"
             )
         ready: list[Ready] = []
         for call in ended:

@@ -1,4 +1,4 @@
-"""What a benchmark's child process and its parent tell each other: one JSON object a line.
+"""Messages between a benchmark's child process and its parent: one JSON object per line.
 
 The parent says what the child is for, and then a cell at a time; ``null`` is the last. The child says when its device
 is ready, when its models are loaded, where it is in a request, and what a cell came to.

@@ -1,4 +1,4 @@
-"""A benchmark's worker on a Ray cluster: one card of one node, which holds its models and runs the cells it is given.
+"""A benchmark's worker on a Ray cluster: one card of one node that keeps its models and runs the assigned cells.
 
 Ray's own tracing is off. The caller's context comes as an argument with each call, spans go back with each result, and
 metrics are sent by the actor itself: nothing waits for a process that may be gone.

@@ -1,1 +1,1 @@
-"""Child processes on the GPUs of this host: which card each one has, what it says, and how it ends."""
+"""Child processes on the GPUs of this host: their cards, messages and exit."""

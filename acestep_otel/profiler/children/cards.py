@@ -1,4 +1,4 @@
-"""Cards in the words of the profiler: options, rows, spans."""
+"""Cards in options, rows and spans of the profiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a child process does about its parent: hear what it says, answer, and not outlive it."""
+"""A child process's connection to its parent: reads orders, sends events, and ends with the parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts child processes, listens to all of them at one place, and makes sure that they are gone afterwards.
+"""Starts child processes, reads the events of all in one loop, and ensures that they have ended afterwards.
 
 A child reads lines from its standard input and writes a line to its standard output as soon as there is something to
 say: whatever ends it, what it said is already in the pipe.
@@ -67,7 +67,7 @@ class Ending:
             stage: that it was in.
         """
         if self.timed_out:
-            return Failure("Timeout", f"nothing came back within {self.timeout:g} s: see --tier-timeout", stage)
+            return Failure("Timeout", f"no result within {self.timeout:g} s: see --tier-timeout", stage)
         if self.exit_code == -signal.SIGKILL:
             message = "killed by SIGKILL: the host ran out of memory, or the process was killed by a user"
             return Failure("Killed", message, stage)

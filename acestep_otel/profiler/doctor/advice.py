@@ -1,4 +1,4 @@
-"""What to do about each answer of a receiver."""
+"""Advice for each response of a receiver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_NOW: Final = frozenset({"500", "502", "503", "504", "UNAVAILABLE", "INTERNA
 
 
 def diagnosed(answer: Answer, target: OtlpTarget) -> Answer:
-    """The answer, with a connection that was cut or not understood looked at once more: the port may want TLS."""
+    """The answer; a connection that was closed or not understood is checked again, because the port may require TLS."""
     if target.tls or answer.cause not in ("other-protocol", "tls-there", "timeout", "failed"):
         return answer
     cause = "tls-there" if speaks_tls(target) else "other-protocol" if answer.cause == "tls-there" else answer.cause
@@ -26,9 +26,9 @@ def diagnosed(answer: Answer, target: OtlpTarget) -> Answer:
 
 
 def speaks_tls(target: OtlpTarget) -> bool:
-    """Whether the port answers a TLS greeting."""
+    """Whether the port answers a TLS handshake."""
     context = ssl.create_default_context()
-    # Only whether it speaks TLS is asked, not whom it is: nothing is sent to it.
+    # Only TLS support is checked, not the identity of the server: nothing is sent to it.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     where = (target.address.host, target.address.port or 80)
@@ -46,14 +46,12 @@ def advice(answer: Answer, target: OtlpTarget) -> str:
     other = "http/protobuf" if target.protocol == "grpc" else "grpc"
     match answer.cause:
         case "rejected":
-            return "look at the receiver's log: it took the request and rejected what was in it"
+            return "look at the receiver's log: it accepted the request and rejected its content"
         case "redirected":
-            return f"name the receiver itself {place}: a login or a proxy stands at this address"
+            return f"name the receiver itself {place}: this address is a login page or a proxy"
         case "foreign":
             port = DEFAULT_ENDPOINTS[target.protocol].rpartition(":")[2]
-            return (
-                f"name the receiver's port {place} ({target.protocol} usually has {port}): something else answers here"
-            )
+            return f"name the receiver's port {place} ({target.protocol} usually has {port}): this is another service"
         case "no-tls-there":
             plain = f"http://{address.authority}"
             if target.has_scheme:
@@ -64,9 +62,9 @@ def advice(answer: Answer, target: OtlpTarget) -> str:
         case "certificate":
             return "set OTEL_EXPORTER_OTLP_CERTIFICATE to the file with the receiver's certificate authority"
         case "other-protocol":
-            return f"choose --otlp-protocol {other}, or the port that speaks {target.protocol}"
+            return f"choose --otlp-protocol {other}, or the port for {target.protocol}"
         case "timeout":
-            return f"see whether the port speaks {other} (--otlp-protocol {other}), and whether the receiver is stuck"
+            return f"check whether the port expects {other} (--otlp-protocol {other}), and whether the receiver hangs"
         case "status":
             return _about_status(answer, target)
     return "look at the receiver's log"
@@ -78,17 +76,17 @@ def _about_status(answer: Answer, target: OtlpTarget) -> str:
         name, given = credentials_variable(target.signal)
         if given:
             return f"the receiver refuses the token in {name}: correct it there"
-        return f"set {name} to what the receiver asks for (authorization=Bearer%20TOKEN)"
+        return f"set {name} to the header that the receiver requires (authorization=Bearer%20TOKEN)"
     if code in _NOT_TAKEN:
         path = f"/v1/{target.signal}"
         if target.protocol != "grpc" and target.source != FLAG and not target.address.path.endswith(path):
             return f"end the address in {target.source} with {path}"
         switch = f"OTEL_{target.signal.upper()}_EXPORTER=none"
-        return f"set {switch} if the receiver takes no {target.signal}, or send to a collector that does"
+        return f"set {switch} if the receiver does not accept {target.signal}, or send to a collector that does"
     if code in _TOO_MUCH:
-        return "the receiver takes no more for now: try again later, or raise its limit"
+        return "the receiver is at its limit: try again later, or raise the limit"
     if code in _TOO_LARGE:
         return "raise the receiver's limit on a request, or set OTEL_BSP_MAX_EXPORT_BATCH_SIZE lower"
     if code in _NOT_NOW:
-        return "look at the receiver's log, and at what it forwards to: it is there and cannot take it now"
+        return "look at the receiver's log, and at its backends: it is running but cannot accept data now"
     return "look at the receiver's log: it does not accept what was sent"

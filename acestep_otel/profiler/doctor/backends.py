@@ -64,7 +64,7 @@ class Prometheus:
 
 
 def wait_for(found: Callable[[], bool], seconds: float) -> Answer:
-    """Ask until the answer is yes or the time is over; who cannot be reached is asked once.
+    """Query until the answer is yes or the time is over; an unreachable service is queried once.
 
     Args:
         found: the question.
@@ -83,7 +83,7 @@ def wait_for(found: Callable[[], bool], seconds: float) -> Answer:
 
 
 def require_url(option: str, url: str) -> None:
-    """Refuse what is no HTTP address.
+    """Refuse an invalid HTTP address.
 
     Raises:
         SetupError: naming the option and the value.

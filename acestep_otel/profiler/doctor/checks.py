@@ -40,14 +40,14 @@ def doctor(
     prometheus_url: str | None = None,
     wait: float = 20.0,
 ) -> None:
-    """Send, look, and print what was found.
+    """Send a span and a metric, query the backends, and print the findings.
 
     Args:
         endpoint: OTLP endpoint; ``None`` leaves the decision to the environment.
         protocol: ``grpc`` or ``http/protobuf``; ``None`` leaves the decision to the environment.
         jaeger_url: Jaeger that must have the span; ``None`` queries the default address, if it answers.
         prometheus_url: the same for the metric.
-        wait: seconds that the two are given.
+        wait: seconds to wait for both.
 
     Raises:
         SetupError: a wrong endpoint, protocol, exporter or URL.
@@ -86,7 +86,7 @@ def doctor(
             DOCTOR_SERIES,
             lambda: prometheus.has(sender.probe.time),
             wait,
-            "look at Status > Targets there if it scrapes, else at the collector's exporter of metrics and its log",
+            "check Status > Targets there if it scrapes, otherwise the collector's metrics exporter and its log",
             None if prometheus_url else "--prometheus-url",
         )
     report.finish()
@@ -97,7 +97,7 @@ def _targets(report: _Report, endpoint: str | None, protocol: str | None) -> dic
     targets = {signal: target for signal, target in found.items() if target is not None}
     if targets:
         for signal in found.keys() - targets.keys():
-            report.note(f"{signal}: not sent, OTEL_{signal.upper()}_EXPORTER or the endpoints leave them out")
+            report.note(f"{signal}: not sent, excluded by OTEL_{signal.upper()}_EXPORTER or the endpoints")
         return targets
     if endpoint is not None or _switched_off():
         report.problem("both signals are switched off: a run sends nothing", "unset OTEL_TRACES_EXPORTER")
@@ -142,7 +142,7 @@ class _Report:
         self.advise(fix)
 
     def delivery(self, delivery: Delivery) -> None:
-        """Print what became of a signal."""
+        """Print the outcome of a signal."""
         if delivery.problem is None:
             echo(f"  ✓  {delivery.signal}: accepted by {delivery.address}")
         else:
@@ -151,16 +151,16 @@ class _Report:
     def store(
         self, place: str, what: str, found: Callable[[], bool], seconds: float, fix: str, unasked: str | None
     ) -> None:
-        """Look in a store, and print the answer.
+        """Query a store, and print the answer.
 
         Args:
             place: name and address of the store.
             what: what should be there.
-            found: asks for it.
-            seconds: how long it is given.
+            found: queries for it.
+            seconds: how long to wait.
             fix: what to do if it is not found.
             unasked: the option that sets the address; ``None`` if it was given. A backend at the default address may
-                belong to another stack, so what is missing there is no failure.
+                belong to another stack, so a missing item is not a failure.
         """
         match wait_for(found, seconds):
             case "found":

@@ -1,4 +1,4 @@
-"""``doctor --measure-device``: what this device really reaches, kept for the shares of the roofline.
+"""``doctor --measure-device``: measures the peaks of this device and stores them for the roofline.
 
 The peak of a precision is the best median rate of a square matrix product among several sizes, the bandwidth that of a
 copy that no cache holds. Both are what a program can reach with PyTorch here, at the clocks and limits that are set:

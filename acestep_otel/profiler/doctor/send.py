@@ -1,4 +1,4 @@
-"""One span and one metric sent by hand, to see what becomes of them.
+"""Sends one span and one metric and evaluates the responses.
 
 The command line's own exporters are used, so what arrives here arrives in a run as well.
 """
@@ -33,7 +33,7 @@ _ABORT_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of one signal.
+    """The outcome of one signal.
 
     Attributes:
         signal: ``traces`` or ``metrics``.
@@ -54,7 +54,7 @@ class Probe:
 
     Attributes:
         trace_id: 32 hexadecimal digits.
-        time: Unix seconds; the value of the metric, so that an older one is not taken for it.
+        time: Unix seconds; the value of the metric, to distinguish it from an older one.
     """
 
     trace_id: str
@@ -122,7 +122,7 @@ def _deliver(
 
 
 def _refusal(target: OtlpTarget) -> tuple[str, str] | None:
-    """What stands in the way of a connection, and what to do; ``None`` when something listens."""
+    """Why a connection fails, and the advice; ``None`` if a server listens."""
     address = target.address
     port = address.port or (443 if target.tls else 80)
     place = f"[{address.host}]:{port}" if ":" in address.host else f"{address.host}:{port}"
@@ -142,7 +142,7 @@ def _refusal(target: OtlpTarget) -> tuple[str, str] | None:
 
 
 class _Silence:
-    """No line of the SDK while the block runs: the receiver's answer is read instead."""
+    """Suppresses the SDK's log inside the block: the receiver's response is evaluated instead."""
 
     def __init__(self) -> None:
         self._handler = logging.NullHandler()

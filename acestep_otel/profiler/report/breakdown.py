@@ -145,7 +145,7 @@ class Row:
     Attributes:
         component: the figure's name in ``Breakdown``.
         value: seconds, or the count of ``steps``; ``None`` for a figure that does not exist.
-        percent: share of the wall time; ``None`` where there is none to speak of.
+        percent: share of the wall time; ``None`` if it has no meaning.
     """
 
     component: Component

@@ -59,7 +59,7 @@ class RunEnergy:
             yield "Per minute of music", f"{self.watt_hours_per_minute:.3g} Wh"
         for stage, joules in self.stages.items():
             yield stage, f"{joules:,.0f} J"
-        yield "Resolution", f"{1e3 * self.resolution:.0f} ms; stages below ten times that have no energy of their own"
+        yield "Resolution", f"{1e3 * self.resolution:.0f} ms; stages below ten times that have no separate energy"
 
     def to_json(self) -> dict[str, Any]:
         """The entry of a result file."""

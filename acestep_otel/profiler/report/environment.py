@@ -1,4 +1,4 @@
-"""What a measurement was made on: hardware and versions, nothing that names the machine or its user."""
+"""The environment of a measurement: hardware and versions, without names of the machine or its user."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Environment:
     Attributes:
         cpu: model name.
         cpu_cores: logical cores that this process may use.
-        memory_bytes: physical memory, or ``None`` where the system does not tell.
-        accelerators: the GPUs that PyTorch sees.
+        memory_bytes: physical memory, or ``None`` if unknown.
+        accelerators: the GPUs that are visible to PyTorch.
         operating_system: name, release and architecture.
         python: its version.
         packages: version of each package that the measurement depends on.

@@ -38,14 +38,14 @@ SCHEMA_VERSION: Final = 1
 
 
 class NotAResultFile(ValueError):
-    """A file that is no result file of this version; the message is one line."""
+    """A file is not a result file of this version; the message is one line."""
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """What ``--benchmark-output`` wrote.
 
     Raises:
-        NotAResultFile: it cannot be read, or is something else.
+        NotAResultFile: it cannot be read, or is of another kind.
     """
     try:
         document = read_document(path)
@@ -61,7 +61,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 @cache
 def _validator() -> Validator:
-    """Checks documents against the schema that is shipped; what a later version added to it is passed over."""
+    """Checks documents against the schema that is shipped; additions of a later version are ignored."""
     schema = json.loads((files("acestep_otel.profiler.report") / "result.schema.json").read_text("utf-8"))
     extend: Any = validators.extend
     checker: Validator = extend(Draft202012Validator, {"additionalProperties": lambda *_: None})(schema)
@@ -150,7 +150,7 @@ def write_result(path: Path, document: Mapping[str, Any]) -> None:
 def _as_json(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} has no place in a result file")
+    raise TypeError(f"{type(value).__name__} cannot be stored in a result file")
 
 
 def _error(error: BaseException) -> dict[str, Any]:

@@ -31,8 +31,8 @@ class TokenStatistics:
         prompt_tokens: of the conditional prompts.
         reused_tokens: of those, the ones that an earlier phase had run.
         output_tokens: over all songs, sampled and forced.
-        sampled_tokens: tokens that were a choice.
-        forced_tokens: tokens that the grammar left no choice about.
+        sampled_tokens: tokens that were sampled among several.
+        forced_tokens: tokens where the grammar allowed only one.
         unconditional_tokens: prompt and output of the unconditional rows.
         forwards: forward passes.
         time_to_first_token: from the start of the phase.
@@ -44,7 +44,7 @@ class TokenStatistics:
         token_gap_max: longest of the same.
         token_gap_max_index: decode pass that the longest gap ended in.
         constrained_decoding_duration: host time in the grammar.
-        cfg_duration: what guidance cost, by calibration.
+        cfg_duration: cost of guidance, by calibration.
     """
 
     phase: str
@@ -69,7 +69,7 @@ class TokenStatistics:
 
     @property
     def forced_share(self) -> float | None:
-        """Share of the tokens written that the grammar left no choice about; ``None`` when nothing was written."""
+        """Share of the output tokens that the grammar forced; ``None`` without output."""
         return (
             self.forced_tokens / self.output_tokens if self.output_tokens and self.forced_tokens is not None else None
         )
@@ -193,7 +193,7 @@ class MemorySample:
 
 def memory_samples(run: Run) -> list[MemorySample]:
     """Every reading, in order of time; empty off CUDA."""
-    # A stage ends after what is inside it, also where the clock cannot tell the two ends apart.
+    # A stage ends after what is inside it, even if both ends have the same time.
     spans = sorted((run.root, *run.spans), key=lambda span: (span.end_ns, -span.start_ns))
     return [
         MemorySample(

@@ -20,7 +20,7 @@ _LAST_BRANCH: Final = "  └─ "
 def render_breakdown(breakdown: Breakdown, work: RunWork | None = None) -> str:
     """The table, without a final newline; with ``work`` it has one more column, at 66.
 
-    Columns start at 2, 37 and 52; seconds have two decimals, percentages one. ``—`` stands for a figure that does
+    Columns start at 2, 37 and 52; seconds have two decimals, percentages one. ``—`` means that a value does
     not exist: a share of a count or of an average, guidance that was not calibrated, the average of no steps.
     """
     rows = list(breakdown_rows(breakdown))
@@ -75,7 +75,7 @@ _COLUMN_WIDTH: Final = 14
 
 
 def render_token_statistics(phases: Sequence[TokenStatistics]) -> str:
-    """The table, one column per phase, without a final newline; ``—`` stands for a figure that does not exist."""
+    """The table, one column per phase, without a final newline; ``—`` means that a value does not exist."""
     title = f"LLM DEBUG\n{_TITLE_RULE}"
     if not phases:
         return f"{title}\n  The language model was not used."

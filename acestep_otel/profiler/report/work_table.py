@@ -25,7 +25,7 @@ def roofline_cell(work: RunWork, row: Row) -> str:
 def render_work(work: RunWork) -> str:
     """The table, one row per stage, without a final newline."""
     if not work.stages:
-        return f"ROOFLINE\n{_TITLE_RULE}\n  No work is known of this run."
+        return f"ROOFLINE\n{_TITLE_RULE}\n  This run has no work to show."
     rule = "  " + "─" * (_STAGE + _COLUMN * len(_COLUMNS) + 10)
     header = f"  {'Stage':<{_STAGE}}" + "".join(f"{column:>{_COLUMN}}" for column in _COLUMNS) + "  Bound"
     return "\n".join(
@@ -44,7 +44,7 @@ def render_work(work: RunWork) -> str:
 def ceilings(work: RunWork) -> str:
     """What the shares are shares of, in one sentence."""
     if work.bandwidth is None:
-        return "The peaks of this device are not known: acestep-otel doctor --measure-device measures them."
+        return "The peaks of this device are unknown: acestep-otel doctor --measure-device measures them."
     rate = "" if work.rate is None else f"{_figure(work.rate / 1e12)} TFLOP/s and "
     return f"Peaks: {rate}{_figure(work.bandwidth / 1e12)} TB/s ({work.source})"
 

@@ -61,14 +61,14 @@ class Example:
     """One example; a key that the file lacks, or that is null, has its default here.
 
     Attributes:
-        caption: what the music is like.
-        lyrics: the words, with section tags.
+        caption: description of the music.
+        lyrics: the text, with section tags.
         bpm: beats per minute.
         duration: seconds.
         keyscale: for example ``E♭ minor``.
         language: code of the vocals' language.
         timesignature: beats per bar.
-        batch_size: songs to make.
+        batch_size: songs to generate.
         inference_steps: diffusion steps.
         seed: seed of the first song.
     """
@@ -88,8 +88,8 @@ class Example:
 def load_example(name: str) -> Example:
     """Read an example by its file name in the examples folder, or by its path.
 
-    Keys of the released API are accepted beside the names here. Keys that say how to run a song, and not what it is,
-    are passed over; any other key is named in a warning.
+    Keys of the released API are accepted beside the names here. Keys for the execution of a request, rather than its
+    content, are ignored; a warning names any other key.
 
     Raises:
         SetupError: there is no such file, or it is not an example; the message says where.
@@ -102,12 +102,12 @@ def load_example(name: str) -> Example:
     except DocumentError as error:
         raise SetupError(str(error)) from error
     if not isinstance(content, dict):
-        raise SetupError(f"{path} holds a JSON {_JSON_NAMES.get(type(content), 'null')}: an example is an object")
+        raise SetupError(f"{path} contains a JSON {_JSON_NAMES.get(type(content), 'null')}: an example is an object")
     return _example(content, path)
 
 
 def available_examples() -> list[str]:
-    """Names that ``load_example`` knows, sorted."""
+    """Names that ``load_example`` accepts, sorted."""
     return sorted({path.name for folder in FOLDERS for path in folder.glob("*.json")})
 
 
@@ -125,7 +125,7 @@ def _example(content: dict[str, Any], path: Path) -> Example:
         if value is None or field not in _KEY_TYPES:
             continue
         if field in found:
-            raise SetupError(f"{path}: {key!r} and another key both give the {field}: leave one out")
+            raise SetupError(f"{path}: {key!r} and another key both set the {field}: leave one out")
         # JSON's true is an int to Python, but no tempo.
         if isinstance(value, bool) or not isinstance(value, _KEY_TYPES[field]):
             expected = " or ".join(_JSON_NAMES[kind] for kind in _KEY_TYPES[field])
@@ -133,12 +133,12 @@ def _example(content: dict[str, Any], path: Path) -> Example:
         found[field] = str(value) if field == "timesignature" else value
     unknown = sorted(key for key in content if _ALIASES.get(key, key) not in _KEY_TYPES and key not in _HOW_TO_RUN)
     if not found:
-        raise SetupError(f"{path} is no example: it has none of the keys {', '.join(_KEY_TYPES)}")
+        raise SetupError(f"{path} is not an example: it has none of the keys {', '.join(_KEY_TYPES)}")
     wish = next((key for key in _WISHES if isinstance(content.get(key), str)), None)
     if wish is not None and not {"caption", "lyrics"} & found.keys():
         raise SetupError(f"{path} has a {wish} in place of a caption: use --mode create_sample --sample-query")
     if unknown:
-        warn(f"{shown(path)}: keys that are not known are passed over: {', '.join(map(_shortened, unknown[:10]))}")
+        warn(f"{shown(path)}: unknown keys are ignored: {', '.join(map(_shortened, unknown[:10]))}")
     return Example(**found)
 
 

@@ -28,8 +28,8 @@ from acestep_otel.profiler.run.weights import fetch_model, parse_adapter
 def build_request(example: Example, options: Options) -> GenerationRequest:
     """The example, with what the options override.
 
-    What the language model is asked to decide is left open even though the example has it: otherwise there would be
-    nothing to decide, and nothing to time. The duration always stays, so that runs are comparable; only a source has
+    Values that the language model decides are left open even if the example has them: otherwise there would be
+    nothing to decide and nothing to measure. The duration always stays, so that runs are comparable; only a source has
     a length of its own, which takes the place of the example's.
     """
     duration = example.duration if options.src_audio is None else None
@@ -52,7 +52,7 @@ def build_request(example: Example, options: Options) -> GenerationRequest:
         audio_cover_strength=options.audio_cover_strength,
         track_names=options.track,
         batch_size=example.batch_size if options.batch_size is None else options.batch_size,
-        # As everywhere in this model's tools, a negative seed asks for a random one.
+        # As in all tools for this model, a negative seed selects a random one.
         seeds=() if seed < 0 else (seed,),
         inference_steps=example.inference_steps if options.inference_steps is None else options.inference_steps,
         guidance_scale=options.guidance_scale,
@@ -108,7 +108,7 @@ def select_models(options: Options, *, with_language_model: bool, songs: int = 1
 
     Raises:
         DeviceUnavailable: the device does not exist here.
-        InvalidRequest: an environment variable of the engine means nothing.
+        InvalidRequest: an environment variable of the engine is invalid.
     """
     settings = engine_settings()
     language_model = TINY_LM if options.tiny else options.lm_model

@@ -87,13 +87,13 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a measured run made.
+    """The result of a measured run.
 
     Attributes:
-        effective: what was really run.
+        effective: settings that took effect.
         summary: lines for the terminal, above the breakdown.
         songs: the files written.
-        blueprint: the song in words.
+        blueprint: the description of a song.
     """
 
     effective: EffectiveSettings | EffectivePlannerSettings
@@ -116,7 +116,7 @@ class MeasuredCall(Protocol[Loaded]):
         """Run once what is measured, leaving no files."""
 
     def measure_guidance(self, models: Loaded) -> GuidanceShare | None:
-        """Measure what guidance costs; forward passes, so only after a warm-up."""
+        """Measure the cost of guidance with forward passes, so only after a warm-up."""
 
     def run(self, models: Loaded, progress: ProgressCallback) -> Outcome:
         """Run what is measured."""
@@ -126,7 +126,7 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
     """Measure a call: the breakdown goes to standard output, files go where the options say.
 
     Raises:
-        SetupError: something the user gave cannot be used; nothing was run.
+        SetupError: an input cannot be used; nothing was run.
         AceStepError: the run failed; what was measured until then is printed and written.
         OSError: the result or the trace could not be written.
     """
@@ -170,7 +170,7 @@ def _profile_link(options: Options) -> dict[str, str]:
 
 @contextmanager
 def setup_errors() -> Iterator[None]:
-    """Before the run, what the engine refuses is a matter of set-up."""
+    """Turn errors of the engine before the run into set-up errors."""
     try:
         yield
     except (
@@ -196,7 +196,7 @@ def limit_threads(options: Options) -> None:
 
 
 def release_memory() -> None:
-    """Give back what an earlier run left, so that the next one starts with what the first one had."""
+    """Free the memory of an earlier run, so that all runs start in the same state."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

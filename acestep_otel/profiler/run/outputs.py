@@ -12,7 +12,7 @@ from acestep_otel.profiler.terminal import echo
 
 
 def require_outputs(options: Options, *further: Path) -> None:
-    """Make sure, before anything runs, that every file can be written and takes no other's place.
+    """Check, before anything runs, that every file can be written and none replaces another.
 
     Args:
         options: of the command line.
@@ -41,7 +41,7 @@ def require_outputs(options: Options, *further: Path) -> None:
 def write_outputs(
     files: Iterable[tuple[str, Path | None, Callable[[], None]]], lines: Callable[[], Iterable[str]]
 ) -> None:
-    """Write every file, then print: a terminal that goes away costs no file, and a full disk no table.
+    """Write every file, then print: a closed terminal loses no file, and a full disk no table.
 
     Args:
         files: label, path and what writes it; without a path nothing is written.

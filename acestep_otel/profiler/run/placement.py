@@ -1,4 +1,4 @@
-"""Where the models of a mode live: what the flags ask for, what the card asks for, and what came of it in words."""
+"""Placement of a mode's models: from flags and card, and its description."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from acestep_otel.profiler.options import Options
 
 
 def engine_settings() -> EnvironmentSettings:
-    """What the environment says about the engine: the one place where a mode reads it.
+    """The engine's settings from the environment; the only place where a mode reads them.
 
     Raises:
-        InvalidRequest: a variable means nothing.
+        InvalidRequest: a variable is invalid.
     """
     return EnvironmentSettings.read(os.environ)
 
@@ -29,7 +29,7 @@ def gpu_memory(device: torch.device, settings: EnvironmentSettings) -> float:
 
 
 def choose_placement(options: Options, device: torch.device, settings: EnvironmentSettings) -> Placement:
-    """The placement that the options ask for; on a card that counts as less than 20 GB, offload comes by itself.
+    """The placement of the options; on a card that counts as less than 20 GB, offload is automatic.
 
     Args:
         options: of the command line.
@@ -47,7 +47,7 @@ def choose_placement(options: Options, device: torch.device, settings: Environme
 
 
 def describe_models(done: EffectiveSettings) -> str:
-    """Which models ran, by which backend, where and in which form."""
+    """Models, backend, device and format of a run."""
     elsewhere = f" on {done.lm_device}" if done.lm_device else ""
     planner = f", {done.lm_model} ({done.lm_backend}){elsewhere}" if done.lm_model else ""
     return f"{done.dit_model}{planner} on {done.device}, {done.dtype}, weights: {done.weights}"
@@ -60,7 +60,7 @@ def describe_adapters(adapters: Sequence[AdapterScale]) -> Iterator[str]:
 
 
 def describe_placement(placement: Placement, options: Options) -> Iterator[str]:
-    """A line about what came into effect, if anything did, and one about each flag that has no effect."""
+    """A line about the placement that took effect, if any, and one about each flag without effect."""
     words = []
     if placement.offload_to_cpu:
         staying = [] if placement.offload_dit_to_cpu else ["the DiT"]
@@ -68,7 +68,7 @@ def describe_placement(placement: Placement, options: Options) -> Iterator[str]:
             staying.append("vLLM's")
         which = f"all models but {' and '.join(staying)}" if staying else "all models"
         reason = " (automatic: the GPU counts as less than 20 GB)" if placement.automatic_offload else ""
-        words.append(f"{which} wait in host memory{reason}")
+        words.append(f"{which} are kept in host memory while not in use{reason}")
     if placement.quantization is not None:
         words.append(f"DiT quantised: {placement.quantization}")
     if placement.compile:
@@ -76,7 +76,7 @@ def describe_placement(placement: Placement, options: Options) -> Iterator[str]:
     if words:
         yield "; ".join(words)
     if options.offload_to_cpu and not placement.offload_to_cpu:
-        yield "--offload-to-cpu has no effect: this device has no memory of its own"
+        yield "--offload-to-cpu has no effect: this device has no separate memory"
     elif options.offload_dit_to_cpu and not placement.offload_to_cpu:
         yield "--offload-dit-to-cpu has no effect without --offload-to-cpu"
 

@@ -91,6 +91,6 @@ def _without_effect(request: GenerationRequest, done: EffectiveSettings, options
         for flag in (f"--{name.replace('_', '-')}" for name in asked if getattr(request, name)):
             yield f"{flag} has no effect: task {request.task_type} takes the text as it is"
         if options.lm_model != DEFAULTS.lm_model and not options.tiny:
-            yield f"{options.lm_model} was not used: --thinking or a --use-cot flag asks for the language model"
+            yield f"{options.lm_model} was not used: --thinking or a --use-cot flag enables the language model"
     if options.guidance_scale not in (DEFAULTS.guidance_scale, done.guidance_scale):
         yield f"--guidance-scale {options.guidance_scale:g} has no effect: {done.dit_model} runs without guidance"

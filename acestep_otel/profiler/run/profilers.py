@@ -1,6 +1,6 @@
-"""What ``--detailed`` and ``--torch-profile`` add: further runs of the same call, under profilers that slow it down.
+"""Runs of ``--detailed`` and ``--torch-profile``: the same call under profilers that slow it down.
 
-They come after the measured run, so no figure of the report contains them.
+They follow the measured run, so they do not affect the report.
 """
 
 from __future__ import annotations

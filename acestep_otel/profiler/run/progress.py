@@ -32,7 +32,7 @@ _MINIMUM_SECONDS_BETWEEN_UPDATES: Final = 0.1
 """A language model reports hundreds of tokens a second; drawing each would show up in the measurement."""
 
 _WHOLE_BENCHMARK_SECONDS: Final = 86_400.0
-"""Time back to which finished cells count for the estimate of what is left: rich's 30 s are less than one cell."""
+"""Window of finished cells for the estimate of the remaining time: rich's 30 s are less than one cell."""
 
 
 class _BarsWithLines(Bars):
@@ -149,7 +149,7 @@ def loading(what: str, *, enabled: bool, console: Console | None = None) -> Iter
 
 
 class CellBar(_TerminalBars):
-    """One bar over the cells of a benchmark, with the time that is left, on standard error.
+    """One bar over the cells of a benchmark, with the remaining time, on standard error.
 
     Used as a context manager, once per benchmark. Cells count by the seconds of audio they make, or the time left would
     be that of the short cells, which come first.

@@ -1,4 +1,4 @@
-"""Weights on disk: fetched from the hub, converted to a repository of diffusers, adapted."""
+"""Weights on disk: download, conversion to a diffusers repository, adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMED: Final = re.compile(r"(?P<name>[\w.-]+)=(?P<rest>.+)")
 
 
 def download_models(names: Iterable[str], root: Path) -> None:
-    """Fetch released models.
+    """Download released models.
 
     Raises:
         SetupError: no such model, no connection, or not enough room on the disk.
@@ -32,7 +32,7 @@ def download_models(names: Iterable[str], root: Path) -> None:
 
 
 def fetch_model(name: str, root: Path) -> None:
-    """Say on standard error what a model still needs and from where, then fetch it.
+    """Print size and source of a model's missing files on standard error, then download them.
 
     Raises:
         DownloadFailed: no such model, no connection, or not enough room on the disk.

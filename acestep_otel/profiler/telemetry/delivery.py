@@ -1,4 +1,4 @@
-"""What became of a run's telemetry: counted from the receivers' answers, and said in one line at its end."""
+"""The delivery of a run's telemetry: counted from the receivers' responses, and summarised in one line at its end."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DeliveryLedger:
             self._handed_over += 1
 
     def note(self, delivery: Delivery) -> None:
-        """What became of a batch."""
+        """Note the outcome of a batch."""
         with self._lock:
             if delivery.signal == "traces":
                 self._arrived += delivery.items - delivery.lost
@@ -112,7 +112,7 @@ class EngineLog(logging.Handler):
             logger.propagate = propagated
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message that was not there before: a warm-up says what the run says."""
+        """Print a message once: warm-up and run log the same messages."""
         message = record.getMessage()
         if message not in self._said:
             self._said.add(message)
@@ -122,7 +122,7 @@ class EngineLog(logging.Handler):
 class SdkLog(logging.Handler):
     """What the SDK logs, brought down to the first warning, as one line on standard error.
 
-    What its exporters say about deliveries is left to ``DeliveryLedger``, which knows how much it was.
+    Records of exporters about deliveries are ignored, because ``DeliveryLedger`` has the counts.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Metrics served over HTTP for Prometheus to scrape: the way without a collector.
+"""Metrics served over HTTP for Prometheus to scrape, without a collector.
 
 Names are those that a collector's exporter gives the same instruments. Exemplars need OTLP: the exporter for Prometheus
 has none.
@@ -76,7 +76,7 @@ class PrometheusEndpoint:
         return str(host), int(port)
 
     def wait_for_last_scrape(self, seconds: float) -> None:
-        """Wait until everyone who has scraped has done so once more, so that the last figures are seen.
+        """Wait until every previous scraper has scraped once more and has the last values.
 
         When there was no scrape so far, the first one is waited for.
 
@@ -86,7 +86,7 @@ class PrometheusEndpoint:
         self._scrapes.wait_for_all(seconds)
 
     def missed(self) -> str | None:
-        """One line about those who scraped before and did not see the last figures; ``None`` without such."""
+        """One line about scrapers that missed the last values; ``None`` without such."""
         return self._scrapes.missed()
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class PrometheusEndpoint:
 
 
 class _Scrapes:
-    """Who has fetched the whole page, and when."""
+    """The scrapers that read the whole page, with times."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -119,17 +119,19 @@ class _Scrapes:
             self._changed.wait_for(lambda: bool(self._fetched) and not self._late(), timeout=seconds)
 
     def missed(self) -> str | None:
-        """One line about those who did not come again; ``None`` when all did."""
+        """One line about scrapers that did not return; ``None`` if all did."""
         with self._changed:
             if not (late := self._late()):
                 return None
-        return f"the last figures may be missing in Prometheus: {late} that scraped this run did not come again in time"
+        return (
+            f"the last figures may be missing in Prometheus: {late} that scraped this run did not scrape again in time"
+        )
 
     def _late(self) -> int:
         return sum(self._late_behind(scraper) for scraper in self._fetched)
 
     def _late_behind(self, scraper: _Scraper) -> int:
-        """Replicas of one scraper that have not seen the last figures.
+        """Replicas of one scraper that missed the last values.
 
         Replicas on one machine look alike. Each scrapes at most once in its interval, which is never shorter than the
         timeout that it sends along, so the most scrapes within that time are as many replicas.
@@ -146,7 +148,7 @@ class _Scrapes:
 def _only_metrics(page: _Application, scrapes: _Scrapes) -> _Application:
     def answer(request: dict[str, Any], respond: _Respond) -> Iterable[bytes]:
         if request["PATH_INFO"] != "/metrics":
-            return _refuse(respond, f"{NOT_FOUND} Not Found", "only /metrics is here\n")
+            return _refuse(respond, f"{NOT_FOUND} Not Found", "only /metrics is served\n")
         if request["REQUEST_METHOD"] != "GET":
             return _refuse(respond, f"{METHOD_NOT_ALLOWED} Method Not Allowed", "only GET\n", ("Allow", "GET"))
         began = time.monotonic()

@@ -249,7 +249,7 @@ def _prometheus_endpoint(port: int) -> PrometheusEndpoint:
 
 
 def service_resource() -> Resource:
-    """What the telemetry says it comes from; the environment (``OTEL_SERVICE_NAME``, ...) wins."""
+    """The resource of the telemetry; the environment (``OTEL_SERVICE_NAME``, ...) takes precedence."""
     return resource("acestep-otel", {SERVICE_VERSION: _version()})
 
 
@@ -268,7 +268,7 @@ def detail_level(word: str | None) -> Detail:
     """The level of the command line, else that of the environment.
 
     Raises:
-        SetupError: a word that is no level, or another wrong value in the environment's settings.
+        SetupError: an invalid level, or another invalid setting in the environment.
     """
     try:
         settings = Settings.from_environment()
@@ -290,10 +290,10 @@ def require_tracing(what: str, options: Options, telemetry: Telemetry) -> Detail
     """
     detail = detail_level(options.detail)
     if telemetry.disabled:
-        raise SetupError(f"{what} takes its figures from the trace: unset OTEL_SDK_DISABLED, which switches it off")
+        raise SetupError(f"{what} computes its values from the trace: unset OTEL_SDK_DISABLED, which disables it")
     if detail is Detail.OFF:
         source = "leave out --detail off" if options.detail is not None else f"unset {DETAIL_VARIABLE}=off"
-        raise SetupError(f"{what} takes its figures from the trace: {source}, or give --detail stage")
+        raise SetupError(f"{what} computes its values from the trace: {source}, or give --detail stage")
     return detail
 
 
@@ -320,5 +320,5 @@ def instrumented(telemetry: Telemetry, detail: Detail, songs: str | None = None)
 
 
 def flush_telemetry() -> None:
-    """Wait until all that has ended is with the providers: telemetry is made beside the run."""
+    """Wait until the providers have the telemetry of all completed work, which is created in the background."""
     AceStepInstrumentor().flush(_FLUSH_SECONDS)

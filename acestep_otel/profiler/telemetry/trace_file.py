@@ -18,8 +18,8 @@ from acestep_otel.profiler.files import can_be_replaced, replacing
 class TraceFile(SpanProcessor):
     """Writes a line when a request has ended: its root span, and all that ended before it.
 
-    So a process that is killed leaves the requests that it finished. The first line replaces a file that was there.
-    A line that cannot be written is kept for the next attempt and never disturbs the request; ``finish`` tells.
+    A killed process therefore leaves its completed requests. The first line replaces a file that was there.
+    A line that cannot be written is retried and never disturbs the request; ``finish`` reports it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,12 +43,12 @@ class TraceFile(SpanProcessor):
         if not self._grows:
             return
         with self._lock, suppress(OSError):
-            # A full disk is no reason to stop a song: finish() tries again, and tells.
+            # A full disk must not stop a song: finish() retries and reports it.
             if self._pending:
                 self._write()
 
     def finish(self) -> None:
-        """Write what is left; a trace without spans is a file without spans.
+        """Write the remaining spans; a trace without spans is an empty file.
 
         Raises:
             OSError: the file could not be written.
@@ -87,9 +87,7 @@ def _append(path: Path, line: str, written: _Identity) -> None:
     try:
         with path.open("r+b", buffering=0) as stream:
             if _identity(os.fstat(stream.fileno())) != written:
-                raise OSError(
-                    "another process has put a file in its place, and spans are missing: name one for each run"
-                )
+                raise OSError("another process has replaced the file, and spans are missing: use one file per run")
             end = stream.seek(0, io.SEEK_END)
             content = memoryview(line.encode())
             try:

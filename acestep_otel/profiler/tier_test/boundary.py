@@ -1,4 +1,4 @@
-"""What the rows of a tier test say together: the smallest card for a capability, the largest batch on a card."""
+"""Summaries of a tier test: the smallest card for a capability, the largest batch on a card."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NO_OFFLOAD: Final = "No CPU Offload (all models on GPU)"
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """From which card on something works.
+    """The smallest card that supports something.
 
     Attributes:
         name: what.
-        tried: every row that tells, by memory.
+        tried: every conclusive row, by memory.
     """
 
     name: str
@@ -81,7 +81,7 @@ def _tried(results: Sequence[TierResult], kind: Kind, *, needs_offload_off: bool
 
 @dataclass(frozen=True, slots=True)
 class LargestBatch:
-    """How many songs a card makes at once, with or without the language model.
+    """How many songs a card generates at once, with or without the language model.
 
     Attributes:
         configured: the tier's own limit.

@@ -75,7 +75,7 @@ def serve(job: Trials, send: Callable[[Event], None], before: UseBefore) -> None
     Args:
         job: what to do.
         send: takes every event.
-        before: what others held of the devices before this process used any.
+        before: memory in use by others before this process used the devices.
     """
     with Telemetry() as telemetry, instrumented(telemetry, detail_level(job.options.detail)):
         telemetry.tracer_provider.add_span_processor(SpanForwarder(send))
@@ -173,7 +173,7 @@ class _Work:
 
 
 def audio_facts(result: GenerationResult) -> AudioFacts:
-    """What was really made, from the samples themselves."""
+    """Properties of the generated songs, from their samples."""
     return AudioFacts(
         songs=len(result.songs),
         durations=tuple(song.audio.shape[-1] / SAMPLE_RATE for song in result.songs),

@@ -1,7 +1,7 @@
 """Spans of a child process, on their way into the parent's trace.
 
-A child that ends in good order has made its own spans; they are handed over as they end. Of one that is killed the
-parent has only the journal: it makes spans of the stages that were under way, and marks them as truncated.
+A child that ends normally has created its own spans, which are forwarded as they end. For a killed child the parent
+only has the journal: it creates spans of the stages in progress and marks them as truncated.
 """
 
 from __future__ import annotations

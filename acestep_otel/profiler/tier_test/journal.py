@@ -1,7 +1,7 @@
-"""The stages of a child process, written down as they begin and end: what is left of them when it is killed.
+"""The stages of a child process, reported as they begin and end, so that they survive its being killed.
 
-Spans of a request are made after it, from the device's clock. A child that is killed in the middle of one never gets
-there, so the same patches also report the host's time and the driver's view of the memory to the parent at once.
+Spans of a request are created after it, from the device's clock. A killed child does not reach that point, so the same
+patches also report the host's time and the driver's view of the memory to the parent immediately.
 """
 
 from __future__ import annotations

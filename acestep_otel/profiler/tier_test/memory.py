@@ -1,8 +1,8 @@
-"""What one trial took of the device's memory: the allocator's counters, and the driver's view of the same stages.
+"""Device memory of one trial: the allocator's counters, and the driver's view of the same stages.
 
 The driver's list of processes is read through NVML. Where it does not name this process (containers hide process
-ids, virtual machines may hide memory), the growth of the whole device since before the process used it is taken; where
-there is no NVML, nothing is known beyond the allocator.
+ids, virtual machines may hide memory), its value is the growth of the whole device since before
+the process used it. Without NVML, only the allocator's values exist.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class DriverView:
     Attributes:
         source: what is asked.
         handle: NVML's of the device.
-        before: bytes that others held before; taken off where the whole device is asked.
+        before: bytes in use by others before; subtracted if the whole device is queried.
     """
 
     source: DriverSource
@@ -86,7 +86,7 @@ class DriverView:
         return cls("nvml_device", handle, before.by_uuid[uuid])
 
     def used(self) -> int | None:
-        """Bytes held now; ``None`` when the driver does not say."""
+        """Bytes in use now; ``None`` if the driver does not report them."""
         try:
             if self.source == "nvml_device":
                 return max(0, int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used) - self.before)
@@ -97,9 +97,9 @@ class DriverView:
 
 
 class MemoryWatch:
-    """Looks at the driver's view every now and then in a thread of its own, and when asked to.
+    """Reads the driver's value periodically in a background thread, and on request.
 
-    Used as a context manager. Memory that was taken and given back between two looks is missed; the allocator's own
+    Used as a context manager. Memory that was allocated and freed between two readings is missed; the allocator's own
     counters do not miss it.
     """
 
@@ -126,7 +126,7 @@ class MemoryWatch:
             self._thread.join()
 
     def look(self) -> int | None:
-        """Bytes held now; ``None`` without a view."""
+        """Bytes in use now; ``None`` without a view."""
         used = None if self._view is None else self._view.used()
         if used is not None:
             with self._lock:
@@ -171,7 +171,7 @@ def memory_use(
     """
     if device.type != "cuda":
         return None
-    # What is reserved and what the driver sees belong together only while nothing is being allocated.
+    # The reserve and the driver's value only match while nothing is being allocated.
     torch.cuda.synchronize(device)
     held = None if view is None else view.used()
     context = REFERENCE_CONTEXT if held is None else max(0, held - torch.cuda.memory_reserved(device))

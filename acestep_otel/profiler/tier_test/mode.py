@@ -3,7 +3,7 @@
 Without ``--gpus`` one child runs after the other, in the plan's order; with it one at a time on each card, the longest
 first.
 
-The parent never touches CUDA, so it holds no memory of any card, and nothing that a child does can end it.
+The parent never uses CUDA, so it uses no memory of any card, and no failure of a child can end it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
     """Run the mode: the tables go to standard output, files go where the options say.
 
     Raises:
-        SetupError: something the user gave cannot be used; nothing was run.
+        SetupError: an input cannot be used; nothing was run.
         RunFailed: a tier does not run by its own settings; every row is in the table.
         OSError: the result, the page or the trace could not be written.
     """
@@ -82,8 +82,8 @@ def _like_cards(gpus: str, device: str) -> tuple[Card, ...]:
     cards = chosen_cards(gpus, device)
     if len(models := models_of(cards)) > 1:
         raise SetupError(
-            f"--gpus {gpus}: these cards are not alike ({', '.join(models)}), and a tier test puts its rows together: "
-            "choose cards of one model"
+            f"--gpus {gpus}: the cards are of different models ({', '.join(models)}), and a tier test combines "
+            "its rows: choose cards of one model"
         )
     return cards
 
@@ -190,7 +190,7 @@ class _TierTest:
             or job.trials[0].kind not in ("no-quant", "no-offload")
         ):
             return None
-        return f"on {self.device} nothing is quantised or offloaded: the default says the same"
+        return f"on {self.device} nothing is quantised or offloaded: the result would equal the default"
 
     def skip(self, trials: list[Trial] | tuple[Trial, ...], reason: str) -> None:
         """Note trials that are not tried."""

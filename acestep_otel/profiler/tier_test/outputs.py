@@ -1,4 +1,4 @@
-"""What a tier test leaves behind: tables, result file, page and metrics, all from its rows."""
+"""Outputs of a tier test: tables, result file, page and metrics, all from its rows."""
 
 from __future__ import annotations
 

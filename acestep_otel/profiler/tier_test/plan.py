@@ -159,12 +159,12 @@ class _Card:
         same = default.placement == not_quantised
         yield Planned(
             replace(default, kind="no-quant", placement=not_quantised),
-            f"{default.tier} does not quantise: its default says the same" if same else None,
+            f"{default.tier} does not quantise: the result would equal the default" if same else None,
         )
         same = default.placement == bare
         yield Planned(
             replace(default, kind="no-offload", placement=bare),
-            f"{default.tier} keeps everything on the GPU already: its default says the same" if same else None,
+            f"{default.tier} keeps everything on the GPU already: the result would equal the default" if same else None,
         )
 
     def _batches(self) -> Iterator[Planned]:

@@ -1,7 +1,7 @@
-"""What a child process and its parent tell each other: one JSON object a line.
+"""Messages between a child process and its parent: one JSON object per line.
 
-The parent writes one line, the job, and keeps the pipe open for as long as it lives. The child writes a line as soon
-as there is something to say: whatever ends it, what it said is already in the pipe.
+The parent writes one line, the job, and keeps the pipe open for as long as it lives. The child writes each
+event immediately, so that events survive the end of the child in the pipe.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The child knows its device, and its memory is capped; no model is loaded yet.
+    """The child has selected its device and limited its memory; no model is loaded yet.
 
     Attributes:
         device: for example ``cuda:0``.
@@ -176,7 +176,7 @@ def decode_job(line: str) -> Trials:
 
 def read_options(found: dict[str, Any]) -> Options:
     """Read what ``asdict`` made of the command line's options."""
-    # JSON knows neither paths nor tuples; the fields' own annotations say where they were.
+    # JSON has neither paths nor tuples; the annotations of the fields restore them.
     for option in fields(Options):
         value = found[option.name]
         if value is not None and "Path" in str(option.type):

@@ -65,7 +65,7 @@ def render_boundary(capabilities: Sequence[Capability]) -> str:
         minimum = capability.minimum
         found = ("N/A", "N/A") if minimum is None else (minimum.trial.tier, f"{minimum.trial.memory}GB")
         lines.append(_line((capability.name, *found), (42, 12)))
-    lines += ["", "  Holds for this diffusion model, language model, duration, batch size and attention kernel."]
+    lines += ["", "  Valid for this diffusion model, language model, duration, batch size and attention kernel."]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a tier test: what was tried, what a child process saw of it, and what that comes down to."""
+"""Rows of a tier test: trial, observation of the child process, and result."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Trial:
         tier: the tier that such a card belongs to.
         kind: the tier's own settings (``default``); without quantisation; without that and offload; or the tier's own
             settings for batches of songs, without and with its language model.
-        lm_model: language model that thinks first, or ``None`` for none.
-        placement: where models live, and in which form.
-        batch_size: songs made together.
+        lm_model: language model that plans the song, or ``None``.
+        placement: device and format of the models.
+        batch_size: songs per request.
         duration: seconds of each.
         inference_steps: diffusion steps.
         supported: whether the model's authors support the diffusion model on the tier.
@@ -90,8 +90,8 @@ class StageMemory:
     Attributes:
         stage: for example ``vae.decode``.
         allocated: in live tensors.
-        reserved: held by the caching allocator.
-        driver: held by the process, as its driver sees it.
+        reserved: reserved by the caching allocator.
+        driver: used by the process, as the driver reports it.
     """
 
     stage: str
@@ -102,13 +102,13 @@ class StageMemory:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What one trial took of the device's memory, in bytes.
+    """Device memory of one trial, in bytes.
 
     Attributes:
         source: where ``driver`` comes from.
         context: what the process holds beside the allocator's memory: the CUDA context, kernels, libraries.
         allocated: highest in live tensors.
-        reserved: highest held by the caching allocator.
+        reserved: maximum reserved by the caching allocator.
         driver: highest that was seen of the whole process; ``None`` without NVML.
         stages: the same by stage.
     """
@@ -162,7 +162,7 @@ class AudioFacts:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a child process saw of one trial.
+    """What a child process observed in one trial.
 
     Attributes:
         device: that it ran on.
@@ -216,7 +216,7 @@ class TierResult:
 
     Attributes:
         trial: what was asked for.
-        status: what became of it.
+        status: the outcome.
         failure: what ended it; of a skipped one why it was not tried.
         observation: what the child process reported before it ended, or ``None``.
         exit_code: of a child process that this row ended; negative for a signal; ``None`` for any other row.
@@ -234,7 +234,7 @@ class TierResult:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that was asked for was really done, within the limit."""
+        """Whether the trial ran as requested, within the limit."""
         return self.status == "ok"
 
     @property
@@ -249,7 +249,7 @@ class TierResult:
 
     @property
     def peak(self) -> int | None:
-        """Highest bytes that the process held; ``None`` if it was not read."""
+        """Peak memory of the process in bytes; ``None`` if it was not read."""
         memory = None if self.observation is None else self.observation.memory
         return None if memory is None else memory.peak
 

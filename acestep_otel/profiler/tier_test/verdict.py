@@ -1,4 +1,4 @@
-"""What becomes of a trial: everything that was asked for must really have been done, within the limit."""
+"""The verdict of a trial: it must have run exactly as requested, within the limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECONDS_APART: Final = 0.04
 
 
 def asked_placement(device: str, trial: Trial) -> Placement:
-    """Where models are to live on a device: off CUDA there is no card whose memory had to be saved."""
+    """The requested placement on a device: off CUDA no memory has to be saved."""
     return trial.placement if device.startswith("cuda") else Placement()
 
 
@@ -67,21 +67,21 @@ def skipped(trial: Trial, reason: str) -> TierResult:
 
 
 def _faults(trial: Trial, detected: dict[str, Any], seen: Observation) -> Iterator[tuple[str, str]]:
-    """What is not as it was asked for, as the name of an error and its message; the weightiest first."""
+    """Differences from the request, as the name of an error and its message; the most severe first."""
     expected = config_facts(gpu_config(float(trial.memory)))
     for name, value in expected.items():
         if detected.get(name) != value:
             yield "WrongTier", f"{trial.memory} GB: {name} is {detected.get(name)!r}, expected {value!r}"
     audio, done = seen.audio, seen.effective
     if audio is None or done is None:
-        yield "NoSong", "the run ended well and left no song"
+        yield "NoSong", "the run succeeded but produced no song"
         return
     if audio.songs != trial.batch_size:
-        yield "WrongBatch", f"{trial.batch_size} songs were asked for and {audio.songs} made"
+        yield "WrongBatch", f"{trial.batch_size} songs were requested, {audio.songs} made"
     if any(abs(duration - trial.duration) > _SECONDS_APART for duration in audio.durations):
-        yield "WrongDuration", f"{trial.duration:g} s were asked for, songs have {_listed(audio.durations)} s"
+        yield "WrongDuration", f"{trial.duration:g} s were requested, songs have {_listed(audio.durations)} s"
     if not audio.finite:
-        yield "InvalidOutput", "the audio holds values that are no numbers"
+        yield "InvalidOutput", "the audio contains NaN or infinity"
     if audio.quietest < SILENCE:
         yield "SilentOutput", f"a song is silent: its peak is {audio.quietest:.1e}"
     if trial.lm_model is not None and audio.thought != trial.batch_size:
@@ -93,7 +93,7 @@ def _faults(trial: Trial, detected: dict[str, Any], seen: Observation) -> Iterat
     }
     for name, value in asked.items():
         if done[name] != value:
-            yield "WrongSettings", f"{name} was {done[name]!r}, asked for was {value!r}"
+            yield "WrongSettings", f"{name} was {done[name]!r}, requested was {value!r}"
     if seen.cap_enforced and (seen.memory is None or seen.memory.peak > trial.limit):
         peak = "an unknown peak" if seen.memory is None else f"a peak of {seen.memory.peak / GIB:.2f} GiB"
         yield "LimitExceeded", f"{peak} on a card of {trial.memory} GiB"

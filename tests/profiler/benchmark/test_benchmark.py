@@ -351,7 +351,7 @@ def test_songs_are_not_kept() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--detail", "off"], "a benchmark takes its figures from the trace"),
+        (["--detail", "off"], "a benchmark computes its values from the trace"),
         (["--repeat", "0"], "'--repeat': 0 is not in the range 1<=x"),
         (["--batch-size", "9"], "--batch-size 9 is out of range"),
         (["--detailed"], "--detailed belongs to --mode profile, understand"),

@@ -38,7 +38,7 @@ def test_an_even_number_of_runs_meets_half_way() -> None:
 
 
 @given(st.lists(figures, min_size=1, max_size=6))
-def test_the_median_lies_within_the_spread(runs: list[Figures]) -> None:
+def test_the_median_is_within_the_spread(runs: list[Figures]) -> None:
     summary = Summary.of(runs)
     for median, minimum, spread, column in zip(summary.median, summary.minimum, summary.spread, COLUMNS, strict=True):
         values = [getattr(run, column) for run in runs]
@@ -62,7 +62,7 @@ def test_a_failed_cell_has_a_status_and_no_figures() -> None:
     assert entry["error"] == {"type": "OutOfMemory", "message": "out of memory in stage 'dit'", "stage": "dit"}
 
 
-def test_a_failure_does_not_keep_what_the_failed_run_held() -> None:
+def test_a_failure_does_not_keep_the_memory_of_the_failed_run() -> None:
     class Tensor:
         """Stands for one that lives in a frame of the traceback."""
 

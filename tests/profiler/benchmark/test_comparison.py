@@ -94,7 +94,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ResultFile.read(tmp_path / "none.json")
 
 
-def test_the_comparison_file_holds_every_ratio() -> None:
+def test_the_comparison_file_contains_every_ratio() -> None:
     other = Cell(60, 1, True, 8)
     one, two = Figures(1, 0, 1, 1), Figures(2, 0, 1, 1)
     written = Comparison.of(result_file({CELL: one, other: one}), result_file({CELL: two}), 1.1).to_json()

@@ -71,7 +71,7 @@ def times(factor: float) -> list[float]:
     return [value * factor for value in BEFORE]
 
 
-def test_a_figure_that_is_clearly_slower_fails_and_says_by_how_much() -> None:
+def test_a_figure_that_is_clearly_slower_fails_with_its_difference() -> None:
     found = judged([times(1.10)])
     assert found.verdict == "slower"
     assert found.change == pytest.approx(0.10)
@@ -104,7 +104,7 @@ def test_a_figure_that_is_clearly_faster_is_said() -> None:
     assert judged([times(0.9)]).verdict == "faster"
 
 
-def test_the_tolerance_is_at_least_how_far_the_baseline_s_own_processes_are_apart() -> None:
+def test_the_tolerance_is_at_least_the_spread_of_the_baseline_processes() -> None:
     processes = [{CELL: {"wall_time": times(factor)}} for factor in (1.0, 1.2, 1.1, 1.05)]
     for factor, verdict in ((1.25, "ok"), (1.5, "slower")):
         found = judge(processes, [{CELL: {"wall_time": times(factor)}}], {})[0]
@@ -208,7 +208,7 @@ def test_a_baseline_is_kept_by_its_card_and_judged_against(
         (["compare", "before.json", "same.json", "--junit", "j.xml"], "need --baseline"),
         (["compare", "--baseline", "same.json", "--output", "o.json"], "use --junit or --markdown"),
         (["baseline", "before.json", "--tolerance", "wall_time=much"], "COLUMN=SHARE"),
-        (["baseline", "before.json", "--tolerance", "beauty=0.1"], "no column is called 'beauty'"),
+        (["baseline", "before.json", "--tolerance", "beauty=0.1"], "there is no column 'beauty'"),
         (["baseline", "missing.json"], "missing.json"),
     ],
 )
@@ -226,10 +226,10 @@ def test_a_damaged_baseline_is_one_line(folder: Path, capsys: pytest.CaptureFixt
     (kept,) = (folder / "benchmarks" / "baselines").iterdir()
     kept.write_text('{"baseline_version": 7}', "utf-8")
     assert main(["compare", "--baseline", "same.json"]) == 2
-    assert "is no baseline of version 1" in capsys.readouterr().err
+    assert "is not a baseline of version 1" in capsys.readouterr().err
 
 
-def test_a_card_has_a_file_name_of_its_own() -> None:
+def test_a_card_has_a_unique_file_name() -> None:
     accelerator = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 84_929_347_584, "driver": None}
     assert card_of({"accelerators": [accelerator]}) == "nvidia-h100-80gb-hbm3-79gib"
     assert card_of({"accelerators": [], "cpu": "AMD EPYC", "cpu_cores": 2}) == "amd-epyc-2-cores"

@@ -1,4 +1,4 @@
-"""The benchmark's matrix: axes, limits, and what stands for what."""
+"""The benchmark's matrix: axes, limits and clamped cells."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_without_a_gpu_the_limits_are_those_of_the_smallest_tier() -> None:
 
 
 def test_durations_are_clamped_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R37: no tier lies below the default durations, so a longer one stands in."""
+    """R37: no tier's limit is below the default durations, so a longer duration is used."""
     monkeypatch.setattr("acestep_otel.profiler.benchmark.matrix.DURATIONS", (30.0, 300.0, 400.0))
     clamped = matrix(memory=4)
     assert {cell.duration for cell in clamped.cells if cell.thinking} == {30, 240}

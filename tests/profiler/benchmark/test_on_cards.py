@@ -1,4 +1,4 @@
-"""A benchmark on several cards: real children on the CPU, and stand-ins for cards that die, refuse or differ."""
+"""A benchmark on several cards: real children on the CPU, and stand-ins for cards that fail, refuse or differ."""
 
 from __future__ import annotations
 
@@ -262,13 +262,13 @@ def test_the_whole_matrix_by_the_cards_memory(
     assert len(found["environment"]["accelerators"]) == 3
 
 
-def test_a_card_that_dies_again_and_again_is_left_out_and_the_others_do_its_share(
+def test_a_card_that_fails_repeatedly_is_excluded_and_the_others_run_its_cells(
     stand_in: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(cpu_0=[["after CPU 1 2"]], cpu_1=[["die"], ["die"]])
     assert standing_in("--gpus", "cpu:2") == 1
     shown = capsys.readouterr()
-    assert "CPU 1 is left out after 2 processes: killed by SIGKILL" in shown.err
+    assert "CPU 1 is no longer used after 2 processes: killed by SIGKILL" in shown.err
     found = document()["results"]
     assert len(found) == 48
     assert [row["card"]["label"] for row in found if row["status"] == "error"] == ["CPU 1", "CPU 1"]
@@ -282,13 +282,13 @@ def test_a_child_that_dies_now_and_then_gets_a_successor(stand_in: Callable[...,
     assert (statuses.count("error"), len(statuses)) == (3, 48)
 
 
-def test_a_card_that_does_not_start_is_left_out(
+def test_a_card_that_does_not_start_is_excluded(
     stand_in: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(cpu_0=[["crash"], ["crash"]])
     assert standing_in("--gpus", "cpu:2") == 0
     assert (
-        "CPU 0 is left out after 2 processes: ended with exit code 3: CUDA error: out of paper"
+        "CPU 0 is no longer used after 2 processes: ended with exit code 3: CUDA error: out of paper"
         in capsys.readouterr().err
     )
     assert {row["card"]["label"] for row in document()["results"]} == {"CPU 1"}
@@ -303,13 +303,13 @@ def test_without_a_card_nothing_is_run(stand_in: Callable[..., None], capsys: py
     )
 
 
-def test_when_the_last_card_is_gone_the_rows_so_far_are_kept(
+def test_after_the_loss_of_the_last_card_the_rows_so_far_are_kept(
     stand_in: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(cpu_0=[["done", "done", "die"], ["die"]])
     assert standing_in("--gpus", "cpu:1") == 1
     shown = capsys.readouterr()
-    assert "error: 44 of 48 cells were not run, no card is left: CPU 0: killed by SIGKILL" in shown.err
+    assert "error: 44 of 48 cells were not run, no card remains: CPU 0: killed by SIGKILL" in shown.err
     assert "Stopped after 4 of 48 cells." in shown.out
     assert len(document()["results"]) == 4
 
@@ -327,10 +327,10 @@ def test_cards_that_are_not_alike_are_named_and_their_file_is_not_compared(
     monkeypatch.setattr(on_cards, "chosen_cards", lambda *_: cards)
     assert standing_in("--gpus", "all") == 0
     shown = capsys.readouterr()
-    assert "cards are not alike (H100, A100): compare takes no such result file" in shown.err
+    assert "cards are of different models (H100, A100): compare does not accept such a result file" in shown.err
     assert {" ".join(row[9:]) for row in table(shown.out)} == {"GPU 0 (H100)", "GPU 1 (A100)"}
     assert main(["compare", "result.json", "result.json"]) == 2
-    assert "has cells of cards that are not alike (" in capsys.readouterr().err
+    assert "has cells of cards of different models (" in capsys.readouterr().err
 
 
 def test_long_cells_come_first_and_those_that_think_last() -> None:

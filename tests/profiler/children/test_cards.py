@@ -1,4 +1,4 @@
-"""Which cards ``--gpus`` names, and what a child process on one of them sees."""
+"""Which cards ``--gpus`` names, and the environment of a child process on one of them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_part_of_a_card_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (card.uuid, card.model) == ("MIG-eeee", "NVIDIA H100 MIG 1g.10gb")
 
 
-def test_a_child_sees_its_card_alone_and_spans_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_its_card_is_visible_to_a_child_and_spans_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _, card = chosen_cards("0,1", "auto")
     inherited = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "PATH": "/bin"}
     assert card.environment(inherited, cards=2) == {"CUDA_VISIBLE_DEVICES": UUIDS[1], "PATH": "/bin"}
@@ -106,7 +106,7 @@ def test_a_card_is_named_in_full_above_a_table() -> None:
         ("cpu:0", "auto", "--gpus 'cpu:0': choose GPUs by number"),
         ("cpu:99", "auto", "--gpus cpu:99: at most 64 processes"),
         ("4", "auto", "--gpus 4: there is no GPU 4, GPUs 0 to 3"),
-        ("1,0,1", "auto", "--gpus 1,0,1 names GPU 1 twice: two processes would measure each other"),
+        ("1,0,1", "auto", "--gpus 1,0,1 names GPU 1 twice: two processes on one GPU would disturb each other"),
         ("0", "cpu", "--gpus 0 and --device cpu contradict each other: leave out --device"),
         ("0", "cuda:1", "--gpus 0 and --device cuda:1 contradict each other"),
         ("cpu:2", "cuda", "--gpus cpu:2 and --device cuda contradict each other"),
@@ -125,5 +125,5 @@ def test_hidden_gpus_and_a_missing_driver_are_named(monkeypatch: pytest.MonkeyPa
     ):
         choose_cards("all")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-nowhere")
-    with pytest.raises(SetupError, match="--gpus 0: no GPU can be listed, the NVIDIA driver says: "):
+    with pytest.raises(SetupError, match="--gpus 0: no GPU can be listed, the NVIDIA driver reports: "):
         chosen_cards("0", "auto")

@@ -15,7 +15,7 @@ parent.hear()
 """
 
 
-def test_a_child_answers_on_a_stream_of_its_own_and_ends_with_its_parent() -> None:
+def test_a_child_answers_on_a_separate_stream_and_ends_with_its_parent() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:

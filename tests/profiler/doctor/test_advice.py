@@ -1,4 +1,4 @@
-"""N3, N19, N22: each answer has its own advice, and following it makes the failure go away."""
+"""N3, N19, N22: each answer has its own advice, and following it resolves the failure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_page_of_html_is_no_receiver(doctor: Doctor) -> None:
         assert doctor("--otlp-endpoint", endpoint, *HTTP) == 1
         assert "not as an OTLP receiver: 200 OK" in doctor.said
         assert doctor.advice == [
-            "name the receiver's port in --otlp-endpoint (http/protobuf usually has 4318): something else answers here"
+            "name the receiver's port in --otlp-endpoint (http/protobuf usually has 4318): this is another service"
         ]
         assert doctor("--otlp-endpoint", received.endpoint, *HTTP) == 0
 
@@ -68,7 +68,7 @@ def test_a_redirect_to_a_login_is_one(doctor: Doctor) -> None:
         assert doctor("--otlp-endpoint", endpoint, *HTTP) == 1
     assert "it sends elsewhere: 302 Found: to https://login.example/sign-in" in doctor.said
     assert "PLANTED" not in doctor.said
-    assert doctor.advice == ["name the receiver itself in --otlp-endpoint: a login or a proxy stands at this address"]
+    assert doctor.advice == ["name the receiver itself in --otlp-endpoint: this address is a login page or a proxy"]
 
 
 def test_spans_that_were_rejected_did_not_arrive(doctor: Doctor) -> None:
@@ -81,13 +81,13 @@ def test_spans_that_were_rejected_did_not_arrive(doctor: Doctor) -> None:
         assert doctor("--otlp-endpoint", endpoint, *GRPC) == 1
     assert "traces: not accepted" in doctor.said
     assert "metrics: accepted" in doctor.said
-    assert doctor.advice == ["look at the receiver's log: it took the request and rejected what was in it"]
+    assert doctor.advice == ["look at the receiver's log: it accepted the request and rejected its content"]
 
 
 @pytest.mark.parametrize(
     ("status", "shown", "way_out"),
     [
-        (503, "503 Service Unavailable", "it is there and cannot take it now"),
+        (503, "503 Service Unavailable", "it is running but cannot accept data now"),
         (429, "429 Too Many Requests", "try again later"),
         (401, "401 Unauthorized", "set OTEL_EXPORTER_OTLP_HEADERS"),
         (413, "413 Request Entity Too Large", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
@@ -111,7 +111,7 @@ def test_a_key_that_is_asked_for_is_given_and_never_shown(doctor: Doctor, monkey
         assert doctor("--otlp-endpoint", endpoint, *GRPC) == 0
 
 
-def test_a_receiver_without_metrics_is_left_without_them(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_without_metrics_gets_none(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """N19: with the endpoint in the flag, the advice leads out."""
     with grpc_answering(metrics=False) as endpoint:
         assert doctor("--otlp-endpoint", endpoint, *GRPC) == 1
@@ -131,11 +131,11 @@ def test_both_signals_off_is_said(doctor: Doctor, monkeypatch: pytest.MonkeyPatc
     assert "OTEL_TRACES_EXPORTER" in advice
 
 
-def test_tls_to_a_port_without_is_told_from_the_wrong_protocol(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_to_a_plain_port_is_not_the_wrong_protocol(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     with http_receiver() as received:
         secure = received.endpoint.replace("http:", "https:")
         assert doctor("--otlp-endpoint", secure, *HTTP) == 1
-        assert "TLS was spoken, and the port has none" in doctor.said
+        assert "TLS was used, but the port does not support it" in doctor.said
         assert doctor.advice == [f"write {received.endpoint} in --otlp-endpoint"]
         assert doctor("--otlp-endpoint", received.endpoint, *HTTP) == 0
 
@@ -148,7 +148,7 @@ def test_a_variable_without_a_scheme_means_tls_over_grpc_and_is_shown_so(
         place = received.endpoint.removeprefix("http://")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", place)
         assert doctor("--wait", "0") == 1
-        assert f"not accepted by https://{place}: TLS was spoken, and the port has none" in doctor.said
+        assert f"not accepted by https://{place}: TLS was used, but the port does not support it" in doctor.said
         assert doctor.advice == [
             f"write http://{place} in OTEL_EXPORTER_OTLP_ENDPOINT, or set OTEL_EXPORTER_OTLP_INSECURE=true"
         ]
@@ -161,7 +161,7 @@ def test_a_variable_without_a_scheme_means_tls_over_grpc_and_is_shown_so(
 
 
 @pytest.mark.parametrize("protocol", [HTTP, GRPC], ids=["http", "grpc"])
-def test_a_port_that_wants_tls_is_found_out(doctor: Doctor, protocol: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_port_that_requires_tls_is_detected(doctor: Doctor, protocol: tuple[str, ...], tmp_path: Path) -> None:
     with tls_port(tmp_path) as port:
         assert doctor("--otlp-endpoint", f"http://127.0.0.1:{port}", *protocol) == 1
         assert doctor.advice == [f"write https://127.0.0.1:{port} in --otlp-endpoint"]

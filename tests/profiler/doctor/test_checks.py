@@ -1,4 +1,4 @@
-"""Subcommand ``doctor``: what it says and how it ends, against real receivers, dead ports and stand-in stores."""
+"""Subcommand ``doctor``: output and exit code, against real receivers, closed ports and simulated stores."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_wrong_protocol_is_named(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("acestep_otel.profiler.doctor.send._EXPORT_SECONDS", 2.0)
     with http_receiver() as received:
         assert main(["doctor", "--otlp-endpoint", received.endpoint, "--otlp-protocol", "grpc"]) == 1
-    assert "→  choose --otlp-protocol http/protobuf, or the port that speaks grpc" in capsys.readouterr().out
+    assert "→  choose --otlp-protocol http/protobuf, or the port for grpc" in capsys.readouterr().out
 
 
 def test_an_unknown_host_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +228,7 @@ def test_an_older_metric_is_not_taken_for_this_one(capsys: pytest.CaptureFixture
         assert main(["doctor", "--otlp-endpoint", received.endpoint, *arguments]) == 1
     said = capsys.readouterr().out
     assert f"✗  Prometheus {prometheus}: acestep_doctor_time_seconds not found within 0 s" in said
-    assert "→  look at Status > Targets there" in said
+    assert "→  check Status > Targets there" in said
 
 
 def test_a_store_that_was_named_must_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +237,9 @@ def test_a_store_that_was_named_must_answer(capsys: pytest.CaptureFixture[str]) 
     assert f"✗  Jaeger {jaeger}: unreachable" in capsys.readouterr().out
 
 
-def test_somebody_else_at_the_address_is_told_from_a_missing_metric(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_service_at_the_address_is_not_a_missing_metric(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Grafana's address, say: waiting for a scrape would not help."""
     with grpc_receiver() as received, store(lambda _: None) as grafana:
         assert main(["doctor", "--otlp-endpoint", received.endpoint, "--prometheus-url", grafana]) == 1

@@ -1,4 +1,4 @@
-"""Rows of the breakdown: what they are made of, and that they sum (R149 ... R156)."""
+"""Rows of the breakdown: their definitions, and that they sum (R149 ... R156)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result says about its machine: present where the system tells, absent where it does not."""
+"""The environment in a result: present if the system provides it, otherwise absent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_no_gpu_is_an_empty_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", [("no-such-command",), ("false",), ("true",)])
-def test_a_command_that_tells_nothing_is_none(command: tuple[str, ...]) -> None:
+def test_a_command_without_output_is_none(command: tuple[str, ...]) -> None:
     assert environment._answer(*command) is None
 
 

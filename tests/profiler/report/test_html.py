@@ -1,4 +1,4 @@
-"""The HTML report: what it says, that nothing escapes its escaping, and what a browser makes of it."""
+"""The HTML report: its text, its escaping, and its rendering in a browser."""
 
 from __future__ import annotations
 
@@ -368,7 +368,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_browser_shows_the_page_and_asks_for_nothing(page: Path) -> None:
+def test_a_browser_shows_the_page_and_requests_nothing(page: Path) -> None:
     seen = visit(page)
     assert seen.console == []
     assert seen.requests == []
@@ -380,7 +380,7 @@ def test_a_browser_shows_the_page_and_asks_for_nothing(page: Path) -> None:
     assert re.findall(r'data-span="[^"]*"[^>]*tabindex="(-?\d)"', seen.dom)[:3] == ["0", "-1", "-1"]
 
 
-def test_the_browser_check_notices_what_it_is_there_for(tmp_path: Path) -> None:
+def test_the_browser_check_detects_requests_and_errors(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text('<img src="http://127.0.0.1:9/x.png"><script>console.error("boom")</script>', encoding="utf-8")
     seen = visit(path)

@@ -36,7 +36,7 @@ def page(before: ResultFile = BEFORE, after: ResultFile = AFTER, command: str | 
     return Page(render_comparison_page(Comparison.of(before, after, 1.1, 0.005), command))
 
 
-def test_the_verdict_stands_first() -> None:
+def test_the_verdict_is_first() -> None:
     texts = page().texts
     assert "B does not pass: 3 regressions; cells that are slower: 1 of 3." in texts
     one_cell = {PLAIN: Figures(1.8, 0.0, 1.3, 0.4)}

@@ -53,7 +53,7 @@ def test_the_table_has_every_row_and_the_reason() -> None:
     assert "skipped" in texts
 
 
-def test_rows_that_were_not_held_to_their_card_are_counted_above_the_chart() -> None:
+def test_rows_without_an_enforced_limit_are_counted_above_the_chart() -> None:
     caution = "No limit was enforced in 1 of 3 rows: they show what runs, not what fits."
     loose = replace(observation(trial(12), 3.0), cap=None)
     rows = (row(8), replace(row(12), observation=loose), row(16), row(20, "no-quant", "skipped"))

@@ -46,7 +46,7 @@ def test_the_root_span_has_place_hash_and_type_of_each_song(
     assert root[semconv.AUDIO_DURATION] == 10.0
 
 
-def test_by_default_a_trace_says_nothing_about_the_files(traced: Traced, tiny_models: Models, tmp_path: Path) -> None:
+def test_by_default_a_trace_contains_no_files(traced: Traced, tiny_models: Models, tmp_path: Path) -> None:
     traced.instrument()
     generate_music(tiny_models, SONG, save_dir=tmp_path)
     assert not {name for name in root_of(traced) if name.startswith("acestep.song.")}
@@ -107,7 +107,7 @@ def test_a_page_without_songs_forbids_media(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"no audio"])
-def test_a_file_that_is_gone_or_no_audio_leaves_a_note(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_missing_or_not_audio_leaves_a_note(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "song.flac"
     if content is not None:
         path.write_bytes(content)

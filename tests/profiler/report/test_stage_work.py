@@ -81,7 +81,7 @@ def test_without_peaks_the_rates_stay_and_the_way_to_the_share_is_named() -> Non
     assert "—" in render_breakdown(Breakdown.of(working_run(with_peaks=False)), found)
 
 
-def test_a_run_whose_work_is_not_known_says_so() -> None:
+def test_a_run_with_unknown_work_has_a_note() -> None:
     run = run_of([span(semconv.GENERATE_MUSIC, 0, 1.0)])
     assert "No work is known" in render_work(RunWork.of(run))
     assert RunWork.of(run).to_json() is None
@@ -117,7 +117,7 @@ def test_a_drawing_without_peaks_has_dots_and_no_roof() -> None:
     assert section.verdicts == ()
 
 
-def test_a_stage_that_took_no_time_is_left_out() -> None:
+def test_a_stage_that_took_no_time_is_omitted() -> None:
     root = span(semconv.GENERATE_MUSIC, 0, 1.0)
     empty: FinishedSpan = span(semconv.DIT, 0.1, 0.0, root, work(1.0, 1.0))
     assert RunWork.of(run_of([root, empty])).stages == {}

@@ -49,7 +49,7 @@ def test_a_byte_order_mark_and_a_numeric_time_signature_are_accepted(tmp_path: P
     [
         (b'{\n"caption": "a"\n"bpm": 1}', "line 3"),
         (b"", "line 1"),
-        (b"[1]", "holds a JSON list"),
+        (b"[1]", "contains a JSON list"),
         (b'{"bpm": "fast"}', "'bpm' is 'fast', expected a whole number"),
         (b'{"bpm": true}', "'bpm' is True, expected a whole number"),
         (b'{"lyrics": ["la"]}', "'lyrics' is"),
@@ -96,19 +96,19 @@ def test_the_keys_of_the_released_api_are_accepted(tmp_path: Path, capsys: pytes
 def test_a_key_that_is_not_known_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, {"caption": "a song", "captoin": "typed", "tempo": 3})
     load_example(path)
-    assert capsys.readouterr().err == f"warning: {path}: keys that are not known are passed over: 'captoin', 'tempo'\n"
+    assert capsys.readouterr().err == f"warning: {path}: unknown keys are ignored: 'captoin', 'tempo'\n"
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({}, "is no example: it has none of the keys caption, lyrics"),
-        ({"tempo": 3}, "is no example"),
+        ({}, "is not an example: it has none of the keys caption, lyrics"),
+        ({"tempo": 3}, "is not an example"),
         ({"description": "a slow song", "vocal_language": "en"}, "use --mode create_sample --sample-query"),
-        ({"caption": "one", "prompt": "two"}, "'prompt' and another key both give the caption"),
+        ({"caption": "one", "prompt": "two"}, "'prompt' and another key both set the caption"),
         ("[" * 200_000, "is nested deeper than"),
         ('{"seed": ' + "9" * 6_000 + "}", "a number of 6,000 digits"),
-        ({"caption": "\ud800"}, "half a character"),
+        ({"caption": "\ud800"}, "lone surrogate"),
         ({"bpm": [1] * 10_000}, "'bpm' is [1, 1, 1"),
     ],
 )

@@ -188,8 +188,8 @@ def test_guidance_that_the_model_has_none_of_is_named(generate: Any, capsys: pyt
         assert (line in capsys.readouterr().out.splitlines()) == shown
 
 
-def test_a_language_model_that_nothing_asks_for_is_named(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    line = "acestep-5Hz-lm-tiny was not used: --thinking or a --use-cot flag asks for the language model"
+def test_an_unused_language_model_is_named(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "acestep-5Hz-lm-tiny was not used: --thinking or a --use-cot flag enables the language model"
     named = ("--config-path", "acestep-v15-tiny", "--lm-model", "acestep-5Hz-lm-tiny")
     assert generate(models=named).effective.lm_model is None
     assert line in capsys.readouterr().out.splitlines()

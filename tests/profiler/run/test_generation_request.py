@@ -1,4 +1,4 @@
-"""What the engine is asked for: the example, with what the options override."""
+"""The request to the engine: the example, overridden by options."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_the_sampler_is_the_one_that_the_options_name() -> None:
         request(timesteps="0.9;0.5")
 
 
-def test_a_negative_seed_asks_for_a_random_one() -> None:
+def test_a_negative_seed_selects_a_random_one() -> None:
     assert request(seed=-1).seeds == ()
 
 
-def test_what_the_language_model_is_asked_for_is_left_open() -> None:
+def test_values_that_the_language_model_decides_are_left_open() -> None:
     metas = request(use_cot_metas=True)
     assert (metas.metadata.bpm, metas.metadata.keyscale, metas.metadata.timesignature) == (None, None, None)
     assert (metas.metadata.language, metas.duration) == ("en", 120)

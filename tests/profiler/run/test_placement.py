@@ -1,4 +1,4 @@
-"""Which placement the flags, the card and the environment lead to, and how it is told (R80, R81, R99 ... R101)."""
+"""The placement chosen from flags, card and environment, and its description (R80, R81, R99 ... R101)."""
 
 from __future__ import annotations
 
@@ -62,31 +62,34 @@ def test_a_word_that_is_neither_yes_nor_no_is_refused_by_name() -> None:
         (Placement(), []),
         (
             Placement(True, False, automatic_offload=True),
-            ["all models but the DiT wait in host memory (automatic: the GPU counts as less than 20 GB)"],
+            [
+                "all models but the DiT are kept in host memory while not in use "
+                "(automatic: the GPU counts as less than 20 GB)"
+            ],
         ),
         (
             Placement(True, True, "int8_weight_only", compile=True),
-            ["all models wait in host memory; DiT quantised: int8_weight_only; compiled"],
+            ["all models are kept in host memory while not in use; DiT quantised: int8_weight_only; compiled"],
         ),
     ],
 )
-def test_what_came_into_effect_is_told(placement: Placement, lines: list[str]) -> None:
+def test_the_placement_that_took_effect_is_printed(placement: Placement, lines: list[str]) -> None:
     assert list(describe_placement(placement, DEFAULTS)) == lines
 
 
-def test_a_language_model_on_vllm_is_not_said_to_wait() -> None:
+def test_a_language_model_on_vllm_is_not_described_as_offloaded() -> None:
     options = replace(DEFAULTS, lm_backend="vllm")
-    told = [
+    lines = [
         next(describe_placement(Placement(True, with_dit, automatic_offload=True), options))
         for with_dit in (False, True)
     ]
-    assert [line.partition(" wait")[0] for line in told] == [
+    assert [line.partition(" are kept")[0] for line in lines] == [
         "all models but the DiT and vLLM's",
         "all models but vLLM's",
     ]
 
 
-def test_the_rung_of_the_decode_is_told() -> None:
+def test_the_rung_of_the_decode_is_printed() -> None:
     assert describe_decoding(VaeDecoding("gpu", 750, 9, 1)) == "VAE on gpu: 1 tile of 750 frames, overlap 9"
     assert describe_decoding(VaeDecoding("gpu+cpu buffer", 64, 9, 17, attempts=6)) == (
         "VAE on gpu+cpu buffer: 17 tiles of 64 frames, overlap 9, after 5 that ran out of memory"

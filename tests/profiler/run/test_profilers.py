@@ -1,4 +1,4 @@
-"""--detailed and --torch-profile: further runs that leave the measured one alone (R22, R30, R145, R163)."""
+"""--detailed and --torch-profile: further runs that do not affect the measured one (R22, R30, R145, R163)."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_damaged_checkpoints_are_one_line_each_and_nothing_runs(
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "is corrupt or incomplete" in refusal(capsys, *SHORT)
     weights.unlink()
-    assert "continued by `acestep-otel download acestep-v15-turbo`" in refusal(capsys, *SHORT)
+    assert "run `acestep-otel download acestep-v15-turbo`" in refusal(capsys, *SHORT)
     assert "no LoRA adapter at nowhere" in refusal(capsys, "--tiny", *SHORT, "--lora", "nowhere")
     assert not Path("output").exists() or not list(Path("output").iterdir())
 
@@ -176,7 +176,7 @@ def released() -> Hub:
     return miniature_hub()
 
 
-def test_download_says_how_much_and_from_where_and_then_fetches(
+def test_download_prints_size_and_source_and_then_downloads(
     released: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(released) as hub:
@@ -195,7 +195,7 @@ def test_download_says_how_much_and_from_where_and_then_fetches(
     assert not any(name.startswith("acestep-v15-base") for name in fetched)
 
 
-def test_a_run_fetches_what_is_missing_only_when_told_to(
+def test_a_run_downloads_missing_models_only_with_the_option(
     released: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(Hub(released.repositories)) as hub:

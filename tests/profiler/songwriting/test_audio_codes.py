@@ -45,5 +45,5 @@ def test_nothing_is_no_codes(text: str) -> None:
     ],
 )
 def test_what_is_no_code_is_named_with_the_way_out(text: str, named: str) -> None:
-    with pytest.raises(SetupError, match=rf"{re.escape(named)} is no audio code: write '<\|audio_code_12\|>"):
+    with pytest.raises(SetupError, match=rf"{re.escape(named)} is not an audio code: write '<\|audio_code_12\|>"):
         parse_audio_codes(text)

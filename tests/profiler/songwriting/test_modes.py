@@ -198,7 +198,7 @@ def test_no_constrained_decoding_lets_the_model_write_anything(mode: str, capsys
     """R112: random weights then say nothing that can be read, which is an error that keeps the measurement."""
     assert run_mode(mode, "--no-warmup", "--no-constrained-decoding") == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("error: the language model wrote neither metadata nor lyrics")
+    assert shown.err.startswith("error: the language model wrote neither valid metadata nor lyrics")
     assert "TIME COSTS BREAKDOWN" in shown.out
     (cot,) = measured(mode).named(semconv.LM_COT)
     assert cot.attributes[semconv.LM_CONSTRAINED] is False
@@ -298,4 +298,4 @@ def test_what_was_not_found_is_a_dash_and_a_cut_is_named() -> None:
         "  Language        —", "  Time signature  —", "  Lyrics", "    —",
     ]  # fmt: skip
     cut = list(render_blueprint(SongBlueprint(SongMetadata(), "la", False, EFFECTIVE), DEFAULTS))
-    assert cut[-2:] == ["  Lyrics (cut at the token limit)", "    la"]
+    assert cut[-2:] == ["  Lyrics (truncated at the token limit)", "    la"]

@@ -46,7 +46,7 @@ def test_a_recording_is_described_and_its_encoding_has_rows_that_sum(capsys: pyt
     assert understand("--src-audio", str(write("song.wav", 12))) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "60 audio codes (12 s), heard by the audio tokenizer of acestep-v15-tiny\n" in shown.out
+    assert "60 audio codes (12 s), encoded by the audio tokenizer of acestep-v15-tiny\n" in shown.out
     breakdown = Breakdown.of(measured())
     assert render_breakdown(breakdown) in shown.out
     assert "  VAE Encode  " in shown.out
@@ -107,7 +107,7 @@ def test_the_longest_recording_fits_beside_its_lyrics(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("seconds", "error"),
-    [(0.1, "0.1 s is too short"), (601, "lasts 601 s: the models take 600 s at most"), (0, "no audio")],
+    [(0.1, "0.1 s is too short"), (601, "lasts 601 s: the models accept at most 600 s"), (0, "no audio")],
 )
 def test_what_is_too_short_or_too_long_is_refused_before_models_are_loaded(
     seconds: float, error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -157,7 +157,7 @@ def loaded():  # type: ignore[no-untyped-def]
     return load_planner(selection), load_audio_encoder(selection)
 
 
-def test_the_verb_describes_the_codes_that_the_encoder_hears(loaded) -> None:  # type: ignore[no-untyped-def]
+def test_the_codes_of_the_encoder_are_described(loaded) -> None:  # type: ignore[no-untyped-def]
     planner, encoder = loaded
     blueprint = understand_recording(planner, encoder, write("song.wav", 2), settings=SETTINGS)
     assert len(blueprint.audio_codes) == 10

@@ -49,7 +49,7 @@ def test_every_metric_has_the_name_that_the_boards_ask_for(port: int) -> None:
         assert wanted & served
 
 
-def test_who_it_comes_from_is_on_the_page(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_resource_is_on_the_page(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "studio")
     with Telemetry(prometheus_port=port) as telemetry:
         instruments = Instruments(telemetry.meter_provider.get_meter("acestep_otel"))
@@ -58,7 +58,7 @@ def test_who_it_comes_from_is_on_the_page(port: int, monkeypatch: pytest.MonkeyP
         telemetry.shutdown(timeout=0)
 
 
-def test_only_this_machine_can_ask_unless_told_otherwise(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_this_machine_can_scrape_by_default(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = PrometheusEndpoint(port)
     assert endpoint.address == ("127.0.0.1", port)
     endpoint.close()
@@ -139,7 +139,7 @@ def test_there_is_one_page(port: int, method: str, path: str, status: int) -> No
     [("HEAD", "/metrics"), ("GET", "/favicon.ico"), ("GET", "/healthz"), ("GET", "/metrics?name[]=nothing")],
 )
 def test_only_a_whole_scrape_ends_the_wait(port: int, method: str, path: str) -> None:
-    """N23: with a probe every quarter of a second, Prometheus still sees the last figures."""
+    """N23: with a probe every quarter of a second, Prometheus still gets the last values."""
     ended = threading.Event()
     pages: list[str] = []
 
@@ -188,7 +188,7 @@ def test_figures_that_were_perhaps_not_seen_are_one_line(port: int, capfd: pytes
         ask(port)
         telemetry.shutdown(timeout=1.0)
     assert capfd.readouterr().err == (
-        "warning: the last figures may be missing in Prometheus: 1 that scraped this run did not come again in time\n"
+        "warning: the last figures may be missing in Prometheus: 1 that scraped this run did not scrape again in time\n"
     )
 
 

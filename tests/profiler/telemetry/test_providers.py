@@ -122,9 +122,7 @@ def test_spans_pass_through_a_collector(rotel: tuple[Received, str, str]) -> Non
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 @pytest.mark.parametrize("endpoint", [refusing_endpoint, silent_endpoint])
-def test_exit_is_bounded_when_nobody_takes_the_telemetry(
-    endpoint: Callable[[], AbstractContextManager[str]], protocol: str
-) -> None:
+def test_exit_is_bounded_without_a_receiver(endpoint: Callable[[], AbstractContextManager[str]], protocol: str) -> None:
     """A whole process: threads that outlive their bound would show as a late exit."""
     program = (
         "import sys, time\n"
@@ -158,7 +156,7 @@ def test_open_spans_are_ended_and_marked() -> None:
     assert found == {semconv.CONDITION: None, semconv.DIT: True, semconv.GENERATE_MUSIC: True}
 
 
-def test_the_trace_file_holds_every_span_and_replaces_an_old_one(tmp_path: Path) -> None:
+def test_the_trace_file_contains_every_span_and_replaces_an_old_one(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     for _ in range(2):
         with Telemetry(trace_output=path) as telemetry:
@@ -221,7 +219,7 @@ def test_what_was_lost_is_counted_and_is_the_last_line(capfd: pytest.CaptureFixt
     )
 
 
-def test_rejected_spans_are_counted_and_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_rejected_spans_are_counted_and_reported(capfd: pytest.CaptureFixture[str]) -> None:
     """N3."""
     with grpc_answering(rejected=2, words="too old") as endpoint, Telemetry(endpoint=endpoint) as telemetry:
         emit(telemetry)
@@ -229,7 +227,7 @@ def test_rejected_spans_are_counted_and_told(capfd: pytest.CaptureFixture[str]) 
     assert f"warning: telemetry was lost: 2 of 3 spans for {endpoint} (OK: too old)" in lines
 
 
-def test_a_page_of_html_in_place_of_a_receiver_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_html_page_in_place_of_a_receiver_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     with (
         answering(body=b"<html>", content_type="text/html") as endpoint,
         Telemetry(endpoint=endpoint, protocol="http/protobuf") as telemetry,

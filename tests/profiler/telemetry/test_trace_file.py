@@ -139,7 +139,7 @@ def test_a_file_that_another_process_has_put_in_its_place_is_left_alone_and_told
     assert names(path) == [[semconv.DIT, semconv.GENERATE_MUSIC]]
 
 
-def test_a_full_disk_disturbs_no_request_leaves_no_half_line_and_is_told_at_the_end(
+def test_a_full_disk_disturbs_no_request_leaves_no_partial_line_and_is_reported_at_the_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = TraceFile(path)

@@ -1,4 +1,4 @@
-"""What rows say together: minimum cards, largest batches, and results that are not monotone (R87, R94)."""
+"""Summaries of rows: minimum cards, largest batches, and results that are not monotone (R87, R94)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_defaults_count_where_they_already_do_without() -> None:
     assert quantisation.minimum.trial.tier == "tier6b"
 
 
-def test_offload_without_quantisation_tells_of_quantisation_alone() -> None:
+def test_offload_without_quantisation_reports_quantisation_only() -> None:
     offloaded = row(8, placement=Placement(offload_to_cpu=True))
     quantisation, offload = boundary([offloaded])
     assert quantisation.tried == (offloaded,)

@@ -1,4 +1,4 @@
-"""A job done by the child's own code, in this process: real runs on the tiny models, and errors where they hurt."""
+"""A job done by the child's own code, in this process: real runs on the tiny models, and errors at critical points."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def spans(events: list[Event]) -> list[FinishedSpan]:
     return list(FinishedSpan.from_otlp_json([event.otlp for event in events if isinstance(event, Spans)]))
 
 
-def test_a_child_says_what_it_found_before_it_loads_and_every_stage_as_it_comes() -> None:
+def test_a_child_reports_its_tier_before_loading_and_every_stage_as_it_begins() -> None:
     """R62, R63: tier detection, then the models."""
     events = served(tier_with_lm=True)
     started = events[0]

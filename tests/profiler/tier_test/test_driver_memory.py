@@ -1,4 +1,4 @@
-"""The driver's view of a process, with an NVML that the tests make up."""
+"""The driver's view of a process, with a double of NVML."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def test_the_peak_of_an_interval_counts_the_level_at_its_start(monkeypatch: pyte
     assert watch.peak(0, 100) == 9
 
 
-def test_what_nobody_saw_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_reading_there_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watched(monkeypatch, []).peak(0, 10) is None
     assert watched(monkeypatch, [(5, None)]).peak(0, 10) is None
     assert MemoryWatch(None).look() is None
 
 
-def test_the_thread_looks_by_itself() -> None:
+def test_the_thread_reads_periodically() -> None:
     view = Levels()
     with MemoryWatch(view, period=0.001) as watch:  # type: ignore[arg-type]
         view.level = 7

@@ -1,4 +1,4 @@
-"""A child's spans in its parent's trace: as they were, or rebuilt from the journal of one that is dead."""
+"""A child's spans in its parent's trace: unchanged, or rebuilt from the journal of a killed child."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rebuilt(*marks: StageMark) -> list[FinishedSpan]:
         return telemetry.collector.finished_spans
 
 
-def test_stages_of_a_dead_child_are_rebuilt_with_what_was_under_way_truncated() -> None:
+def test_stages_of_a_killed_child_are_rebuilt_and_unfinished_ones_are_truncated() -> None:
     spans = rebuilt(
         mark(semconv.GENERATE_MUSIC, 10),
         mark(semconv.CONDITION, 11),
@@ -76,7 +76,7 @@ def test_stages_of_a_dead_child_are_rebuilt_with_what_was_under_way_truncated() 
     assert by_name[semconv.CONDITION].parent_id == by_name[semconv.DIT].parent_id == root.span_id
 
 
-def test_what_ended_is_left_to_the_childs_own_spans() -> None:
+def test_completed_requests_use_the_childs_own_spans() -> None:
     spans = rebuilt(mark(semconv.MODEL_LOAD, 1), mark(semconv.MODEL_LOAD, 2, ended=True))
     assert [span.name for span in spans] == [semconv.TIER_PROCESS]
 
@@ -95,7 +95,7 @@ def test_the_innermost_stage_is_the_one_that_runs() -> None:
     assert seen == [semconv.GENERATE_MUSIC, semconv.DIT, semconv.GENERATE_MUSIC, None]
 
 
-def test_the_journal_tells_of_stages_as_they_begin_and_end_and_of_failed_ones_too() -> None:
+def test_the_journal_reports_the_begin_and_end_of_stages_including_failed_ones() -> None:
     marks: list[StageMark] = []
     journal = StageJournal(marks.append, MemoryWatch(None))
     journal.trial = 3

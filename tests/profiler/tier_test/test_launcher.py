@@ -1,4 +1,4 @@
-"""Starting a child, listening to it, and being rid of it afterwards (R58)."""
+"""Starting a child, reading its events, and ending it (R58)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_child_believes_in_its_card() -> None:
     assert inherited == {"MAX_CUDA_VRAM": "80", "PATH": "/bin"}
 
 
-def test_a_childs_allocator_has_segments_that_grow_unless_the_user_says_otherwise() -> None:
+def test_a_childs_allocator_has_expandable_segments_by_default() -> None:
     assert child_environment({}, job())["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         made = child_environment({name: "backend:native"}, job())
@@ -97,7 +97,7 @@ def test_what_a_killed_child_said_is_kept(number: signal.Signals) -> None:
     assert (ending.exit_code, ending.timed_out) == (-number, False)
 
 
-def test_a_child_that_hangs_is_killed_and_what_it_said_is_kept() -> None:
+def test_a_child_that_hangs_is_killed_and_its_events_are_kept() -> None:
     ending, events = run(["say", encode(Spans("a"))], ["hang"], timeout=2.0)
     assert events == [Spans("a")]
     assert (ending.exit_code, ending.timed_out) == (-signal.SIGKILL, True)

@@ -1,4 +1,4 @@
-"""What a trial took: the allocator's counters and the driver's view, stage by stage, on a device of the tests' own."""
+"""Memory of a trial: allocator counters and driver values by stage, on a simulated device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device whose allocator holds 60 bytes of which 50 are in tensors, and held 70 and 55 since the last stage."""
+    """A device whose allocator reserves 60 bytes, 50 of them in tensors; maxima since the last stage: 70 and 55."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
     counters = {"allocated_bytes.all.peak": 55, "reserved_bytes.all.peak": 70}
@@ -55,7 +55,7 @@ def test_stages_and_the_whole_trial() -> None:
         StageMemory("dit", 80, 90, 130),
         StageMemory("offload.move", None, None, None),
     )
-    # The driver says 100 while the allocator holds 60.
+    # The driver reports 100 while the allocator reserves 60.
     assert (found.source, found.context) == ("nvml_process", 40)
     assert (found.allocated, found.reserved, found.driver) == (80, 90, 130)
     assert (found.computed_peak, found.peak) == (130, 130)

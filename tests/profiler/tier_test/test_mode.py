@@ -1,4 +1,4 @@
-"""Mode tier-test: real children on tiny models, and stand-ins for children that die, hang and lie."""
+"""Mode tier-test: real children on tiny models, and stand-ins for children that crash, hang or report wrong values."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_batches_stop_at_the_first_lack_of_memory(script: Script, capsys: pytest
     assert "not tried after batch-noLM-4: OutOfMemory" in shown
 
 
-def test_a_process_that_crashes_on_its_way_out_does_not_change_what_it_said(script: Script) -> None:
+def test_a_crash_at_exit_does_not_change_the_reported_row(script: Script) -> None:
     script.on(6, passes(6, 4.0, 0, "batch-noLM", batch_size=1), runs_out(6, index=1), ["die", signal.SIGSEGV])
     assert tier_test("--tiers", "6", "--tier-batch-boundary", *OUTPUTS) == 0
     assert [status for _, status in rows()] == ["ok", "out_of_memory", "skipped", "skipped", "skipped"]
@@ -419,14 +419,14 @@ def _plain(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--detail", "off"], "a tier test takes its figures from the trace"),
+        (["--detail", "off"], "a tier test computes its values from the trace"),
         (["--tiers", "0"], "0 is not in the range 1<=x"),
         (["--tier-timeout", "0"], "0.0 is not in the range 0<x"),
         (["--duration", "601"], "--duration 601 s is out of range"),
-        (["--batch-size", "2"], "--batch-size is settled by the tier in --mode tier-test: --tier-batch-boundary tries"),
-        (["--thinking"], "--thinking is settled by the tier in --mode tier-test: --tier-with-lm lets"),
-        (["--quantization", "int8_weight_only"], "--quantization is settled by the tier"),
-        (["--offload-to-cpu"], "--offload-to-cpu is settled by the tier"),
+        (["--batch-size", "2"], "--batch-size is set by the tier in --mode tier-test: --tier-batch-boundary tries"),
+        (["--thinking"], "--thinking is set by the tier in --mode tier-test: --tier-with-lm runs"),
+        (["--quantization", "int8_weight_only"], "--quantization is set by the tier"),
+        (["--offload-to-cpu"], "--offload-to-cpu is set by the tier"),
         (["--repeat", "2"], "--repeat belongs to --mode benchmark"),
         (["--example", "none.json"], "no example 'none.json'"),
         (["--benchmark-output", "."], "cannot write .: it is a directory"),
@@ -539,5 +539,5 @@ def test_cards_that_are_not_alike_are_refused(
     cards = (Card("GPU 0", "H100", "GPU-a", "here"), Card("GPU 1", "A100", "GPU-b", "here"))
     monkeypatch.setattr(mode, "chosen_cards", lambda *_: cards)
     assert tier_test("--gpus", "all") == 2
-    assert "these cards are not alike (H100, A100)" in capsys.readouterr().err
+    assert "the cards are of different models (H100, A100)" in capsys.readouterr().err
     assert children == []

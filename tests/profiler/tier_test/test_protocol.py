@@ -1,4 +1,4 @@
-"""What parent and child tell each other arrives as it was sent."""
+"""Messages between parent and child arrive unchanged."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def trial(memory: int = 8, kind: Kind = "default", **fields: Any) -> Trial:
 
 
 def memory_use(peak: float, **fields: Any) -> MemoryUse:
-    """Memory of a process that held ``peak`` GiB, half a GiB of it beside the allocator's."""
+    """Memory of a process with a peak of ``peak`` GiB, half a GiB of it outside the allocator."""
     reserved = round((peak - 0.5) * GIB)
     made = MemoryUse(
         source="nvml_process",
@@ -43,7 +43,7 @@ def memory_use(peak: float, **fields: Any) -> MemoryUse:
 
 
 def effective(of: Trial, **fields: Any) -> dict[str, Any]:
-    """Effective settings that are just what the trial asks for, on CUDA."""
+    """Effective settings equal to the trial's request, on CUDA."""
     placement = {
         "offload_to_cpu": of.placement.offload_to_cpu,
         "offload_dit_to_cpu": of.placement.offload_dit_to_cpu,
@@ -62,7 +62,7 @@ def effective(of: Trial, **fields: Any) -> dict[str, Any]:
 
 
 def observation(of: Trial, peak: float, **fields: Any) -> Observation:
-    """What a child sees of a trial that went well."""
+    """The observation of a successful trial."""
     run = {
         "status": "ok",
         "error": None,

@@ -277,7 +277,7 @@ def test_no_two_callers_share_a_trace(sent: Local) -> None:
         assert len([span for span in spans if span["operationName"] == "POST /songs"]) == 1
 
 
-def test_callers_that_go_away_are_no_errors(sent: Local) -> None:
+def test_disconnected_callers_are_not_errors(sent: Local) -> None:
     outcome = label(semconv.OUTCOME)
     samples = sent.prometheus.query(f'last_over_time({series(semconv.REQUESTS)}{{job="{SERVICE}"}}[1h])')
     assert {sample["metric"][outcome] for sample in samples} <= {"ok", "cancelled"}
@@ -441,7 +441,7 @@ def test_the_stand_in_says_what_the_collector_says_of_itself(sent: Local) -> Non
     assert not [name for name in own if "failed" in name and "receiver" not in name]
 
 
-def test_a_trace_waits_for_a_jaeger_that_is_away(sent: Local) -> None:
+def test_a_trace_waits_for_a_jaeger_that_is_down(sent: Local) -> None:
     jaeger = own_services(sent)["jaeger"]
     jaeger.stop()
     try:
@@ -451,7 +451,7 @@ def test_a_trace_waits_for_a_jaeger_that_is_away(sent: Local) -> None:
     wait_until(lambda: sent.jaeger.trace(trace_id), CLOSE, "the trace that waited")
 
 
-def test_metrics_wait_for_a_prometheus_that_is_away(sent: Local) -> None:
+def test_metrics_wait_for_a_prometheus_that_is_down(sent: Local) -> None:
     prometheus = own_services(sent)["prometheus"]
     prometheus.kill()
     try:
@@ -478,7 +478,7 @@ def test_the_first_spans_that_are_lost_fire_an_alert_that_clears(sent: Local) ->
     wait_until(lambda: not firing(sent, "CollectorDropping"), CLOSE, "the alert is over")
 
 
-def test_a_collector_that_is_away_fires_an_alert_that_clears(sent: Local) -> None:
+def test_a_collector_that_is_down_fires_an_alert_that_clears(sent: Local) -> None:
     collector = own_services(sent)["collector"]
     collector.kill()
     wait_until(lambda: firing(sent, "CollectorDown"), CLOSE, "the alert fires")

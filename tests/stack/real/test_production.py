@@ -188,7 +188,7 @@ def test_gateways_that_are_stopped_lose_nothing(production: Production) -> None:
     production.wait_for(sent["error"])
 
 
-def test_an_agent_that_is_killed_loses_nothing_that_it_had_taken(production: Production) -> None:
+def test_a_killed_agent_loses_nothing_that_it_had_received(production: Production) -> None:
     for one in (*production.gateways, production.stores["prometheus"]):
         one.stop()
     sent = production.send("error=20", "ordinary=20", "requests=11", "--exports", "3", "--job", "queued")
@@ -204,7 +204,7 @@ def test_an_agent_that_is_killed_loses_nothing_that_it_had_taken(production: Pro
     production.prometheus.wait_for(f'{series(semconv.REQUESTS)}{{job="queued"}} == 11', CLOSE)
 
 
-def test_a_trace_store_that_is_away_loses_nothing(production: Production) -> None:
+def test_a_trace_store_that_is_down_loses_nothing(production: Production) -> None:
     production.stores["jaeger"].stop()
     sent = production.send("error=10")
     retrying = lambda: any("Will retry" in one.server.output for one in production.gateways)  # noqa: E731

@@ -1,4 +1,4 @@
-"""A collector behind TLS and a token: what ``doctor`` says of each way not to get in."""
+"""A collector with TLS and a token: the advice of ``doctor`` for each refusal."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_authority_of_the_exporter_wins_over_that_of_every_request(guarded: 
 
 
 @every_protocol
-def test_plain_text_to_a_port_that_speaks_tls(guarded: Guarded, protocol: str) -> None:
+def test_plain_text_to_a_tls_port(guarded: Guarded, protocol: str) -> None:
     endpoint = guarded.secure.url(PROTOCOLS[protocol])
     done = doctor(endpoint, protocol)
     assert done.returncode == 1
@@ -130,7 +130,7 @@ def test_plain_text_to_a_port_that_speaks_tls(guarded: Guarded, protocol: str) -
 
 
 @every_protocol
-def test_tls_to_a_port_that_speaks_plain_text(guarded: Guarded, protocol: str) -> None:
+def test_tls_to_a_plain_text_port(guarded: Guarded, protocol: str) -> None:
     done = doctor(guarded.plain.url(PROTOCOLS[protocol], "https"), protocol)
     assert done.returncode == 1
     assert f"→  write {guarded.plain.url(PROTOCOLS[protocol])} in --otlp-endpoint" in done.stdout
@@ -138,9 +138,7 @@ def test_tls_to_a_port_that_speaks_plain_text(guarded: Guarded, protocol: str) -
 
 @every_protocol
 @pytest.mark.parametrize("file", ["/nowhere/ca.pem", str(ROOT / "README.md")])
-def test_a_file_of_an_authority_that_is_not_there_or_holds_something_else(
-    guarded: Guarded, protocol: str, file: str
-) -> None:
+def test_a_certificate_authority_file_that_is_missing_or_invalid(guarded: Guarded, protocol: str, file: str) -> None:
     variables = {"OTEL_EXPORTER_OTLP_CERTIFICATE": file}
     done = doctor(guarded.secure.url(PROTOCOLS[protocol], "https"), protocol, variables)
     assert done.returncode == 2

@@ -1,8 +1,8 @@
 """Keys and values of all layers, in buffers that stay where they are.
 
 The buffers are slots, divided among the rows of each phase. A row's tokens have its positions 0, 1, 2 ..., so rows of
-different lengths need no padding: a token sees the positions up to its own, and whatever is behind them is overwritten
-before anything sees it. Row 0 starts at slot 0 whatever the division, so one phase can go on from another.
+different lengths need no padding: a token attends to the positions up to its own, and later positions are overwritten
+before they are read. Row 0 starts at slot 0 whatever the division, so one phase can go on from another.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class VllmBackend(PlannerBackend[Candidates]):
     def _require_pairs(self, agree: bool) -> None:
         if not agree:
             raise BackendFailed(
-                "vLLM ran the two requests of a guided song in different passes, so their tokens differ: take "
+                "vLLM ran the two requests of a guided song in different passes, so their tokens differ: use "
                 "`lm_backend` pt, or a guidance_scale of 1",
                 stage=COMPOSING,
             )

@@ -71,8 +71,8 @@ class Reservation:
         if reserved < 2 * row:
             raise OutOfMemory(
                 f"keys and values of one guided song need {2 * row / 2**30:.2f} GiB, but only {reserved / 2**30:.2f} "
-                "GiB can be reserved beside the weights: take a smaller language model, or `lm_backend` pt, which "
-                "takes what a request needs",
+                "GiB can be reserved beside the weights: use a smaller language model, or `lm_backend` pt, which "
+                "allocates what a request needs",
                 stage="model.load",
             )
         return cls(rows, model.context_limit, reserved)
