@@ -4,7 +4,7 @@
     python -m benchmarks.render --device cuda --weights synthetic --duration 30 240 --batch-size 1 4
 
 The same song in three forms on the same weights, one after the other in one process: diffusers' own pipeline, this
-engine launch by launch (`ACESTEP_RENDERER_FUSED=0`), and this engine as it comes. Songs of both engines are traced at
+engine launch by launch (`ACESTEP_RENDERER_FUSED=0`), and this engine by default. Songs of both engines are traced at
 detail `step`; steps and tiles are medians of their spans, so of the device's clock, a tile's as if it had 512 latent
 frames. Wall time is the median of songs that follow two others, without saving; saving is timed by itself.
 
@@ -48,7 +48,7 @@ from benchmarks.workload import CAPTION, LYRICS
 
 DIFFUSERS: Final = "diffusers"
 PLAIN: Final = "plain"
-FORMS: Final = (DIFFUSERS, PLAIN, "as it comes")
+FORMS: Final = (DIFFUSERS, PLAIN, "default")
 REPETITIONS: Final = 5
 STEPS: Final = 8
 TILE: Final = 512
@@ -80,7 +80,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     titles = ("songs", "s", "wall ms", "step ms", "floor", "tile ms", "floor", "save s")
     print(f"{'form':12}" + "".join(f"{title:>9}" for title in titles))
-    # The engine as it comes last: it stores the VAE's weights in an order of its own.
+    # The default form last: it stores the VAE's weights in another order.
     for form in FORMS[options.no_diffusers :]:
         for duration in options.duration:
             for songs in options.batch_size:

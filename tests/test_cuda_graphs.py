@@ -94,7 +94,7 @@ def test_songs_of_other_texts_share_a_recorded_step(renderers) -> None:
         assert (recorded.render(ask(caption=caption)).audio - expected).abs().max() < 1e-4
 
 
-def told(velocity: Velocity, frames: int, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
+def request_of(velocity: Velocity, frames: int, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
     config, generator = velocity._models.transformer.config, torch.Generator().manual_seed(seed)
     latents = torch.randn(1, frames, config.audio_acoustic_hidden_dim, generator=generator)
     states = torch.randn(1, 9, config.encoder_hidden_size or config.hidden_size, generator=generator)
@@ -109,7 +109,7 @@ def velocity(renderers) -> Velocity:
 
 @torch.inference_mode()
 def test_two_requests_that_take_turns_on_one_stream_keep_their_conditions(velocity: Velocity) -> None:
-    requests = [told(velocity, 128, seed) for seed in (1, 2)]
+    requests = [request_of(velocity, 128, seed) for seed in (1, 2)]
     plain = ModuleForward(velocity._models.transformer)
     for time in (1.0, 0.5, 0.25):
         for latents, conditions in requests:
@@ -119,7 +119,7 @@ def test_two_requests_that_take_turns_on_one_stream_keep_their_conditions(veloci
 
 @torch.inference_mode()
 def test_a_velocity_outlives_the_next_step(velocity: Velocity) -> None:
-    latents, conditions = told(velocity, 128)
+    latents, conditions = request_of(velocity, 128)
     velocity(latents, conditions, 1.0)
     second = velocity(latents, conditions, 0.5)
     kept = second.clone()
@@ -130,7 +130,7 @@ def test_a_velocity_outlives_the_next_step(velocity: Velocity) -> None:
 @torch.inference_mode()
 def test_few_shapes_are_kept(velocity: Velocity, graphs) -> None:
     for frames in (*range(128, 130 + 2 * RECORDED_LIMIT, 2), 128):
-        latents, conditions = told(velocity, frames)
+        latents, conditions = request_of(velocity, frames)
         for _ in range(2):
             velocity(latents, conditions, 0.5)
     # The first was dropped for the last, so it is recorded again.
@@ -145,7 +145,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_one_warning_says_so(velocity,
         raise error
 
     monkeypatch.setattr(cuda_graphs, "CapturedCall", unrecordable)
-    latents, conditions = told(velocity, 128)
+    latents, conditions = request_of(velocity, 128)
     with caplog.at_level(logging.WARNING):
         results = [velocity(latents, conditions, 0.5) for _ in range(3)]
     assert all(torch.equal(result, results[0]) for result in results)
@@ -155,7 +155,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_one_warning_says_so(velocity,
 
 @torch.inference_mode()
 def test_a_transformer_whose_layers_change_is_recorded_again(velocity: Velocity, graphs) -> None:
-    latents, conditions = told(velocity, 128)
+    latents, conditions = request_of(velocity, 128)
     velocity(latents, conditions, 0.5)
     velocity.forget()
     velocity(latents, conditions, 0.5)

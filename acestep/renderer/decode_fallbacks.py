@@ -23,7 +23,7 @@ _LIVE_ACTIVATIONS: Final = 6
 """Tensors of the decoder's widest kind (its base width at the audio's rate) that are alive at its peak, compiled; 5.5
 eagerly (``benchmarks/vae_decode.py`` on an H100, bfloat16)."""
 _LIVE_ACTIVATIONS_FUSED: Final = 4
-"""The same in kernels of our own."""
+"""The same in the engine's kernels."""
 _SHARE: Final = 0.5
 """Of the free memory, for a tile: the estimate is a rough one, and others allocate too."""
 

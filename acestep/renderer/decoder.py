@@ -33,7 +33,7 @@ class VaeDecoder:
         models: loaded models; they are only read.
         offloader: where the VAE lives between uses.
         settings: what the user settled.
-        fuse: on CUDA, decode in kernels of our own where they run and agree with the model.
+        fuse: on CUDA, decode in the engine's kernels where they run and agree with the model.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class VaeDecoder:
 
     @property
     def fuses(self) -> bool:
-        """Whether kernels of our own decode on the device; they are tried when the VAE is there for the first time."""
+        """Whether the engine's kernels decode on the device; they are tried when the VAE is there first."""
         vae = self.models.vae
         if self._fuse is None and vae.device.type == "cuda":
             self._fuse = can_fuse(vae) and decoder_agrees(vae)

@@ -1,7 +1,7 @@
 """The diffusion transformer's forward in few launches, on the weights of diffusers' model.
 
 What stays the same over the steps (keys and values of the conditions, positions, the embedding of the second time) is
-computed once per request. Between the matrix products stand three kernels of our own, and sliding attention reads the
+computed once per request. Three Triton kernels run between the matrix products, and sliding attention reads the
 keys of its window instead of a mask. Nothing is compiled beyond these kernels, so any length and batch starts at once.
 """
 
@@ -80,14 +80,18 @@ class FusedTransformer:
             tensor[:1] if tensor.stride(0) == 0 else tensor
             for tensor in (conditions.context_latents, conditions.encoder_hidden_states)
         )
-        told = model.condition_embedder(states)
-        keys, values = zip(*(self._keys_and_values(block.cross_attn, told) for block in model.layers), strict=True)
-        embedded = model.time_embed_r(told.new_zeros(1))
-        return context, torch.stack(keys), torch.stack(values), *embedded, *self._rotary_table(context)
+        embedded_states = model.condition_embedder(states)
+        keys, values = zip(
+            *(self._keys_and_values(block.cross_attn, embedded_states) for block in model.layers), strict=True
+        )
+        zero_time = model.time_embed_r(embedded_states.new_zeros(1))
+        return context, torch.stack(keys), torch.stack(values), *zero_time, *self._rotary_table(context)
 
-    def _keys_and_values(self, attention: Any, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        values: torch.Tensor = attention.to_v(told)
-        return self._heads(attention.to_k(told), attention.norm_k), values.view(*values.shape[:-1], -1, self._head_dim)
+    def _keys_and_values(self, attention: Any, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values: torch.Tensor = attention.to_v(states)
+        return self._heads(attention.to_k(states), attention.norm_k), values.view(
+            *values.shape[:-1], -1, self._head_dim
+        )
 
     def __call__(self, latents: torch.Tensor, times: torch.Tensor, *prepared: torch.Tensor) -> torch.Tensor:
         """The velocity.
@@ -113,8 +117,8 @@ class FusedTransformer:
             normed = self._norm(block.self_attn_norm, hidden, added, last_gate, (own[0], own[1]))
             mixed = self._attend_itself(block.self_attn, normed, rotary)
             normed = self._norm(block.cross_attn_norm, hidden, mixed, own[2])
-            told = (tensor[index].expand(rows, -1, -1, -1) for tensor in (keys, values))
-            crossed = self._attend_conditions(block.cross_attn, normed, *told)
+            conditions = (tensor[index].expand(rows, -1, -1, -1) for tensor in (keys, values))
+            crossed = self._attend_conditions(block.cross_attn, normed, *conditions)
             normed = self._norm(block.mlp_norm, hidden, crossed, None, (own[3], own[4]))
             added, last_gate = self._feed_forward(block.mlp, normed), own[5]
         shift, scale = ((own, embedding) for own in model.scale_shift_table[0])

@@ -53,7 +53,7 @@ class Renderer:
         models: loaded models; they are only read.
         offloader: where they live between uses; on their device when not given.
         decoding: what the user settled about the VAE's decode.
-        fuse: on CUDA in bfloat16, run in kernels of our own and record what repeats as graphs, where both work.
+        fuse: on CUDA in bfloat16, run in the engine's kernels and record what repeats as graphs, where both work.
     """
 
     def __init__(
@@ -306,10 +306,10 @@ class Renderer:
         """
 
         def evaluate(predicted: torch.Tensor) -> torch.Tensor:
-            told, guided = end
+            conditions_at_end, guided = end
             if guided is None:
-                return self.predict_velocity(predicted, told, step.next_timestep)
-            both = self.predict_velocity(predicted.repeat(2, 1, 1), told, step.next_timestep)
+                return self.predict_velocity(predicted, conditions_at_end, step.next_timestep)
+            both = self.predict_velocity(predicted.repeat(2, 1, 1), conditions_at_end, step.next_timestep)
             conditional, unconditional = both.chunk(2)
             return guided.combine_again(conditional, unconditional, predicted, step.next_timestep)
 

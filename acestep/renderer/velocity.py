@@ -74,7 +74,7 @@ class Velocity:
     Args:
         models: loaded models.
         offloader: where they are; a transformer that moves is not recorded, because a graph holds addresses.
-        fuse: use kernels of our own where they run and agree with the model, and record steps; ``False`` does neither.
+        fuse: use the engine's kernels where they run and agree with the model, and record steps.
     """
 
     def __init__(self, models: RendererModels, offloader: ModelOffloader, *, fuse: bool) -> None:
@@ -89,7 +89,7 @@ class Velocity:
 
     @property
     def path(self) -> Literal["fused", "compiled", "eager"]:
-        """What runs the transformer: kernels of our own, or the model's code. The first to ask waits for the choice."""
+        """What runs the transformer: the engine's kernels, or the model's code; the first call tries the kernels."""
         if isinstance(self._function, FusedTransformer):
             return "fused"
         return "compiled" if self._compiled else "eager"

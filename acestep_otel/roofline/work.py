@@ -217,9 +217,9 @@ class DiffusionTransformer:
     def products(self, batch: int, frames: int, conditions: int) -> Work:
         """Of one evaluation, the products of the blocks: what quantisation changes."""
         rows, blocks = batch * ceil(frames / self.patch), self.blocks
-        told = 0 if self.shared else batch * conditions
+        conditioned_rows = 0 if self.shared else batch * conditions
         return blocks.layers * (
-            blocks.projections(rows, rows) + blocks.projections(rows, told) + blocks.feed_forward(rows)
+            blocks.projections(rows, rows) + blocks.projections(rows, conditioned_rows) + blocks.feed_forward(rows)
         )
 
     def remainder(self, batch: int, frames: int, conditions: int) -> Work:

@@ -57,11 +57,11 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 )
 @torch.inference_mode()
 def test_the_velocity_is_that_of_the_model(models: RendererModels, rows, frames, tokens, shared) -> None:
-    told = conditions(models, rows, frames, tokens, shared=shared)
+    shared_conditions = conditions(models, rows, frames, tokens, shared=shared)
     latents = torch.randn(rows, frames, models.transformer.config.audio_acoustic_hidden_dim)
     times = torch.tensor([0.7])
     expected, found = (
-        function(latents, times, *function.prepare(told))
+        function(latents, times, *function.prepare(shared_conditions))
         for function in (ModuleForward(models.transformer), FusedTransformer(models.transformer))
     )
     assert difference(found, expected) < 1e-5
