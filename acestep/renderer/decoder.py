@@ -37,7 +37,7 @@ class VaeDecoder:
     """
 
     def __init__(
-        self, models: RendererModels, offloader: ModelOffloader, settings: DecodeSettings, *, fuse: bool
+        self, models: RendererModels, offloader: ModelOffloader, settings: DecodeSettings, *, fuse: bool = True
     ) -> None:
         self.models = models
         self.offloader = offloader

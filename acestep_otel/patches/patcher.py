@@ -97,7 +97,7 @@ class Patcher:
         self._recorder = recorder
         self._wanted: dict[str, list[tuple[Patch, Callable[[], bool]]]] = {}
         self._hooked: set[str] = set()
-        self._applied: list[tuple[Any, str, Any, bool]] = []
+        self._applied: list[tuple[Any, str, Any, bool, Any]] = []
         self._everywhere: list[tuple[Any, str, Any]] = []
 
     def apply(self, patches: Iterable[Patch], applicable: Callable[[], bool] = lambda: True) -> None:
@@ -126,7 +126,10 @@ class Patcher:
                 setattr(holder, held, original)
         self._everywhere.clear()
         while self._applied:
-            owner, name, original, own = self._applied.pop()
+            owner, name, original, own, wrapper = self._applied.pop()
+            if vars(owner).get(name) is not wrapper:
+                # Replaced by others since, who may have wrapped it; it records nothing once the recorder is closed.
+                continue
             if own:
                 setattr(owner, name, original)
             else:
@@ -155,7 +158,7 @@ class Patcher:
                 )
                 continue
             wrapper = wrapt.FunctionWrapper(vars(owner).get(name, original), patch.wrapper(self._recorder))
-            self._applied.append((owner, name, vars(owner).get(name, original), name in vars(owner)))
+            self._applied.append((owner, name, vars(owner).get(name, original), name in vars(owner), wrapper))
             setattr(owner, name, wrapper)
             if patch.everywhere:
                 self._everywhere.append((owner, name, original))

@@ -81,3 +81,15 @@ def test_removed_before_the_import_means_never_patched(tmp_path, monkeypatch):
     import patched_never_module
 
     assert patched_never_module.double(3) == 6
+
+
+def test_what_others_have_put_in_the_place_of_a_wrapper_stays(module):
+    """A replacement that ended before the patches did must not come back with them."""
+    original = module.double
+    module.double = lambda x: 3 * x
+    patcher = Patcher(ProfilerRanges())
+    patcher.apply([Patch("patched_test_module", "double", plus_one)])
+    assert module.double(3) == 10
+    module.double = original
+    patcher.remove()
+    assert module.double is original

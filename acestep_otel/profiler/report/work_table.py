@@ -25,7 +25,7 @@ def roofline_cell(work: RunWork, row: Row) -> str:
 def render_work(work: RunWork) -> str:
     """The table, one row per stage, without a final newline."""
     if not work.stages:
-        return f"ROOFLINE\n{_TITLE_RULE}\n  This run has no work to show."
+        return f"ROOFLINE\n{_TITLE_RULE}\n  No work is known of the stages of this run."
     rule = "  " + "─" * (_STAGE + _COLUMN * len(_COLUMNS) + 10)
     header = f"  {'Stage':<{_STAGE}}" + "".join(f"{column:>{_COLUMN}}" for column in _COLUMNS) + "  Bound"
     return "\n".join(

@@ -133,7 +133,7 @@ def test_a_file_that_another_process_has_put_in_its_place_is_left_alone_and_told
     content = path.read_bytes()
     request(provider(file).get_tracer("first"))
     assert path.read_bytes() == content
-    with pytest.raises(OSError, match=r"cannot write .*trace\.jsonl: another process has put a file in its place"):
+    with pytest.raises(OSError, match=r"cannot write .*trace\.jsonl: another process has replaced the file"):
         file.finish()
     other.finish()
     assert names(path) == [[semconv.DIT, semconv.GENERATE_MUSIC]]
