@@ -69,13 +69,13 @@ def test_a_wrong_value_is_refused_by_name(variable: str, words: list[str]) -> No
 
 
 def test_no_function_of_the_engine_reads_an_environment_variable() -> None:
-    """Others' variables are read where their library reads them: the C++ compiler's, vLLM's."""
+    """Others' variables are read where their library reads them: CUDA's, the C++ compiler's, vLLM's."""
     readers = {
         str(path.relative_to(ROOT / "acestep"))
         for path in (ROOT / "acestep").rglob("*.py")
         if "os.environ" in path.read_text("utf-8") or "getenv" in path.read_text("utf-8")
     }
-    assert readers - {"environment_variables.py"} == {"devices.py", "planner/backends/vllm/engine.py"}
+    assert readers - {"environment_variables.py"} == {"cards.py", "devices.py", "planner/backends/vllm/engine.py"}
     names = ("MAX_CUDA_VRAM", "MAX_MPS_VRAM", "ACESTEP_")
     named = {
         path.name

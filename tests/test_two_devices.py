@@ -50,7 +50,7 @@ def test_a_planner_on_another_device_has_a_separate_offloader_that_offloads_noth
     asked: list[Any] = []
     monkeypatch.setattr(checkpoints, "resolve_device", torch.device)
     monkeypatch.setattr(checkpoints, "load_renderer_models", lambda *_: object())
-    monkeypatch.setattr(checkpoints, "Renderer", lambda _models, offloader, _decode: offloader)
+    monkeypatch.setattr(checkpoints, "Renderer", lambda _models, offloader, _decode, fuse: offloader)
     monkeypatch.setattr(checkpoints, "require_language_model", lambda _: None)
     monkeypatch.setattr(
         checkpoints,
@@ -151,7 +151,7 @@ def test_peaks_are_listed_by_card() -> None:
             "--gpus and --ray give each process",
         ),
         (["--mode", "tier-test", "--lm-device", "cpu"], "--lm-device belongs to --mode profile, benchmark"),
-        (["--thinking", "--lm-device", "cuda:7"], "device 'cuda:7' was asked for"),
+        (["--thinking", "--lm-device", "cuda:7"], "device 'cuda:7' was requested"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

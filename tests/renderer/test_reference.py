@@ -96,7 +96,10 @@ def run(reference: Reference, *, shift: float = 3.0, guidance: Guidance | None =
     renderer, golden = reference
     models = renderer.models
     encoded = encode_conditions(
-        models, golden["sampling.in.text_hidden_states"], golden["sampling.in.lyric_hidden_states"]
+        models,
+        golden["sampling.in.text_hidden_states"],
+        golden["sampling.in.lyric_hidden_states"],
+        encoders=renderer.encoders,
     )
     if codes:
         source = code_latents(models, golden["sampling.in.codes"].squeeze(-1).tolist())
@@ -131,7 +134,9 @@ def cover(reference: Reference, *, cover_steps: int) -> torch.Tensor:
     models, noise = renderer.models, golden["sampling.in.noise"]
 
     def conditions(text: str, source: torch.Tensor, switch: ConditionSwitch | None = None) -> Conditions:
-        encoded = encode_conditions(models, golden[text], golden["sampling.in.lyric_hidden_states"])
+        encoded = encode_conditions(
+            models, golden[text], golden["sampling.in.lyric_hidden_states"], encoders=renderer.encoders
+        )
         # Without the padding to the shortest song, which the run of the reference did not have.
         return Conditions(encoded, context_latents(models, source)[:, : noise.shape[1]], switch)
 

@@ -48,7 +48,10 @@ def run(
     renderer, inputs, _ = reference
     models = renderer.models
     encoded = encode_conditions(
-        models, inputs["sampling.in.text_hidden_states"], inputs["sampling.in.lyric_hidden_states"]
+        models,
+        inputs["sampling.in.text_hidden_states"],
+        inputs["sampling.in.lyric_hidden_states"],
+        encoders=renderer.encoders,
     )
     noise, silence = inputs["sampling.in.noise"], silence_latents(models, 61)
     source, clean = silence, inputs["sampling.in.source_latents"]
