@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from urllib.request import urlopen
 
@@ -112,12 +112,12 @@ def test_a_disabled_sdk_listens_nowhere(port: int, monkeypatch: pytest.MonkeyPat
 
 
 def ask(port: int, method: str = "GET", path: str = "/metrics", agent: str = "Prometheus/3", **headers: str) -> int:
-    connection = HTTPConnection("localhost", port, timeout=5)
-    connection.request(method, path, headers={"User-Agent": agent, **headers})
-    response = connection.getresponse()
-    response.read()
-    connection.close()
-    return response.status
+    # Closed also when the server has just gone: an open socket is a warning, and an error of whatever test runs then.
+    with closing(HTTPConnection("localhost", port, timeout=5)) as connection:
+        connection.request(method, path, headers={"User-Agent": agent, **headers})
+        response = connection.getresponse()
+        response.read()
+        return response.status
 
 
 @pytest.mark.parametrize(

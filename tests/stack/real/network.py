@@ -7,6 +7,7 @@ what holds a namespace is a process that the kernel ends with its parent.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -149,6 +150,9 @@ class Network:
         self.names([pair for pair in self._names if pair[0] != name] + [(name, host.address) for host in hosts])
 
 
+_NUMBERS = itertools.count()
+
+
 @contextmanager
 def network(folder: Path) -> Iterator[Network]:
     """An empty network that this process can reach.
@@ -158,8 +162,9 @@ def network(folder: Path) -> Iterator[Network]:
     """
     if lacking := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         raise Missing(f"no {lacking[0]} on this machine: apt-get install iproute2 util-linux")
-    pid = os.getpid()
-    prefix, outside = f"10.{128 + pid // 250 % 100}.{pid % 250}", f"acestep{pid}"
+    # The kernel removes the interface of an earlier network some time after its last process has ended.
+    pid, number = os.getpid(), next(_NUMBERS)
+    prefix, outside = f"10.{128 + (pid // 250 + number) % 100}.{pid % 250}", f"ace{pid}n{number}"
     hub = None
     found = None
     try:

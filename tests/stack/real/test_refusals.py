@@ -150,5 +150,5 @@ def test_a_certificate_authority_file_that_is_missing_or_invalid(guarded: Guarde
 def test_a_token_that_is_missing_or_wrong(guarded: Guarded, protocol: str, token: str | None) -> None:
     done = doctor(guarded.secure.url(PROTOCOLS[protocol], "https"), protocol, trusting(guarded, token))
     assert done.returncode == 1
-    advice = "set OTEL_EXPORTER_OTLP_HEADERS to what" if token is None else "the receiver refuses the token in"
+    advice = "set OTEL_EXPORTER_OTLP_HEADERS to the header" if token is None else "the receiver refuses the token in"
     assert f"→  {advice}" in done.stdout
