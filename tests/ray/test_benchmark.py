@@ -232,4 +232,4 @@ def test_a_cluster_that_is_not_there_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert main([*TINY, "--ray", "auto"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: --ray auto: no cluster answers (")
+    assert last.startswith("error: --ray auto: no cluster responds (")
