@@ -60,7 +60,7 @@ SILENCE_PEAK: Final = 1e-4
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
 _FLAC_LEVEL: Final = 0.5
-"""Of libFLAC's effort (0 to 1, 0.625 by default). Stereo is decorrelated adaptively: a fifth faster, and as small to
+"""Of libFLAC's effort (0 to 1, 0.625 by default). Stereo is decorrelated adaptively: a sixth faster, and as small to
 0.1 %."""
 _UNKNOWN_FRAMES: Final = 2**62
 """What libsndfile says, or more, when the header of a FLAC file says nothing."""

@@ -15,7 +15,8 @@ from torch import nn
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability with bfloat16 arithmetic and shared memory for the blocks."""
 TILE: Final = {"T_BLOCK": 128, "N_BLOCK": 128, "K_BLOCK": 64, "num_warps": 8, "num_stages": 3}
-"""The one choice of sizes that is within 10 % of the best for every layer, of ten that were tried on an H100."""
+"""Sizes of a block. Of those tried on an H100 the fastest at 512 channels and within 4 % of it at 128 and 256; at 1,024
+channels a ``K_BLOCK`` of 128 was faster, which takes more shared memory than every supported GPU has."""
 _NARROWEST: Final = 16
 """Columns of the narrowest matrix that tensor cores multiply."""
 
