@@ -30,7 +30,7 @@ COMPLETE = SongMetadata(bpm=120, duration=60, keyscale="F# minor", language="en"
 collect_ignore_glob = [f"test_{name}*.py" for name in BACKENDS if name != BACKEND]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def everything_in_float32() -> Iterator[None]:
     """The definition and a backend must round alike, which bfloat16 would not let them."""
     with pytest.MonkeyPatch.context() as patched:
