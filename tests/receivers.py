@@ -106,6 +106,9 @@ IPV4, IPV6 = "127.0.0.1", "[::1]"
 class _HttpServer(ThreadingHTTPServer):
     """A server at an address of either family."""
 
+    # Several processes that end together connect at once.
+    request_queue_size = 64
+
     def __init__(self, host: str, handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if host == IPV6 else socket.AF_INET
         super().__init__((host.strip("[]"), 0), handler)

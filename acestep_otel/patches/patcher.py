@@ -6,14 +6,15 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import wrapt
 
 from acestep_otel import semconv
+from acestep_otel.recording.background_emission import follow_forks
 from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition, StageRecorder
 
 if TYPE_CHECKING:
@@ -194,6 +195,10 @@ class Gaps:
             logger.warning("%s will be missing: %s", what, why)
 
 
+_FORK_SECONDS: Final = 1.0
+"""A fork waits no longer than that for a change that is under way."""
+
+
 @dataclass(slots=True)
 class _Temporary:
     """An object that is wrapped now: its own attribute of that name, if it had one, and how many calls use it."""
@@ -205,12 +210,25 @@ class _Temporary:
 class TemporaryPatches:
     """Wraps methods of one object and takes the wrapper off again, so that copies and files never contain it.
 
-    Calls that overlap share the wrapper, which the last of them takes off.
+    Calls that overlap share the wrapper, which the last of them takes off. A fork waits for a change that is under way:
+    the child inherits neither a lock that no thread of it releases nor half a change.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._patched: dict[tuple[int, str], _Temporary] = {}
+        follow_forks(self._before_fork, self._after_fork, self._start_afresh)
+
+    def _before_fork(self) -> None:
+        self._lock.acquire(timeout=_FORK_SECONDS)
+
+    def _after_fork(self) -> None:
+        # Not held where the change took too long for the fork to wait for it.
+        with suppress(RuntimeError):
+            self._lock.release()
+
+    def _start_afresh(self) -> None:
+        self._lock = threading.RLock()
 
     @contextmanager
     def wrapped(self, owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,9 +37,17 @@ class Call:
         """Make the call."""
         return self.wrapped(*self.args, **self.kwargs)
 
-    @cached_property
+    @property
     def arguments(self) -> Mapping[str, Any]:
         """Every argument by the name of its parameter, however it was passed; defaults included."""
+        # No ``cached_property``: in Python 3.11 all calls share its lock, and a child that is forked while another
+        # thread holds it waits for it forever.
+        known: Mapping[str, Any] | None = self.__dict__.get("_arguments")
+        if known is None:
+            known = self.__dict__["_arguments"] = self._bind()
+        return known
+
+    def _bind(self) -> Mapping[str, Any]:
         signature = _signature(getattr(self.wrapped, "__func__", self.wrapped))
         owner = () if self.instance is None else (self.instance,)
         arguments = signature.bind(*owner, *self.args, **self.kwargs)

@@ -89,9 +89,10 @@ def test_forked_workers_trace_under_their_own_run(tmp_path):
     protocol = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     with http_receiver() as received, service(tmp_path, program, received.endpoint, **protocol) as running:
         code, _ = running.end()
-        assert code == 0, running.errors()
+        errors = running.errors()
+        assert code == 0, errors
         roots = [span for span in all_spans(received) if span.name == "generate_music"]
-        assert len({attribute(root, semconv.RUN_ID) for root in roots}) == 3
+        assert len({attribute(root, semconv.RUN_ID) for root in roots}) == 3, errors
         assert len(all_spans(received)) == 3 * SONG_SPANS
         assert lost_parents(received) == []
 

@@ -1,5 +1,9 @@
 """Temporary patches of single objects: shared between users and restored after the last."""
 
+import os
+import signal
+import threading
+
 import pytest
 
 from acestep_otel.patches.patcher import TemporaryPatches
@@ -38,3 +42,31 @@ def test_an_error_gives_the_method_back():
 def test_an_object_without_the_method_is_not_changed(owner):
     with TemporaryPatches().wrapped(owner, "missing", plus_one):
         assert not hasattr(owner, "missing")
+
+
+def test_a_fork_waits_for_a_change_that_is_under_way():
+    begun, over = threading.Event(), threading.Event()
+
+    class SlowDecoder(Decoder):
+        def __setattr__(self, name, value):
+            begun.set()
+            over.wait(10)
+            super().__setattr__(name, value)
+
+    decoder, patches = SlowDecoder(), TemporaryPatches()
+
+    def song():
+        with patches.wrapped(decoder, "forward", plus_one):
+            return decoder.forward(1)
+
+    other = threading.Thread(target=song)
+    other.start()
+    assert begun.wait(10)
+    threading.Timer(0.2, over.set).start()
+    child = os.fork()
+    if not child:
+        signal.alarm(5)
+        os._exit(0 if song() == 3 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    other.join(10)
+    assert vars(decoder) == {}
