@@ -19,6 +19,7 @@ from opentelemetry.trace import get_tracer_provider
 
 from acestep_otel.instrumentor import AceStepInstrumentor
 from acestep_otel.privacy import protect_callers
+from acestep_otel.sdk.forks import ExportsBeforeForks
 from acestep_otel.sdk.variables import wrong_variables
 from acestep_otel.shutdown import SHUTDOWN_SECONDS, deliver_within, exit_on_terminate_from_now_on
 
@@ -53,6 +54,7 @@ def _warn_of_empty_attributes(provider: Any) -> None:
 
 class _Ending:
     def __init__(self, providers: list[Any]) -> None:
+        self._forks = ExportsBeforeForks(providers)
         self._shutdowns = [provider.shutdown for provider in providers if hasattr(provider, "shutdown")]
         for shutdown in self._shutdowns:
             atexit.unregister(shutdown)

@@ -18,6 +18,7 @@ from acestep_otel.errors import SetupError
 from acestep_otel.forced_sampling.profiling import ProfilePropagator
 from acestep_otel.forced_sampling.propagator import ForcePropagator
 from acestep_otel.forced_sampling.sampler import forcible_traceidratio, share_of
+from acestep_otel.sdk.forks import ExportsBeforeForks
 from acestep_otel.sdk.otlp import logs_target, metric_exporter, otlp_target, span_exporter
 from acestep_otel.sdk.pipeline import batch_span_processor, exemplar_filter, periodic_metric_reader
 from acestep_otel.sdk.resource import resource
@@ -76,6 +77,9 @@ class ServiceProviders:
                     )
                 )
         self._logs = logs = None if records_to is None else _service_logs(records_to, made_by)
+        self._forks = ExportsBeforeForks(
+            [self.tracer_provider, self.meter_provider, *([] if logs is None else [logs.provider])]
+        )
         self.deliveries: tuple[Callable[[float], object], ...] = (
             lambda _: self.tracer_provider.shutdown(),
             lambda seconds: self.meter_provider.shutdown(timeout_millis=seconds * 1000),
