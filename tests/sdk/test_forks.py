@@ -59,7 +59,7 @@ def metrics(exporter):
 def logs(exporter):
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(BatchLogRecordProcessor(exporter, schedule_delay_millis=1))
-    RecordHandler(provider).emit(logging.makeLogRecord({"name": "service", "msg": "song"}))
+    RecordHandler(provider).emit(logging.LogRecord("service", logging.INFO, __file__, 1, "song", (), None))
     return provider
 
 
