@@ -26,7 +26,7 @@ from tests.stack.boards import (
     values_of_variable,
 )
 from tests.stack.conftest import Stack
-from tests.stack.prometheus import wait_until
+from tests.stack.prometheus import INTERVAL, wait_until
 
 HOUR, DAY = 3600, 24 * 3600
 # The runs that each board of ended runs is opened for.
@@ -65,9 +65,9 @@ def test_a_service_is_on_its_board_and_in_the_rules(expression: Expression, stac
 
 @pytest.mark.parametrize("expression", list(link_expressions()), ids=str)
 def test_a_spans_links_lead_to_figures(expression: Expression, stack: Stack) -> None:
-    """Of a service, or of a run that has ended, as their names say."""
+    """Of a service, or of a run that has ended, as their names say. A short run is in few scrapes."""
     job = scenarios.PROFILES[0] if "run" in expression.place else scenarios.SERVICE
-    assert values(stack.prometheus.query_range(filled_in(expression.text, (job,)), HOUR, 5))
+    assert values(stack.prometheus.query_range(filled_in(expression.text, (job,)), HOUR, INTERVAL))
 
 
 def test_what_has_ended_is_not_scraped_any_more(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import sys
@@ -17,6 +18,9 @@ class Parent:
         sys.stdout.flush()
         self._answers: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A pipe is buffered in blocks, and ``os._exit`` drops what a library printed just before the end.
+            sys.stdout.reconfigure(line_buffering=True)
         self._lock = threading.Lock()
         # Without Python's own buffer, whose lock a thread must not hold while the interpreter shuts down.
         self._input = os.fdopen(os.dup(0), "rb", buffering=0)

@@ -20,6 +20,12 @@ from tests.profiler.tier_test.tier_rows import trial
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.fixture(autouse=True)
+def capable_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever terminal the tests were started in: on one that can't move its cursor there are no bars."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
 def drawn(*, terminal: bool, enabled: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100)
@@ -38,6 +44,11 @@ def test_a_terminal_shows_the_stage_and_how_far_it_is() -> None:
 @pytest.mark.parametrize(("terminal", "enabled"), [(False, True), (True, False)])
 def test_there_are_no_bars_elsewhere_or_when_switched_off(terminal: bool, enabled: bool) -> None:
     assert "dit" not in drawn(terminal=terminal, enabled=enabled)
+
+
+def test_there_are_no_bars_on_a_terminal_that_cannot_move_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert "dit" not in drawn(terminal=True, enabled=True)
 
 
 def test_a_stage_of_unknown_length_is_shown() -> None:
