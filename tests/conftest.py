@@ -12,7 +12,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # gRPC reads this when it starts: else it logs that a receiver went away while the next test looks at what was printed.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
+from acestep.import_noise import quiet_imports
+
+with quiet_imports():
+    from acestep.checkpoints import TINY_DIT, TINY_LM, ModelSelection, load_models
 from acestep_otel.instrumentor import AceStepInstrumentor
 from tests import programs
 from tests.tracing import Traced
