@@ -10,11 +10,15 @@ shift
 
 say() { echo "$*" >&2; }
 
+runs() {  # does it start, and can it read the files of the tests? A snap cannot; Ubuntu's package is a stub for one
+  command -v "$1" && version=$("$1" --version) && [ "${version%%" snap"*}" = "$version" ]
+}
+
 have() {  # is what the package contains on this machine?
   case $1 in
     python) command -v "$python" >/dev/null ;;
     venv) "$python" -c 'import ensurepip' 2>/dev/null ;;
-    browser) command -v chromium || command -v chromium-browser || command -v google-chrome ;;
+    browser) runs chromium || runs chromium-browser || runs google-chrome ;;
     prometheus) command -v prometheus && command -v promtool ;;
     compiler) command -v c++ ;;
     git) command -v git ;;
@@ -22,15 +26,15 @@ have() {  # is what the package contains on this machine?
 name = "python" + sysconfig.get_python_version()
 path = os.path.join(sysconfig.get_config_var("LIBDIR") or "", f"lib{name}.so.1.0")
 sys.exit(not (os.path.exists(path) or ctypes.util.find_library(name)))' ;;
-  esac >/dev/null
+  esac >/dev/null 2>&1
 }
 
-package() {  # the Debian package that contains it
+package() {  # the package that contains it, if there is one
   case $1 in
     python) echo python3 ;;
     venv) "$python" -c 'import sysconfig; print(f"python{sysconfig.get_python_version()}-venv")' ;;
     library) "$python" -c 'import sysconfig; print(f"libpython{sysconfig.get_python_version()}")' ;;
-    browser) echo chromium ;;
+    browser) [ "$system" = ubuntu ] || echo chromium ;;
     prometheus) echo prometheus ;;
     compiler) echo g++ ;;
     git) echo git ;;
@@ -43,6 +47,8 @@ may_install() {
   command -v sudo >/dev/null && sudo -n true 2>/dev/null && root='sudo -n'
 }
 
+chrome=https://dl.google.com/linux/direct/google-chrome-stable_current_amd64.deb
+system=$(. "${OS_RELEASE:-/etc/os-release}" 2>/dev/null && echo "${ID:-}")
 updated=
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -60,7 +66,7 @@ install() {  # Debian package; apt's output is shown only when it fails
 ensure() {  # is it there, or can it be installed?
   have "$1" && return
   name=$(package "$1")
-  may_install && install "$name" && have "$1"
+  [ -n "$name" ] && may_install && install "$name" && have "$1"
 }
 
 fail() {
@@ -75,7 +81,11 @@ ensure venv || fail "needs the package $name: sudo apt-get install $name"
 
 missing=
 for program in "$@"; do
-  ensure "$program" || missing="$missing $name"
+  ensure "$program" && continue
+  if [ -n "$name" ]; then missing="$missing $name"
+  else
+    say "Not installed, so the tests that need it are skipped: a browser. Ubuntu has Chromium as a snap, and a snap cannot read the files of the tests. To install Chrome: curl -LO $chrome && sudo apt-get install ./${chrome##*/}"
+  fi
 done
 [ -z "$missing" ] ||
   say "Not installed, so the tests that need it are skipped:$missing. To install: sudo apt-get install --no-install-recommends$missing"

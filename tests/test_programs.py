@@ -23,6 +23,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("sh", "mktemp", "rm", "cat", "id"):
         (folder / name).symlink_to(f"/bin/{name}" if Path(f"/bin/{name}").exists() else f"/usr/bin/{name}")
     monkeypatch.setenv("PATH", str(folder))
+    # Packages have other names on Ubuntu.
+    monkeypatch.setenv("OS_RELEASE", str(folder / "none"))
     return folder
 
 
@@ -43,6 +45,15 @@ def test_a_missing_program_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_name_of_the_browser_does(bare: Path) -> None:
     write_program(bare / "google-chrome")
     assert programs.program("chromium") == str(bare / "google-chrome")
+
+
+@pytest.mark.parametrize("stub", ["exit 1", "echo Chromium 140.0.1 snap"], ids=["not installed", "installed"])
+def test_ubuntus_snap_is_not_a_browser_for_the_tests(bare: Path, monkeypatch: pytest.MonkeyPatch, stub: str) -> None:
+    """It cannot read the files in the folder for temporary files."""
+    monkeypatch.delenv("CI", raising=False)
+    write_program(bare / "chromium-browser", stub)
+    with pytest.raises(pytest.skip.Exception, match="missing program: chromium"):
+        programs.program("chromium")
 
 
 def test_skips_are_counted_by_program_in_one_line() -> None:
@@ -151,6 +162,23 @@ def test_a_package_that_cannot_be_installed_is_named_and_the_rest_continues(bare
         "Not installed, so the tests that need it are skipped: chromium. "
         "To install: sudo apt-get install --no-install-recommends chromium"
     )
+
+
+def test_ubuntu_is_shown_the_way_to_a_browser_that_is_no_snap(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "os-release").write_text('ID=ubuntu\nNAME="Ubuntu"\n', "utf-8")
+    monkeypatch.setenv("OS_RELEASE", str(bare / "os-release"))
+    write_program(bare / "chromium-browser", "echo Chromium 140.0.1 snap")
+    write_apt(bare)
+    done = install(write_python(bare), "browser", "prometheus")
+    assert done.returncode == 0
+    assert "chromium" not in (bare / "apt.log").read_text("utf-8")
+    assert done.stderr.splitlines() == [
+        "Not installed, so the tests that need it are skipped: a browser. Ubuntu has Chromium as a snap, and a snap "
+        "cannot read the files of the tests. To install Chrome: curl -LO "
+        "https://dl.google.com/linux/direct/google-chrome-stable_current_amd64.deb && "
+        "sudo apt-get install ./google-chrome-stable_current_amd64.deb",
+        "Installing prometheus (apt-get)",
+    ]
 
 
 def test_without_the_right_to_install_the_command_is_named(bare: Path) -> None:
