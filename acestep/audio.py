@@ -20,6 +20,7 @@ import torch
 
 from acestep.documents import is_lfs_pointer, is_text, shown
 from acestep.errors import AudioReadError, AudioWriteError
+from acestep.flac import encode_flac
 from acestep.types import SAMPLE_RATE
 
 
@@ -59,7 +60,7 @@ SILENCE_PEAK: Final = 1e-4
 
 # libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
-_FLAC_LEVEL: Final = 0.5
+FLAC_EFFORT: Final = 0.5
 """Of libFLAC's effort (0 to 1, 0.625 by default). Stereo is decorrelated adaptively: a sixth faster, and as small to
 0.1 %."""
 _UNKNOWN_FRAMES: Final = 2**62
@@ -326,13 +327,14 @@ def _peak(audio: torch.Tensor) -> torch.Tensor:
 
 
 def _encode(audio: torch.Tensor, entry: AudioFormat) -> bytes:
+    samples = (_rounded(audio) if entry.encoding == "PCM_16" else audio).T.contiguous().numpy()
+    if entry.container == "FLAC":
+        return encode_flac(samples, SAMPLE_RATE, FLAC_EFFORT)
     # In memory first: libsndfile does not report a full disk, and closes with a file that looks whole.
     buffer = io.BytesIO()
-    options = {"compression_level": _FLAC_LEVEL} if entry.container == "FLAC" else {}
     with soundfile.SoundFile(
-        buffer, "w", SAMPLE_RATE, channels=audio.shape[0], format=entry.container, subtype=entry.encoding, **options
+        buffer, "w", SAMPLE_RATE, channels=audio.shape[0], format=entry.container, subtype=entry.encoding
     ) as file:
-        samples = (_rounded(audio) if entry.encoding == "PCM_16" else audio).T.contiguous().numpy()
         for start in range(0, len(samples), _BLOCK_SAMPLES):
             file.write(samples[start : start + _BLOCK_SAMPLES])
     return buffer.getvalue()
