@@ -26,7 +26,9 @@ for header in (
 ):
     propagate.extract(header)
 """
+# Not spelled out: from 3.13 on, Python shows the source lines of a program that it was given on the command line.
 ERRORS = """
+word = "PLAN" + "TED"
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -35,9 +37,9 @@ trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(kept))
 
 def work():
     try:
-        raise KeyError("PLANTED cause")
+        raise KeyError(f"{word} cause")
     except KeyError as error:
-        raise ValueError("cannot read PLANTED") from error
+        raise ValueError(f"cannot read {word}") from error
 
 tracer = trace.get_tracer("framework")
 try:
@@ -55,7 +57,7 @@ except ValueError:
     pass
 with tracer.start_span("own words") as own:
     own.set_status(trace.StatusCode.ERROR, "the queue is full")
-    own.record_exception(ValueError("PLANTED"), {"exception.message": "clean", "exception.stacktrace": "clean"})
+    own.record_exception(ValueError(word), {"exception.message": "clean", "exception.stacktrace": "clean"})
 print("[" + ",".join(span.to_json() for span in kept.get_finished_spans()) + "]")
 """
 

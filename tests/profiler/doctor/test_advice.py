@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from pathlib import Path
 
 import grpc
@@ -90,7 +91,7 @@ def test_spans_that_were_rejected_did_not_arrive(doctor: Doctor) -> None:
         (503, "503 Service Unavailable", "it is running but cannot accept data now"),
         (429, "429 Too Many Requests", "try again later"),
         (401, "401 Unauthorized", "set OTEL_EXPORTER_OTLP_HEADERS"),
-        (413, "413 Request Entity Too Large", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
+        (413, f"413 {HTTPStatus(413).phrase}", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
     ],
 )
 def test_a_status_is_kept_and_has_its_own_advice(doctor: Doctor, status: int, shown: str, way_out: str) -> None:
