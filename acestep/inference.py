@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from acestep.checkpoints import Models
 
 DEFAULT_DURATION = 30.0
-"""Seconds of a song when neither the user nor a planner said how long it should be."""
+"""Duration of a song in seconds when neither the user nor a planner has set one."""
 
 
 def generate_music(
@@ -129,7 +129,7 @@ class MusicPipeline:
     def save_songs(self, songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
         """Write every song to ``directory``, all at once, and return the songs with their paths."""
         stems = song_stems(directory, [song.seed for song in songs])
-        # libsndfile encodes on one thread, and does not hold the interpreter meanwhile.
+        # libsndfile encodes on one thread, and releases the interpreter's lock meanwhile.
         with ThreadPoolExecutor(max_workers=min(len(songs), os.cpu_count() or 1)) as pool:
             paths = pool.map(lambda song, stem: save_audio(song.audio, stem, audio_format), songs, stems)
             return tuple(replace(song, path=path) for song, path in zip(songs, paths, strict=True))

@@ -1,8 +1,8 @@
-"""The grammar of the metadata block that the language model reasons out before it writes audio codes.
+"""The grammar of the metadata block that the language model writes before the audio codes.
 
 The block is a fixed sequence of fields. Its grammar is an automaton over tokens, not over characters: literals and
-values are walked along the ids that the tokenizer gives them, so the model only ever sees token sequences that it
-was trained on, and a run without a choice is known as ids ("jump-forward"), without sampling.
+values are walked along the ids that the tokenizer gives them, so the model only receives token sequences that it was
+trained on, and a run without a choice is known as ids ("jump-forward"), without sampling.
 
 ``MetadataGrammar`` is compiled once per vocabulary and never changes; a ``GrammarCursor`` is one sequence's place
 in it.

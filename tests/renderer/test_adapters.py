@@ -217,7 +217,7 @@ def test_quantised_weights_hold_their_adapters_for_good(folder):
             generate_music(models, replace(SONG, adapters=other))
     with pytest.raises(InvalidRequest, match="adapter strings cannot be added: the weights are quantised"):
         models.load_adapter(Adapter(folder / "strings"))
-    with pytest.raises(InvalidRequest, match="adapter piano cannot be taken away: the weights are quantised"):
+    with pytest.raises(InvalidRequest, match="adapter piano cannot be removed: the weights are quantised"):
         models.unload_adapter("piano")
 
 
