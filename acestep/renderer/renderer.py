@@ -341,7 +341,7 @@ def require_finite(latents: torch.Tensor, audio: torch.Tensor) -> None:
         return
     # Non-finite latents always reach the audio, so the latents are only read when the audio is already invalid.
     stage = "vae.decode" if torch.isfinite(latents).all() else "dit"
-    raise InvalidOutput(f"NaN or infinity came out of stage {stage!r}; nothing was saved", stage=stage)
+    raise InvalidOutput(f"stage {stage!r} produced NaN or infinity; nothing was saved", stage=stage)
 
 
 def finished(audio: torch.Tensor, request: RenderRequest) -> torch.Tensor:

@@ -204,7 +204,7 @@ def _peft_config(file: Path, method: str, config: Mapping[str, Any], tensors: Te
         measured = parts["lora_A"][1].shape[0] if "lora_A" in parts else None
         rank = _of_pattern(config.get("rank_pattern"), stored, config.get("r", measured))
         if measured is not None and rank != measured:
-            raise CheckpointInvalid(f"{file} has {layer} with rank {measured}, its configuration has {rank}")
+            raise CheckpointInvalid(f"{file} has {layer} with rank {measured}, but its configuration has {rank}")
         ranks[layer] = rank
         # Without a configuration, an adapter is applied at the strength of its matrices.
         own = config.get("lora_alpha", config.get("alpha", rank))

@@ -136,7 +136,7 @@ def read_silence(path: Path) -> torch.Tensor:
     _require_few_frames(silence.shape[2], path)
     # A tensor may repeat a few stored numbers over any size.
     if silence.numel() > silence.untyped_storage().nbytes() // silence.element_size():
-        raise CheckpointInvalid(f"{path} holds a tensor of {silence.numel():,} numbers and stores fewer")
+        raise CheckpointInvalid(f"{path} declares a tensor of {silence.numel():,} numbers but stores fewer")
     return silence.transpose(1, 2).float().contiguous()
 
 

@@ -91,7 +91,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         ``vllm.v1.engine.llm_engine.LLMEngine``.
 
     Raises:
-        BackendUnavailable: the installed vLLM is not built for the device, refuses the configuration, or already runs
+        BackendUnavailable: the installed vLLM is not built for the device, rejects the configuration, or already runs
             in this process.
         OutOfMemory: weights and reservation do not fit.
     """
@@ -143,7 +143,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         except (ValueError, RuntimeError) as error:
             cleanup_dist_env_and_memory()
             raise BackendUnavailable(
-                f"vLLM refuses to start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
+                f"vLLM did not start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
             ) from error
         finally:
             HiddenStatesModel.selector = None
