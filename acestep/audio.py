@@ -210,7 +210,7 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Piped(io.FileIO):
-    """A WAV file that was written through a pipe, read as if its sizes said "to the end of the file".
+    """A WAV file that was written through a pipe, read as if its size fields meant "to the end of the file".
 
     Args:
         path: of the file.

@@ -98,7 +98,7 @@ class Models:
     Attributes:
         renderer: diffusion and VAE.
         planner: the language model with its prompts and grammar, or ``None`` if none was loaded.
-        device: device of the renderer, and of the planner where it has none of its own.
+        device: device of the renderer, and of the planner unless it has a separate one.
     """
 
     renderer: Renderer

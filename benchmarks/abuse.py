@@ -365,7 +365,7 @@ class Phase:
     def add(self, url: str, seconds: float) -> None:
         """One more turn."""
         started, used = time.monotonic(), cpu_seconds(self._pid)
-        # Each turn is a load of its own.
+        # Each turn is a separate load.
         found, healthy = asyncio.run(normal_load(url, seconds, self._clients, seed=int(started * 1_000) % 2**31))
         self.seconds += time.monotonic() - started
         self.cpu_seconds += cpu_seconds(self._pid) - used

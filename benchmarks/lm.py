@@ -122,7 +122,7 @@ def causal_model(model: LanguageModel) -> Any:
 
 
 def generating(causal: Any, ids: torch.Tensor, cache: str | None, longest: int) -> Callable[[int], None]:
-    """`generate` with nucleus sampling, as long as asked; a static cache is compiled by transformers on CUDA."""
+    """`generate` with nucleus sampling, of the requested length; a static cache is compiled by transformers on CUDA."""
     room = {"cache_implementation": cache, "max_cache_len": ids.shape[1] + longest} if cache else {}
 
     def run(count: int) -> None:

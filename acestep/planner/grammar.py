@@ -23,7 +23,7 @@ from acestep.types import SongMetadata
 CAPTION_TOKEN_LIMIT: Final = 512
 """Most tokens of a caption, its line breaks included (the reference's limit)."""
 _WORD_TOKENS: Final = 3
-"""Room that one more word of a caption can take: a space, the word, the newline behind it."""
+"""Room that one more word of a caption can take: a space, the word, the newline after it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -65,7 +65,7 @@ class CaptionTokens:
 
     Attributes:
         line_start: the first word of a line, with the space before it.
-        word: what follows a space that is a token of its own.
+        word: what follows a space that is a separate token.
         inside: anywhere else in a line.
         after_newline: indentation, or the end of the caption.
         end: the end of the caption only.
@@ -86,7 +86,7 @@ class CaptionTokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Field:
-    """One field of a request's block: a trie, behind which a free caption may follow."""
+    """One field of a request's block: a trie, after which a free caption may follow."""
 
     root: TrieNode
     has_free_caption: bool = False

@@ -90,7 +90,7 @@ PREFIXES: Final[Mapping[str, str]] = {
 NULL_CONDITION: Final = "null_condition_emb"
 """Belongs to diffusers' condition encoder, and is stored beside the four models in the official file."""
 SILENCE: Final = "silence_latent"
-"""Belongs to diffusers' condition encoder, and has a file of its own in the official layout."""
+"""Belongs to diffusers' condition encoder, and has a separate file in the official layout."""
 ATTENTION_NAMES: Final[Mapping[str, str]] = {
     "to_q": "q_proj",
     "to_k": "k_proj",

@@ -48,7 +48,7 @@ class PhaseTokens:
         unconditional_tokens: prompt and output of the unconditional rows; 0 without guidance.
         forwards: forward passes, the one over the prompts included.
         reused_tokens: of the prompt's, those that an earlier phase had run and this one did not run again.
-        engine_times: the engine's own timings; ``None`` where the backend is no engine of its own.
+        engine_times: the engine's own timings; ``None`` if the backend is not a separate engine.
     """
 
     ids: tuple[tuple[int, ...], ...]

@@ -73,7 +73,7 @@ class KeyValueCache:
         return larger
 
     def spread(self, items: int, rows: int, positions: int) -> None:
-        """Copy the first positions of every ``items``-th row to the rows behind it."""
+        """Copy the first positions of every ``items``-th row to the rows after it."""
         for buffer in (self.keys, self.values):
             for first in range(0, rows, items):
                 source = buffer[:, first * self.capacity : first * self.capacity + positions]

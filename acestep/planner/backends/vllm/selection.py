@@ -228,7 +228,7 @@ class TokenSelector:
         self._spares = torch.full((1 << songs.bit_length(),), songs, dtype=torch.long, device=device)
 
     def release(self) -> None:
-        """Let go of everything on the device."""
+        """Release everything on the device."""
         if self._head is None:
             return
         self._head = None
