@@ -1,4 +1,4 @@
-"""Audio on its way in and out: file, rate, channels and level."""
+"""Reading and writing audio: files, sample rates, channels and levels."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ MAX_RECORDING_SECONDS: Final = 600
 SILENCE_PEAK: Final = 1e-4
 """Peak (-80 dBFS) below which a recording has no audible content, only the noise floor of a 16-bit converter."""
 
-# libsndfile's Vorbis encoder takes stack memory in proportion to one write, and crashes on a whole song.
+# The stack memory of libsndfile's Vorbis encoder grows with the size of a write: it crashes on a whole song.
 _BLOCK_SAMPLES: Final = 65_536
 FLAC_EFFORT: Final = 0.5
-"""Of libFLAC's effort (0 to 1, 0.625 by default). Stereo is decorrelated adaptively: a sixth faster, and as small to
-0.1 %."""
+"""Compression level of libFLAC (0 to 1, 0.625 by default). Its adaptive stereo decorrelation is a sixth faster, and the
+files are within 0.1 % of the size."""
 _UNKNOWN_FRAMES: Final = 2**62
-"""What libsndfile says, or more, when the header of a FLAC file says nothing."""
+"""Length that libsndfile reports (this or more) when the header of a FLAC file has none."""
 _HEADER_BYTES: Final = 4_096
 _TOLERATED_SAMPLES: Final = 4_608
 """Four frames of MP3, whose header may count the encoder's padding."""
 _TO_THE_END: Final = b"\xff" * 4
-"""A size in a WAV header that libsndfile takes as all that the file has."""
+"""A size in a WAV header that libsndfile reads as "to the end of the file"."""
 
 
 def available_formats() -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac") -> Pa
 
     Args:
         audio: float32 on the host, shape ``[2, samples]``, 48 kHz.
-        path_stem: where to, without the suffix.
+        path_stem: path of the file, without the suffix.
         format: a name of ``AUDIO_FORMATS``.
 
     Returns:
@@ -123,7 +123,7 @@ def song_path(path_stem: Path, format: str) -> Path:
 
 
 def require_readable(path: Path) -> float:
-    """Make sure that a recording can be read and is not too long, by its header; decodes it if that says no length.
+    """Check by its header that a recording can be read and is not too long; decodes it if the header has no length.
 
     Returns:
         Its length in seconds.
@@ -149,7 +149,7 @@ def load_audio(path: Path) -> torch.Tensor:
     """
     with _opened(path) as file:
         _usable_seconds(path, file)
-    # Counting has used up a recording without a length.
+    # A recording without a declared length was read to its end to count its samples.
     with _opened(path) as file:
         rate = file.samplerate
         samples = _decoded(path, file)
@@ -160,7 +160,7 @@ def load_audio(path: Path) -> torch.Tensor:
 
 
 def load_reference(path: Path) -> torch.Tensor:
-    """Read a recording whose timbre is wanted (``load_audio``).
+    """Read a recording for its timbre (see ``load_audio``).
 
     Raises:
         AudioReadError: also when it is silent.
@@ -172,10 +172,10 @@ def load_reference(path: Path) -> torch.Tensor:
 
 
 def check_output_directory(path: Path) -> None:
-    """Make a directory that songs can be written to, before any time is spent on making them.
+    """Create the output directory and check that it is writable, before any song is generated.
 
     Raises:
-        AudioWriteError: it cannot be made, or nothing can be written in it.
+        AudioWriteError: it cannot be created, or is not writable.
     """
     if not is_text(str(path)):
         raise AudioWriteError(f"the name of the output directory {shown(path)} is not UTF-8: choose another")
@@ -187,7 +187,7 @@ def check_output_directory(path: Path) -> None:
 
 
 def normalise_peak(audio: torch.Tensor, dbfs: float) -> torch.Tensor:
-    """Bring the loudest sample of each song to a level; silence stays silence.
+    """Scale each song so that its loudest sample has a given level; silence stays silence.
 
     Args:
         audio: shape ``[..., channels, samples]``; the channels of a song share one gain.
@@ -204,18 +204,18 @@ def prevent_clipping(audio: torch.Tensor) -> torch.Tensor:
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """A recording that is read in order: one whose header does not say where it ends cannot be sought in."""
+    """A recording that is only read in order: without a length in its header, seeking is not possible."""
 
     def seekable(self) -> bool:
         return False
 
 
 class _Piped(io.FileIO):
-    """A WAV file that was written through a pipe, read as if its sizes said "to the end of the file".
+    """A WAV file that was written through a pipe, read as if its size fields meant "to the end of the file".
 
     Args:
         path: of the file.
-        sizes: where in it the sizes of the whole and of the data are.
+        sizes: offsets of its two size fields, that of the whole file and that of the data.
     """
 
     def __init__(self, path: Path, sizes: tuple[int, ...]) -> None:
@@ -246,7 +246,7 @@ def _sound_file(path: Path) -> Iterator[_Stream]:
 
 
 def _missing_sizes(path: Path, file: _Stream) -> tuple[int, ...]:
-    """Where in a WAV file the sizes are that were never filled in; nothing for any other file."""
+    """Offsets of the size fields of a WAV file that were never filled in; empty for any other file."""
     if file.frames or file.format not in ("WAV", "WAVEX"):
         return ()
     with path.open("rb") as raw:
@@ -256,7 +256,7 @@ def _missing_sizes(path: Path, file: _Stream) -> tuple[int, ...]:
 
 
 def _usable_seconds(path: Path, file: _Stream) -> float:
-    """Length of an open recording that is neither empty nor too long."""
+    """Length of an open recording, after checking that it is neither empty nor too long."""
     frames = file.frames
     if frames >= _UNKNOWN_FRAMES:
         frames = sum(len(block) for block in _blocks(path, file))
@@ -269,13 +269,13 @@ def _usable_seconds(path: Path, file: _Stream) -> float:
 
 
 def _blocks(path: Path, file: _Stream) -> Iterator[Any]:
-    """What is decoded, in order; an end is set to a recording that has none."""
+    """Decoded samples, in order; reading stops with an error beyond the maximum length."""
     count, most = 0, MAX_RECORDING_SECONDS * file.samplerate
     while True:
         block = file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
         count += len(block)
         if count > most + _TOLERATED_SAMPLES:
-            raise AudioReadError(f"{path} lasts longer than the {MAX_RECORDING_SECONDS} s that the models take")
+            raise AudioReadError(f"{path} lasts longer than the {MAX_RECORDING_SECONDS} s that the models accept")
         yield block
         if len(block) < _BLOCK_SAMPLES:
             return
@@ -289,7 +289,7 @@ def _decoded(path: Path, file: _Stream) -> Any:
             raise AudioReadError(f"{path} contains NaN or infinity: export it again")
         blocks.append(block[:, :2].copy())
     samples = np.concatenate(blocks)
-    # libsndfile gives no more than the header declares, and without a word less.
+    # libsndfile never returns more than the header declares, and returns less without an error.
     if len(samples) < file.frames - _TOLERATED_SAMPLES and file.frames < _UNKNOWN_FRAMES:
         raise AudioReadError(
             f"{path} declares {file.frames:,} samples and contains {len(samples):,}: it is truncated; "
@@ -341,12 +341,12 @@ def _encode(audio: torch.Tensor, entry: AudioFormat) -> bytes:
 
 
 def _rounded(audio: torch.Tensor) -> torch.Tensor:
-    """As int16, in the way of libsndfile, which does it sample by sample on one thread."""
+    """As int16, rounded as libsndfile does it, but not sample by sample on one thread."""
     return (audio * 32_768.0).round_().clamp_(-32_768, 32_767).to(torch.int16)
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    """Replace a regular file, which keeps its mode and, where that is allowed, its owner; write through all else."""
+    """Replace a regular file, keeping its mode and, where allowed, its owner; write directly to anything else."""
     target = path.resolve() if path.is_symlink() else path
     before = target.stat() if target.exists() else None
     if before is not None and not stat.S_ISREG(before.st_mode):

@@ -1,9 +1,9 @@
-"""The cards of a machine: chosen without touching CUDA, and given to processes by their UUID.
+"""The cards of a machine: selected without initialising CUDA, and assigned to processes by UUID.
 
-A process that spreads work over cards should not hold memory of any, so their driver is asked through NVML.
+A process that distributes work over cards should not use memory on any of them, so the cards are listed through NVML.
 
-``0,1,3`` are GPUs as ``nvidia-smi`` counts them, or positions in ``CUDA_VISIBLE_DEVICES`` where that is set. ``all`` is
-every one of them. ``cpu:N`` is N processes on the CPU: the same command on a machine without a GPU.
+``0,1,3`` are GPUs as ``nvidia-smi`` numbers them, or positions in ``CUDA_VISIBLE_DEVICES`` if that is set. ``all`` is
+every GPU. ``cpu:N`` is N processes on the CPU: the same command on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pynvml
 from acestep.errors import DeviceUnavailable
 
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
-"""Environment variable: the GPUs that a process sees."""
+"""Environment variable: the GPUs that are visible to a process."""
 
 MOST_CPU_WORKERS: Final = 64
 _FORM: Final = re.compile(r"all|cpu:[1-9][0-9]?|[0-9]{1,3}(,[0-9]{1,3})*")
@@ -36,9 +36,9 @@ class Card:
 
     Attributes:
         label: its name in tables: ``GPU 3``, ``CPU 0``.
-        model: of the GPU, or of the processor.
-        uuid: of the GPU, by its driver; ``None`` for a processor.
-        host: name of the machine.
+        model: model name of the GPU, or of the processor.
+        uuid: UUID of the GPU, from its driver; ``None`` for a processor.
+        host: host name of the machine.
     """
 
     label: str
@@ -52,15 +52,15 @@ class Card:
 
     @property
     def device(self) -> str:
-        """The engine's word for it, in a process that sees this card alone."""
+        """The engine's device name, in a process to which only this card is visible."""
         return "cpu" if self.uuid is None else "cuda"
 
     def environment(self, inherited: Mapping[str, str], *, cards: int) -> dict[str, str]:
-        """The environment of a process that sees this card alone.
+        """The environment of a process to which only this card is visible.
 
         Args:
-            inherited: the parent's own.
-            cards: processes that run beside each other; those on the CPU share its cores.
+            inherited: environment of the parent.
+            cards: number of processes that run at the same time; those on the CPU share its cores.
         """
         if self.uuid is not None:
             return {**inherited, VISIBLE: self.uuid}
@@ -69,14 +69,14 @@ class Card:
 
 
 def choose_cards(gpus: str, device: str = "auto") -> tuple[Card, ...]:
-    """The cards that a user names, in that order.
+    """The cards that the user selected, in that order.
 
     Args:
         gpus: ``0,1,3``, ``all`` or ``cpu:N``.
-        device: the user's word for the device, which must not contradict it.
+        device: the user's choice of device, which must not contradict ``gpus``.
 
     Raises:
-        DeviceUnavailable: the value means nothing, a card does not exist, or the two options contradict each other.
+        DeviceUnavailable: the value is invalid, a card does not exist, or the two options contradict each other.
     """
     if not _FORM.fullmatch(gpus):
         raise DeviceUnavailable(f"`gpus` {gpus[:60]!r}: {_EXPLAINED}")
@@ -100,12 +100,12 @@ def choose_cards(gpus: str, device: str = "auto") -> tuple[Card, ...]:
 
 
 def models_of(cards: Iterable[Card]) -> tuple[str, ...]:
-    """Every model of card once: more than one is no basis for a common figure."""
+    """The distinct models of the cards: figures of different models must not be combined."""
     return tuple(dict.fromkeys(card.model for card in cards))
 
 
 def host_name() -> str:
-    """The machine's name, as the telemetry's resource has it."""
+    """Host name of the machine, as in the telemetry's resource."""
     return platform.node() or "localhost"
 
 
@@ -137,14 +137,14 @@ def _gpus(gpus: str, visible: str | None) -> list[Card]:
 
 
 def _visible(word: str) -> Any:
-    """The driver's handle of an entry of ``CUDA_VISIBLE_DEVICES``: a number, or a UUID or its beginning."""
+    """The driver's handle for an entry of ``CUDA_VISIBLE_DEVICES``: a number, a UUID, or the beginning of one."""
     if word.isdecimal():
         return pynvml.nvmlDeviceGetHandleByIndex(int(word))
     for index in range(pynvml.nvmlDeviceGetCount()):
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         if _uuid(handle).startswith(word):
             return handle
-    # A part of a card (MIG) is not in the list of cards.
+    # An instance of a card (MIG) is not in the list of cards.
     return pynvml.nvmlDeviceGetHandleByUUID(word)
 
 
@@ -157,7 +157,7 @@ def _text(value: str | bytes) -> str:
 
 
 def processor_name() -> str:
-    """Name of the processor, as far as the system tells."""
+    """Name of the processor, as far as the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

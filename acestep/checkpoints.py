@@ -58,7 +58,7 @@ class ModelSelection:
         weights: ``checkpoint`` looks on disk; ``synthetic`` builds the named architecture at its true size with
             seeded random weights: real speed and memory, noise as audio.
         device: see ``acestep.devices.resolve_device``.
-        lm_device: of the language model, where that is another one. It has nothing to make room for there, so it is not
+        lm_device: device of the language model, if it is a separate one. The model is then alone on it, so it is not
             offloaded.
         lm_backend: see ``acestep.planner.backends.registry.resolve_backend``.
         max_batch_size: maximum number of songs per request; vllm reserves memory for them at start. ``None`` is the
@@ -69,7 +69,7 @@ class ModelSelection:
             quantised transformer they are part of the weights.
         decode: how the VAE decodes.
         fused_decode: use the fused Triton kernels of the pt backend if supported (CUDA, bfloat16).
-        fused_render: let the renderer run in its own Triton kernels and record CUDA graphs, where these can run.
+        fused_render: use the renderer's fused Triton kernels and recorded CUDA graphs if supported.
         fetch: called with a name and ``checkpoint_root`` if the weights are missing; may download them.
         seed: seed of synthetic weights.
     """
@@ -98,7 +98,7 @@ class Models:
     Attributes:
         renderer: diffusion and VAE.
         planner: the language model with its prompts and grammar, or ``None`` if none was loaded.
-        device: device of the renderer, and of the planner where it has none of its own.
+        device: device of the renderer, and of the planner unless it has a separate one.
     """
 
     renderer: Renderer
@@ -130,7 +130,7 @@ class Models:
         return self.renderer.adapters.load(adapter)
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter, after the requests that use it.
+        """Unload an adapter, after the requests that use it have ended.
 
         Raises:
             InvalidRequest: none has that name, or the weights are quantised.
@@ -153,7 +153,7 @@ def load_models(selection: ModelSelection) -> Models:
     offloader = ModelOffloader(device, effective_placement(selection.placement, device))
     dtype = default_dtype(device)
     if selection.lm is not None:
-        # Before minutes go into the renderer.
+        # Checked before the renderer is loaded, which can take minutes.
         require_language_model(selection)
     with stage_errors("model.load"):
         renderer_models = load_renderer_models(selection, device, dtype)
@@ -180,7 +180,7 @@ def _planner_beside(selection: ModelSelection, device: torch.device, offloader: 
 
 
 def load_planner(selection: ModelSelection) -> Planner:
-    """Load the language model alone, for the verbs that make no audio.
+    """Load the language model alone, for the functions that generate no audio.
 
     Raises:
         ValueError: the selection names no language model.
@@ -198,19 +198,19 @@ def load_planner(selection: ModelSelection) -> Planner:
 
 
 def _whereabouts(selection: ModelSelection) -> Placement:
-    """The part of the placement that is about any model; the rest is about the diffusion transformer."""
+    """The part of the placement that applies to every model; the rest is for the diffusion transformer."""
     asked = selection.placement
     return Placement(offload_to_cpu=asked.offload_to_cpu, automatic_offload=asked.automatic_offload)
 
 
 def _planner_placement(selection: ModelSelection) -> Placement:
-    """Of the language model: on a device of its own it stays."""
+    """Placement of the language model: on a separate device it is not offloaded."""
     shared = selection.lm_device is None or planner_device(selection) == resolve_device(selection.device)
     return _whereabouts(selection) if shared else Placement()
 
 
 def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
-    """Load what turns a recording into audio codes, the VAE and the audio tokenizer of ``selection.dit``, and no more.
+    """Load the VAE and the audio tokenizer of ``selection.dit``, which turn a recording into audio codes.
 
     Raises:
         DeviceUnavailable: the device does not exist here.
@@ -227,14 +227,14 @@ def load_audio_encoder(selection: ModelSelection) -> AudioEncoder:
 
 
 def require_language_model(selection: ModelSelection) -> None:
-    """Make sure, without loading it, that the selection's language model can be loaded later.
+    """Check, without loading it, that the selection's language model can be loaded later.
 
     Raises:
         ValueError: the selection names no language model.
         DeviceUnavailable: the device does not exist here.
         BackendUnavailable: the language-model backend cannot run here.
         CheckpointNotFound: no weights under the name.
-        CheckpointInvalid: what is under the name is no language model.
+        CheckpointInvalid: the weights under the name are not a language model.
     """
     if selection.lm is None:
         raise ValueError("the selection names no language model")
@@ -331,7 +331,7 @@ def load_language_model(
 
 
 def require_weights(name: str, selection: ModelSelection, *, known: Sequence[str]) -> Path | None:
-    """Make sure that a name has weights of the kind asked for; fetch them when the selection says how.
+    """Check that a name has weights of the requested kind; fetch them if ``selection.fetch`` is set.
 
     Args:
         name: name or path of a model.

@@ -1,4 +1,4 @@
-"""Functions recorded as CUDA graphs: the host hands over one launch instead of hundreds."""
+"""Functions recorded as CUDA graphs: the host submits one launch instead of hundreds."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def captured(function: TensorFunction, *examples: torch.Tensor) -> TensorFunctio
 
 
 def records_on(device: torch.device) -> bool:
-    """Whether a device has graphs."""
+    """Whether a device supports graphs."""
     return device.type == "cuda"
 
 
 class CapturedCall:
     """A recorded function.
 
-    It must not read values on the host, and may keep no state but in tensors that stay where they are. Its result is
+    It must not read values on the host, and may keep state only in tensors whose memory does not move. Its result is
     overwritten by the next call.
 
     Args:
@@ -38,9 +38,8 @@ class CapturedCall:
         examples: inputs of the shapes and types that it will be called with.
         pool: of ``torch.cuda.graph_pool_handle``: memory shared with other graphs that are never replayed at the same
             time; a pool of its own when not given.
-
-        warm_up: run the function once before it is recorded, because what is made on first use (kernels, workspaces)
-            must not be made while recording.
+        warm_up: run the function once before it is recorded, because what is created on first use (kernels, workspaces)
+            must not be created while recording.
 
     Attributes:
         inputs: what the graph reads; to be written by a caller that replays it directly.
@@ -76,14 +75,14 @@ class CapturedCall:
 
 
 class GraphCache:
-    """Recorded functions of one kind of work, by stream and shapes; the one that was not used for longest is dropped.
+    """Recorded functions of one kind of work, by stream and shapes; the least recently used one is dropped.
 
-    Graphs of one stream run one after the other, so they share the memory of their intermediate results. When one
-    cannot be recorded, because memory is short or the driver refuses, a warning says so, and no other is tried.
+    Graphs of one stream run one after the other, so they share the memory of their intermediate results. If one cannot
+    be recorded, because memory is short or the driver reports an error, a warning is logged and no other is recorded.
 
     Args:
         work: what is recorded, for the warning.
-        limit: functions that are kept.
+        limit: maximum number of functions that are kept.
     """
 
     def __init__(self, work: str, limit: int) -> None:
@@ -107,11 +106,11 @@ class GraphCache:
         try:
             pool = self._pool(inputs[0])
             self._graphs[_kind(function, inputs)] = CapturedCall(function, *inputs, pool=pool, warm_up=False)
-        # Whatever a driver raises, the same work runs launch by launch.
+        # Whatever the driver raises, the same work also runs without a graph, launch by launch.
         except Exception as error:
             self.is_open = False
             self.clear()
-            logger.warning("%s could not be recorded, and runs launch by launch: %s", self._work, error)
+            logger.warning("%s could not be recorded as a CUDA graph and runs launch by launch: %s", self._work, error)
 
     def clear(self) -> None:
         """Drop everything that was recorded."""
@@ -132,7 +131,7 @@ def _kind(function: TensorFunction, inputs: Sequence[torch.Tensor]) -> Hashable:
 
 
 def _stream(tensor: torch.Tensor) -> int:
-    """The stream that work on a tensor goes to now; there is one off CUDA."""
+    """The stream to which work on a tensor is currently submitted; off CUDA there is only one."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
@@ -165,7 +164,7 @@ def _recording(graph: Any, pool: Any) -> Iterator[None]:
 
 @cache
 def _capture_stream(device: torch.device) -> Any:
-    """The one stream that is recorded from: matrix products take a workspace of 32 MiB on every stream."""
+    """The one stream that is used for recording: matrix products take a workspace of 32 MiB on every stream."""
     # PyTorch's stubs leave streams untyped.
     cuda: Any = torch.cuda
     return cuda.Stream(device)

@@ -22,12 +22,12 @@ _CAPABILITY: Final[dict[Quantization, tuple[int, int]]] = {
 }
 """Oldest CUDA compute capability with the instructions that a form needs."""
 _COMPILE_CAPABILITY: Final = (7, 0)
-"""Oldest that PyTorch's compiler makes kernels for."""
+"""Oldest one that PyTorch's compiler generates kernels for."""
 _CPP_COMPILERS: Final = ("c++", "g++", "clang++", "cl")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn the user's word into a device.
+    """Resolve the name of a device.
 
     Args:
         name: ``auto`` (CUDA, then MPS, then CPU), ``cuda``, ``cuda:N``, ``mps`` or ``cpu``.
@@ -73,9 +73,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def effective_placement(placement: Placement, device: torch.device) -> Placement:
-    """What of a placement comes into effect on a device; touches no memory.
+    """The part of a placement that takes effect on a device; allocates no memory.
 
-    Only CUDA has a memory of its own to leave; elsewhere there is nothing to offload.
+    Only CUDA devices have separate memory; elsewhere there is nothing to offload.
 
     Raises:
         PlacementUnavailable: the device cannot run this form of weights, or cannot compile.

@@ -1,7 +1,7 @@
-"""JSON that others wrote, read within limits: the one reader for examples, results, configurations and requests.
+"""JSON from outside, read within limits: the one reader for examples, results, configurations and requests.
 
-Python's own reader takes NaN, numbers of any length and half characters, and ends in ``RecursionError`` for a document
-that is nested deeply enough. None of these is a song or a configuration.
+Python's own reader accepts NaN, numbers of any length and lone surrogates, and ends in ``RecursionError`` for a
+document that is nested deeply enough. None of these occurs in a song or a configuration.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 LARGEST: Final = 64 * 2**20
-"""Bytes of a document unless its reader says otherwise."""
+"""Maximum size of a document in bytes, unless its reader sets another."""
 DEEPEST: Final = 64
-"""Arrays and objects inside one another."""
+"""Maximum depth of nested arrays and objects."""
 MOST_DIGITS: Final = 100
-"""Characters of one number."""
+"""Maximum number of characters of one number."""
 
 _LFS: Final = b"version https://git-lfs.github.com/spec/"
 
@@ -31,11 +31,11 @@ def read_document(path: Path, *, largest: int = LARGEST) -> Any:
     """The value in a JSON file.
 
     Args:
-        path: a regular file: a pipe could keep its reader waiting for ever.
+        path: a regular file; reading a pipe could block forever.
         largest: bytes that are read at most.
 
     Raises:
-        DocumentError: it cannot be read, or its content is refused; the message has the path.
+        DocumentError: it cannot be read, or its content is rejected; the message names the path.
     """
     return parse_document(read_regular_file(path, largest=largest), str(path))
 
@@ -47,7 +47,7 @@ def read_regular_file(path: Path, *, largest: int) -> bytes:
         DocumentError: there is no such file, it is something else, larger than ``largest``, or cannot be read.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe would already wait.
+        # Without O_NONBLOCK, opening a pipe would already block.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no Path
             status = os.fstat(descriptor)
@@ -65,7 +65,7 @@ def read_regular_file(path: Path, *, largest: int) -> bytes:
 
 
 def parse_document(content: bytes, name: str, *, largest: int = LARGEST) -> Any:
-    """The value of a JSON document in UTF-8; a byte-order mark is passed over.
+    """The value of a JSON document in UTF-8; a byte-order mark is skipped.
 
     Args:
         content: the document.
@@ -73,7 +73,7 @@ def parse_document(content: bytes, name: str, *, largest: int = LARGEST) -> Any:
         largest: bytes that it may have.
 
     Raises:
-        DocumentError: it is no JSON, too large, too deep, or has a number or a text that means nothing.
+        DocumentError: it is not JSON, too large, nested too deeply, or contains an invalid number or text.
     """
     name = shown(name)
     if len(content) > largest:
@@ -95,7 +95,7 @@ def parse_document(content: bytes, name: str, *, largest: int = LARGEST) -> Any:
 
 
 def is_lfs_pointer(path: Path, size: int) -> bool:
-    """Whether a regular file only says where Git LFS keeps the real one.
+    """Whether a regular file is only a Git LFS pointer to the real file.
 
     Args:
         path: the file.
@@ -108,7 +108,7 @@ def is_lfs_pointer(path: Path, size: int) -> bool:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8: half of a surrogate pair cannot."""
+    """Whether a string can be written as UTF-8: a lone surrogate cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
 """The environment variables of the engine, for programs that take their settings from the environment.
 
-No function of the engine reads them: a program calls ``EnvironmentSettings.read`` and passes on what it finds.
+No function of the engine reads them: a program calls ``EnvironmentSettings.read`` and passes on the values.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from acestep.errors import InvalidRequest
 from acestep.renderer.decode_fallbacks import SHORTEST_TILE, DecodeSettings
 
 CUDA_MEMORY: Final = "MAX_CUDA_VRAM"
-"""GiB to go by instead of the card's own, and at most to use: this is how a tier is tried on another machine."""
+"""GiB that decide the tier instead of the card's own memory, and that may be used at most: simulates a tier on another
+card."""
 MPS_MEMORY: Final = "MAX_MPS_VRAM"
-"""GiB to go by where there is no ``MAX_CUDA_VRAM``."""
+"""GiB that decide the tier if ``MAX_CUDA_VRAM`` is not set."""
 COMPILE_MODEL: Final = "ACESTEP_COMPILE_MODEL"
-"""Compile the models also where nothing is quantised."""
+"""Compile the models even if nothing is quantised."""
 LM_FUSED: Final = "ACESTEP_LM_FUSED"
-"""``0`` keeps the pt backend from decoding in its own Triton kernels (CUDA, bfloat16)."""
+"""``0`` turns off the fused Triton kernels of the pt backend (CUDA, bfloat16)."""
 RENDERER_FUSED: Final = "ACESTEP_RENDERER_FUSED"
-"""``0`` keeps the renderer from its own Triton kernels and from recorded CUDA graphs (CUDA)."""
+"""``0`` turns off the renderer's Triton kernels and recorded CUDA graphs (CUDA)."""
 VAE_ON_CPU: Final = "ACESTEP_VAE_ON_CPU"
 """Decode on the host from the start."""
 VAE_TILE_LENGTH: Final = "ACESTEP_VAE_DECODE_CHUNK_SIZE"
@@ -35,14 +36,14 @@ _NO: Final = frozenset({"0", "false", "no", "n", "off"})
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentSettings:
-    """What the variables say.
+    """Values of the variables.
 
     Attributes:
         memory_limit: GiB that the process may use of a CUDA card; ``None`` for all of it.
         gpu_memory: GiB that decide the tier; ``None`` for the device's own.
         compile: compile the models.
-        fused_decode: let the pt backend decode in its own kernels.
-        fused_render: let the renderer run in its own kernels, and record what repeats.
+        fused_decode: use the fused kernels of the pt backend.
+        fused_render: use the renderer's kernels and recorded CUDA graphs.
         decode: how the VAE decodes.
     """
 
@@ -61,7 +62,7 @@ class EnvironmentSettings:
             environment: for example ``os.environ``.
 
         Raises:
-            InvalidRequest: a variable means nothing; the message names it.
+            InvalidRequest: the value of a variable is invalid; the message names it.
         """
         memory_limit = _memory(environment, CUDA_MEMORY)
         mps_memory = _memory(environment, MPS_MEMORY)

@@ -72,7 +72,7 @@ class CheckpointNotFound(AceStepError):
     """No weights exist under that name; the message lists the paths that were tried and the possible solutions.
 
     Attributes:
-        model: the name, where a model was looked for.
+        model: name of the model, if one was looked for.
         looked_for: the message without the solutions.
     """
 
@@ -138,7 +138,7 @@ class AudioWriteError(AceStepError):
 
 @contextmanager
 def stage_errors(stage: str) -> Iterator[None]:
-    """Give an out-of-memory error inside the block its stage; let everything else pass unchanged."""
+    """Attach the stage to an out-of-memory error inside the block; other exceptions pass unchanged."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -147,7 +147,7 @@ def stage_errors(stage: str) -> Iterator[None]:
 
 @contextmanager
 def device_errors(stage: str) -> Iterator[None]:
-    """Give every failure of the device inside the block its type and stage."""
+    """Attach type and stage to every failure of the device inside the block."""
     try:
         with stage_errors(stage):
             yield

@@ -1,4 +1,4 @@
-"""Types of a request's fields, checked once at the door: what a caller gives is not what its annotation says."""
+"""Checks of the types of a request's fields, made once on entry: annotations are not enforced at run time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 def require_types(value: object, within: str = "") -> None:
-    """Make sure that every field of a dataclass holds what its annotation says, and every text and path is text.
+    """Check that every field of a dataclass has its annotated type, and that texts and paths are valid text.
 
-    A whole number is a number; ``True`` is neither.
+    An ``int`` is accepted as a ``float``; a ``bool`` is accepted as neither.
 
     Args:
         value: an instance of a dataclass of ``acestep.types``.
-        within: name of the field that holds it, with a dot; in front of each name in a message.
+        within: name of the field that contains it, with a dot; the prefix of each name in a message.
 
     Raises:
-        InvalidRequest: the first field that holds something else.
+        InvalidRequest: the first field of another type.
     """
     kind: Any = type(value)
     hints = _hints(kind)
@@ -36,10 +36,10 @@ def require_types(value: object, within: str = "") -> None:
 
 
 def require_text(name: str, value: object) -> None:
-    """Make sure that an argument is text.
+    """Check that an argument is text.
 
     Raises:
-        InvalidRequest: it is something else, or holds half a character (a lone surrogate).
+        InvalidRequest: it is not text, or contains a lone surrogate.
     """
     _require(f"`{name}`", value, str)
 
@@ -62,7 +62,7 @@ def _is_a(value: object, kind: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_is_a(value, option) for option in get_args(kind))
     if origin is Literal:
-        # Which words there are is checked where their meaning is known.
+        # The allowed values are checked where they are used.
         return isinstance(value, str)
     if origin is tuple:
         first, *rest = get_args(kind)

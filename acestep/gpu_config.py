@@ -1,8 +1,9 @@
 """GPU tiers: what a card of some memory is expected to run. The only place with tier numbers.
 
-A tier is chosen by the card's total memory in GiB. Drivers keep a part for themselves, so real cards report slightly
-less than their name says ("8 GB" is 7.6 to 8.0 GiB): a card counts as the size it misses by up to ``TOLERANCE_GIB``.
-The boundaries at 4 and 6 are upper ones, which a card that reports less is under anyway; they need no tolerance.
+A tier is chosen by the card's total memory in GiB. Drivers reserve a part of it, so real cards report slightly less
+than their nominal size ("8 GB" is 7.6 to 8.0 GiB): a card counts as a size that it falls short of by at most
+``TOLERANCE_GIB``. The boundaries at 4 and 6 are upper bounds; a card that reports less is below them anyway, so they
+need no tolerance.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ quantisation and few songs at once; with offload; without restriction."""
 
 _GIB: Final = 2**30
 _XL_NAME: Final = re.compile(r"(?<![a-z])xl(?![a-z])", re.IGNORECASE)
-"""How such a model is called: ``acestep-v15-xl-turbo``."""
+"""Pattern of such a model's name: ``acestep-v15-xl-turbo``."""
 _LM_SIZES: Final = ("0.6B", "1.7B", "4B")
 
 
@@ -52,14 +53,14 @@ class GPUConfig:
 
     Attributes:
         tier: its name.
-        smallest: memory in GiB at which the tier begins: nominal for cards, tolerance not yet taken off.
+        smallest: memory in GiB at which the tier begins: nominal for cards, before the tolerance is subtracted.
         smallest_included: whether a card of exactly ``smallest`` belongs to it. Where it does, the tolerance applies.
         with_lm: limits while a language model is loaded.
         without_lm: limits without one.
         lm_sizes: sizes of the language model that fit; none where the tier is better off without one.
         recommended_lm: the size to take, or ``None``.
-        offload_to_cpu: whether models should wait in host memory while they are not in use.
-        offload_dit_to_cpu: whether the diffusion transformer should too.
+        offload_to_cpu: whether models should be kept in host memory while they are not in use.
+        offload_dit_to_cpu: the same for the diffusion transformer.
         int8: whether weights should be quantised to int8.
         xl: whether it runs the XL diffusion models.
     """
@@ -81,7 +82,7 @@ class GPUConfig:
         return self.xl != "no" or _XL_NAME.search(Path(dit).name) is None
 
     def limits(self, *, with_lm: bool) -> Limits:
-        """Limits of a run that has, or has not, a language model in memory."""
+        """Limits of a run with, or without, a language model in memory."""
         return self.with_lm if with_lm else self.without_lm
 
     def placement(self, *, skip_compile: bool = False) -> Placement:
@@ -114,7 +115,7 @@ GPU_CONFIGS: Final = (
 """Every tier, smallest first. Where the limits come from is in ``docs/tiers.md``."""
 
 _NO_GPU: Final = replace(GPU_CONFIGS[0], smallest=-math.inf, without_lm=Limits(360, 1))
-"""Without a GPU memory is not what limits a song, but songs together only take longer."""
+"""Without a GPU, memory does not limit a song, and generating songs together only takes longer."""
 
 
 def gpu_config(memory: float) -> GPUConfig:
@@ -145,9 +146,9 @@ def detect_gpu_memory(device: torch.device) -> float:
 
 
 def needs_offload(memory: float) -> bool:
-    """Whether models should wait in host memory without being asked: on every GPU that counts as less than 20 GB.
+    """Whether models are offloaded to host memory by default: on every GPU that counts as less than 20 GB.
 
     Args:
-        memory: total memory in GiB; 0 without a GPU, where there is nothing to leave.
+        memory: total memory in GiB; 0 without a GPU, where there is nothing to offload.
     """
     return memory > 0 and gpu_config(memory).offload_to_cpu

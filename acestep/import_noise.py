@@ -13,7 +13,7 @@ _NOISE: Final = {
     "torch.utils._pytree": "is an Enum subclass and is now natively supported",
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
 }
-"""Words of each message, by its logger."""
+"""Text of each message, by its logger."""
 
 
 @contextmanager

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from acestep.checkpoints import Models
 
 DEFAULT_DURATION = 30.0
-"""Seconds of a song when neither the user nor a planner said how long it should be."""
+"""Duration of a song in seconds when neither the user nor a planner has set one."""
 
 
 def generate_music(

@@ -1,4 +1,4 @@
-"""A hard limit on CUDA memory, so that running out on a smaller card can be tried on a larger one."""
+"""A hard limit on CUDA memory, to reproduce on a larger card how a smaller one runs out of memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, Self
 import torch
 
 CONTEXT_GIB: Final = 0.5
-"""What a process takes of a card beside its tensors: the CUDA context and the libraries' workspaces."""
+"""Memory of a card that a process uses besides its tensors: the CUDA context and the libraries' workspaces."""
 _SMALLEST_BUDGET_GIB: Final = 0.5
 _SMALLEST_FRACTION: Final = 0.01
 _GIB: Final = 2**30
@@ -16,10 +16,10 @@ _GIB: Final = 2**30
 
 @dataclass(frozen=True, slots=True)
 class MemoryCap:
-    """What a process may take of a card.
+    """Memory of a card that a process may use.
 
     Attributes:
-        limit_gib: memory in GiB of the card that is stood in for; the card's own when nothing is capped.
+        limit_gib: memory in GiB of the simulated card; the card's own when nothing is capped.
         allocator_budget_bytes: what the caching allocator may reserve.
         fraction: the same as a share of the card's memory; 1 when nothing is capped.
     """
@@ -48,7 +48,7 @@ class MemoryCap:
 
     @property
     def is_capped(self) -> bool:
-        """Whether the process may take less than the whole card."""
+        """Whether the process may use less than the whole card."""
         return self.fraction < 1.0
 
 
@@ -59,7 +59,7 @@ def enforce_memory_cap(device: torch.device, limit_gib: float | None) -> MemoryC
 
     Args:
         device: the device that models will be loaded onto.
-        limit_gib: memory of the card that is stood in for; ``None`` for no limit.
+        limit_gib: memory of the simulated card in GiB; ``None`` for no limit.
 
     Returns:
         The cap, or ``None`` off CUDA, where the allocator has none.
@@ -74,7 +74,7 @@ def enforce_memory_cap(device: torch.device, limit_gib: float | None) -> MemoryC
 def effective_free_memory(device: torch.device) -> int | None:
     """Bytes that this process can still allocate, or ``None`` off CUDA.
 
-    What the device has free and what the allocator keeps in reserve, but no more than the cap leaves.
+    The free memory of the device and the allocator's unused reserve, up to what the cap leaves.
     """
     if device.type != "cuda":
         return None

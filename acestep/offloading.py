@@ -1,4 +1,4 @@
-"""Model offload: models wait in host memory and are on the device only while they are used.
+"""Model offload: models are kept in host memory and are on the device only while they are used.
 
 Weights are only read, so the host's copy is kept while a model is on the device: offloading it frees memory and copies
 nothing. The copy to the device is from pinned memory, in order with the device's other work; nothing waits for it.
@@ -31,7 +31,7 @@ class ModelOffloader:
 
     Args:
         device: where models run.
-        placement: which of them wait on the host, as it comes into effect there.
+        placement: the effective placement, which decides what is kept on the host.
     """
 
     def __init__(self, device: torch.device, placement: Placement) -> None:
@@ -61,10 +61,10 @@ class ModelOffloader:
         """Keep models on the device while the block runs; blocks may overlap, and the last one to end offloads them.
 
         Args:
-            models: by name; one that never leaves the device is left alone.
+            models: by name; one that never leaves the device is not moved.
 
         Raises:
-            OutOfMemory: the device has no room for one of them; all of them are where they were.
+            OutOfMemory: the device has no room for one of them; all of them stay where they were.
         """
         with ExitStack() as stack:
             for name, model in models.items():
@@ -167,7 +167,7 @@ def _replace_parts(
 
     A plain parameter remains the same object, so every reference has the new device; a quantised one cannot.
     """
-    # Weights made in inference mode could never be assigned outside of it.
+    # Weights created in inference mode could never be assigned outside of it.
     with torch.inference_mode(False), torch.no_grad():
         left = [part.data for _, _, tensor in _tensors(model) for part in _parts(tensor)]
         arriving = iter(replaced(left))

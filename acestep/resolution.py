@@ -1,6 +1,6 @@
-"""A request is read once: checked, its recordings loaded, its open values settled; every later stage trusts the result.
+"""A request is resolved once: checked, its recordings loaded, its open values set; every later stage relies on it.
 
-What only the planner can decide (metadata that the user left open, audio codes) stays open in here.
+Values that only the planner can decide (metadata that the user left open, audio codes) stay open here.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class ResolvedRequest:
 
 
 def resolve_request(request: GenerationRequest, renderer: Renderer, save_dir: Path | None) -> ResolvedRequest:
-    """Check a request and settle what does not need the planner.
+    """Check a request and set every value that does not need the planner.
 
     Args:
         request: as given.
-        renderer: that will render it.
-        save_dir: folder that songs will be written to, or ``None``; it is made.
+        renderer: the renderer that will render it.
+        save_dir: folder that songs will be written to, or ``None``; it is created.
 
     Raises:
         InvalidRequest: a value is out of range, or not for the loaded model.
@@ -106,10 +106,10 @@ def song_stems(directory: Path, seeds: Sequence[int]) -> list[Path]:
 
 
 def require_recordings_kept(request: GenerationRequest, save_dir: Path, seeds: Sequence[int]) -> None:
-    """A song of the same name replaces an earlier one, but never the recording that it is made from.
+    """A song replaces an earlier one of the same name, but never the recording that it is generated from.
 
     Raises:
-        InvalidRequest: a song would be written to the place of the source or the reference.
+        InvalidRequest: a song would overwrite the source or the reference.
     """
     targets = {song_path(stem, request.audio_format).resolve() for stem in song_stems(save_dir, seeds)}
     for recording in (request.src_audio, request.reference_audio):

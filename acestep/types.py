@@ -269,11 +269,11 @@ class VaeDecoding:
     """How the latents were decoded.
 
     Attributes:
-        rung: where.
+        rung: where decoding ran.
         tile_length: latent frames of the longest tile.
         overlap: frames of context on each side that faces another tile.
         tiles: tiles of all songs.
-        attempts: ways tried; 1 when the first one had enough memory.
+        attempts: ways to decode that were tried; 1 when the first one had enough memory.
     """
 
     rung: VaeLocation
@@ -296,14 +296,14 @@ class EffectiveSettings:
         steps: diffusion steps executed.
         shift: timestep shift applied.
         guidance_scale: diffusion guidance applied (1 on turbo models).
-        batch_size: songs made.
+        batch_size: songs generated.
         duration: seconds of audio of each song.
         seeds: one per song.
         weights: ``synthetic`` or ``checkpoint``.
         placement: device and format of the models, and whether they were compiled.
         vae_decode: how the latents were decoded.
         adapters: adapters that the songs were rendered with.
-        lm_device: of the language model, where that is another one.
+        lm_device: device of the language model, if it is a separate one.
     """
 
     device: str

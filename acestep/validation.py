@@ -36,11 +36,11 @@ MAX_INFERENCE_STEPS = 1_000
 MAX_SEED = 2**32 - 1
 MAX_LYRICS_TOKENS = 4_096
 _SFT_NAME = re.compile(r"(?<![a-z])sft(?![a-z])", re.IGNORECASE)
-"""How a supervised fine-tuned model is called: ``acestep-v15-sft``, ``acestep-v15-xl-sft``."""
+"""Pattern of a supervised fine-tuned model's name: ``acestep-v15-sft``, ``acestep-v15-xl-sft``."""
 
 
 def validate(request: GenerationRequest) -> None:
-    """Refuse what the models cannot do, reading no more of recordings than their headers; for use before queueing.
+    """Reject what the models cannot do, reading only the headers of recordings; for use before queueing.
 
     ``generate_music`` checks its request by itself.
 
@@ -59,7 +59,7 @@ def validate(request: GenerationRequest) -> None:
 
 
 def checked_metadata(request: GenerationRequest) -> SongMetadata:
-    """Check every value of a request but its recordings.
+    """Check every value of a request except its recordings.
 
     Returns:
         The user's metadata in the model's spelling.
@@ -95,7 +95,7 @@ def checked_metadata(request: GenerationRequest) -> SongMetadata:
 
 
 def validate_audio_codes(codes: Sequence[int]) -> None:
-    """Refuse codes that do not exist, and more of them than the longest song has.
+    """Reject codes that do not exist, and more of them than the longest song has.
 
     Raises:
         InvalidRequest: the first code that is out of range, or their duration.
@@ -106,7 +106,7 @@ def validate_audio_codes(codes: Sequence[int]) -> None:
 
 
 def validate_songwriting(settings: SongwritingSettings) -> None:
-    """Refuse settings that the language model cannot write under.
+    """Reject settings that the language model does not support.
 
     Raises:
         InvalidRequest: the first value that is out of range.
@@ -157,7 +157,7 @@ def _validate_sampling(sampling: SamplingSettings) -> None:
 
 
 def require_task_support(task: TaskType, models: RendererModels) -> None:
-    """Refuse a task that the loaded model was not trained for.
+    """Reject a task that the loaded model was not trained for.
 
     The configuration identifies a turbo model. Base and sft models differ only in their weights, so the name decides.
 
@@ -214,6 +214,6 @@ def _validate_source(request: GenerationRequest) -> None:
 def _require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
     # The comparison is written so that NaN fails it.
     if not low <= value <= high:
-        # A whole number is named digit by digit, as it was given, unless it is longer than any that is meant.
+        # An integer is shown with all of its digits, unless it is longer than any sensible value.
         given = f"{value:.10g}" if isinstance(value, float) else str(value) if abs(value) < 10**15 else "of many digits"
         raise InvalidRequest(f"{name} {given}{unit} is out of range: {low:.10g} ... {high:.10g}{unit}")

@@ -1,13 +1,14 @@
-"""Does the serving example stay up, flat in memory and silent about its callers while it is abused?
+"""Does the serving example stay available, with constant memory and without leaking its callers' texts, under abuse?
 
     python -m benchmarks.abuse --minutes 10
 
-A normal load runs by turns alone and beside an abuse of every kind that its tests know, so that other work of the
-machine counts on both sides: bodies of 50 MB, without an end, that are not JSON or not the schema; made-up hosts,
-methods, paths and queries; broken trace headers and baggage of 60 kB; connections that send nothing, half a request
-or a byte at a time; followers that go away. Each carries a planted word, captions and lyrics that are accepted too.
-At the end the word must be in nothing that was written: log, spans, metrics, refusals. Memory must be flat, the
-number of series the same, and the normal callers' 95th percentile near that without abuse.
+A normal load runs in turns, alone and beside abuse of every kind that the service's tests contain, so that other work
+of the machine affects both sides. The abuse: bodies of 50 MB, without an end, that are not JSON or do not match the
+schema; invented hosts, methods, paths and queries; malformed trace headers and baggage of 60 kB; connections that send
+nothing, half a request or a byte at a time; followers that disconnect. Each contains a marker word, also in captions
+and lyrics that are accepted. At the end the word must not be in any output: log, spans, metrics, error responses.
+Memory must be constant, the number of series the same, and the normal callers' 95th percentile close to that without
+abuse.
 """
 
 from __future__ import annotations
@@ -40,37 +41,37 @@ from examples.serving.load import Report, run_load, shown_latency
 
 PLANTED: Final = "PLANTED"
 QUIET_SHARE: Final = 0.3
-"""Of the time of the abuse: how long the normal load runs alone, and then until the first count of series."""
+"""Share of the time of the abuse in which the normal load runs alone, and then until the first count of series."""
 TURNS: Final = 10
-"""At most: how often the load is alone and then beside the abuse."""
+"""Maximum number of turns: the load alone, then beside the abuse."""
 SHORTEST_TURN: Final = 20
-"""Seconds of abuse."""
+"""Minimum seconds of abuse in a turn."""
 IDLE_CONNECTIONS: Final = 1_100
-"""More than the service may have files open."""
+"""More than the number of files that the service may open."""
 USUAL_FILES: Final = 1_024
 RECONNECT_SECONDS: Final = 10
-"""Until a connection that was closed is opened again."""
+"""Seconds until a closed connection is opened again."""
 LARGE_BODY: Final = 50_000_000
 ALLOWED_GROWTH: Final = 0.05
 ALLOWED_SERIES: Final = 60
-"""Of rare answers, for example the first song that fails; a label that callers choose makes thousands."""
+"""Allowance for rare answers, for example the first song that fails; a label that callers choose adds thousands."""
 ALLOWED_SLOWDOWN: Final = 1.5
-"""Of the 95th percentile: the abuse takes processor time, also of the machine that it runs on itself."""
+"""Factor on the 95th percentile: the abuse runs on the same machine, so its clients use processor time too."""
 START_SECONDS: Final = 3
-"""Until the abusers' program runs."""
+"""Seconds until the hostile clients' program runs."""
 PAUSE_SECONDS: Final = 0.1
-"""Between two requests of one abuser."""
+"""Seconds between two requests of one hostile client."""
 
 Abuse = Callable[[httpx.AsyncClient, random.Random], Awaitable[httpx.Response | None]]
 
 
 def word(draw: random.Random) -> str:
-    """The planted word, in ever new spellings, so that each would be a series of its own."""
+    """The marker word in a new spelling, so that each would be a separate series."""
     return f"{PLANTED}{draw.getrandbits(40):x}"
 
 
 async def bad_body(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
-    """Not the schema, or not JSON."""
+    """A body that does not match the schema, or is not JSON."""
     planted = word(draw)
     bodies = (
         f'{{"duration": NaN, "caption": "{planted}"}}',
@@ -87,7 +88,7 @@ async def bad_body(http: httpx.AsyncClient, draw: random.Random) -> httpx.Respon
 
 
 async def large_body(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
-    """Fifty megabytes, announced or not."""
+    """Fifty megabytes, with or without a declared length."""
     piece = word(draw).encode() * 1_000
 
     async def pieces() -> Any:
@@ -124,7 +125,7 @@ async def bad_trace_headers(http: httpx.AsyncClient, draw: random.Random) -> htt
 
 
 async def abandoned_song(http: httpx.AsyncClient, draw: random.Random) -> httpx.Response:
-    """One request in a hundred is a song with planted words that is accepted, followed for a moment and cancelled."""
+    """One request in a hundred is a song with marker words that is accepted, followed briefly and cancelled."""
     if draw.random() < 0.99:
         return await http.get("/metrics")
     song = {"caption": word(draw), "lyrics": f"[Verse]\n{word(draw)}", "duration": 10, "inference_steps": 1}
@@ -141,14 +142,14 @@ ABUSES: Final[tuple[Abuse, ...]] = (bad_body, large_body, made_up_request, bad_t
 
 
 async def abuse_with(kind: Abuse, url: str, deadline: float, answers: Counter[str], quoted: list[str]) -> None:
-    """One abuser: one kind of request after the other."""
+    """One hostile client: one kind of request after the other."""
     draw = random.Random(kind.__name__)
     async with httpx.AsyncClient(base_url=url, timeout=30) as http:
         while time.monotonic() < deadline:
             try:
                 answer = await kind(http, draw)
             except httpx.TransportError as error:
-                # The service has hung up, for example in the middle of a body that is too large.
+                # The service closed the connection, for example in the middle of a body that is too large.
                 answers[f"{kind.__name__}: {type(error).__name__}"] += 1
             else:
                 if answer is not None:
@@ -185,7 +186,7 @@ async def hold_connections(url: str, deadline: float, number: int) -> None:
 
 
 async def all_abuse(url: str, connections: int, seen: Path) -> None:
-    """Every kind at once until SIGTERM; what it saw is written to a file."""
+    """Every kind at the same time until SIGTERM; the results are written to a file."""
     answers: Counter[str] = Counter()
     quoted: list[str] = []
     never = float("inf")
@@ -199,7 +200,7 @@ async def all_abuse(url: str, connections: int, seen: Path) -> None:
 
 
 class Abusers:
-    """The abuse, in a process of its own that can be held."""
+    """The hostile clients, in a separate process that can be paused."""
 
     def __init__(self, url: str, connections: int, folder: Path) -> None:
         self._seen = folder / "seen.json"
@@ -211,15 +212,15 @@ class Abusers:
         self._process = subprocess.Popen([sys.executable, "-c", program, url, str(connections), str(self._seen)])
 
     def hold(self) -> None:
-        """Let them do nothing; their connections stay open."""
+        """Pause them; their connections stay open."""
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let them go on."""
+        """Resume them."""
         self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> dict[str, Any]:
-        """End them, and say what they saw."""
+        """End them, and return their results."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(120)
         return dict(json.loads(self._seen.read_text()))
@@ -249,7 +250,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def series(url: str) -> tuple[int, str]:
-    """Number of series that the service has, and the page."""
+    """Number of series that the service exposes, and the page."""
     page = httpx.get(f"{url}/metrics", timeout=60).text
     return sum(1 for line in page.splitlines() if line and not line.startswith("#")), page
 
@@ -279,7 +280,7 @@ async def normal_load(url: str, seconds: float, clients: int, seed: int = 0) -> 
 def run(
     store: TraceStore, *, seconds: float, clients: int, connections: int, launcher: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Load a service of its own, abuse it, end it, and look at what it left."""
+    """Start a service, load and abuse it, end it, and check what it left."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     export = {
@@ -303,7 +304,7 @@ def run(
                     alone.add(url, seconds * QUIET_SHARE / turns)
                     abuse.go_on()
                     if turn == 0:
-                        # Their program has to start, and by then each kind of answer has its series.
+                        # Their program has to start; after that, each kind of answer has its series.
                         time.sleep(START_SECONDS)
                     beside.add(url, seconds / turns)
                     if turn == int(turns * QUIET_SHARE):
@@ -351,7 +352,7 @@ def run(
 
 
 class Phase:
-    """What normal callers saw in all turns of one kind, and the processor time that the service took."""
+    """Results of the normal callers in all turns of one kind, and the service's processor time."""
 
     def __init__(self, pid: int, clients: int) -> None:
         self._pid = pid
@@ -364,7 +365,7 @@ class Phase:
     def add(self, url: str, seconds: float) -> None:
         """One more turn."""
         started, used = time.monotonic(), cpu_seconds(self._pid)
-        # Each turn is a load of its own.
+        # Each turn is a separate load.
         found, healthy = asyncio.run(normal_load(url, seconds, self._clients, seed=int(started * 1_000) % 2**31))
         self.seconds += time.monotonic() - started
         self.cpu_seconds += cpu_seconds(self._pid) - used
@@ -376,7 +377,7 @@ class Phase:
 
 
 def figures(report: Report, healthy: list[float]) -> dict[str, Any]:
-    """What normal callers saw."""
+    """Results of the normal callers."""
     return {
         "accepted": report.accepted,
         "turned_away": report.turned_away,
@@ -387,10 +388,10 @@ def figures(report: Report, healthy: list[float]) -> dict[str, Any]:
 
 
 def verdict(result: dict[str, Any]) -> list[str]:
-    """What went wrong, one line each; nothing when all is well."""
+    """What went wrong, one line each; empty if nothing did."""
     failures = []
     if result["planted_words_in"]:
-        failures.append(f"planted words in: {', '.join(result['planted_words_in'])}")
+        failures.append(f"marker words in: {', '.join(result['planted_words_in'])}")
     if result["memory_growth"] > ALLOWED_GROWTH:
         failures.append(f"memory grew by {result['memory_growth']:.1%}")
     if result["series"]["late"] > result["series"]["early"] + ALLOWED_SERIES:
@@ -408,7 +409,7 @@ def verdict(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Abuse, print the figures, and end with 1 when something is wrong."""
+    """Run the abuse, print the figures, and exit with 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=minutes, default=10)
     parser.add_argument("--clients", type=whole_number, default=2)
@@ -437,14 +438,15 @@ def main() -> None:
     busy = result["processors"]
     print(
         f"processors in use: {busy['service_before']:.2f} by the service before, {busy['service_during']:.2f} during, "
-        f"{busy['abusers']:.2f} by the abusers, of {busy['of_the_machine']}; load average {result['load_average']:.1f}"
+        f"{busy['abusers']:.2f} by the hostile clients, of {busy['of_the_machine']}; "
+        f"load average {result['load_average']:.1f}"
     )
     print("abuse: " + ", ".join(f"{kind} {count}" for kind, count in sorted(result["abuse"].items())))
     mebibytes = {moment: size / 2**20 for moment, size in result["memory_bytes"].items()}
     print("memory {first:.0f} MiB at first, {last:.0f} at last, {highest:.0f} at most".format(**mebibytes), end="")
     print(f"; growth after warm-up {result['memory_growth']:+.2%}")
     print(f"series {result['series']['early']} at first, {result['series']['late']} at last")
-    print(f"log {result['log_bytes']} bytes; planted words in: {', '.join(result['planted_words_in']) or 'nothing'}")
+    print(f"log {result['log_bytes']} bytes; marker words in: {', '.join(result['planted_words_in']) or 'nothing'}")
     print(f"exit code {result['exit_code']} after {result['exit_seconds']:.1f} s")
     write_result(options.output, {"environment": environment(), "minutes": options.minutes, **result})
     if failures := verdict(result):

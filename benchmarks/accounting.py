@@ -1,4 +1,4 @@
-"""What the calling thread does in the tracing layer: what a comparison of songs cannot resolve."""
+"""Time of the calling thread in the tracing layer, which a comparison of songs cannot resolve."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYER: Final = (
 def accounted() -> Iterator[Mapping[str, float]]:
     """Add up the processor seconds that the calling thread spends in each of the layer's functions.
 
-    A function that calls another one of them counts without it, so the sum has each moment once.
+    The time of a function excludes the others that it calls, so each moment is counted once.
     """
     spent: dict[str, float] = defaultdict(float)
     inner_seconds = [0.0]

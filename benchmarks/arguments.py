@@ -1,4 +1,4 @@
-"""Kinds of values that the benchmarks' options take: a wrong one is one line before anything is loaded, and exit 2."""
+"""Types of the benchmarks' options: an invalid value ends the script with one line and exit code 2 before it loads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def minutes(word: str) -> float:
 
 
 def available_device(word: str) -> torch.device:
-    """A device that is here."""
+    """A device of this machine."""
     try:
         return resolve_device(word)
     except AceStepError as error:
@@ -41,7 +41,7 @@ def available_device(word: str) -> torch.device:
 
 
 def output_file(word: str) -> Path:
-    """A file that can be written when the figures are there; its folder is made now."""
+    """A file for the results that can be written; its folder is created now."""
     path = Path(word)
     try:
         require_writable(path)

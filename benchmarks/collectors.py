@@ -25,7 +25,7 @@ def free_port() -> int:
 
 @contextmanager
 def live_collector() -> Iterator[str]:
-    """A collector that takes telemetry over gRPC and throws it away; yields its endpoint.
+    """A collector that accepts telemetry over gRPC and discards it; yields its endpoint.
 
     Raises:
         SystemExit: rotel is not installed, or did not start.
@@ -39,8 +39,8 @@ def rotel(*options: str, ports: tuple[int, int] | None = None) -> Iterator[tuple
     """A rotel process; yields its endpoints for gRPC and HTTP.
 
     Args:
-        options: beside those that say where it listens.
-        ports: for gRPC and HTTP, where they are not to be any that are free.
+        options: in addition to those for its ports.
+        ports: for gRPC and HTTP; any free ports when not given.
 
     Raises:
         SystemExit: rotel is not installed, or did not start.
@@ -79,7 +79,7 @@ def rotel_agent() -> Path:
 
 
 def rotel_environment() -> dict[str, str]:
-    """Variables for it: it needs Python's library, which only a system's own Python has where programs look for it."""
+    """Its environment: it needs Python's shared library, which only a system's own Python has on the library path."""
     folders = (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
 

@@ -1,4 +1,4 @@
-"""Do the spans say what the GPU did? Compares every one of them with torch.profiler's kernel timeline.
+"""Do the spans match what the GPU did? Compares each of them with torch.profiler's kernel timeline.
 
     python -m benchmarks.device_clock --device cuda --weights synthetic --thinking --duration 30
     python -m benchmarks.device_clock --device cuda --weights synthetic --thinking --duration 30 --plain
@@ -6,11 +6,12 @@
     python -m benchmarks.device_clock --device cuda --weights synthetic --duration 30 --streams 2
 
 Both look at the same run. The spans' side is what the tracing layer exported. The profiler's side is CUPTI's, of a
-range around the same call, just inside the span's marks. With two streams, two songs are made at once, each in a thread
-with a stream of its own. The engine replays steps as CUDA graphs; with `--plain` it launches kernel by kernel.
+range around the same call, just inside the span's marks. With two streams, two songs are generated at the same time,
+each in a thread with its own stream. The engine replays steps as CUDA graphs; with `--plain` it launches kernel by
+kernel.
 
-A span is stream time, so it is judged by the *stream interval*: from when the stream reached the opening of the range
-to when it reached the closing, each time as an event recorded there would (`gpu_timeline.RangeIntervals` has the
+A span is stream time, so it is compared with the *stream interval*: from when the stream reached the opening of the
+range to when it reached the closing, each time as an event recorded there would (`gpu_timeline.RangeIntervals` has the
 definition). The time between a mark and the range is part of the difference. *Work* is the time from the first to the
 last piece of GPU work that was launched inside the range, whatever stream it ran on and whether it was launched alone
 or in a replayed graph. *Idle* is what the stream interval has beyond that, as a share of the span: at the beginning and
@@ -69,7 +70,7 @@ _PATIENCE_SECONDS: Final = 10.0
 
 
 class RangedTracer(RequestTracer):
-    """The tracer with a profiler range around each call, inside the span's marks."""
+    """A tracer with a profiler range around each call, inside the span's marks."""
 
     _numbers = itertools.count()
 
@@ -95,7 +96,7 @@ class _RangedCall(Call):
 
 
 def rows_of(spans: list[ReadableSpan], ranges: dict[str, RangeIntervals]) -> list[dict[str, Any]]:
-    """One row per kind of span: how far its spans are from what the profiler saw of their ranges."""
+    """One row per kind of span: how far its spans are from the profiler's intervals of their ranges."""
     pairs: dict[str, list[tuple[float, RangeIntervals]]] = defaultdict(list)
     for span in spans:
         intervals = ranges.get(str((span.attributes or {}).get(NUMBER)))
@@ -127,10 +128,10 @@ def compared(name: str, pairs: list[tuple[float, RangeIntervals]]) -> dict[str, 
 
 
 def require_agreement(rows: list[dict[str, Any]]) -> None:
-    """Judge the rows.
+    """Check the rows.
 
     Raises:
-        SystemExit: with 1, where a span is beyond the tolerance or none was compared.
+        SystemExit: with 1, if a span is beyond the tolerance or none was compared.
     """
     if not rows:
         raise SystemExit("no span has a range that launched work: nothing was compared")
@@ -139,7 +140,7 @@ def require_agreement(rows: list[dict[str, Any]]) -> None:
 
 
 def make_songs(models: Any, song: Any, streams: int) -> None:
-    """One song on the current stream, or several at once on streams of their own."""
+    """One song on the current stream, or several at the same time on separate streams."""
     if streams == 1:
         generate_music(models, song)
         return
@@ -156,11 +157,11 @@ def make_songs(models: Any, song: Any, streams: int) -> None:
 
 
 def main() -> None:
-    """Run under both, print a row per kind of span, and end with 1 when they disagree."""
+    """Run under both, print a row per kind of span, and exit with 1 if they disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument(
-        "--streams", type=whole_number, default=1, help="songs made at once, each on a stream of its own"
+        "--streams", type=whole_number, default=1, help="songs generated at the same time, each on its own stream"
     )
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -187,7 +188,7 @@ def main() -> None:
             activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA],
             experimental_config=_ExperimentalConfig(profile_all_threads=True),
         ) as profiler:
-            # The first ranges of a profiler's session pay for its set-up, between a span's mark and its range.
+            # The first ranges of a profiler's session include its set-up, between a span's mark and its range.
             make_songs(models, song, options.streams)
             tracer.finish(_PATIENCE_SECONDS)
             exporter.clear()

@@ -39,7 +39,7 @@ AVERAGED = "--query-gpu=power.draw"
 
 @dataclass(frozen=True)
 class Power:
-    """Watts at one time: Unix nanoseconds when the line came in."""
+    """Watts at one time: Unix nanoseconds at which the line arrived."""
 
     time_ns: int
     watts: float
@@ -75,7 +75,7 @@ def sampled_power(uuid: str, milliseconds: int) -> Iterator[list[Power]]:
     """Power by ``nvidia-smi`` while the block runs.
 
     Raises:
-        SystemExit: it does not run here, or knows no power.
+        SystemExit: it does not run here, or reports no power.
     """
     samples: list[Power] = []
     arguments = [f"--id={uuid}", "--format=csv,noheader,nounits"]

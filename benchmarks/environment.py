@@ -35,6 +35,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
-    """Write JSON where asked."""
+    """Write JSON if requested."""
     if path is not None:
         path.write_text(json.dumps(result, indent=2) + "\n")

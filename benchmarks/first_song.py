@@ -1,11 +1,11 @@
-"""How long does a fresh process take to its first song, and with what?
+"""How long does a new process take to its first song, and what takes the time?
 
     python -m benchmarks.first_song                                                # tiny model, CPU
     python -m benchmarks.first_song --device cuda --weights synthetic --starts 2   # true size, GPU
 
-Each start is a process of its own. Its parts follow each other: Python and its imports, loading, the first song, in
-which kernels are built or read from Triton's cache, tried and recorded. The second song is what a later one takes. The
-first start on a machine builds the kernels; the others find them.
+Each start is a separate process. Its parts follow each other: Python and its imports, loading, the first song, in which
+kernels are built or read from Triton's cache, checked and recorded. The second song shows the time of a later one. The
+first start on a machine builds the kernels; the others reuse them.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m benchmarks.gate --processes 12 --repeat 7
 
 Simulated: normal times with a standard deviation within a session and another one between sessions. Measured: every
-process makes the same songs; some are drawn as the baseline and two as candidates, many times. Nothing has changed
-between them, so every failure is a false alarm. ``--sessions FILE`` takes the times of an earlier result.
+process generates the same songs; many times, some are drawn as the baseline and two as candidates. Nothing has changed
+between them, so every failure is a false alarm. ``--sessions FILE`` uses the times of an earlier result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BASELINES = (1, 2, 4)
 
 
 def session(runs: int, spread: float, drift: float, slowdown: float, draw: random.Random) -> list[float]:
-    """Made-up times of one process."""
+    """Simulated times of one process."""
     level = (1 + slowdown) * (1 + draw.gauss(0, drift / 100))
     return [level * (1 + draw.gauss(0, spread / 100)) for _ in range(runs)]
 

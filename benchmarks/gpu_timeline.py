@@ -23,7 +23,7 @@ SYNCHRONISATIONS: Final = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cu
 
 @dataclass(frozen=True, slots=True)
 class RangeIntervals:
-    """When the GPU was busy with a range, and when its stream was at it.
+    """When the GPU was busy with a range, and when its stream worked on it.
 
     A CUDA event completes when everything launched on its stream before it is done, and as soon as it is recorded where
     that is so already. The stream interval is between two such events, recorded as the host opens and closes the

@@ -2,8 +2,9 @@
 
     python -m benchmarks.grammar        # from the root of the repository; needs the extra "dev"
 
-Both walk the same metadata blocks on the real Qwen vocabulary. A token of the automaton is: what is allowed, accept,
-and the forced run behind it; of xgrammar: fill the mask, accept. Forced are the tokens that need no sampling.
+Both walk the same metadata blocks on the real Qwen vocabulary. The steps of a token are, for the automaton: allowed
+set, accept, and the forced run after it; for xgrammar: fill the mask, accept. Forced are the tokens that need no
+sampling.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def _walk_xgrammar(compiled: xgrammar.CompiledGrammar, ids: list[int]) -> list[f
         accepted = matcher.accept_token(token_id)
         times.append((time.perf_counter() - start) * 1e6)
         if not accepted:
-            raise RuntimeError(f"xgrammar refused token {token_id}")
+            raise RuntimeError(f"xgrammar rejected token {token_id}")
     return times
 
 

@@ -1,8 +1,8 @@
-"""How long does a process take to import the tracing layer, and what does the import bring along?
+"""How long does a process take to import the tracing layer, and which modules are imported with it?
 
     python -m benchmarks.import_time
 
-CPU time is given beside wall time, which on a machine that does other work measures the others.
+CPU time is given beside wall time, because wall time includes other work of the machine.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def main() -> None:
                 f"{row['constrained_us_per_token']:>9.1f} µs{row['constrained_share']:>5.1%}",
                 flush=True,
             )
-            # Written as it grows: the reference takes minutes, and what is measured shall not be lost.
+            # Written after each row: the reference takes minutes, and finished results should not be lost.
             write_result(options.output, {"environment": environment(), "rows": rows, "kernels_of_a_pass": profiles})
         if options.profile and device.type == "cuda":
             profiles[name] = kernels_of_a_pass(backend)
@@ -122,7 +122,7 @@ def causal_model(model: LanguageModel) -> Any:
 
 
 def generating(causal: Any, ids: torch.Tensor, cache: str | None, longest: int) -> Callable[[int], None]:
-    """`generate` with nucleus sampling, as long as asked; a static cache is compiled by transformers on CUDA."""
+    """`generate` with nucleus sampling, of the requested length; a static cache is compiled by transformers on CUDA."""
     room = {"cache_implementation": cache, "max_cache_len": ids.shape[1] + longest} if cache else {}
 
     def run(count: int) -> None:
@@ -143,7 +143,7 @@ def generating(causal: Any, ids: torch.Tensor, cache: str | None, longest: int) 
 
 
 def decode_rate(run: Callable[[int], None], count: int) -> float:
-    """Steps per second beyond the first half, which holds the prompt; both lengths are run once before."""
+    """Steps per second beyond the first half, which contains the prompt; both lengths are run once before."""
     short = count // 2
     for length in (count, short):
         run(length)
@@ -188,7 +188,7 @@ def constrained_decoding(backend: PtBackend) -> dict[str, float]:
     watched = Stopwatch(backend.model)
     grammar, prompt = MetadataGrammar(backend.model.vocabulary), Prompts(backend.model.vocabulary)
     per_token, shares, phase_rates = [], [], []
-    for seed in range(-2, REPETITIONS):  # the first two make masks and recorded passes
+    for seed in range(-2, REPETITIONS):  # the first two create masks and recorded passes
         cursor = grammar.cursor(SongMetadata(), with_caption=True, with_language=True, caption_token_limit=120)
         watched.grammar_seconds = 0.0
         reasoning = prompt.reasoning(CAPTION, LYRICS)
@@ -216,7 +216,7 @@ def kernels_of_a_pass(backend: PtBackend, passes: int = 40) -> Sequence[dict[str
             backend.generate_codes(conditional, unconditional, count, SAMPLING, [1])
         return {event.key: (event.self_device_time_total, event.count) for event in profiler.key_averages()}
 
-    # The longer run makes room and records first, so that neither is in the figures.
+    # The longer run allocates and records first, so that neither is in the figures.
     totals(1 + passes)
     short, long = totals(1), totals(1 + passes)
     kernels = [

@@ -93,7 +93,7 @@ def main() -> None:
                 del backend
                 result["starts"].append({"model": name, "backend": kind, "start": start + 1, **row})
                 print(f"{name:22}{kind:>6}  start {start + 1}: {row}", flush=True)
-                # Written as it grows: what is measured shall not be lost.
+                # Written after each row: finished results should not be lost.
                 write_result(options.output, result)
 
 
@@ -157,7 +157,7 @@ def timed_parts(parts: dict[str, tuple[str, str]]) -> Iterator[dict[str, float]]
 
 
 def stopped(backend: PlannerBackend[Any], free_before: float, options: argparse.Namespace) -> dict[str, float]:
-    """Unload, and what the device's memory says: MiB that are in use more than before the start."""
+    """Unload; returns the MiB of device memory in use beyond those before the start."""
     used = free_before - free_mebibytes(options.device)
     begin = time.perf_counter()
     backend.unload()

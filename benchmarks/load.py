@@ -1,10 +1,10 @@
-"""What does loading a checkpoint cost? Seconds and host memory, for one that is written here in the official layout.
+"""What does loading a checkpoint cost? Seconds and host memory, for one in the official layout that it writes.
 
     python -m benchmarks.load --output benchmarks/results/load.json
 
-The weights are random and of the true size. Each row is a process of its own, which reports the peak of its resident
+The weights are random and of the true size. Each row is a separate process, which reports the peak of its resident
 memory above what it had before loading. What exceeds the weights themselves is the cost of reading them. The last row
-reads the same file with one mapping of all of it, as a loop over ``safetensors`` does. Linux only.
+reads the same file mapped as a whole, as a loop over ``safetensors`` does. Linux only.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def measure(root: Path, dtype: str, *, whole: bool) -> dict[str, float]:
 
 
 def tensors(module: torch.nn.Module) -> Iterable[torch.Tensor]:
-    """Everything that a module keeps in memory."""
+    """Bytes of everything that a module keeps in memory."""
     yield from module.parameters()
     yield from module.buffers()
 
@@ -117,7 +117,7 @@ def evict(root: Path) -> None:
 
 
 def measured_apart(root: Path, *, dtype: str, from_disk: bool = False, whole: bool = False) -> dict[str, Any]:
-    """Load in a process of its own."""
+    """Load in a separate process."""
     if from_disk:
         evict(root)
     command = [sys.executable, "-m", "benchmarks.load", "--measure", str(root), "--dtype", dtype]

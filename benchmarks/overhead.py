@@ -5,15 +5,15 @@
 
 A round is sixteen cases of three songs each: `--minutes` ends a run with the rounds that are complete by then.
 
-All cases take turns in one process, in another order each round, and each song is compared with the untraced song of
-its own round. Four figures, per song:
+All cases take turns in one process, in a different order each round, and each song is compared with the untraced song
+of its own round. Four figures, per song:
 
 * added: wall time beyond the untraced song until it returns, median and 99th percentile over the rounds. On a host that
-  does other work it scatters by more than tracing costs.
-* in layer: processor time that the calling thread spends in the layer's own functions, in songs of their own.
+  does other work it varies by more than tracing costs.
+* in layer: processor time that the calling thread spends in the layer's own functions, measured in separate songs.
   Precise on any host; without the bare wrappers, half a microsecond a call. The JSON has it by function.
-* CPU: processor time of the whole process beyond the untraced song, until its spans and metrics have been made on a
-  thread of their own, the exporter's thread included; median.
+* CPU: processor time of the whole process beyond the untraced song, until its spans and metrics have been created on
+  the background thread, the exporter's thread included; median.
 * blocks: memory blocks that a song leaves behind until its telemetry is exported.
 """
 
@@ -69,7 +69,7 @@ class Sample:
 
 
 class Case:
-    """A detail level and a collector, with providers of their own that live as long as the benchmark."""
+    """A detail level and a collector, with separate providers that exist as long as the benchmark."""
 
     def __init__(self, detail: str, collector: str, endpoint: str | None) -> None:
         self.detail = detail
@@ -101,7 +101,7 @@ class Case:
 
 
 def measured(models: Any, song: Any) -> Sample:
-    """Make a song twice: the first pays for caches that a service pays for once, the second is measured."""
+    """Generate a song twice: the first one fills caches, as a service does once; the second is measured."""
     flush = AceStepInstrumentor().flush
     generate_music(models, song)
     flush()

@@ -1,4 +1,4 @@
-"""How fast is a song without the language model, and how far from what the device could do?
+"""How fast is a song without the language model, and how close to the limits of the device?
 
     python -m benchmarks.render                                                    # tiny model, CPU
     python -m benchmarks.render --device cuda --weights synthetic --duration 30 240 --batch-size 1 4
@@ -87,7 +87,7 @@ def main() -> None:
                 row = measured(models, form, song(duration, songs), device)
                 rows.append({"form": form, "duration": duration, "songs": songs, **row})
                 print(shown(rows[-1]), flush=True)
-                # Written as it grows, so that an interruption loses nothing.
+                # Written after each row, so that an interruption loses nothing.
                 result = {"environment": environment(), "model_load_seconds": loaded, "device": device, "rows": rows}
                 write_result(options.output, result)
 
@@ -152,7 +152,7 @@ def traced_song(models: Models, request: GenerationRequest) -> dict[str, Any]:
         instrumentor.flush()
     finally:
         instrumentor.uninstrument()
-    # The first songs pay for what is made once.
+    # The first songs include what is created once.
     spans = exporter.get_finished_spans()
     steps = [_milliseconds(span) for span in spans if span.name == semconv.DIT_STEP]
     tiles = [
@@ -287,7 +287,7 @@ def _nothing(*_: Any, **__: Any) -> int:
     return 0
 
 
-# The counter refuses attention with fewer key heads than query heads.
+# The counter does not support attention with fewer key heads than query heads.
 _NO_ATTENTION: Final = dict.fromkeys(
     (
         torch.ops.aten._scaled_dot_product_efficient_attention,

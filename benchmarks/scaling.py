@@ -6,16 +6,16 @@
 Three parts, all of them unless ``--part`` names one:
 
 * ``matrix``: the same cells on each number of cards (``--gpus``). Speed-up is the time from the first request to the
-  end of the last, on one card over that on several; that of the whole command, its start and loading included, is
-  beside it. What is lost is split: a card that waits at the end for the others, the time between requests, and requests
-  that take longer than on one card.
-* ``service``: ``examples/serving`` under a closed loop: each client asks for the same song, follows it to its end and
-  asks again. The load per card is the same for every number of cards. Songs per hour are counted after the warm-up; the
-  wait in the queue is what a client sees, from its acceptance to a worker.
+  end of the last, on one card over that on several; that of the whole command, including start and loading, is reported
+  too. The losses are split into cards that wait at the end for the others, the time between requests, and requests that
+  take longer than on one card.
+* ``service``: ``examples/serving`` under a closed loop: each client requests the same song, follows it to its end and
+  repeats. The load per card is the same for every number of cards. Songs per hour are counted after the warm-up; the
+  wait in the queue is from a song's acceptance to a worker.
 * ``disturb``: one cell on the first card alone, and then with the same work on all cards: power, PCIe and the host's
   cores are shared. Clocks and power are the driver's, read twice a second.
 
-Everything that is measured runs in processes of its own; this one never touches CUDA before they have ended.
+Everything that is measured runs in separate processes; this one does not use CUDA before they have ended.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 PARTS: Final = ("matrix", "service", "disturb")
 CLIENTS_PER_CARD: Final = 3
-"""One whose song is made, and two that wait: a card never rests."""
+"""One whose song is generated, and two that wait: a card is never idle."""
 WARM_UP_SECONDS: Final = 10.0
 SAMPLE_SECONDS: Final = 0.5
 
@@ -70,7 +70,7 @@ def models(*, tiny: bool) -> list[str]:
 
 
 def run_matrix(cards: str, options: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """Run the benchmark once and read what it took from its trace and its result file."""
+    """Run the benchmark once and read its times from its trace and its result file."""
     with tempfile.TemporaryDirectory() as folder:
         result, trace = Path(folder, "result.json"), Path(folder, "trace.jsonl")
         command = [
@@ -170,8 +170,8 @@ def measure_matrix(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run_service(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Load a service of its own on some cards."""
-    # What the service needs is needed for this part alone.
+    """Start and load a service on some cards."""
+    # Only this part needs the service's dependencies.
     from benchmarks.soak import wait_until_healthy
     from examples.serving.load import run_load
 
@@ -296,7 +296,7 @@ def measure_disturbance(options: argparse.Namespace) -> dict[str, Any]:
     """The same cell alone and beside the same work on all other cards."""
     count = max(options.counts)
     cards = choose_cards(gpus(count, tiny=options.tiny))
-    # On the CPU every process is a card of its own, and all share the cores.
+    # On the CPU every process counts as a card, and all share the cores.
     each = ["cpu:1"] * count if options.tiny else [str(number) for number in range(count)]
     cell = ["--duration", f"{options.duration:g}", "--batch-size", "1", "--inference-steps", "8"]
     cell += ["--repeat", str(options.repeat)]
@@ -344,7 +344,7 @@ def main() -> None:
     """Measure, print, and write the result after each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=whole_number, nargs="+", default=[1, 2], help="numbers of cards, ascending")
-    parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; all by default")
+    parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; default: all parts")
     parser.add_argument("--tiny", action="store_true", help="tiny models in processes on the CPU")
     parser.add_argument("--seconds", type=whole_number, default=60, help="of load on the service, after its warm-up")
     parser.add_argument("--duration", type=float, default=30.0, help="of the service's songs and of the disturbed cell")
@@ -377,7 +377,7 @@ def main() -> None:
     measures = {"matrix": measure_matrix, "service": measure_service, "disturb": measure_disturbance}
     for part in options.part or PARTS:
         result[part] = measures[part](options)
-        # One after the other, so that a part that fails costs no other.
+        # One after the other, so that the failure of a part does not affect the others.
         write_result(options.output, {"environment": environment(), **result})
 
 

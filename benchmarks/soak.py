@@ -1,8 +1,8 @@
-"""Does the serving example stay as it was? Its queue is kept full for as long as asked, on tiny models.
+"""Is the serving example stable? Its queue is kept full for the given time, on tiny models.
 
     python -m benchmarks.soak --minutes 30
 
-More clients than places in the queue (`examples/serving/load.py` states the mix) ask for songs. At the end every
+More clients than places in the queue (`examples/serving/load.py` states the mix) request songs. At the end every
 accepted request must have a complete trace, or its missing spans must be counted as dropped; no span may lack its
 parent; memory of the service must not have grown; and SIGTERM must end it in time.
 """
@@ -35,10 +35,10 @@ from examples.serving.load import Report, run_load, shown_latency
 
 START_SECONDS: Final = 120
 EXIT_SECONDS: Final = 10.0
-"""Two for open connections, five for telemetry, and the rest for a step of a busy machine."""
+"""Limit of the exit: two for open connections, five for telemetry, and the rest for a step of a busy machine."""
 SAMPLE_SECONDS: Final = 1.0
 WARM_UP_SHARE: Final = 0.2
-"""Of the samples of memory: caches and pools fill up first."""
+"""Share of the memory samples that is skipped: caches and pools fill up first."""
 ALLOWED_GROWTH: Final = 0.05
 DROPPED: Final = re.compile(
     r'^otel_sdk_processor_span_processed_total\{.*error_type="queue_full".*\} (\S+)', re.MULTILINE
@@ -57,7 +57,7 @@ class Memory:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no more samples."""
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 
@@ -84,7 +84,7 @@ def fault_of(trace: Sequence[StoredSpan]) -> str | None:
     if "POST /songs" not in by_name or semconv.QUEUE_WAIT not in by_name:
         return "no span of the request or of its wait"
     known = {span.span_id for span in trace}
-    # The caller's own span is not exported here: the request's span is the only one that may hang from outside.
+    # The caller's own span is not exported here: the request's span is the only one whose parent may be missing.
     if any(span.parent_id not in known for span in trace if span.name != "POST /songs"):
         return "a lost parent"
     if by_name[semconv.QUEUE_WAIT][0].attributes[semconv.OUTCOME] != "ok":
@@ -119,7 +119,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def soak(store: TraceStore, *, seconds: float, clients: int, queue: int) -> dict[str, Any]:
-    """Load a service of its own, end it, and look at what it left."""
+    """Start and load a service, end it, and check what it left."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     export = {"OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
@@ -170,12 +170,12 @@ def seen_by_the_service(memory: Memory, code: int, exit_seconds: float) -> dict[
 
 
 def verdict(result: dict[str, Any]) -> list[str]:
-    """What went wrong, one line each; nothing when all is well."""
+    """What went wrong, one line each; empty if nothing did."""
     failures = []
     if result["incomplete_traces"] and not result["spans_dropped"]:
         failures.append(f"{result['incomplete_traces']} incomplete traces and no counted drop: {result['faults']}")
     if "lost" in result["ended"]:
-        failures.append(f"{result['ended']['lost']} songs came to no end")
+        failures.append(f"{result['ended']['lost']} songs did not end")
     if result["memory_growth"] > ALLOWED_GROWTH:
         failures.append(f"memory grew by {result['memory_growth']:.1%}")
     if result["exit_seconds"] > EXIT_SECONDS:
@@ -184,7 +184,7 @@ def verdict(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Soak, print the figures, and end with 1 when something is wrong."""
+    """Run the soak test, print the figures, and exit with 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=minutes, default=30)
     parser.add_argument("--clients", type=whole_number, default=12)

@@ -48,7 +48,7 @@ def counted(models: Any, song: Any, detail: str) -> dict[str, int]:
 
 
 def main() -> None:
-    """Count, print a row per detail level, and end with 1 when tracing added a wait."""
+    """Count, print a row per detail level, and exit with 1 if tracing added a wait."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     options = parser.parse_args()

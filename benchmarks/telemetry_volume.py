@@ -1,9 +1,9 @@
-"""How much does a song send? Spans and bytes of a trace, series and bytes of the metrics, by detail level.
+"""How much telemetry does a song send? Spans and bytes of a trace, series and bytes of the metrics, by detail level.
 
     python -m benchmarks.telemetry_volume --thinking --duration 240     # from the root of the repository
 
-Sizes are those of uncompressed OTLP. They depend on what is done (steps, tiles, tokens), not on how large the models
-are, so the tiny models tell as much as any.
+Sizes are those of uncompressed OTLP. They depend on what is done (steps, tiles, tokens), not on the size of the models,
+so the tiny models give the same figures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEVELS: Final = (Detail.STAGE, Detail.STEP, Detail.TOKEN)
 
 
 def measure(models: Models, song: GenerationRequest, detail: Detail) -> dict[str, Any]:
-    """Make a song at a detail level, and weigh what it emitted."""
+    """Generate a song at a detail level, and measure what it emitted."""
     spans = InMemorySpanExporter()
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(spans))
@@ -65,7 +65,7 @@ def measure(models: Models, song: GenerationRequest, detail: Detail) -> dict[str
 
 
 def main() -> None:
-    """Print the table, and write it where the options say."""
+    """Print the table, and write it to the file of the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_options(parser)
     options = parser.parse_args()

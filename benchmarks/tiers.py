@@ -1,7 +1,7 @@
 """Does the peak that a tier test reports agree with the driver's own figure?
 
-Reads result files of ``--mode tier-test`` and compares, row by row, the allocator's highest reserve together with the
-context with the highest that the driver showed for the process. They should be within 2 % or 50 MiB of each other.
+Reads result files of ``--mode tier-test`` and compares, row by row, the allocator's peak reserve plus the context with
+the driver's peak for the process. They should be within 2 % or 50 MiB of each other.
 
     python -m benchmarks.tiers benchmarks/results/tiers.json
 """
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def result_file(word: str) -> dict[str, Any]:
-    """What a result file of a tier test holds."""
+    """The content of a result file of a tier test."""
     try:
         document = read_result(Path(word))
     except NotAResultFile as error:
@@ -74,7 +74,7 @@ def main() -> int:
         verdict = "" if compared.agrees else "  DISAGREES"
         print(f"{compared.row:<22}{computed:>14}{driver:>12}{difference:>12}  {compared.source}{verdict}")
     if not found:
-        print("no row has a figure of the driver's")
+        print("no row has a figure from the driver")
     return 0 if found and all(compared.agrees for compared in found) else 1
 
 

@@ -40,7 +40,7 @@ class TraceStore:
         self._traces: dict[str, list[StoredSpan]] = defaultdict(list)
 
     def add(self, request: trace_service_pb2.ExportTraceServiceRequest) -> None:
-        """Take in what an exporter sent."""
+        """Store what an exporter sent."""
         with self._lock:
             for resource in request.resource_spans:
                 for scope in resource.scope_spans:
@@ -54,7 +54,7 @@ class TraceStore:
                         self._traces[span.trace_id.hex()].append(stored)
 
     def look(self, message: bytes) -> None:
-        """Look for the words to watch in what an exporter sent."""
+        """Look for the watched words in what an exporter sent."""
         self._seen |= {word for word in self._watched if word.encode() in message}
 
     def holds(self, word: str) -> bool:
@@ -73,10 +73,10 @@ class TraceStore:
 
 @contextmanager
 def trace_store(watched: Collection[str] = ()) -> Iterator[TraceStore]:
-    """A store behind a gRPC endpoint, which takes metrics as well and drops them.
+    """A store behind a gRPC endpoint, which accepts metrics as well and drops them.
 
     Args:
-        watched: words that ``TraceStore.holds`` can be asked for.
+        watched: words that ``TraceStore.holds`` reports.
     """
     store = TraceStore(watched)
 

@@ -1,4 +1,4 @@
-"""What does compiling the VAE's decoder buy, and how much memory does a tile take?
+"""What does compiling the VAE's decoder gain, and how much memory does a tile take?
 
     python -m benchmarks.vae_decode                                           # the tiny model, CPU
     python -m benchmarks.vae_decode --device cuda --dit acestep-v15-turbo     # true size, GPU

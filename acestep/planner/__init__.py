@@ -1,1 +1,1 @@
-"""The 5 Hz language model's side: it plans metadata and audio codes for the renderer."""
+"""The 5 Hz language model, which plans metadata and audio codes for the renderer."""

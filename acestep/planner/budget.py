@@ -45,11 +45,11 @@ class LanguageModel:
 
 
 _POSITION_BLOCK: Final = 512
-"""Positions are set aside in blocks, so that songs of nearly the same length use the same memory."""
+"""Positions are reserved in blocks, so that songs of nearly the same length use the same memory."""
 
 
 def rounded_positions(positions: int) -> int:
-    """Positions that are set aside for so many."""
+    """Positions that are reserved for this many."""
     return -(-positions // _POSITION_BLOCK) * _POSITION_BLOCK
 
 
@@ -75,9 +75,9 @@ class PlannerBudget:
 
         Args:
             model: the language model.
-            held_bytes: memory that the backend holds for keys and values now, and would use again.
+            held_bytes: memory that the backend has allocated for keys and values, and would use again.
         """
-        # Not the model itself: the limits must not keep its weights when it is unloaded.
+        # Not the model itself: the limits must not keep a reference to its weights when it is unloaded.
         device = model.device
 
         def free_bytes() -> int | None:
@@ -91,7 +91,7 @@ class PlannerBudget:
         )
 
     def check(self, stage: str, *, prompt_tokens: int, output_tokens: int, rows: int) -> None:
-        """Refuse what does not fit.
+        """Reject what does not fit.
 
         Args:
             stage: ``lm.cot``, ``lm.codes`` or ``lm.lyrics``.

@@ -1,8 +1,8 @@
-"""The grammar of the metadata block that the language model reasons out before it writes audio codes.
+"""The grammar of the metadata block that the language model writes before the audio codes.
 
 The block is a fixed sequence of fields. Its grammar is an automaton over tokens, not over characters: literals and
-values are walked along the ids that the tokenizer gives them, so the model only ever sees token sequences that it
-was trained on, and a run without a choice is known as ids ("jump-forward"), without sampling.
+values are walked along the ids that the tokenizer gives them, so the model only receives token sequences that it was
+trained on, and a run without a choice is known as ids ("jump-forward"), without sampling.
 
 ``MetadataGrammar`` is compiled once per vocabulary and never changes; a ``GrammarCursor`` is one sequence's place
 in it.
@@ -23,7 +23,7 @@ from acestep.types import SongMetadata
 CAPTION_TOKEN_LIMIT: Final = 512
 """Most tokens of a caption, its line breaks included (the reference's limit)."""
 _WORD_TOKENS: Final = 3
-"""Room that one more word of a caption can take: a space, the word, the newline behind it."""
+"""Room that one more word of a caption can take: a space, the word, the newline after it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -65,7 +65,7 @@ class CaptionTokens:
 
     Attributes:
         line_start: the first word of a line, with the space before it.
-        word: what follows a space that is a token of its own.
+        word: what follows a space that is a separate token.
         inside: anywhere else in a line.
         after_newline: indentation, or the end of the caption.
         end: the end of the caption only.
@@ -86,7 +86,7 @@ class CaptionTokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Field:
-    """One field of a request's block: a trie, behind which a free caption may follow."""
+    """One field of a request's block: a trie, after which a free caption may follow."""
 
     root: TrieNode
     has_free_caption: bool = False

@@ -85,8 +85,8 @@ def parse_metadata(text: str) -> SongMetadata:
     """Read what the model wrote, as far as it makes sense.
 
     Takes the block between ``<think>`` and ``</think>``; either may be missing. Values are read as YAML scalars
-    (folded lines, quotes), fields may come in any order, and what the model does not know how to spell legally is
-    left out. Special tokens inside the block are dropped.
+    (folded lines, quotes), fields may come in any order, and a value without a legal spelling is left out. Special
+    tokens inside the block are dropped.
 
     Args:
         text: output of the model.
@@ -119,7 +119,7 @@ def _scalars(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _scalar(value: str) -> str:
-    """The text of a YAML scalar; what looks quoted but is no YAML stays as it is."""
+    """The text of a YAML scalar; what looks quoted but is not YAML stays as it is."""
     value = value.strip()
     if value[:1] in ("'", '"'):
         with suppress(yaml.YAMLError):
@@ -130,7 +130,7 @@ def _scalar(value: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters and halves of characters; white space stays."""
+    """The text without control characters and lone surrogates; white space stays."""
     return "".join(
         character
         for character in text

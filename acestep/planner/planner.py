@@ -1,7 +1,7 @@
 """The planner: from a request to metadata and audio codes.
 
-Phase 1 lets the language model reason out the metadata that the user left open. Phase 2 lets it write audio codes,
-five per second, under the finished metadata.
+In phase 1 the language model decides the metadata that the user left open. In phase 2 it writes audio codes, five per
+second, for the finished metadata.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from acestep.types import (
 )
 
 REASONING_TOKEN_LIMIT: Final = CAPTION_TOKEN_LIMIT + 128
-"""Most tokens of a metadata block: the caption and every other field."""
+"""Maximum number of tokens of a metadata block: the caption and every other field."""
 _OPEN_DURATION: Final = 120
 """Seconds that an estimate of the shape assumes while the duration is open."""
 
@@ -50,7 +50,7 @@ class Planner:
         dtype: of its weights.
         budget: limits of the model on its device.
         duration_limit: longest song in seconds.
-        offloader: where the model lives between uses; on its device when not given.
+        offloader: decides where the model is between uses; on its device when not given.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Planner:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """The model on its device while the block runs; whatever calls ``plan`` or the backend does it in such a block.
+        """The model on its device while the block runs; ``plan`` and the backend are only called in such a block.
 
-        One block around everything that a request asks of the model means one way there and one back.
+        With one block around all of a request's calls, the model moves there and back only once.
         """
         body = self.backend.movable_weights if self.offloader.offloads(LANGUAGE_MODEL) else None
-        # Kernels that are launched by other means than PyTorch's go to the current device.
+        # Kernels that are not launched by PyTorch run on the current device.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             if body is None:
                 yield
@@ -184,8 +184,9 @@ class Planner:
         """Phase 2: ``int(5 * duration)`` audio codes per song, no more and no less.
 
         Args:
-            request: what to plan; its own duration, which may be fractional, wins over that of the metadata.
-            metadata: what the songs are made under.
+            request: what to plan; its own duration, which may be fractional, takes precedence over that of the
+                metadata.
+            metadata: metadata of the songs.
             progress: called with the codes written.
         """
         task = self._codes_task(request, metadata)
@@ -203,7 +204,7 @@ class Planner:
         return self._codes_task(asked, asked.given)
 
     def require_duration(self, duration: float | None) -> None:
-        """Refuse a duration that this planner does not write; ``None`` leaves it open.
+        """Reject a duration that this planner does not support; ``None`` leaves it open.
 
         Raises:
             InvalidRequest: it is out of range.
@@ -214,7 +215,7 @@ class Planner:
             )
 
     def found(self, reasoned: PhaseTokens) -> SongMetadata:
-        """What the model wrote in phase 1; a duration above the limit (only without a grammar) is cut to it."""
+        """What the model wrote in phase 1; a duration above the limit (only without a grammar) is reduced to it."""
         found = parse_metadata(self.vocabulary.decode(reasoned.ids[0]))
         if found.duration is None:
             return found
@@ -276,7 +277,7 @@ def _leaves_a_choice(request: PlanRequest) -> bool:
 
 @contextmanager
 def _carrying(metadata: SongMetadata) -> Iterator[None]:
-    """Let an engine error take along what phase 1 had decided."""
+    """Attach the metadata of phase 1 to an engine error."""
     try:
         yield
     except AceStepError as error:

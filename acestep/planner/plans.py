@@ -1,4 +1,4 @@
-"""What the planner is asked for, and what it hands back."""
+"""Request to the planner, and its result."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from acestep.types import GenerationRequest, SamplingSettings, SongMetadata
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What the planner is asked for; every value is in its range.
+    """A request to the planner; every value is in its range.
 
     Attributes:
         caption: what the music should be like.
         lyrics: the words.
-        given: values of the user in the model's spelling; they are forced.
+        given: the user's values in the model's spelling; they are forced.
         duration: seconds, possibly fractional; ``None`` leaves it to the model.
         seeds: one per song, at least one.
         sampling: how the model samples.
@@ -26,7 +26,7 @@ class PlanRequest:
         use_cot_metas: let the model decide open metadata.
         use_cot_caption: let it rewrite the caption.
         use_cot_language: let it detect the language.
-        use_constrained_decoding: hold the metadata to its grammar.
+        use_constrained_decoding: constrain the metadata to its grammar.
     """
 
     caption: str
@@ -45,7 +45,7 @@ class PlanRequest:
     def of(
         cls, request: GenerationRequest, metadata: SongMetadata, duration: float | None, seeds: Sequence[int]
     ) -> Self:
-        """What a request asks of the planner.
+        """The part of a request that concerns the planner.
 
         Args:
             request: as given.
@@ -73,8 +73,8 @@ class Plan:
     """What the renderer needs from the planner.
 
     Attributes:
-        metadata: the user's values, completed by what the language model was asked to choose. ``caption`` is the
-            rewritten caption, ``None`` when the user's stands.
+        metadata: the user's values, completed by the values that the language model had to choose. ``caption`` is the
+            rewritten caption, ``None`` if the user's is kept.
         codes: audio codes, one series per song; empty without ``thinking``.
         metadata_tokens: of phase 1; ``None`` when it did not run.
         code_tokens: of phase 2; ``None`` when it did not run.
@@ -123,6 +123,6 @@ def forced_metadata(metadata: SongMetadata, duration: float | None) -> SongMetad
         metadata: in the model's spelling; the caption is omitted.
         duration: seconds, possibly fractional; ``None`` leaves it open.
     """
-    # "unknown" is the user saying nothing about the language.
+    # "unknown" means that the user left the language open.
     language = None if metadata.language == UNKNOWN_LANGUAGE else metadata.language
     return replace(metadata, caption=None, duration=None if duration is None else int(duration), language=language)

@@ -1,7 +1,7 @@
 """What the language model reads: ChatML prompts in the layout that ACE-Step 1.5's language model was trained on.
 
 Prompts are built as token ids. Special tokens go in by id and the text between two of them is encoded as one
-string, so the ids are the canonical ones and nothing that a user wrote can turn into a special token.
+string, so the ids are the canonical ones and no text of a user can become a special token.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ REWRITE: Final = "Format the user's input into a more detailed and specific musi
 
 
 class Prompts:
-    """Prompts of every job of the language model, over one vocabulary.
+    """Prompts of every task of the language model, over one vocabulary.
 
-    Each method returns token ids that end where the model goes on writing.
+    Each method returns token ids that end where the model continues.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -33,7 +33,7 @@ class Prompts:
         return self._chat(GENERATE, self._song(caption, lyrics))
 
     def codes(self, caption: str, lyrics: str, metadata: SongMetadata) -> list[int]:
-        """Phase 2: the model goes on with audio codes after a closed ``<think>`` block of known metadata."""
+        """Phase 2: the model continues with audio codes after a closed ``<think>`` block of known metadata."""
         return self._chat(GENERATE, self._song(caption, lyrics)) + self._think_block(dump_metadata(metadata))
 
     def unconditional_codes(self, negative_prompt: str = NO_USER_INPUT) -> list[int]:
@@ -48,7 +48,7 @@ class Prompts:
         return self._chat(UNDERSTAND, self._encode("user\n") + [self._vocabulary.code_to_id(code) for code in codes])
 
     def inspire(self, query: str, instrumental: bool) -> list[int]:
-        """A short wish to metadata and lyrics."""
+        """A short description to metadata and lyrics."""
         wish = f"user\n{query or NO_USER_INPUT}\n\ninstrumental: {str(instrumental).lower()}"
         return self._chat(INSPIRE, self._encode(wish))
 
@@ -58,11 +58,11 @@ class Prompts:
         return self._chat(REWRITE, self._encode(song))
 
     def lyrics(self, prompt: Sequence[int], reasoning: Sequence[int]) -> list[int]:
-        """What the model reads when it goes on from its metadata to the lyrics.
+        """The prompt from which the model continues, after its metadata, with the lyrics.
 
         Args:
             prompt: one of ``understand``, ``inspire`` and ``rewrite``.
-            reasoning: the block that it answered, from ``<think>`` on; ``</think>`` may be missing at its end.
+            reasoning: the block that the model wrote, from ``<think>`` on; ``</think>`` may be missing at its end.
         """
         close = self._vocabulary.layout.think_close
         closing = [] if reasoning and reasoning[-1] == close else [close]

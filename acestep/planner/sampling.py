@@ -14,15 +14,16 @@ import torch
 from acestep.types import SamplingSettings
 
 _BINS: Final = 4_096
-"""Of each histogram over the logits; two of them resolve 20 nats to a millionth."""
+"""Bins of each histogram over the logits; two of them resolve 20 nats to a millionth."""
 MASS_UNIT: Final = 2**40
-"""Probability 1 as a whole number: sums of 64,000 tokens are exact to 1e-7."""
+"""Probability 1 as an integer: sums of 64,000 tokens are exact to 1e-7."""
 INCREMENT: Final = 0x9E3779B97F4A7C15 - 2**64
 MULTIPLIERS: Final = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 SHIFTS: Final = (30, 27, 31)
 """SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), in signed arithmetic."""
 NOISE_BITS: Final = 40
-"""Of each random word that make a number in [0, 1); small ones, which decide, keep float32's relative precision."""
+"""Bits of each random word that make a number in [0, 1); small numbers, which decide, keep float32's relative
+precision."""
 
 
 def item_keys(seed: int, phase: str, count: int) -> torch.Tensor:
@@ -76,12 +77,12 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the tokens for which the more probable ones sum to ``top_p`` at most.
 
     A histogram of the probability over the logits finds the bin in which the sum crosses ``top_p``, and a second
-    one over that bin refines it to millionths of a nat; tokens closer than that are kept or left together.
+    one over that bin refines it to millionths of a nat; tokens closer than that are kept or dropped together.
     """
     # Relative to the greatest, where float32 is finest: a nearly flat distribution spans very few nats.
     drops = logits.amax(dim=-1, keepdim=True) - logits
     log_total = (-drops).logsumexp(dim=-1, keepdim=True)
-    # Whole numbers, so that the order in which a GPU adds them does not matter.
+    # Integers, so that the order in which a GPU adds them does not matter.
     mass = ((-drops - log_total).exp() * MASS_UNIT).long()
     # All tokens below the far end together have less than 1 - top_p, so the crossing is before it.
     near = torch.zeros_like(log_total)
@@ -98,7 +99,7 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _draw(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Let exponential clocks race, each at the rate of its token's probability; the first to ring is drawn.
+    """Draw the first of exponential times, one per token with its probability as rate (an exponential race).
 
     Unlike inverting the cumulative distribution, this gives the same token when rounding (which depends on the batch)
     moves another token across the edge of the nucleus.

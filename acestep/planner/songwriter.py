@@ -1,4 +1,4 @@
-"""The songwriter: from a prompt to a song in words.
+"""The songwriter: from a prompt to the description and lyrics of a song.
 
 The language model answers in two phases, as it was trained to: a metadata block, then the lyrics as free text.
 """
@@ -22,17 +22,17 @@ _HEADER: Final = re.compile(r"#[ \t]*lyrics?[ \t]*(?:\n|\Z)", re.IGNORECASE)
 
 
 def parse_lyrics(text: str) -> str:
-    """Take the words out of what the model wrote behind its metadata.
+    """Extract the lyrics from what the model wrote after its metadata.
 
     One ``# Languages`` preamble and one ``# Lyric`` or ``# Lyrics`` heading at the start are removed, and so are
-    special tokens, control characters, halves of characters and white space at the ends of lines. Headings further
-    down are part of the words.
+    special tokens, control characters, lone surrogates and white space at the ends of lines. Headings further down are
+    part of the lyrics.
 
     Args:
         text: output of the model; everything up to ``</think>`` is omitted, if present.
 
     Returns:
-        The words, possibly none.
+        The lyrics, possibly empty.
     """
     _, closed, behind = text.partition("</think>")
     words = printable(MARKUP.sub("", behind if closed else text))
@@ -44,19 +44,19 @@ def parse_lyrics(text: str) -> str:
 
 
 _CLOSING_TOKENS: Final = 4
-"""Room for what stands between the block and the lyrics."""
+"""Tokens reserved for the text between the block and the lyrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class SongwritingRequest:
-    """What the language model has to answer.
+    """A request to the songwriter.
 
     Attributes:
         prompt: token ids (``Prompts.understand``, ``inspire`` or ``rewrite``).
-        given: normalised values of the user; they are forced.
+        given: the user's normalised values; they are forced.
         sampling: how to sample.
         seed: of the request.
-        use_constrained_decoding: hold the metadata to its grammar.
+        use_constrained_decoding: constrain the metadata to its grammar.
         lyrics_token_limit: most tokens of the lyrics.
     """
 
@@ -75,7 +75,7 @@ class Draft:
     Attributes:
         metadata: the user's values, completed by the model's.
         lyrics: possibly empty.
-        lyrics_complete: whether the model ended them itself.
+        lyrics_complete: whether the model ended the lyrics, rather than the token limit.
         metadata_tokens: of the metadata block.
         lyrics_tokens: of the lyrics; ``None`` when the model ended its turn before them.
     """
@@ -108,7 +108,7 @@ class Songwriter:
         """Decide the metadata, then write the lyrics.
 
         Args:
-            request: what to answer.
+            request: the request.
             progress: called with every sampled token; an exception that it raises stops the run.
 
         Raises:
@@ -150,10 +150,10 @@ class Songwriter:
     def write_lyrics(
         self, request: SongwritingRequest, reasoning: tuple[int, ...], progress: ProgressCallback | None = None
     ) -> PhaseTokens:
-        """Phase 2: free text behind the metadata block.
+        """Phase 2: free text after the metadata block.
 
         Args:
-            request: what to answer.
+            request: the request.
             reasoning: the block, from ``<think>`` on.
             progress: called with every token.
         """

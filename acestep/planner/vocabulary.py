@@ -31,7 +31,7 @@ class TokenLayout:
         think_close: ``</think>``.
         text_size: rows 0 ... text_size - 1 are text and special tokens.
         code_base: row of audio code 0.
-        code_count: audio codes that mean something; rows behind them must never be produced.
+        code_count: valid audio codes; rows after them must never be produced.
         vocabulary_size: all rows.
     """
 
@@ -56,11 +56,11 @@ QWEN3_LAYOUT: Final = TokenLayout(
     code_base=151_669,
     vocabulary_size=217_204,
 )
-"""Layout of the released models (0.6B, 1.7B and 4B): Qwen3's tokens, then 65,535 code rows of which 64,000 count."""
+"""Layout of the released models (0.6B, 1.7B and 4B): Qwen3's tokens, then 65,535 code rows, 64,000 of them valid."""
 
 
 class TextClass(Enum):
-    """What a text token may be used for inside a caption; tokens of no class are never used there."""
+    """The use of a text token inside a caption; tokens of no class are never used there."""
 
     WORD = "word"
     """Visible characters only, for example ``ing`` or ``,``."""
@@ -73,7 +73,7 @@ class TextClass(Enum):
 
 
 # Tokens are spelled in the byte-level alphabet, where Ġ is a space, Ċ a newline and Ā ... Ġ, ġ are other control bytes.
-# A backtick or a "<" could open markup that readers of the caption give a meaning to.
+# A backtick or a "<" could open markup that readers of the caption interpret.
 _VISIBLE: Final = r"[^\u0100-\u0121`<]"
 _CLASS_PATTERN: Final = {
     TextClass.WORD: re.compile(f"{_VISIBLE}+"),
@@ -84,9 +84,9 @@ _CLASS_PATTERN: Final = {
 
 
 class Vocabulary:
-    """Text to token ids and back, and what each text token is good for.
+    """Text to token ids and back, and the classes of text tokens.
 
-    Audio codes are no entries of the tokenizer: their ids are ``code_base + code``.
+    Audio codes are not in the tokenizer: their ids are ``code_base + code``.
 
     Args:
         tokenizer: a byte-level BPE tokenizer of the text; its added tokens may include special tokens and audio codes.
@@ -135,7 +135,7 @@ class Vocabulary:
         """Audio code of a token id.
 
         Raises:
-            ValueError: the id is none of a valid audio code.
+            ValueError: the id is not that of a valid audio code.
         """
         code = token_id - self.layout.code_base
         if not 0 <= code < self.layout.code_count:
@@ -144,7 +144,7 @@ class Vocabulary:
 
     @cached_property
     def text_ids(self) -> TokenIds:
-        """Sorted ids of every token that is text; special tokens and audio codes are none."""
+        """Sorted ids of every text token, without special tokens and audio codes."""
         ids = self._text.get_vocab(with_added_tokens=False).values()
         return np.array(sorted(token_id for token_id in ids if self._is_text(token_id)), dtype=np.int64)
 

@@ -1,8 +1,8 @@
-"""Adapters in use: each request says which, and they are switched without loading the model again.
+"""Adapters in use: each request names its own, and they are switched without loading the model again.
 
 An adapter that is in use is added to the weights themselves. So it costs nothing per step, compiled code stays as it
 is, and a request without adapters runs on the weights that were loaded, bit for bit. The loaded weights of the layers
-that are changed wait in host memory until they are put back.
+that are changed are kept in host memory until they are restored.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from acestep.weights.adapters import Adapter, LoadedAdapter, combined, read_adap
 class AdapterSet:
     """The adapters of one transformer.
 
-    Requests that use the same adapters at the same scales run at once; others wait until those are done.
+    Requests that use the same adapters at the same scales run at the same time; others wait until those are done.
 
     Args:
         transformer: ``diffusers.AceStepTransformer1DModel``.
         device: that changes are computed on.
         loaded: adapters that were loaded with the model.
-        merged: why they are part of the weights for good, in words; ``None`` where they can be switched.
+        merged: why they are a permanent part of the weights, for messages; ``None`` if they can be switched.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class AdapterSet:
 
     @property
     def defaults(self) -> tuple[AdapterScale, ...]:
-        """What a request uses that does not say: every loaded adapter at its own scale."""
+        """The adapters of a request that names none: every loaded adapter at its own scale."""
         return tuple(AdapterScale(adapter.name, adapter.scale) for adapter in list(self._loaded.values()))
 
     def load(self, adapter: Adapter) -> str:
@@ -73,13 +73,13 @@ class AdapterSet:
         return self._add(read_adapter(adapter, self._transformer))
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; requests that use it are finished first.
+        """Unload an adapter, after the requests that use it have ended.
 
         Raises:
             InvalidRequest: none has that name, or the weights are quantised.
         """
         if self._merged is not None:
-            raise InvalidRequest(f"adapter {name} cannot be taken away: {self._merged}")
+            raise InvalidRequest(f"adapter {name} cannot be removed: {self._merged}")
         remaining = tuple(chosen for chosen in self._in_use or () if chosen.name != name)
         self.resolve((AdapterScale(name),))
         with self.applied(remaining):
@@ -93,7 +93,7 @@ class AdapterSet:
 
         Raises:
             InvalidRequest: none has such a name, one is named twice, a scale is not finite, or the weights are
-                quantised and hold others.
+                quantised and contain others.
         """
         for number, adapter in enumerate(chosen or ()):
             if adapter.name not in self._loaded:
@@ -109,7 +109,7 @@ class AdapterSet:
 
     @contextmanager
     def applied(self, adapters: tuple[AdapterScale, ...]) -> Iterator[None]:
-        """Keep the transformer's weights under these adapters while the block runs; it must not be on the way.
+        """Keep these adapters applied to the transformer's weights while the block runs; it must not be in transfer.
 
         Args:
             adapters: of ``resolve``.
@@ -120,7 +120,7 @@ class AdapterSet:
         if self._merged is not None:
             yield
             return
-        # Newcomers queue behind a request that waits: it would otherwise wait for as long as they come.
+        # New requests queue behind a waiting one, which could otherwise wait indefinitely.
         with self._turn:
             if not self._join(adapters):
                 self.switch(adapters)
@@ -132,7 +132,7 @@ class AdapterSet:
                 self._finished.notify_all()
 
     def _join(self, adapters: tuple[AdapterScale, ...]) -> bool:
-        """Use the weights as they are, if they are under these adapters."""
+        """Use the weights as they are, if these adapters are applied."""
         with self._finished:
             fits = self._in_use == adapters
             self._users += fits
@@ -140,7 +140,7 @@ class AdapterSet:
 
     @device_errors("adapter.switch")
     def switch(self, adapters: tuple[AdapterScale, ...]) -> None:
-        """Wait until no request uses the weights, and put them under other adapters, for one user.
+        """Wait until no request uses the weights, then apply other adapters, for one request.
 
         Args:
             adapters: of ``resolve``.
@@ -154,12 +154,12 @@ class AdapterSet:
         gone = [adapter.name for adapter in adapters if adapter.name not in self._loaded]
         if gone:
             raise InvalidRequest(f"adapter {gone[0]} was unloaded before the request could use it")
-        # Until all layers are written, none of the two sets is in use: the next request writes them again.
+        # Until all layers are written, neither of the two sets is in use: the next request writes them again.
         self._in_use = None
         chosen = [(self._loaded[adapter.name], adapter.scale) for adapter in adapters]
         layers = dict.fromkeys(layer for adapter, _ in chosen for layer in adapter.change.layers)
         written = {**dict.fromkeys(self._loaded_weights), **layers}
-        # Weights made in inference mode could never be written outside of it.
+        # Weights created in inference mode could never be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
             for layer in written:
                 weight = self._transformer.get_submodule(layer).weight

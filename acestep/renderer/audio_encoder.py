@@ -13,7 +13,7 @@ from acestep.renderer.vae import TilePlan, encode, plan_encoding
 from acestep.types import CODES_PER_SECOND, SAMPLE_RATE, Placement
 
 MIN_RECORDING_SECONDS: Final = 1 / CODES_PER_SECOND
-"""Shortest recording that is encoded: what one audio code stands for."""
+"""Shortest recording that is encoded: the length of one audio code."""
 
 
 class AudioEncoder:
@@ -23,8 +23,8 @@ class AudioEncoder:
 
     Args:
         models: loaded models; they are only read.
-        offloader: where they live between uses, a renderer's own where they are a renderer's; on their device when not
-            given.
+        offloader: decides where they are between uses; that of the renderer, if the models are a renderer's. Without
+            one they stay on their device.
     """
 
     def __init__(self, models: AudioEncoderModels, offloader: ModelOffloader | None = None) -> None:
@@ -71,7 +71,7 @@ class AudioEncoder:
 
 
 def require_encodable(seconds: float) -> None:
-    """Refuse a recording in which there is not even one audio code.
+    """Reject a recording that is shorter than one audio code.
 
     Raises:
         AudioReadError: it is shorter than ``MIN_RECORDING_SECONDS``.

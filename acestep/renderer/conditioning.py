@@ -26,14 +26,14 @@ TIMBRE_FRAMES: Final = 750
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Conditions:
-    """Inputs of the transformer that stay the same over the steps, or until the switch. Equal only to itself.
+    """Inputs of the transformer that stay the same over the steps, or until the switch. Compared by identity.
 
     Attributes:
         encoder_hidden_states: lyrics, timbre and text for the cross-attention, model dtype,
             shape ``[batch, tokens, hidden]``.
         context_latents: source latents beside the mask of the frames to generate, model dtype,
             shape ``[batch, frames, 2 * channels]``.
-        switch: what takes over during the diffusion, or ``None``.
+        switch: conditions that replace these during the diffusion, or ``None``.
         source_latents: of the source as it is, shape ``[1, frames, channels]``, or ``None`` without a source.
     """
 
@@ -59,11 +59,11 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class ConditionSwitch:
-    """Other conditions that take over during the diffusion.
+    """Other conditions that replace the first ones during the diffusion.
 
     Attributes:
         step: first step under them, from 0.
-        conditions: for as many frames.
+        conditions: for the same number of frames.
     """
 
     step: int
@@ -73,7 +73,7 @@ class ConditionSwitch:
 def encode_prompt(
     models: RendererModels, request: RenderRequest, instruction: str, encoders: Encoders
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the text encoder makes of the songs under one instruction.
+    """Encode text and lyrics of a request under one instruction.
 
     Args:
         models: the loaded models.
@@ -121,7 +121,7 @@ def encode_conditions(
 
 
 def timbre_excerpt(reference: torch.Tensor) -> torch.Tensor:
-    """Half a minute that stands for a recording: ten seconds from the middle of each third.
+    """Half a minute that represents a recording: ten seconds from the middle of each third.
 
     Args:
         reference: shape ``[2, samples]``, 48 kHz; repeated while it is shorter than half a minute.

@@ -1,4 +1,4 @@
-"""What the diffusion starts from: silence, audio codes or a source, and which frames it is to generate."""
+"""The context of the diffusion: silence, audio codes or a source, and a mask of the frames to generate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_FRAMES: Final = 128
 
 
 def task_context(models: RendererModels, request: RenderRequest, source: torch.Tensor | None) -> torch.Tensor:
-    """What the task starts from: silence, audio codes or a source.
+    """Context latents of a task: from silence, audio codes or a source.
 
     Args:
         models: the loaded models.
@@ -39,7 +39,7 @@ def task_context(models: RendererModels, request: RenderRequest, source: torch.T
             blanked = torch.cat([source[:, :start], silence[:, start:stop], source[:, stop:]], dim=1)
             return context_latents(models, blanked, (start, stop))
         case "lego":
-            # The new track should fit what plays in the window, so that stays audible to the model.
+            # The new track should fit the music in the window, so the model also receives that part of the source.
             return context_latents(models, source, (start, stop))
         case _:
             return context_latents(models, source)
@@ -111,5 +111,5 @@ def silence_latents(models: RendererModels, frames: int) -> torch.Tensor:
     """
     silence: torch.Tensor = models.condition_encoder.silence_latent
     if frames > silence.shape[1]:
-        raise InvalidRequest(f"{frames} latent frames asked for, but the model renders {silence.shape[1]} at most")
+        raise InvalidRequest(f"{frames} latent frames were requested, but the model renders at most {silence.shape[1]}")
     return silence[:, :frames]

@@ -16,16 +16,16 @@ from acestep.renderer.vae import DEFAULT_TILE_LENGTH, TilePlan, plan_tiles
 from acestep.types import SAMPLES_PER_FRAME, VaeLocation
 
 TILE_LENGTHS: Final = (1024, 512, 256, 128, 64)
-"""Tile lengths that are chosen from, and stepped down through."""
+"""Tile lengths to choose from; fallbacks go through them from the longest to the shortest."""
 SHORTEST_TILE: Final = 32
-"""Shortest tile length that can be asked for; more than half of a shorter one would be overlap."""
+"""Shortest tile length that can be requested; more than half of a shorter one would be overlap."""
 _LIVE_ACTIVATIONS: Final = 6
 """Tensors of the decoder's widest kind (its base width at the audio's rate) that are alive at its peak, compiled; 5.5
 eagerly (``benchmarks/vae_decode.py`` on an H100, bfloat16)."""
 _LIVE_ACTIVATIONS_FUSED: Final = 4
 """The same in the engine's kernels."""
 _SHARE: Final = 0.5
-"""Of the free memory, for a tile: the estimate is a rough one, and others allocate too."""
+"""Share of the free memory for a tile: the estimate is rough, and other code allocates too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class DecodeSettings:
 
     Attributes:
         on_cpu: decode on the host.
-        tile_length: first tile length to try, in latent frames; ``None`` goes by the free memory.
+        tile_length: first tile length to try, in latent frames; ``None`` selects it by the free memory.
     """
 
     on_cpu: bool = False
@@ -46,8 +46,8 @@ class DecodeStep:
     """One way to decode.
 
     Attributes:
-        location: where.
-        plan: in which tiles.
+        location: where decoding runs.
+        plan: its tiles.
     """
 
     location: VaeLocation
@@ -69,7 +69,7 @@ def decode_fallbacks(
         frames: latent frames of the song.
         overlap: frames of context on each inner side of a tile.
         device: where models run.
-        settings: what was asked for.
+        settings: the requested settings.
         free_bytes: memory that can still be allocated; ``None`` where that is not known.
         bytes_per_frame: memory that decoding takes per frame of a tile.
     """

@@ -31,9 +31,9 @@ class VaeDecoder:
 
     Args:
         models: loaded models; they are only read.
-        offloader: where the VAE lives between uses.
-        settings: what the user settled.
-        fuse: on CUDA, decode in the engine's kernels where they run and agree with the model.
+        offloader: decides where the VAE is between uses.
+        settings: the user's settings.
+        fuse: on CUDA, decode with the engine's kernels if they run and agree with the model.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class VaeDecoder:
 
     @property
     def fuses(self) -> bool:
-        """Whether the engine's kernels decode on the device; they are tried when the VAE is there first."""
+        """Whether the engine's kernels decode on the device; they are checked when the VAE is first there."""
         vae = self.models.vae
         if self._fuse is None and vae.device.type == "cuda":
             self._fuse = can_fuse(vae) and decoder_agrees(vae)
         return bool(self._fuse)
 
     def on_device(self) -> AbstractContextManager[None]:
-        """The VAE on the device while the block runs, unless it is to work on the host anyway."""
+        """The VAE on the device while the block runs, unless it decodes on the host anyway."""
         return self.offloader.on_device(**({} if self.settings.on_cpu else {"vae": self.models.vae}))
 
     def fallbacks(self, frames: int) -> tuple[DecodeStep, ...]:
-        """The ways to decode a song, by the memory that is free just now."""
+        """The ways to decode a song, by the memory that is free now."""
         vae = self.models.vae
         return decode_fallbacks(
             frames,
@@ -73,15 +73,15 @@ class VaeDecoder:
     def decode(
         self, latents: torch.Tensor, fallbacks: Sequence[DecodeStep], progress: ProgressCallback | None = None
     ) -> tuple[torch.Tensor, VaeDecoding]:
-        """Latents to audio on the host, the first way that has enough memory.
+        """Latents to audio on the host, by the first way that has enough memory.
 
         Args:
             latents: shape ``[songs, frames, channels]``.
             fallbacks: ways to try in order, for ``frames``.
-            progress: called after every tile has been handed to the device.
+            progress: called after the work of every tile has been submitted to the device.
 
         Returns:
-            float32 on the host, shape ``[songs, 2, samples]``, and how it was made.
+            float32 on the host, shape ``[songs, 2, samples]``, and how it was decoded.
 
         Raises:
             OutOfMemory: not even the last way had enough.
@@ -105,7 +105,7 @@ class VaeDecoder:
     def decode_at(
         self, latents: torch.Tensor, step: DecodeStep, progress: ProgressCallback | None = None
     ) -> torch.Tensor:
-        """Latents to audio in one way; the copy to the host is the request's one wait for the device.
+        """Latents to audio by one way; the copy to the host is the request's one wait for the device.
 
         Songs are decoded one after the other, so a tile's memory does not grow with the batch.
 
@@ -119,7 +119,7 @@ class VaeDecoder:
         """
         if step.location == "cpu" and self.models.device.type != "cpu":
             with self.offloader.on_host("vae", self.models.vae):
-                # In float32: processors without bfloat16 arithmetic take many times as long to imitate it.
+                # In float32: processors without bfloat16 arithmetic emulate it, which takes many times as long.
                 return self._decode_tiles(latents.cpu(), step, deepcopy(self.models.vae).float(), progress)
         return self._decode_tiles(latents, step, self.models.vae, progress)
 
@@ -150,7 +150,7 @@ class VaeDecoder:
         """
         window_start, window_stop = tile.window
         window = latents[tile.song, window_start:window_stop].to(vae.dtype).T.unsqueeze(0)
-        # A VAE on the host, or a copy there, is another one than the kernels read.
+        # The kernels read only the weights of the VAE on the device, not of one on the host.
         if vae is self.models.vae and window.is_cuda and self.fuses:
             decoded = FusedDecoder(vae.decoder)(window)[0]
         else:
@@ -176,9 +176,9 @@ def _on_host(audio: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def decoder_agrees(vae: Any) -> bool:
-    """Lay the decoder's weights out for the kernels, and keep them so where the kernels give what the model gives.
+    """Store the decoder's weights in the kernels' layout, and keep it if the kernels agree with the model's code.
 
-    A warning says when they do not, with this GPU, its driver and its Triton.
+    If they do not agree on this GPU, driver and Triton version, a warning is logged.
     """
     shape = (1, vae.config.decoder_input_channels, _TRIED_FRAMES)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(vae.device, vae.dtype)

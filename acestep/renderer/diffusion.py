@@ -1,4 +1,4 @@
-"""The diffusion beside the transformer: at which times it is evaluated, and how its conditions are emphasised.
+"""The parts of the diffusion outside the transformer: the times of its evaluation, and guidance.
 
 Models that were not distilled are guided: by Adaptive Projected Guidance, or by angles (ADG).
 """
@@ -46,7 +46,7 @@ class Schedule:
         return tuple(DenoisingStep(index, start, end) for index, (start, end) in enumerate(times))
 
     def from_level(self, level: float) -> Schedule:
-        """The same from the time on that is nearest to a noise level."""
+        """The schedule from the time on that is nearest to a noise level."""
         return Schedule(self.timesteps[self.timesteps.index(_nearest(self.timesteps, level)) :], self.shift)
 
 
@@ -75,7 +75,7 @@ TURBO_TIMESTEPS: Final = tuple(
 
 
 def custom_schedule(timesteps: Sequence[float], shift: float, *, is_turbo: bool) -> Schedule:
-    """A schedule of the user's own times.
+    """A schedule of times that the user gave.
 
     Args:
         timesteps: falling, within 0 ... 1; a last 0 is the end of the last step.
@@ -91,7 +91,7 @@ def custom_schedule(timesteps: Sequence[float], shift: float, *, is_turbo: bool)
 MOMENTUM: Final = -0.75
 """Weight of the earlier differences; negative, so that a direction repeated at every step is damped."""
 NORM_THRESHOLD: Final = 2.5
-"""Longest difference (over time, per channel) that is let through."""
+"""Bound on the norm of the difference (over time, per channel)."""
 TIME_DIMENSION: Final = 1
 
 
@@ -143,7 +143,7 @@ class AdaptiveProjectedGuidance:
 
     Sadat et al. 2024, "Eliminating Oversaturation and Artifacts of High Guidance Scales", with the norms taken over
     time only, as ACE-Step does. Only the part of the difference that is orthogonal to the conditional prediction is
-    added. The running difference belongs to one request: make one instance for each.
+    added. The running difference belongs to one request: create an instance for each.
 
     Args:
         scale: guidance scale, more than 1.
@@ -160,7 +160,7 @@ class AdaptiveProjectedGuidance:
         latents: torch.Tensor,  # noqa: ARG002 - of the protocol
         timestep: float,  # noqa: ARG002 - of the protocol
     ) -> torch.Tensor:
-        """Plain guidance, so that the running difference moves on once per step."""
+        """Plain guidance, so that the running difference is updated only once per step."""
         return classifier_free(conditional, unconditional, self._scale)
 
     def combine(
@@ -196,8 +196,8 @@ class AdaptiveProjectedGuidance:
 class AngleGuidance:
     """Guidance by the angle between the two predicted songs, frame by frame (ADG).
 
-    The conditional song is turned away from the unconditional one by a bounded angle, so its length stays. As the
-    reference has it: the bound is 3.14 / 6, and the unconditional prediction spans the plane.
+    The conditional song is rotated away from the unconditional one by a bounded angle, so its norm does not change. As
+    in the reference: the bound is 3.14 / 6, and the unconditional prediction spans the plane.
 
     Args:
         scale: guidance scale, more than 1.

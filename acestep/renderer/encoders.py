@@ -16,9 +16,9 @@ from acestep.offloading import ModelOffloader
 from acestep.renderer.models import RendererModels
 
 LENGTH_STEP: Final = 64
-"""Tokens to a multiple of which an input is padded where it is recorded: few graphs for texts of any length."""
+"""Inputs of recorded encoders are padded to a multiple of this many tokens: few graphs for texts of any length."""
 RECORDED_LIMIT: Final = 8
-"""Recorded lengths that are kept of all encoders together."""
+"""Maximum number of recorded lengths that are kept, over all encoders."""
 
 
 class Encoders:
@@ -26,7 +26,7 @@ class Encoders:
 
     Args:
         models: loaded models.
-        offloader: where they are; encoders that move are not recorded, because a graph holds addresses.
+        offloader: decides where they are; encoders that move are not recorded, because a graph contains addresses.
         record: record them on CUDA.
     """
 
@@ -42,7 +42,7 @@ class Encoders:
         tokens = ids.shape[1]
         if not self._graphs.is_open:
             return self._encode_text(ids)
-        # Attention is causal: no token sees the padding behind it.
+        # Attention is causal: no token attends to the padding after it.
         return self._recorded(self._encode_text, _padded(ids, 1))[:, :tokens]
 
     def conditions(self, text: torch.Tensor, lyrics: torch.Tensor, timbre: torch.Tensor) -> torch.Tensor:
@@ -72,7 +72,8 @@ class Encoders:
     def _encode_timbre(self, latents: torch.Tensor) -> torch.Tensor:
         """The timbre of one reference, shape ``[1, 1, hidden]``.
 
-        diffusers' module asks the device how many references there are; here it is one, so its parts are called.
+        diffusers' module reads the number of references from the device; here it is always one, so its parts are
+        called.
         """
         encoder = self._models.condition_encoder.timbre_encoder
         encoder.unpack_timbre_embeddings = lambda packed, _: (packed.unsqueeze(0), None)

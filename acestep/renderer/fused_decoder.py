@@ -22,7 +22,7 @@ _NARROWEST: Final = 16
 
 
 def can_fuse(vae: Any) -> bool:
-    """Whether the kernels can run where the VAE is to work, in its dtype, at its sizes."""
+    """Whether the kernels can run on the VAE's device, in its dtype, at its sizes."""
     return (
         vae.device.type == "cuda"
         and vae.dtype == torch.bfloat16
@@ -42,7 +42,7 @@ def knows(decoder: Any) -> bool:
 
 
 def lay_out(decoder: Any, *, by_tap: bool = True) -> None:
-    """Store the weights in the order in which the kernels read them, or as PyTorch does; their values stay."""
+    """Store the weights in the order in which the kernels read them, or in PyTorch's; their values do not change."""
     for layer in decoder.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
             layer.weight.data = (
@@ -91,7 +91,7 @@ class FusedDecoder:
             hidden, x = self._upsample(block.conv_t1, x, units[0].snake1)
             for unit, following in zip(units, [*(unit.snake1 for unit in units[1:]), behind], strict=True):
                 _, between = self._convolve(unit.conv1, x, activation=unit.snake2)
-                # The sum replaces the unit's input; behind the last unit of a block only its activation is needed.
+                # The sum replaces the unit's input; after the last unit of a block only its activation is needed.
                 last = unit is units[-1]
                 _, x = self._convolve(unit.conv2, between, activation=following, residual=hidden, stores_plain=not last)
         audio, _ = self._convolve(decoder.conv2, x)

@@ -1,4 +1,4 @@
-"""The diffusion transformer's forward in few launches, on the weights of diffusers' model.
+"""The diffusion transformer's forward pass in few launches, on the weights of diffusers' model.
 
 What stays the same over the steps (keys and values of the conditions, positions, the embedding of the second time) is
 computed once per request. Three Triton kernels run between the matrix products, and sliding attention reads the
@@ -20,10 +20,10 @@ from acestep.renderer.conditioning import Conditions
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability with bfloat16 arithmetic and the attention kernel that has a window."""
 _PIECE: Final = 1024
-"""Numbers of one program where rows do not matter."""
+"""Elements of one program where rows do not matter."""
 
 _Modulation = tuple[torch.Tensor, torch.Tensor]
-"""A block's own numbers and the timestep's, which are added."""
+"""Parameters of a block and of the timestep, which are added."""
 
 
 def can_fuse(transformer: Any) -> bool:
@@ -113,7 +113,7 @@ class FusedTransformer:
         for index, block in enumerate(model.layers):
             # One row per purpose: shift, scale and gate of self-attention, then of the feed-forward layer.
             own = list(zip(block.scale_shift_table[0], modulation, strict=True))
-            # Each block leaves its last product to the norm behind it, which adds it by the block's gate.
+            # The last product of a block is added, scaled by the block's gate, in the norm after it.
             normed = self._norm(block.self_attn_norm, hidden, added, last_gate, (own[0], own[1]))
             mixed = self._attend_itself(block.self_attn, normed, rotary)
             normed = self._norm(block.cross_attn_norm, hidden, mixed, own[2])
@@ -250,8 +250,8 @@ def windowed_attention(
 ) -> torch.Tensor:
     """Attention over a window on each side, on CUDA: the keys outside are not read.
 
-    PyTorch's flash attention (Dao 2023) has the window; its public function takes it for packed sequences alone, and
-    from 2.13 on with fewer key heads than query heads.
+    PyTorch's flash attention (Dao 2023) has the window; its public function supports it only for packed sequences, and
+    with fewer key heads than query heads only from 2.13 on.
     """
     mixed: torch.Tensor
     mixed, *_ = torch.ops.aten._flash_attention_forward(

@@ -1,4 +1,4 @@
-"""Triton kernels of the renderer: what stands between the matrix products of the transformer, and the VAE's decoder.
+"""Triton kernels of the renderer: the operations between the matrix products of the transformer, and the VAE's decoder.
 
 Sums are in float32, whatever the dtype of the tensors; a result is rounded once, where it is stored. Needs Triton,
 which comes with PyTorch's CUDA builds for Linux.
@@ -31,7 +31,7 @@ def modulated_norm(
 ):
     """Add to the hidden states of one position, in place, then normalise them (RMSNorm and AdaLN).
 
-    Gate, shift and scale are each the sum of a block's own numbers and the timestep's.
+    Gate, shift and scale are each the sum of a block's own parameters and the timestep's.
     """
     row = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, N_BLOCK)
@@ -71,7 +71,7 @@ def norm_heads(
     HALF: tl.constexpr,
     ROTATES: tl.constexpr,
 ):
-    """Norm over each head of one position, in place; with ``ROTATES``, the rotary embedding behind it."""
+    """Norm over each head of one position, in place; with ``ROTATES``, followed by the rotary embedding."""
     row = tl.program_id(0).to(tl.int64)
     head, d = tl.arange(0, HEADS_BLOCK)[:, None], tl.arange(0, HALF)
     inside = head < HEADS
@@ -91,7 +91,7 @@ def norm_heads(
 
 @triton.jit
 def gated(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
-    """``silu(gate) * up``, number by number."""
+    """``silu(gate) * up``, elementwise."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     gate = tl.load(gate_ptr + place, mask=inside, other=0.0).to(tl.float32)
@@ -101,7 +101,7 @@ def gated(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _snake(x, alpha_ptr, beta_ptr, channel):
-    """``x + sin(alpha * x) ** 2 / beta``; both numbers of a channel are stored as logarithms.
+    """``x + sin(alpha * x) ** 2 / beta``; both parameters are stored as logarithms.
 
     The square has half the period of the sine, so its argument is reduced to -pi/2 ... pi/2, where the series up to the
     eleventh power is exact to 1e-7. The device's own sine takes the time of the whole convolution.

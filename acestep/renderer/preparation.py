@@ -1,4 +1,4 @@
-"""From loaded weights to models that are ready to run: folded, quantised, compiled, in their place."""
+"""From loaded weights to models that are ready to run: folded, quantised, compiled and placed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from acestep.types import Quantization
 class NativeAttention:
     """Attention processor of diffusers' ``AceStepAttention``: always ``scaled_dot_product_attention``.
 
-    diffusers' own processor makes an enumeration member in every call to learn which kernel is wanted, which PyTorch
-    2.11 cannot trace into one graph.
+    diffusers' own processor creates an enumeration member in every call to select the kernel, which PyTorch 2.11 cannot
+    trace into one graph.
     """
 
     def __call__(
@@ -38,7 +38,7 @@ class NativeAttention:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Attend over the conditions where there are some to attend to, else over the sequence itself.
+        """Attend over the conditions if there are any, otherwise over the sequence itself.
 
         Args:
             attn: the layer: projections, norms and sizes.
@@ -75,12 +75,12 @@ class NativeAttention:
 
 BACKEND: Final = "inductor"
 GRAPHS_PER_BLOCK: Final = 64
-"""Most graphs of a block's code in one process: each form of weights, kind of layer, single song and batch has its own,
-and PyTorch's limit of eight would end a long benchmark with an error."""
+"""Maximum number of graphs of a block's code in one process: each form of weights, kind of layer, single song and batch
+has its own, and PyTorch's limit of eight would end a long benchmark with an error."""
 
 
 _DECODER_OPTIONS: Final = {"layout_optimization": False}
-"""Convolutions in the layout that they have: as fast as in the other, and compiled in half the time."""
+"""Keeps convolutions in their layout: as fast as in the other one, and compiled in half the time."""
 
 
 def compile_models(models: RendererModels, backend: str = BACKEND) -> None:
@@ -104,7 +104,7 @@ def compile_models(models: RendererModels, backend: str = BACKEND) -> None:
 
 
 GROUP_SIZE: Final = 128
-"""Weights that share a scale where only weights are in int8. With one scale per row, PyTorch's compiler makes the
+"""Weights that share a scale where only weights are in int8. With one scale per row, PyTorch's compiler generates the
 product ``_weight_int8pack_mm``, which is meant for a single token and takes hundreds of times as long for a song."""
 
 
@@ -112,7 +112,8 @@ def quantize(transformer: Any, form: Quantization, device: torch.device) -> None
     """Quantise the linear layers of the transformer's blocks in place; they hold 96 % of its weights.
 
     One block after the other goes to the device and comes back, so that the device never holds the whole transformer
-    in its own dtype. What embeds the timestep and the conditions stays as it is: it works outside the compiled blocks.
+    in its own dtype. The embeddings of the timestep and the conditions stay unchanged: they are outside the compiled
+    blocks.
 
     Args:
         transformer: ``diffusers.AceStepTransformer1DModel`` on any device.
@@ -147,11 +148,11 @@ MODEL_NAMES: Final = (
 
 
 def prepare(models: RendererModels, offloader: ModelOffloader) -> None:
-    """Bring models into the form and to the place that they run from; all of it in place.
+    """Convert models to the form in which they run, and move them to their device; all of it in place.
 
     Args:
         models: freshly loaded, on the host or on the device.
-        offloader: where they will live.
+        offloader: decides where they are between uses.
     """
     placement = offloader.placement
     fold_weight_norm(models.vae)
@@ -178,7 +179,7 @@ def fold_weight_norm(vae: Any) -> None:
     for module in vae.modules():
         if "weight_g" in getattr(module, "_parameters", {}):
             with warnings.catch_warnings():
-                # The form of weight norm that the checkpoints have, which torch is about to drop.
+                # The form of weight norm that the checkpoints have, which torch has deprecated.
                 warnings.simplefilter("ignore", FutureWarning)
                 nn.utils.remove_weight_norm(module)
             module.requires_grad_(False)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CAPTION_TOKEN_LIMIT: Final = 256
-"""Tokens of the caption prompt that the text encoder sees."""
+"""Tokens of the caption prompt that the text encoder reads."""
 LYRICS_TOKEN_LIMIT: Final = 2048
-"""Tokens of the lyrics prompt that the lyric encoder sees."""
+"""Tokens of the lyrics prompt that the lyric encoder reads."""
 TEXT_INSTRUCTION: Final = "Fill the audio semantic mask based on the given conditions:"
 """Task line for music from text alone."""
 CODES_INSTRUCTION: Final = "Generate audio semantic tokens based on the given conditions:"
@@ -41,7 +41,7 @@ UNKNOWN_LANGUAGE: Final = "unknown"
 
 
 def task_instruction(task: TaskType, track_names: Sequence[str] = ()) -> str:
-    """The line that the models were trained to know a task by.
+    """The instruction that identifies a task to the models, as in their training.
 
     Args:
         task: what to do.
@@ -76,8 +76,8 @@ def lyrics_prompt(lyrics: str, language: str | None) -> str:
 def token_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
     """Tokens of a prompt, cut at the end to ``limit`` with the tokenizer's own closing tokens kept.
 
-    What lies beyond the longest text that so many tokens can spell is cut before it is tokenised: a text of 50 MB takes
-    12 GB and a minute there.
+    Text beyond the longest that so many tokens can represent is cut before tokenisation, in which a text of 50 MB takes
+    12 GB and a minute.
     """
     begin = text[: limit * _LONGEST_TOKEN]
     encoding = tokenizer.encode(begin, add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""What the renderer is asked for and what it hands back."""
+"""Request to the renderer, and its result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RenderRequest:
         caption: what the music should be like.
         lyrics: the words, with section tags; ``[Instrumental]`` for none.
         metadata: in the prompt of the text encoder; its own ``caption`` and ``duration`` are not used.
-        duration: seconds; with audio codes or a source the length is theirs, and this should say the same.
+        duration: seconds; with audio codes or a source the length is theirs, and this should be equal to it.
         codes: one sequence of audio codes per song, equally long; empty sequences render from text alone.
         seeds: one per song.
         steps: diffusion steps.
@@ -53,7 +53,7 @@ class RenderRequest:
         timesteps: times to evaluate instead of ``steps`` and ``shift``; empty for none.
         use_adg: guide by angles.
         sampler: how the latents are sampled.
-        repaint_mode: how firmly a repaint is held to its source.
+        repaint_mode: how closely a repaint follows its source.
         repaint_strength: of mode ``balanced``.
         adapters: of the transformer.
     """
@@ -101,7 +101,7 @@ class RenderRequest:
 
     @property
     def instruction(self) -> str:
-        """The task as the text encoder reads it."""
+        """The instruction of the task that the text encoder reads."""
         return CODES_INSTRUCTION if self.has_codes else task_instruction(self.task, self.track_names)
 
     @property
@@ -112,7 +112,7 @@ class RenderRequest:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """Finished audio and what was really run for it.
+    """Finished audio and what was run for it.
 
     Attributes:
         audio: float32 on the host, shape ``[songs, 2, samples]``, 48 kHz, within -1 ... 1.

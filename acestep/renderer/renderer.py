@@ -1,4 +1,4 @@
-"""The renderer: conditions, diffusion loop and VAE decode, each stage a method of its own.
+"""The renderer: conditions, diffusion loop and VAE decode, each stage a separate method.
 
 The stages are methods that are looked up when they are called, so an observer can wrap them. Nothing between the first
 denoising step and the copy of the audio to the host waits for the device.
@@ -51,9 +51,9 @@ class Renderer:
 
     Args:
         models: loaded models; they are only read.
-        offloader: where they live between uses; on their device when not given.
-        decoding: what the user settled about the VAE's decode.
-        fuse: on CUDA in bfloat16, run in the engine's kernels and record what repeats as graphs, where both work.
+        offloader: decides where they are between uses; on their device when not given.
+        decoding: the user's settings of the VAE decode.
+        fuse: on CUDA in bfloat16, use the engine's kernels and record repeated work as graphs, where both work.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Renderer:
         Raises:
             InvalidRequest: more frames than the model renders.
             OutOfMemory: with the stage that ran out.
-            InvalidOutput: NaN or infinity came out, with the stage that made it.
+            InvalidOutput: a stage produced NaN or infinity; names the stage.
         """
         schedule = self.schedule(request)
         request = replace(request, steps=len(schedule.timesteps))
@@ -116,7 +116,7 @@ class Renderer:
         )
 
     def schedule(self, request: RenderRequest) -> Schedule:
-        """The times to evaluate: the user's own, or even ones; from the source's noise level on where one is given."""
+        """The times to evaluate: the user's own, or uniform ones; from the source's noise level on, if one is given."""
         if request.timesteps:
             schedule = custom_schedule(request.timesteps, request.shift, is_turbo=self.models.is_turbo)
         else:
@@ -160,9 +160,9 @@ class Renderer:
     @stage_errors("condition")
     @torch.inference_mode()
     def condition(self, request: RenderRequest) -> Conditions:
-        """Encode the conditions of the transformer: once per request, however many songs follow.
+        """Encode the conditions of the transformer: once per request, whatever the number of songs.
 
-        Below full cover strength a switch leads to the conditions of text2music.
+        Below full cover strength there is a switch to the conditions of text2music.
 
         Returns:
             Conditions of one song for all, or of each song if there are audio codes, for at least 128 frames.
@@ -186,7 +186,7 @@ class Renderer:
         return replace(conditions, switch=ConditionSwitch(request.cover_steps, text_alone))
 
     def _encode_recordings(self, request: RenderRequest) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Latents of the source and of what stands for the reference, each where there is one."""
+        """Latents of the source and of the reference's excerpt; ``None`` for one that is not given."""
         recordings = (
             None if request.source is None else request.source.audio,
             None if request.reference is None else timbre_excerpt(request.reference),
@@ -198,7 +198,7 @@ class Renderer:
         return source, timbre
 
     def _code_models(self, request: RenderRequest) -> dict[str, Any]:
-        """The models that the request's context is made with, beside the condition encoder."""
+        """The models that the request's context needs besides the condition encoder."""
         if not (request.has_codes or request.task == "cover"):
             return {}
         return {name: getattr(self.models, name) for name in ("audio_tokenizer", "audio_token_detokenizer")}
@@ -214,7 +214,7 @@ class Renderer:
     def noise(self, seeds: Sequence[int], frames: int) -> torch.Tensor:
         """Where the diffusion starts, float32 on the host, shape ``[songs, frames, channels]``.
 
-        Each seed has a generator of its own on the CPU, so a seed means the same noise on every device, in every
+        Each seed has a generator of its own on the CPU, so a seed gives the same noise on every device, in every
         dtype and at every place in a batch. The global generator is not touched.
         """
         channels = self.models.transformer.config.audio_acoustic_hidden_dim
@@ -243,7 +243,7 @@ class Renderer:
             schedule: the times.
             guidance: ``None`` for one conditional prediction per step.
             noise: shape ``[songs, frames, channels]``.
-            progress: called after every step has been handed to the device.
+            progress: called after the work of every step has been submitted to the device.
             sampler: how to step; Euler's method when not given.
 
         Returns:
@@ -295,10 +295,10 @@ class Renderer:
 
         Args:
             latents: float32, shape ``[songs, frames, channels]``.
-            conditions: for the songs; with ``projection``, for the songs followed by their unconditional twins.
+            conditions: for the songs; with ``projection``, for the songs followed by their unconditional counterparts.
             step: where it starts and where it ends.
             projection: state of the guidance, or ``None`` to take the conditional velocity as it is.
-            sampler: makes the step.
+            sampler: computes the step.
             end: conditions and guidance at the end of the step, for a sampler that evaluates there too.
 
         Returns:
@@ -327,21 +327,21 @@ class Renderer:
 
 
 def require_finite(latents: torch.Tensor, audio: torch.Tensor) -> None:
-    """Refuse to hand on what cannot be played.
+    """Reject output with NaN or infinity.
 
     Args:
         latents: of the songs, on the device.
         audio: decoded from them, on the host.
 
     Raises:
-        InvalidOutput: NaN or infinity came out, with the stage that made it.
+        InvalidOutput: a stage produced NaN or infinity; names the stage.
     """
     # The extremes carry NaN and infinity, and are found twenty times as fast as by testing every sample.
     if torch.isfinite(torch.stack(torch.aminmax(audio))).all():
         return
-    # Non-finite latents always reach the audio, so the device is only asked when the audio is already lost.
+    # Non-finite latents always reach the audio, so the latents are only read when the audio is already invalid.
     stage = "vae.decode" if torch.isfinite(latents).all() else "dit"
-    raise InvalidOutput(f"NaN or infinity came out of stage {stage!r}; nothing was saved", stage=stage)
+    raise InvalidOutput(f"stage {stage!r} produced NaN or infinity; nothing was saved", stage=stage)
 
 
 def finished(audio: torch.Tensor, request: RenderRequest) -> torch.Tensor:
@@ -352,10 +352,10 @@ def finished(audio: torch.Tensor, request: RenderRequest) -> torch.Tensor:
 
     Args:
         audio: float32 on the host, shape ``[songs, 2, samples]``.
-        request: what was asked for.
+        request: the request.
 
     Returns:
-        Within -1 ... 1, with a source as many samples as that has.
+        Within -1 ... 1; with a source, as many samples as it has.
     """
     source = request.source
     if source is not None:

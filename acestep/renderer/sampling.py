@@ -23,10 +23,10 @@ _CROSSFADE_FRAMES: Final = 25
 
 @dataclass(frozen=True, slots=True)
 class RepaintSettings:
-    """How firmly a repaint is held to its source.
+    """How closely a repaint follows its source.
 
     Attributes:
-        injected: share of the steps, from the first, after which the source is put back outside the window.
+        injected: share of the steps, from the first, after which the source is restored outside the window.
         crossfade_frames: latent frames outside the window over which the result fades into the source.
         crossfade_seconds: the same for the audio.
     """
@@ -41,7 +41,7 @@ class RepaintSettings:
 
         Args:
             mode: ``balanced`` alone reads the strength.
-            strength: 0 keeps the source as ``conservative`` does, 1 lets go of it.
+            strength: 0 is equal to ``conservative``, 1 to ``aggressive``.
         """
         if mode == "aggressive":
             return cls(0.0, 0, 0.0)
@@ -51,13 +51,13 @@ class RepaintSettings:
 
 @dataclass(frozen=True, slots=True)
 class Repaint:
-    """What a repaint is held to.
+    """The source that a repaint follows.
 
     Attributes:
         source: latents of the source, float32, shape ``[1, frames, channels]``.
         window: ``(start, stop)`` of the frames that are generated.
         noise: where the diffusion started, shape ``[songs, frames, channels]``.
-        settings: how firmly.
+        settings: how closely.
     """
 
     source: torch.Tensor
@@ -97,7 +97,7 @@ def window_mask(length: int, window: tuple[int, int], fade: int) -> torch.Tensor
 def step_noise(seeds: Sequence[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
     """Noise of each step after the first draw, float32 on the host, shape ``[songs, frames, channels]``.
 
-    Each song continues the generator that its first noise came from, so a seed means the same song at every place in a
+    Each song continues the generator that its first noise came from, so a seed gives the same song at every place in a
     batch. (The reference draws from the global generator.)
 
     Args:
@@ -124,7 +124,7 @@ def retaken(noise: torch.Tensor, other: torch.Tensor, variance: float) -> torch.
 
 
 class Sampler:
-    """Steps of one request. It remembers the velocity of the step before, so make one for each.
+    """Steps of one request. It keeps the velocity of the previous step, so each request needs its own instance.
 
     Args:
         settings: how to step.
@@ -132,7 +132,7 @@ class Sampler:
         is_turbo: whether the model is distilled: its last step is a single evaluation, and it renews noise by its
             schedule. Other models renew it by even times, whatever their schedule, as the reference does.
         noise: for ``sde``: noise of each step.
-        repaint: what a repaint is held to.
+        repaint: the source that a repaint follows.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Sampler:
             song = latents - step.timestep * velocity
             following = corrected(following, song, step.timestep, self.settings)
         self._previous = used
-        # A distilled model's last step is the song itself: nothing is put back after it.
+        # A distilled model's last step is the song itself: the source is not restored after it.
         repaint = None if self._ends_by_itself(step) else self._repaint
         if repaint is None or step.index >= round(repaint.settings.injected * self._steps):
             return following

@@ -68,16 +68,16 @@ class Source:
 
     @property
     def frame_window(self) -> tuple[int, int]:
-        """Latent frames, ``(start, stop)``, of the window: a frame touched is regenerated."""
+        """Latent frames, ``(start, stop)``, of the window: a frame that the window touches is regenerated."""
         start, stop = self.window
         return start // SAMPLES_PER_FRAME, math.ceil(stop / SAMPLES_PER_FRAME)
 
     def splice(self, generated: torch.Tensor) -> torch.Tensor:
-        """Put generated audio into the window and leave everything else as it was, to the bit.
+        """Put generated audio into the window; everything else stays bit-identical.
 
-        At a join the two are crossfaded over ``CROSSFADE_SAMPLES`` with a constant sum of gains, for both play the
-        same music there. The crossfade is inside the window, and is as short as the recording that the window
-        has there to blend with: none where the source was extended from its very edge.
+        At a join the two are crossfaded over ``CROSSFADE_SAMPLES`` with a constant sum of gains, because both contain
+        the same music there. The crossfade is inside the window, and is as short as the recording that the window has
+        there to blend with: none where the source was extended from its very edge.
 
         Args:
             generated: float32 on the host, shape ``[songs, 2, samples]``.

@@ -1,4 +1,4 @@
-"""Where long audio is cut for the VAE, without audible joins."""
+"""How long audio is cut into tiles for the VAE, without audible joins."""
 
 from __future__ import annotations
 
@@ -154,11 +154,11 @@ class VaeModels(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it lives."""
+        """Device of the VAE."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """Dtype of its weights."""
 
 
 def plan_encoding(vae: Any, samples: int, tile_length: int = DEFAULT_TILE_LENGTH) -> TilePlan:

@@ -1,8 +1,8 @@
 """The transformer's velocity by the fastest way that the device has.
 
 On CUDA a step is recorded as a graph for each shape when the shape first occurs, and replayed from then on: one launch
-instead of hundreds, so the host is never what a step waits for. The first step of a new shape runs as it is and is
-recorded beside, so a single song of a new length is made faster too.
+instead of hundreds, so the host is never the bottleneck of a step. The first step of a new shape runs without a graph
+and is recorded as well, so a single song of a new length is faster too.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Velocity:
 
     Args:
         models: loaded models.
-        offloader: where they are; a transformer that moves is not recorded, because a graph holds addresses.
-        fuse: use the engine's kernels where they run and agree with the model, and record steps.
+        offloader: decides where they are; a transformer that moves is not recorded, because a graph contains addresses.
+        fuse: use the engine's kernels if they run and agree with the model, and record steps.
     """
 
     def __init__(self, models: RendererModels, offloader: ModelOffloader, *, fuse: bool) -> None:
@@ -89,7 +89,7 @@ class Velocity:
 
     @property
     def path(self) -> Literal["fused", "compiled", "eager"]:
-        """What runs the transformer: the engine's kernels, or the model's code; the first call tries the kernels."""
+        """What runs the transformer: the engine's kernels, or the model's code; the first call checks the kernels."""
         if isinstance(self._function, FusedTransformer):
             return "fused"
         return "compiled" if self._compiled else "eager"
@@ -153,9 +153,9 @@ class Velocity:
 
 @torch.inference_mode()
 def kernels_agree(models: RendererModels) -> bool:
-    """Whether the kernels give what the model gives, with this GPU, its driver and its Triton; else a warning says so.
+    """Whether the kernels agree with the model's code on this GPU, driver and Triton version; else logs a warning.
 
-    Compared are velocities of two rows, longer than the window of sliding attention.
+    Compares velocities of two rows, longer than the window of sliding attention.
     """
     transformer, generator = models.transformer, torch.Generator().manual_seed(0)
     config = transformer.config

@@ -1,4 +1,4 @@
-"""5 Hz language models with seeded random weights, from a few megabytes to every true size."""
+"""5 Hz language models with seeded random weights: one of a few megabytes, and every released size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY_LAYOUT: Final = TokenLayout(
     code_base=1536,
     vocabulary_size=65_544,
 )
-"""All audio codes and a few invalid code rows behind them, over a small text vocabulary."""
+"""All audio codes and a few invalid code rows after them, over a small text vocabulary."""
 _MODEL_POSITIONS: Final = 40_960
 
 

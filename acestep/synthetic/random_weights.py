@@ -28,12 +28,13 @@ def materialise(
 
     Matrices and convolution kernels get variance 1/fan_in, so activations keep their scale through any depth;
     vectors that multiply (``*norm*.weight``, ``weight_g``) become ones and biases zeros. Floating-point buffers
-    that a module computes in its constructor must be set by the caller afterwards: the meta device forgets them.
+    that a module computes in its constructor must be set by the caller afterwards: the meta device does not keep their
+    values.
 
     Args:
         module: a module whose parameters may be on the meta device.
         seed: the model's seed.
-        device: where values are drawn. Equal bits are promised for ``cpu`` only (one torch version).
+        device: where values are drawn. Equal bits are guaranteed for ``cpu`` only (one torch version).
         dtype: of all floating-point parameters.
         storage: where the weights are kept; ``device`` when not given. Tensor by tensor, so that the device never
             holds more than one of them.

@@ -254,7 +254,7 @@ def _materialised(
     seed: int,
     storage: torch.device | None = None,
 ) -> dict[str, Any]:
-    """Give modules on the meta device their memory and their weights, which depend on nothing but role and seed."""
+    """Give modules on the meta device their memory and their weights, which depend only on role and seed."""
     for role, module in modules.items():
         materialise(module, seed=tensor_seed(seed, role), device=device, dtype=dtype, storage=storage)
         _balance_transposed_convolutions(module)

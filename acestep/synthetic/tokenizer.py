@@ -1,7 +1,7 @@
 """A small byte-level BPE tokenizer, trained in process, that splits text the way Qwen's tokenizer does.
 
-It stands in for the real one where there are no files: any text can be encoded, special tokens lie at the ids that
-the model's layout gives them, and the metadata block has words of its own so that it stays short.
+It stands in for the real one where there are no files: any text can be encoded, special tokens have the ids of the
+model's layout, and the metadata block has its own tokens so that it stays short.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from acestep.planner.vocabulary import TokenLayout
 SPLIT_PATTERN: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How text is cut before BPE (the pattern of Qwen's tokenizer files); every digit stands alone."""
+"""How text is cut before BPE (the pattern of Qwen's tokenizer files); every digit is separate."""
 TEXT_TOKENS: Final = 1_200
-"""Most tokens that training makes."""
+"""Maximum number of tokens that training creates."""
 
 _CORPUS: Final = (
     "# Instruction\nGenerate audio semantic tokens based on the given conditions:\n\n",

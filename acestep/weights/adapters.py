@@ -1,6 +1,6 @@
 """Adapters of the diffusion transformer as they are stored: LoRA, DoRA and LoKr.
 
-An adapter says how the weights of some linear layers change. Three forms are read: a folder or a file of PEFT, which
+An adapter changes the weights of some linear layers. Three forms are read: a folder or a file of PEFT, which
 ACE-Step's own training writes for LoRA and DoRA, and a file of diffusers (``peft_adapters``); and a file of LyCORIS,
 which that training writes for LoKr (``lycoris_adapters``). Changes are computed in float32, on the weights that the
 model was loaded with.
@@ -23,18 +23,18 @@ from acestep.weights.peft_adapters import PEFT_FILE, peft_change
 from acestep.weights.tensor_files import TensorFiles
 
 _FILES: Final = (PEFT_FILE, "pytorch_lora_weights.safetensors", "lokr_weights.safetensors")
-"""What PEFT, diffusers and ACE-Step's training of LoKr call an adapter's file."""
+"""File names of adapters that PEFT, diffusers and ACE-Step's training of LoKr write."""
 LONGEST_NAME: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """Where an adapter is, and what it is called.
+    """Path, scale and name of an adapter.
 
     Attributes:
-        path: its safetensors file, or the folder that holds it.
-        scale: factor on what it adds, where a request does not say otherwise; 1 is what it was trained for, 0 is off.
-        name: what requests and spans call it; by default the name of the folder, or of a file with a name of its own.
+        path: its safetensors file, or the folder that contains it.
+        scale: factor on what it adds, unless a request sets another; 1 is what it was trained for, 0 is off.
+        name: its name in requests and spans; by default the name of the folder, or of a file with a name of its own.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Adapter:
 
     @property
     def called(self) -> str:
-        """The name, given or not."""
+        """The name: the given one, or the default."""
         if self.name is not None:
             return self.name
         path = self.path.absolute()
@@ -51,7 +51,7 @@ class Adapter:
 
 
 class WeightChange(Protocol):
-    """What an adapter does to the weights of linear layers."""
+    """The change that an adapter makes to the weights of linear layers."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -76,8 +76,8 @@ class LoadedAdapter:
 
     Attributes:
         name: its name.
-        scale: its scale where a request does not say otherwise.
-        change: what it does.
+        scale: its scale unless a request sets another.
+        change: its change of the weights.
     """
 
     name: str
@@ -86,10 +86,10 @@ class LoadedAdapter:
 
 
 def read_adapter(adapter: Adapter, transformer: Any) -> LoadedAdapter:
-    """Read an adapter and make sure that all of it fits a model.
+    """Read an adapter and check that all of it fits a model.
 
     Args:
-        adapter: where it is.
+        adapter: its path, scale and name.
         transformer: ``diffusers.AceStepTransformer1DModel`` that it is for, in any form; it is not changed.
 
     Raises:
@@ -112,10 +112,10 @@ def read_adapter(adapter: Adapter, transformer: Any) -> LoadedAdapter:
 
 
 def require_scale(name: str, scale: object) -> None:
-    """Refuse a scale that nothing can be multiplied by.
+    """Reject a scale that is not a finite number.
 
     Raises:
-        InvalidRequest: it is no finite number.
+        InvalidRequest: it is not a finite number.
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise InvalidRequest(f"the scale of adapter {name} is {scale!r}: it must be a finite number")
@@ -127,7 +127,7 @@ def combined(layer: str, weight: torch.Tensor, adapters: Iterable[tuple[LoadedAd
     Args:
         layer: its name.
         weight: of the model without adapters, float32.
-        adapters: each with its scale; those that do not change the layer are passed over.
+        adapters: each with its scale; those that do not change the layer are skipped.
     """
     total = weight
     for adapter, scale in adapters:
@@ -137,7 +137,7 @@ def combined(layer: str, weight: torch.Tensor, adapters: Iterable[tuple[LoadedAd
 
 
 def merge_adapters(transformer: Any, adapters: Sequence[LoadedAdapter]) -> None:
-    """Add adapters to a transformer's weights for good, at their own scales."""
+    """Add adapters to a transformer's weights permanently, at their own scales."""
     with torch.no_grad():
         for layer in dict.fromkeys(layer for adapter in adapters for layer in adapter.change.layers):
             weight = transformer.get_submodule(layer).weight

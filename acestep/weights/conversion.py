@@ -41,7 +41,7 @@ def convert(source: OfficialRenderer, target: Path) -> None:
 
     Args:
         source: of ``acestep.weights.layout.find_renderer``.
-        target: folder to make; it appears when it is complete.
+        target: folder to create; it appears only when it is complete.
 
     Raises:
         CheckpointInvalid: the source is corrupt, or does not fit its configuration.
@@ -57,7 +57,7 @@ def convert(source: OfficialRenderer, target: Path) -> None:
         _copy(source.vae, partial / "vae", (CONFIG,), DIFFUSERS_STEM)
         _copy(source.text_encoder, partial / "text_encoder", (CONFIG,), OFFICIAL_STEM)
         _copy(source.text_encoder, partial / "tokenizer", _TOKENIZER_FILES)
-        # The pipeline makes its own times and wants a scheduler that leaves them alone.
+        # The pipeline computes its own times and needs a scheduler that does not change them.
         FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0).save_pretrained(partial / "scheduler")
         index = {"_class_name": "AceStepPipeline", "_diffusers_version": diffusers.__version__, **_COMPONENTS}
         (partial / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")

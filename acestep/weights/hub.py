@@ -1,4 +1,4 @@
-"""Released weights from the Hugging Face hub: what belongs to a model's name, at which commit, and how it gets here.
+"""Released weights from the Hugging Face hub: the files of each model, their commits, and their download.
 
 Only data is fetched: configurations, tokenizers and weights. The code in the same repositories is not.
 """
@@ -27,8 +27,8 @@ class Source:
     Attributes:
         repository: on the hub.
         revision: commit; what a branch points to may change, a commit cannot.
-        folders: of the repository that are wanted, under the same names; none is all of it, in a folder of the
-            model's name.
+        folders: folders of the repository to fetch, under the same names; none is all of it, in a folder of the model's
+            name.
     """
 
     repository: str
@@ -38,12 +38,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What there is to fetch for a model, from one source.
+    """What to fetch for a model, from one source.
 
     Attributes:
-        source: from where.
-        target: folder that it is put in.
-        bytes: of the files that are not here whole.
+        source: part of a repository.
+        target: destination folder.
+        bytes: size of the files that are missing or incomplete.
     """
 
     source: Source
@@ -82,15 +82,15 @@ RELEASED: Final[Mapping[str, tuple[Source, ...]]] = {
     "acestep-5Hz-lm-1.7B": (_bundle("acestep-5Hz-lm-1.7B"),),
     "acestep-5Hz-lm-4B": (Source("ACE-Step/acestep-5Hz-lm-4B", "0a3ec94b557aea7d508da38b31cfe7341f6ff737"),),
 }
-"""Every released model, and the commits that hold its parts."""
+"""Every released model, and the commits that contain its parts."""
 
 
 def plan_download(name: str, root: Path) -> tuple[Download, ...]:
-    """Ask the hub what a model still needs; nothing is fetched.
+    """Query the hub for the missing files of a model; nothing is fetched.
 
     Args:
         name: a key of ``RELEASED``.
-        root: folder that holds the models.
+        root: folder that contains the models.
 
     Raises:
         DownloadFailed: no such model, no connection, or not enough room on the disk.
@@ -112,14 +112,14 @@ def plan_download(name: str, root: Path) -> tuple[Download, ...]:
 
 
 def fetch(name: str, download: Download) -> None:
-    """Bring the files here; what a broken attempt left is continued.
+    """Download the files; an interrupted download is resumed.
 
     Args:
         name: of the model, for messages.
         download: of ``plan_download``.
 
     Raises:
-        DownloadFailed: the connection broke for good, or the disk is full.
+        DownloadFailed: the connection failed, or the disk is full.
     """
     with _network_errors(name):
         snapshot_download(

@@ -1,4 +1,4 @@
-"""What a folder of weights is, by its content and not by its name."""
+"""The kind of a folder of weights, recognised by its content and not by its name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from acestep.errors import CheckpointInvalid, CheckpointNotFound
 Kind = Literal["official renderer", "diffusers renderer", "language model"]
 
 VAE_FOLDER: Final = "vae"
-"""Of the VAE in the official layout, beside the diffusion model's folder."""
+"""Folder of the VAE in the official layout, beside the diffusion model's folder."""
 TEXT_ENCODER_FOLDER: Final = "Qwen3-Embedding-0.6B"
-"""The same of the text encoder."""
+"""The same for the text encoder."""
 MODEL_INDEX: Final = "model_index.json"
-"""What a diffusers repository begins with."""
+"""The file at the root of a diffusers repository."""
 CONFIG: Final = "config.json"
 
 
@@ -47,7 +47,7 @@ def locate(name: str, root: Path) -> Path | None:
     """The folder of a model: the name as a path, or ``root/name``; ``None`` when neither is there.
 
     Raises:
-        CheckpointInvalid: there is something of that name, and it is no folder.
+        CheckpointInvalid: the path exists and is not a folder.
     """
     for path in candidates(name, root):
         if path.is_dir():
@@ -68,8 +68,8 @@ def find_renderer(folder: Path, root: Path) -> OfficialRenderer | DiffusersRende
     """Recognise a diffusion model.
 
     Args:
-        folder: what was named.
-        root: folder that also may hold the official layout's VAE and text encoder.
+        folder: the folder that was given.
+        root: folder that may also contain the official layout's VAE and text encoder.
 
     Raises:
         CheckpointInvalid: the folder is something else, or cannot be read.
@@ -90,7 +90,7 @@ def find_renderer(folder: Path, root: Path) -> OfficialRenderer | DiffusersRende
 
 
 def require_language_model_folder(folder: Path) -> None:
-    """Make sure that a folder holds a language model.
+    """Check that a folder contains a language model.
 
     Raises:
         CheckpointInvalid: it is something else, or cannot be read.
@@ -103,7 +103,7 @@ def require_language_model_folder(folder: Path) -> None:
 
 
 def kind_of(folder: Path) -> Kind | None:
-    """What a folder holds; ``None`` for none of the kinds.
+    """The kind of a folder; ``None`` if it is none of the known kinds.
 
     Raises:
         CheckpointInvalid: a configuration cannot be read.
@@ -123,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object in a JSON file.
 
     Raises:
-        CheckpointInvalid: no such file, or none of JSON, or another thing than an object.
+        CheckpointInvalid: the file does not exist, is not JSON, or does not contain an object.
     """
     try:
         value = read_document(path)

@@ -56,7 +56,7 @@ class LycorisChange:
         return tuple(self.products)
 
     def difference(self, layer: str, weight: torch.Tensor, scale: float) -> torch.Tensor:
-        """As ``acestep.weights.adapters.WeightChange`` says."""
+        """See ``acestep.weights.adapters.WeightChange``."""
         product = self.products[layer]
         change = torch.kron(product.left.to(weight.device), product.right.to(weight.device))
         if product.magnitude is None:
@@ -74,7 +74,7 @@ def lycoris_change(file: Path, state: Mapping[str, torch.Tensor], shapes: Mappin
     """What a file of LyCORIS changes.
 
     Args:
-        file: it, for messages.
+        file: its path, for messages.
         state: its tensors, float32.
         shapes: of the weights of the model's linear layers, by name.
 
@@ -103,20 +103,20 @@ def _product(file: Path, layer: str, parts: Mapping[str, torch.Tensor], shape: t
     lefts, rights = (_factors(file, layer, parts, name) for name in ("lokr_w1", "lokr_w2"))
     rows, columns = lefts[0].shape[0] * rights[0].shape[0], lefts[-1].shape[1] * rights[-1].shape[1]
     magnitude = parts.get("dora_scale")
-    # Checked before anything is multiplied: thin matrices could make one of any size.
+    # Checked before anything is multiplied: the product of thin matrices can have any size.
     if (rows, columns) != tuple(shape) or (magnitude is not None and magnitude.shape not in ((rows, 1), (1, columns))):
         raise CheckpointInvalid(
             f"{file} has matrices for {layer} whose product is not of shape {shape[0]} x {shape[1]}"
         )
     rank = next((side[1].shape[0] for side in (lefts, rights) if len(side) == 2), None)
     alpha = float(parts["alpha"]) if "alpha" in parts and parts["alpha"].numel() == 1 else 0.0
-    # Two whole matrices have no rank to scale by, and an alpha of 0 stands for the rank.
+    # Two unfactored matrices have no rank to scale by, and an alpha of 0 stands for the rank.
     scale = 1.0 if rank is None or alpha == 0 else alpha / rank
     return _KroneckerProduct(scale * _multiplied(lefts), _multiplied(rights), magnitude)
 
 
 def _factors(file: Path, layer: str, parts: Mapping[str, torch.Tensor], name: str) -> list[torch.Tensor]:
-    """One side of a product: a matrix, or two that make it."""
+    """One side of a product: a matrix, or the product of two."""
     names = [name] if name in parts else [f"{name}_a", f"{name}_b"]
     found = [parts[part] for part in names if part in parts and parts[part].dim() == 2]
     if len(found) < len(names) or (len(found) == 2 and found[0].shape[1] != found[1].shape[0]):

@@ -38,7 +38,7 @@ def empty_module(role: str, config: Mapping[str, Any]) -> Any:
         config: arguments of its class; unknown ones are omitted.
     """
     with warnings.catch_warnings(), torch.device("meta"):
-        # diffusers' VAE uses a form of weight norm that torch is about to drop; no caller can change that.
+        # diffusers' VAE uses a form of weight norm that torch has deprecated; a caller cannot change that.
         warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
         return RENDERER_MODULES[role].from_config(dict(config))
 
@@ -50,12 +50,12 @@ def empty_qwen3(config: Qwen3Config) -> Qwen3Model:
 
 
 def restore_rotary_frequencies(model: Qwen3Model, device: torch.device) -> None:
-    """Compute again what the constructor computed on the meta device; in float32, whatever the weights are in."""
+    """Recompute what the constructor computed on the meta device; in float32, whatever the weights are in."""
     model.rotary_emb = type(model.rotary_emb)(config=model.config).to(device)
 
 
 def restore_quantizer(audio_tokenizer: Any) -> None:
-    """Compute again what the quantizer's constructor computed on the meta device: levels, basis and scales."""
+    """Recompute what the quantizer's constructor computed on the meta device: levels, basis and scales."""
     quantizer = audio_tokenizer.quantizer
     with torch.random.fork_rng(devices=[]):
         computed = type(quantizer)(dim=1, levels=quantizer.levels, num_quantizers=quantizer.num_quantizers)
@@ -109,7 +109,7 @@ def assign(
 def match(
     modules: Mapping[str, nn.Module], files: TensorFiles, name_of: NameOf, *, ignored: Collection[str] = ()
 ) -> dict[str, Slot]:
-    """Where each stored tensor belongs, after making sure that each has its place and each place its tensor.
+    """Where each stored tensor belongs, after checking that stored tensors and modules match exactly.
 
     Args:
         modules: by role; their values are not looked at.

@@ -1,7 +1,7 @@
 """The official checkpoint format: its configuration as arguments of diffusers' modules, and its tensors' names.
 
-The official file holds four models under prefixes; diffusers has a module for each and calls the projections of its
-attention layers otherwise.
+The official file contains four models under prefixes; diffusers has a module for each and names the projections of its
+attention layers differently.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _ATTENTION: Final = (
     "rms_norm_eps",
     "sliding_window",
 )
-"""What every transformer in the checkpoint has."""
+"""Settings that all transformers in the checkpoint have in common."""
 ENCODER_SIZES: Final = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-"""Sizes that the encoders of the XL models have of their own, as ``encoder_<size>``."""
+"""Sizes that the XL models set separately for their encoders, as ``encoder_<size>``."""
 _TRANSFORMER: Final = (
     "num_hidden_layers", "in_channels", "audio_acoustic_hidden_dim", "patch_size", "layer_types", "model_version",
 )  # fmt: skip
@@ -88,9 +88,9 @@ PREFIXES: Final[Mapping[str, str]] = {
 }
 """Prefix in the official file, by the module's name in ``RendererModels`` (and folder in a diffusers repository)."""
 NULL_CONDITION: Final = "null_condition_emb"
-"""Belongs to diffusers' condition encoder, and stands beside the four models in the official file."""
+"""Belongs to diffusers' condition encoder, and is stored beside the four models in the official file."""
 SILENCE: Final = "silence_latent"
-"""Belongs to diffusers' condition encoder, and has a file of its own in the official layout."""
+"""Belongs to diffusers' condition encoder, and has a separate file in the official layout."""
 ATTENTION_NAMES: Final[Mapping[str, str]] = {
     "to_q": "q_proj",
     "to_k": "k_proj",

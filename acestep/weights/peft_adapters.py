@@ -21,7 +21,7 @@ from acestep.weights.tensor_files import stored_metadata
 PEFT_FILE: Final = "adapter_model.safetensors"
 _CONFIG: Final = "adapter_config.json"
 _PREFIXES: Final = ("base_model.model.", "transformer.", "diffusion_model.", "decoder.")
-"""What the libraries put before the name of a layer."""
+"""Prefixes that the libraries add to the name of a layer."""
 _PARTS: Final[Mapping[str, frozenset[str]]] = {
     "LORA": frozenset({"lora_A", "lora_B", "lora_magnitude_vector"}),
     "LOKR": frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
@@ -40,12 +40,12 @@ _CHANGES_MORE: Final = (
 _REPLACES_WEIGHTS: Final = ("pissa", "corda", "olora", "loftq")
 """Initialisations that change the model's own weights as well, in a way that the file does not hold."""
 _NAME: Final = "adapter"
-"""Within PEFT; each adapter has layers of its own there."""
+"""The adapter's name within PEFT; each adapter has its own layers there."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeftChange:
-    """Computed by PEFT itself: its layers stand in a model of their own, around layers without weights.
+    """A change that PEFT computes: its layers are in a separate model and wrap layers without weights.
 
     Attributes:
         layers: that it changes.
@@ -56,7 +56,7 @@ class PeftChange:
     model: nn.Module
 
     def difference(self, layer: str, weight: torch.Tensor, scale: float) -> torch.Tensor:
-        """As ``acestep.weights.adapters.WeightChange`` says."""
+        """See ``acestep.weights.adapters.WeightChange``."""
         module: Any = self.model.get_submodule(layer)
         base = module.get_base_layer()
         with torch.no_grad():
@@ -64,7 +64,7 @@ class PeftChange:
             module.to(weight.device)
             try:
                 module.set_scale(_NAME, scale)
-                # PEFT's check for NaN would wait for the device at every layer; the renderer checks what comes out.
+                # PEFT's check for NaN would wait for the device at every layer; the renderer checks the result.
                 module.merge(safe_merge=False, adapter_names=[_NAME])
                 change: torch.Tensor = base.weight.data - weight
                 return change
@@ -78,7 +78,7 @@ def peft_change(file: Path, state: Mapping[str, torch.Tensor], shapes: Mapping[s
     """What a file of PEFT or diffusers changes.
 
     Args:
-        file: it; its configuration lies beside it or in its header.
+        file: its path; the configuration is beside it or in its header.
         state: its tensors, float32.
         shapes: of the weights of the model's linear layers, by name.
 
@@ -115,7 +115,7 @@ Tensors = dict[str, dict[str, tuple[str, torch.Tensor]]]
 
 
 def _by_layer(file: Path, state: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size], method: str) -> Tensors:
-    """A tensor without a place is an error: a song would otherwise be made with half an adapter."""
+    """A tensor without a place is an error: songs would otherwise be generated with half an adapter."""
     found: Tensors = {}
     for name, tensor in state.items():
         stored = name.removesuffix(".weight")
@@ -144,7 +144,7 @@ def _expected_shape(part: str, tensor: torch.Tensor, layer: torch.Size) -> tuple
 
 
 def _layer_name(stored: str) -> str:
-    """The name in diffusers of a layer, which official files call otherwise."""
+    """The name in diffusers of a layer, which has another name in official files."""
     parent, _, leaf = stored.rpartition(".")
     return f"{parent}.{_OURS[leaf]}" if leaf in _OURS and parent.endswith("attn") else stored
 
@@ -156,7 +156,7 @@ def _configuration(file: Path) -> tuple[str, dict[str, Any]]:
     """Method and settings: PEFT's configuration beside its file, or what diffusers writes into its own.
 
     Raises:
-        CheckpointInvalid: it asks for what cannot be done.
+        CheckpointInvalid: it requires something that is not supported.
     """
     path = file.parent / _CONFIG
     config: dict[str, Any] = {}
@@ -204,9 +204,9 @@ def _peft_config(file: Path, method: str, config: Mapping[str, Any], tensors: Te
         measured = parts["lora_A"][1].shape[0] if "lora_A" in parts else None
         rank = _of_pattern(config.get("rank_pattern"), stored, config.get("r", measured))
         if measured is not None and rank != measured:
-            raise CheckpointInvalid(f"{file} has {layer} with rank {measured}, its configuration has {rank}")
+            raise CheckpointInvalid(f"{file} has {layer} with rank {measured}, but its configuration has {rank}")
         ranks[layer] = rank
-        # Without a configuration, an adapter is taken at the strength that its matrices have.
+        # Without a configuration, an adapter is applied at the strength of its matrices.
         own = config.get("lora_alpha", config.get("alpha", rank))
         alphas[layer] = _of_pattern(config.get("alpha_pattern"), stored, own)
     shared = {"target_modules": list(tensors), "rank_pattern": ranks, "alpha_pattern": alphas}

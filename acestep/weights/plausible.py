@@ -1,4 +1,4 @@
-"""Bounds on what a configuration asks for, checked before anything is built: a size is a promise of memory and time."""
+"""Bounds on the sizes in a configuration, checked before anything is built: they determine memory and time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_LAYERS: Final = 256
 LARGEST_WIDTH: Final = 2**20
 """Channels, features, heads and the like; the largest released one has 12,288."""
 LARGEST_COUNT: Final = 2**31 - 1
-"""Tokens, positions, hertz: numbers that nothing is allocated for in here."""
+"""Tokens, positions, hertz: numbers for which the engine allocates nothing."""
 MOST_LEVELS: Final = 2**20
 """Entries of a quantizer's codebook: the product of its levels. The released ones have 64,000."""
 MOST_ENTRIES: Final = 4_096
@@ -40,7 +40,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def require_plausible(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse sizes that no model has.
+    """Reject sizes that no model has.
 
     Args:
         config: of one model, as its file has it.

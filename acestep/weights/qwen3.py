@@ -16,7 +16,7 @@ from acestep.weights.tensor_files import TensorFiles
 from acestep.weights.text_tokenizer import load_vocabulary
 
 _BODY_PREFIX = "model."
-"""What the names of a body begin with when it was saved together with a head."""
+"""Prefix of the tensor names of a body that was saved together with a head."""
 _TIED_HEAD = "lm_head.weight"
 
 
@@ -32,7 +32,7 @@ def load_qwen3(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
         CheckpointInvalid: a file is corrupt, or does not fit the configuration.
     """
     try:
-        # "sdpa" runs everywhere; what the file asks for may not be installed here.
+        # "sdpa" runs everywhere; the implementation that the file names may not be installed.
         config = Qwen3Config.from_dict(read_configuration(folder / CONFIG), attn_implementation="sdpa")
         model = empty_qwen3(config)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:

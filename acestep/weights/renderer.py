@@ -30,7 +30,7 @@ _LEFT_OUT: Final = "some repositories leave it out, take the folder from ACE-Ste
 def load_renderer(
     found: OfficialRenderer | DiffusersRenderer, *, device: torch.device, dtype: torch.dtype
 ) -> RendererModels:
-    """Load what was recognised.
+    """Load a recognised diffusion model.
 
     The weights are the only copy: tensors are read one by one into the memory that the modules keep.
 
@@ -69,7 +69,7 @@ def load_renderer(
 def load_audio_encoder_weights(
     found: OfficialRenderer | DiffusersRenderer, *, device: torch.device, dtype: torch.dtype
 ) -> AudioEncoderModels:
-    """Load the VAE, the audio tokenizer and the silence latent of what was recognised, and read nothing else.
+    """Load the VAE, the audio tokenizer and the silence latent of a recognised model, and read nothing else.
 
     Args:
         found: of ``acestep.weights.layout.find_renderer``.
@@ -103,7 +103,7 @@ def official_modules(folder: Path) -> dict[str, Any]:
     """The four modules of an official folder, without memory.
 
     Raises:
-        CheckpointInvalid: the configuration describes no such modules.
+        CheckpointInvalid: the configuration does not describe such modules.
     """
     with _configuration_errors(folder / CONFIG):
         arguments = module_arguments(read_configuration(folder / CONFIG))
@@ -120,13 +120,13 @@ def read_silence(path: Path) -> torch.Tensor:
         float32 on the host, shape ``[1, frames, channels]``.
 
     Raises:
-        CheckpointInvalid: no such file, or none of a tensor like that.
+        CheckpointInvalid: the file does not exist, or does not contain such a tensor.
     """
     require_regular(path)
     try:
         silence = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # What a damaged or a hostile pickle raises is not foreseeable, and PyTorch's text advises to run it.
+        # A damaged or hostile pickle can raise anything, and PyTorch's own message advises running it.
         raise CheckpointInvalid(
             f"{path} cannot be read as a tensor ({type(error).__name__}): it is damaged, or contains code, which "
             "is not executed: download it again"
@@ -136,7 +136,7 @@ def read_silence(path: Path) -> torch.Tensor:
     _require_few_frames(silence.shape[2], path)
     # A tensor may repeat a few stored numbers over any size.
     if silence.numel() > silence.untyped_storage().nbytes() // silence.element_size():
-        raise CheckpointInvalid(f"{path} holds a tensor of {silence.numel():,} numbers and stores fewer")
+        raise CheckpointInvalid(f"{path} declares a tensor of {silence.numel():,} numbers but stores fewer")
     return silence.transpose(1, 2).float().contiguous()
 
 
@@ -204,7 +204,7 @@ def _require_channels(silence: torch.Tensor, condition_encoder: Any, path: Path)
 
 @contextmanager
 def _configuration_errors(path: Path) -> Iterator[None]:
-    """Values that the modules' constructors cannot use are a fault of the file that they come from."""
+    """Report values that the modules' constructors cannot use as a fault of the file that contains them."""
     try:
         yield
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError, RuntimeError) as error:

@@ -55,14 +55,15 @@ class TensorFiles:
     """The tensors of a folder; nothing but headers is read until ``read_into``.
 
     Args:
-        files: safetensors files of one folder; together they hold every tensor once.
+        files: safetensors files of one folder; together they contain every tensor once.
 
     Attributes:
-        folder: that holds them.
+        folder: the folder that contains them.
         tensors: what is stored, by name, in the order of the files.
 
     Raises:
-        CheckpointInvalid: a file is corrupt or incomplete, two hold the same tensor, or a number type is no weight's.
+        CheckpointInvalid: a file is corrupt or incomplete, two contain the same tensor, or a number type is not one of
+            ``WEIGHT_DTYPES``.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -167,10 +168,10 @@ def _described(path: Path) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def require_regular(path: Path) -> None:
-    """Make sure that a file of a checkpoint can be opened without waiting, and is no stand-in for its content.
+    """Check that a file of a checkpoint can be opened without blocking, and is not a pointer to its content.
 
     Raises:
-        CheckpointInvalid: it is not there, is a pipe or a device, or a pointer of Git LFS.
+        CheckpointInvalid: it does not exist, is a pipe or a device, or is a Git LFS pointer.
     """
     try:
         status = path.stat()
@@ -195,7 +196,7 @@ def stored_metadata(path: Path) -> Mapping[str, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file; the library's own messages do not say which one is damaged."""
+    """Open a file; the library's own messages do not name the damaged one."""
     require_regular(path)
     try:
         with safe_open(path, framework="pt") as file:

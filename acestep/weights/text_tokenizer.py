@@ -47,13 +47,13 @@ def load_text_tokenizer(folder: Path, *, rows: int) -> Tokenizer:
 def load_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
     """Text tokens, special tokens and where audio codes begin.
 
-    The released tokenizers list every audio code as an added token, which takes half a minute to build. The codes'
-    ids are consecutive, so the first one says it all, and they are left out. A tokenizer without codes is one to
-    which the model appended them: they begin behind its last token.
+    The released tokenizers list every audio code as an added token, which takes half a minute to build. The codes' ids
+    are consecutive, so the first one is sufficient, and they are left out. If a tokenizer has no codes, the model
+    appended them: they begin after its last token.
 
     Args:
         folder: holds ``tokenizer.json``.
-        rows: of the embedding; there may be more than tokens.
+        rows: of the embedding; there may be more rows than tokens.
 
     Raises:
         CheckpointInvalid: no tokenizer, special tokens or codes are missing, or codes are not where they must be.
@@ -74,7 +74,7 @@ def load_vocabulary(folder: Path, *, rows: int) -> Vocabulary:
     if codes and len([code for code in codes if code < AUDIO_CODE_COUNT]) < AUDIO_CODE_COUNT:
         raise CheckpointInvalid(f"{path} has {len(codes)} audio codes, {AUDIO_CODE_COUNT} are needed")
     if max(text_ids, default=-1) >= code_base:
-        raise CheckpointInvalid(f"{path} has text tokens behind the first audio code, {code_base}")
+        raise CheckpointInvalid(f"{path} has text tokens after the first audio code, {code_base}")
     if code_base + AUDIO_CODE_COUNT > rows:
         raise CheckpointInvalid(
             f"{path}: audio codes begin at {code_base}, but the embedding has {rows} rows, too few for "

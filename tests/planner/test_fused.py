@@ -111,7 +111,7 @@ def test_kernels_are_tried_before_they_are_used(tiny: LanguageModel, caplog, mon
     [(lambda *_: None, "differ by"), (lambda *_: 1 / 0, "ZeroDivisionError")],
     ids=["wrong result", "cannot be built"],
 )
-def test_kernels_that_fail_are_not_used_and_a_warning_says_so(tiny, caplog, monkeypatch, broken, said) -> None:
+def test_kernels_that_fail_are_not_used_and_a_warning_is_logged(tiny, caplog, monkeypatch, broken, said) -> None:
     monkeypatch.setattr(workspace, "can_fuse", lambda model: True)
     monkeypatch.setattr(FusedForward, "_feed_forward", broken)
     with caplog.at_level(logging.WARNING):
@@ -130,7 +130,7 @@ def test_a_choice_that_cannot_be_recorded_keeps_the_kernels_off(tiny: LanguageMo
     assert "capturing" in caplog.text
 
 
-def test_running_out_of_memory_says_nothing_about_the_kernels(tiny: LanguageModel, monkeypatch) -> None:
+def test_running_out_of_memory_is_not_a_verdict_on_the_kernels(tiny: LanguageModel, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
 

@@ -1,6 +1,5 @@
-"""Adapters in use: what a request renders with, switched between requests, and the loaded weights back bit for bit.
-
-A switched transformer is held against another one whose weights were changed by the formula of LoRA, written out here.
+"""Adapters in use: what a request renders with, switches between requests, and restored weights that are bit-identical.
+A switched transformer is compared with another one whose weights were changed by the formula of LoRA, written out here.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four adapters, each in a form of its own."""
+    """Four adapters, each in a different form."""
     for seed, name in enumerate(("piano", "strings")):
         write_adapter(tmp_path / name, seed=seed)
     write_dora(tmp_path / "voice")
@@ -53,7 +52,7 @@ def weights(models: Models) -> dict[str, torch.Tensor]:
 
 
 def latents(renderer: Renderer) -> torch.Tensor:
-    """The transformer's velocity for fixed input, by itself."""
+    """The transformer's velocity for fixed input, without a run."""
     transformer = renderer.models.transformer
     generator = torch.Generator().manual_seed(0)
     channels = transformer.config.audio_acoustic_hidden_dim
@@ -130,7 +129,7 @@ def test_nothing_is_written_for_a_request_with_the_adapters_of_the_one_before(fo
     assert switched == [(AdapterScale("piano"),), (), (AdapterScale("piano", 0.5),)]
 
 
-def test_a_request_that_does_not_say_uses_all_that_are_loaded(folder):
+def test_a_request_that_names_none_uses_all_that_are_loaded(folder):
     models = load(
         Adapter(folder / "piano", 0.3), Adapter(folder / "strings", 0), Adapter(folder / "voice", name="alto")
     )
@@ -141,7 +140,7 @@ def test_a_request_that_does_not_say_uses_all_that_are_loaded(folder):
     assert generate_music(models, replace(SONG, adapters=())).effective.adapters == ()
 
 
-def test_adapters_come_and_go_while_models_stay_loaded(folder):
+def test_adapters_are_loaded_and_unloaded_while_models_stay_loaded(folder):
     models = load()
     before = song(models)
     assert models.load_adapter(Adapter(folder / "piano", name="keys")) == "keys"
@@ -170,7 +169,7 @@ def test_an_adapter_that_is_unloaded_while_a_request_waits_is_named(folder):
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [
-        ((AdapterScale("nobody"),), "`adapters` has no 'nobody': choose from piano"),
+        ((AdapterScale("flute"),), "`adapters` has no 'flute': choose from piano"),
         ((AdapterScale("piano"), AdapterScale("piano", 2)), "`adapters` has 'piano' twice"),
         ((AdapterScale("piano", float("nan")),), "the scale of adapter piano is nan"),
         ((AdapterScale("piano", "1"),), "the scale of adapter piano is '1'"),
@@ -201,8 +200,8 @@ def test_an_adapter_that_cannot_be_read_changes_nothing(folder):
     song(models, AdapterScale("piano"))
 
 
-def test_quantised_weights_hold_their_adapters_for_good(folder):
-    # As `load_models` does it, but for the compilation.
+def test_quantised_weights_contain_their_adapters_permanently(folder):
+    # As `load_models` does it, except for the compilation.
     loaded = build_renderer_models(TINY_DIT, device=CPU, dtype=torch.float32)
     loaded = replace(loaded, adapters=(read_adapter(Adapter(folder / "piano", 0.5), loaded.transformer),))
     merge_adapters(loaded.transformer, loaded.adapters)
@@ -217,7 +216,7 @@ def test_quantised_weights_hold_their_adapters_for_good(folder):
             generate_music(models, replace(SONG, adapters=other))
     with pytest.raises(InvalidRequest, match="adapter strings cannot be added: the weights are quantised"):
         models.load_adapter(Adapter(folder / "strings"))
-    with pytest.raises(InvalidRequest, match="adapter piano cannot be taken away: the weights are quantised"):
+    with pytest.raises(InvalidRequest, match="adapter piano cannot be removed: the weights are quantised"):
         models.unload_adapter("piano")
 
 
@@ -225,7 +224,7 @@ def test_a_scale_beyond_every_number_is_an_output_that_cannot_be_used(folder):
     models = load(*(Adapter(folder / name) for name in ("piano", "voice", "drums")))
     plain = song(models)
     for name in models.adapters:
-        with pytest.raises(InvalidOutput, match="NaN or infinity came out of stage 'dit'"):
+        with pytest.raises(InvalidOutput, match="stage 'dit' produced NaN or infinity"):
             song(models, AdapterScale(name, 3e38))
         assert torch.equal(song(models), plain)
 
@@ -258,7 +257,7 @@ def test_weights_in_half_precision_do_not_drift(folder):
 
 
 def test_requests_with_other_adapters_wait_for_each_other(folder):
-    """Two threads, eight songs each: every one as if it had been alone."""
+    """Two threads, eight songs each: every song is as if it had been generated alone."""
     models = load(Adapter(folder / "piano"), Adapter(folder / "drums"))
     choices = [(AdapterScale("piano"),), (AdapterScale("drums"),), (), (AdapterScale("piano"), AdapterScale("drums"))]
     alone = [song(models, *choice) for choice in choices]
@@ -300,7 +299,7 @@ def test_after_a_switch_that_failed_the_next_one_is_whole(folder, monkeypatch):
 
 
 def test_compiled_code_is_not_compiled_again_for_other_adapters(folder):
-    """The weights change in their place, so what was compiled goes on."""
+    """The weights change in place, so compiled code stays valid."""
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> object:

@@ -60,7 +60,7 @@ def test_the_codes_are_those_that_a_cover_follows(tiny_models) -> None:
         )
 
 
-def test_loaded_alone_it_hears_what_it_hears_inside_a_renderer(encoder: AudioEncoder, tiny_models) -> None:
+def test_loaded_alone_it_gives_the_codes_that_it_gives_inside_a_renderer(encoder: AudioEncoder, tiny_models) -> None:
     inside = AudioEncoder(AudioEncoderModels.of(tiny_models.renderer.models))
     assert inside.models.silence_latent.shape == encoder.models.silence_latent.shape
     assert encoder.codes(recording(3.3)) == inside.codes(recording(3.3))
@@ -125,6 +125,6 @@ def test_r133_what_waits_on_the_host_is_loaded_there(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(checkpoints, "effective_placement", lambda asked, _device: placed.append(asked) or asked)
     encoder = load_audio_encoder(replace(SELECTION, placement=Placement(offload_to_cpu=True, compile=True)))
     assert encoder.offloader.offloads("vae")
-    # Compiling is about the diffusion transformer, which is not here.
+    # Only the diffusion transformer is compiled, which is not loaded here.
     assert placed == [Placement(offload_to_cpu=True)]
     assert len(encoder.codes(recording(1))) == 5

@@ -113,7 +113,7 @@ LATENTS = torch.randn(2, 230, 4, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def models():
-    """Models that say they run on CUDA but lie on the CPU."""
+    """Models whose device is given as CUDA, but which are on the CPU."""
     models = build_renderer_models("acestep-v15-tiny", device=CPU, dtype=torch.float32)
     fold_weight_norm(models.vae)
     return replace(models, device=CUDA)
@@ -126,7 +126,7 @@ def whole(models) -> torch.Tensor:
 
 
 class TestDecoding:
-    """With an allocator that refuses."""
+    """With an allocator that fails."""
 
     @pytest.fixture
     def decoder(self, models) -> VaeDecoder:

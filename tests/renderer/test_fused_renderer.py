@@ -78,7 +78,7 @@ def test_a_condition_that_all_songs_share_is_encoded_once(models: RendererModels
 @pytest.mark.parametrize("frames", [1, 3])
 @torch.inference_mode()
 def test_the_audio_is_that_of_the_model(models: RendererModels, frames: int, by_tap: bool) -> None:
-    """Right with weights in either order; only the one that the kernels read is fast."""
+    """Correct with weights in either order; only the order of the kernels is fast."""
     latents = torch.randn(1, models.vae.config.decoder_input_channels, frames)
     vae = copy.deepcopy(models.vae)
     expected = vae.decode(latents, return_dict=False)[0]
@@ -99,7 +99,7 @@ def test_weights_keep_their_values_in_the_order_of_the_kernels(models: RendererM
 
 
 @pytest.mark.parametrize("name", [name for name in RENDERER_CONFIGS if "tiny" not in name])
-def test_the_kernels_know_every_released_model(name: str) -> None:
+def test_the_kernels_support_every_released_model(name: str) -> None:
     modules = diffusers_modules(RENDERER_CONFIGS[name], ("transformer", "vae"))
     assert knows_transformer(modules["transformer"])
     assert knows(modules["vae"].decoder)
@@ -134,7 +134,7 @@ def test_kernels_that_agree_are_used(models: RendererModels) -> None:
     [(lambda *_, **__: torch.zeros(()), "differ"), (lambda *_, **__: 1 / 0, "ZeroDivisionError")],
     ids=["wrong result", "cannot be built"],
 )
-def test_kernels_that_fail_are_not_used_and_a_warning_says_so(models, caplog, monkeypatch, broken, said) -> None:
+def test_kernels_that_fail_are_not_used_and_a_warning_is_logged(models, caplog, monkeypatch, broken, said) -> None:
     vae = copy.deepcopy(models.vae)
     monkeypatch.setattr(FusedTransformer, "__call__", broken)
     monkeypatch.setattr(FusedDecoder, "__call__", broken)
@@ -145,7 +145,7 @@ def test_kernels_that_fail_are_not_used_and_a_warning_says_so(models, caplog, mo
     assert vae.decoder.conv1.weight.is_contiguous()
 
 
-def test_running_out_of_memory_says_nothing_about_the_kernels(models: RendererModels, monkeypatch) -> None:
+def test_running_out_of_memory_is_not_a_verdict_on_the_kernels(models: RendererModels, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("full")
 

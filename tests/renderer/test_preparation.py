@@ -78,7 +78,7 @@ class TestWeightNorm:
         assert not any(module._forward_pre_hooks for module in models.vae.modules())
         assert not any(parameter.requires_grad for parameter in names.values())
 
-    def test_it_is_done_quietly_and_only_once(self):
+    def test_it_is_done_once_and_without_warnings(self):
         models = build()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -154,7 +154,7 @@ class TestQuantisation:
 class TestCompilation:
     @pytest.fixture
     def graphs(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-        """Calls of each graph that was compiled, in order of compilation."""
+        """Number of calls of each compiled graph, in order of compilation."""
         torch._dynamo.reset()
         calls: list[int] = []
 
@@ -218,7 +218,7 @@ class TestCompilation:
 
 
 class TestOffload:
-    """Each model has to be on the device whenever it works, and none when the song is done."""
+    """Each model must be on the device while it is used, and none when the song is done."""
 
     @pytest.fixture
     def base(self) -> Renderer:
@@ -263,7 +263,7 @@ class TestOffload:
 
 
 class Watched(ModelOffloader):
-    """Knows which models are on the device."""
+    """Records which models are on the device."""
 
     def __init__(self, device: torch.device, placement: Placement) -> None:
         super().__init__(device, placement)
@@ -283,7 +283,7 @@ class Watched(ModelOffloader):
 
     def check(self, name: str) -> Callable[..., None]:
         def at_work(*_: Any) -> None:
-            assert name in self.present, f"{name} works while it is away"
+            assert name in self.present, f"{name} is used while it is off the device"
             self.worked.add(name)
 
         return at_work

@@ -1,4 +1,4 @@
-"""The text encoder reads exactly what it was trained on."""
+"""The prompts of the text encoder are exactly those that it was trained on."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_the_condition_encoder_gives_the_sequence_and_the_mask_of_the_reference(
 
 
 @torch.inference_mode()
-def test_a_source_is_heard_as_the_codes_of_the_reference(reference):
+def test_a_source_is_encoded_as_the_codes_of_the_reference(reference):
     renderer, golden = reference
     models, latents = renderer.models, golden["audio_tokenizer.latents"]
     assert torch.equal(models.condition_encoder.silence_latent, golden["audio_tokenizer.silence"])
@@ -144,8 +144,8 @@ def cover(reference: Reference, *, cover_steps: int) -> torch.Tensor:
         silence = silence_latents(models, noise.shape[1])
         text_alone = conditions("sampling.in.non_cover_text_hidden_states", silence)
         source = cover_latents(models, golden["sampling.in.source_latents"])
-        told = conditions("sampling.in.text_hidden_states", source, ConditionSwitch(cover_steps, text_alone))
-        return renderer.denoise(told, make_schedule(8, 3.0), None, noise)
+        switched = conditions("sampling.in.text_hidden_states", source, ConditionSwitch(cover_steps, text_alone))
+        return renderer.denoise(switched, make_schedule(8, 3.0), None, noise)
 
 
 @pytest.mark.parametrize(("name", "cover_steps"), [("cover_src", 8), ("cover_src_s05", 4)])

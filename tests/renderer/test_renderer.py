@@ -56,7 +56,7 @@ def ask(**changes: Any) -> RenderRequest:
 
 
 class Spy:
-    """Stands in for a callable, keeps the arguments of every call and passes it on."""
+    """Replaces a callable, keeps the arguments of every call and passes it on."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
@@ -148,7 +148,7 @@ class TestConditions:
             {"duration": 7.0},
         ],
     )
-    def test_everything_that_is_said_reaches_the_transformer(self, turbo, change):
+    def test_every_value_of_a_request_reaches_the_transformer(self, turbo, change):
         said, changed = turbo.condition(ask()), turbo.condition(ask(**change))
         shortest = min(said.encoder_hidden_states.shape[1], changed.encoder_hidden_states.shape[1])
         difference = said.encoder_hidden_states[:, :shortest] - changed.encoder_hidden_states[:, :shortest]
@@ -191,7 +191,7 @@ class TestConditions:
 
 
 class TestDiffusersAgrees:
-    """The pipeline of diffusers, given the same modules and noise, makes the same song (fp32, one prompt)."""
+    """The pipeline of diffusers, given the same modules and noise, generates the same song (fp32, one prompt)."""
 
     @pytest.mark.parametrize("name", ["turbo", "base"])
     @pytest.mark.parametrize("codes", [(), CODES])
@@ -230,7 +230,7 @@ class TestDiffusersAgrees:
 
 
 class TestSteps:
-    """R35: the number of steps asked for is the number executed."""
+    """R35: the number of requested steps is the number executed."""
 
     @pytest.mark.parametrize("steps", [1, 8, 16])
     @pytest.mark.parametrize("name", ["turbo", "base"])
@@ -280,7 +280,7 @@ class TestSteps:
 
 
 class NoReadBack(TorchDispatchMode):
-    """Fails on operations that wait for the device to learn a value or a size."""
+    """Fails on operations that wait for the device to read a value or a size."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
 
@@ -289,14 +289,14 @@ class NoReadBack(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class TestSeams:
-    def test_the_story_is_told_through_methods_that_an_observer_can_wrap(self, turbo, monkeypatch):
-        told: list[tuple[str, int | None]] = []
+class TestStages:
+    def test_every_stage_is_a_method_that_an_observer_can_wrap(self, turbo, monkeypatch):
+        called: list[tuple[str, int | None]] = []
 
         def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             def wrapped(*args: Any, **kwargs: Any) -> Any:
                 counted = kwargs.get("step") or kwargs.get("tile")
-                told.append((name, None if counted is None else counted.index))
+                called.append((name, None if counted is None else counted.index))
                 return original(*args, **kwargs)
 
             return wrapped
@@ -306,7 +306,7 @@ class TestSeams:
         for name in ("decode", "decode_tile"):
             monkeypatch.setattr(turbo.decoder, name, wrap(name, getattr(turbo.decoder, name)))
         turbo.render(ask(seeds=(1, 2), steps=2, duration=30.0))
-        assert told == [
+        assert called == [
             ("condition", None),
             ("noise", None),
             ("denoise", None),
@@ -329,10 +329,10 @@ class TestSeams:
         assert decoding.tiles == 2 * 4
         assert (tiled - whole).abs().max() < TOLERANCE
 
-    def test_progress_is_told_after_every_step_and_tile(self, turbo):
-        told: list[Progress] = []
-        turbo.render(ask(seeds=(1, 2), steps=2), told.append)
-        assert told == [
+    def test_progress_is_reported_after_every_step_and_tile(self, turbo):
+        reported: list[Progress] = []
+        turbo.render(ask(seeds=(1, 2), steps=2), reported.append)
+        assert reported == [
             Progress("dit", 1, 2),
             Progress("dit", 2, 2),
             Progress("vae.decode", 1, 2),

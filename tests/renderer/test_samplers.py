@@ -150,6 +150,6 @@ def test_a_window_fades_outside_itself_and_not_beyond_the_song():
     assert window_mask(4, (-2, 9), 3).tolist() == [1, 1, 1, 1]
 
 
-def test_sampler_settings_are_what_they_say():
+def test_heun_evaluates_a_step_twice_except_with_sde():
     assert replace(SamplerSettings(), sampler_mode="heun").corrects_steps
     assert not SamplerSettings(sampler_mode="heun", infer_method="sde").corrects_steps

@@ -1,4 +1,4 @@
-"""The window of a recording: what is made anew in it, and that nothing else changes."""
+"""The window of a recording: what is regenerated in it, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def windows(draw) -> tuple[float, float | None]:
 
 
 @given(windows())
-def test_the_recording_lies_in_the_source_and_the_rest_is_silence_inside_the_window(window):
+def test_the_recording_is_in_the_source_and_the_rest_is_silence_inside_the_window(window):
     recording = noise()
     source = Source.with_window(recording, *window)
     begin, end = source.recorded
@@ -54,7 +54,7 @@ def test_outside_the_window_the_audio_stays_as_it_was_to_the_bit(window):
 
 
 @given(windows())
-def test_inside_the_window_past_the_seams_the_audio_is_the_generated_one(window):
+def test_inside_the_window_past_the_joins_the_audio_is_the_generated_one(window):
     source = Source.with_window(noise(), *window)
     generated = noise(source.samples, 1).unsqueeze(0)
     start, stop = source.window
@@ -69,14 +69,14 @@ def test_splicing_the_source_into_itself_changes_nothing(window):
 
 
 @given(windows())
-def test_every_sample_of_the_window_lies_in_a_frame_made_anew_and_no_frame_is_made_in_vain(window):
+def test_the_regenerated_frames_are_exactly_those_that_the_window_touches(window):
     source = Source.with_window(noise(), *window)
     start, stop = source.frame_window
     assert start * SAMPLES_PER_FRAME <= source.window[0] < (start + 1) * SAMPLES_PER_FRAME
     assert (stop - 1) * SAMPLES_PER_FRAME < source.window[1] <= stop * SAMPLES_PER_FRAME
 
 
-def test_a_seam_is_a_linear_crossfade_on_the_inner_side():
+def test_a_join_is_a_linear_crossfade_on_the_inner_side():
     source = Source.with_window(torch.zeros(2, SAMPLES), 0.1, 0.3)
     spliced = source.splice(torch.ones(1, 2, SAMPLES))[0, 0]
     start, stop = source.window

@@ -1,4 +1,4 @@
-"""Tasks on a recording: what the transformer is told for each, and what comes out."""
+"""Tasks on a recording: what the transformer receives for each, and what comes out."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ class TestContext:
         assert mask.eq(1).all()
 
     @pytest.mark.parametrize("task", ["extract", "complete"])
-    def test_extract_and_complete_hear_the_source_as_it_is_and_generate_every_frame(self, base, task):
+    def test_extract_and_complete_receive_the_source_as_it_is_and_generate_every_frame(self, base, task):
         source = Source.whole(recording())
         latents, mask = source_and_mask(base, ask(task, source))
         assert torch.equal(latents, encoded(base, source.audio))
         assert mask.eq(1).all()
 
-    def test_repaint_hears_silence_inside_the_window_and_the_source_outside(self, base):
+    def test_repaint_receives_silence_inside_the_window_and_the_source_outside(self, base):
         source = Source.with_window(recording(), 2.0, 4.0)
         latents, mask = source_and_mask(base, ask("repaint", source))
         heard, silence = encoded(base, source.audio), base.models.condition_encoder.silence_latent
@@ -91,7 +91,7 @@ class TestContext:
         assert mask[:, 50:100].eq(1).all()
         assert mask.sum() == 50 * mask.shape[-1]
 
-    def test_lego_hears_the_source_inside_the_window_too(self, base):
+    def test_lego_receives_the_source_inside_the_window_too(self, base):
         source = Source.with_window(recording(), 2.0, 4.0)
         latents, mask = source_and_mask(base, ask("lego", source))
         assert torch.equal(latents, encoded(base, source.audio))
@@ -177,7 +177,7 @@ class TestSongs:
         assert torch.nn.functional.cosine_similarity(*songs, dim=0) > 0.9
 
     @pytest.mark.parametrize("task", ["cover", *sorted(BASE_TASKS)])
-    def test_the_source_is_heard_in_the_song(self, base, task):
+    def test_the_source_is_audible_in_the_song(self, base, task):
         songs = [base.render(ask(task, Source.whole(recording(seed=seed)))).audio for seed in (0, 1)]
         assert (songs[0] - songs[1]).std() > 0.01
 
@@ -228,10 +228,10 @@ class TestCoverStrength:
         assert is_silence == [False] * switched_at + [True] * (5 - switched_at)
         # Guidance goes on after the switch, with the text's own conditions.
         assert {inputs["hidden_states"].shape[0] for _, inputs in transformer.calls} == {2}
-        told = {inputs["encoder_hidden_states"][0].sum().item() for _, inputs in transformer.calls}
-        assert len(told) == (1 if switched_at in (0, 5) else 2)
+        received = {inputs["encoder_hidden_states"][0].sum().item() for _, inputs in transformer.calls}
+        assert len(received) == (1 if switched_at in (0, 5) else 2)
 
-    def test_after_the_switch_the_text_is_told_as_for_text_alone(self, base):
+    def test_after_the_switch_the_text_is_encoded_as_for_text_alone(self, base):
         source = Source.whole(recording())
         switch = base.condition(ask("cover", source, steps=4, cover_strength=0.5)).switch
         alone = base.condition(ask("text2music", None, duration=source.duration))
@@ -260,8 +260,8 @@ class TestReference:
 
     def test_the_excerpt_is_the_middle_of_each_third(self):
         seconds = torch.arange(120 * 48_000).div(48_000, rounding_mode="floor").expand(2, -1)
-        heard = timbre_excerpt(seconds)[0].unique_consecutive().tolist()
-        assert heard == [*range(15, 25), *range(55, 65), *range(95, 105)]
+        excerpt = timbre_excerpt(seconds)[0].unique_consecutive().tolist()
+        assert excerpt == [*range(15, 25), *range(55, 65), *range(95, 105)]
 
     @pytest.mark.parametrize("samples", [1, 48_000, 480_000, 1_439_999, 1_440_000, 1_440_001])
     def test_the_excerpt_is_half_a_minute_and_the_same_every_time(self, samples):
@@ -270,13 +270,13 @@ class TestReference:
         assert excerpt.shape == (2, 1_440_000)
         assert torch.equal(timbre_excerpt(reference), excerpt)
 
-    def test_a_reference_of_half_a_minute_is_heard_whole(self):
+    def test_a_reference_of_half_a_minute_is_read_whole(self):
         reference = recording(1_440_000)
         assert torch.equal(timbre_excerpt(reference), reference)
 
 
 class TestDiffusersAgrees:
-    """The pipeline of diffusers makes the same of the same source, once its encoder takes the mean as well."""
+    """The pipeline of diffusers gives the same song for the same source, once its encoder takes the mean as well."""
 
     def render(self, renderer: Renderer, request: RenderRequest, source: Source, **settings: Any) -> torch.Tensor:
         models = renderer.models

@@ -1,4 +1,5 @@
-"""Tiles cover a song exactly once and, with the overlap that the decoder needs, cannot be told from one decode."""
+"""Tiles cover a song exactly once and, with the overlap that the decoder needs, cannot be distinguished from one
+decode."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_a_plan_that_cannot_be_made_is_refused(frames, tile_length, overlap):
         plan_tiles(frames, tile_length, overlap)
 
 
-def test_receptive_radius_is_what_the_decoder_really_sees(vae):
+def test_receptive_radius_is_what_the_decoder_really_reads(vae):
     radius = receptive_radius(vae.upsampling_ratios)
     frames, centre = 61, 30
     latents = torch.randn(1, 4, frames, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -102,7 +103,7 @@ def test_nine_frames_of_overlap_are_enough_and_needed(vae, overlap, equal):
     assert torch.allclose(torch.cat(pieces, dim=-1), whole, rtol=0, atol=1e-12) == equal
 
 
-def test_encoder_radius_is_what_the_encoder_really_hears(vae):
+def test_encoder_radius_is_what_the_encoder_really_reads(vae):
     radius = encoder_radius(vae.config.downsampling_ratios)
     frames, centre = 41, 20
     audio = torch.randn(

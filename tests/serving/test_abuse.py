@@ -1,4 +1,4 @@
-"""The benchmark's own judgement, and a few seconds of it: the service under abuse, with planted words in everything."""
+"""The benchmark's verdict, and a few seconds of it: the service under abuse, with marker words in everything."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ GOOD = {
     ("changes", "failures"),
     [
         ({}, []),
-        ({"planted_words_in": ["log"]}, ["planted words in: log"]),
+        ({"planted_words_in": ["log"]}, ["marker words in: log"]),
         ({"memory_growth": 0.2}, ["memory grew by 20.0%"]),
         ({"series": {"early": 500, "late": 5_000}}, ["series grew from 500 to 5000"]),
         ({"before": {"latency_seconds": {"p95": 1.0}}}, ["the 95th percentile of normal callers grew by 2.50"]),
@@ -52,9 +52,9 @@ def test_a_short_abuse_leaves_no_word_and_no_song_unfinished(options):
         text=True,
         timeout=280,
     )
-    assert "planted words in: nothing" in done.stdout, done.stderr
+    assert "marker words in: nothing" in done.stdout, done.stderr
     # Seconds on a busy machine say nothing of memory, series, percentiles and the end of the interpreter.
-    failures = [line for line in done.stderr.splitlines() if re.search("planted|songs of normal", line)]
+    failures = [line for line in done.stderr.splitlines() if re.search("marker words|songs of normal", line)]
     assert failures == []
     answers = re.search(r"^abuse: (.*)$", done.stdout, re.MULTILINE)[1]
     assert all(kind in answers for kind in ("bad_body: 4", "bad_trace_headers: 4", "made_up_request: 4"))

@@ -181,7 +181,7 @@ def test_layers_may_have_ranks_and_strengths_of_their_own(tmp_path):
 
 
 def test_a_rank_that_the_configuration_denies_is_refused(tmp_path):
-    assert "with rank 4, its configuration has 8" in refusal(write_adapter(tmp_path / "lora", r=8))
+    assert "with rank 4, but its configuration has 8" in refusal(write_adapter(tmp_path / "lora", r=8))
 
 
 def test_a_file_of_diffusers_says_its_strength_itself(tmp_path):

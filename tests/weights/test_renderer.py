@@ -246,7 +246,7 @@ def test_a_missing_or_truncated_silence_latent_is_named(checkpoints):
     ("silence", "problem"),
     [
         (torch.zeros(1, 64, 1).expand(1, 64, 10**9), "the encoded silence has 1,000,000,000 frames"),
-        (torch.zeros(1, 1, 1).expand(1, 64, 50_000), "and stores fewer"),
+        (torch.zeros(1, 1, 1).expand(1, 64, 50_000), "but stores fewer"),
         (torch.zeros(1, 64, 0), "the encoded silence has 0 frames"),
     ],
 )

@@ -1,6 +1,6 @@
 """Backends run the language model: three phases, as token ids in and token ids out.
 
-Read in this order: ``base`` says what a backend is, ``choices`` which tokens a pass may draw and when a text ends,
+Read in this order: ``base`` defines what a backend is, ``choices`` which tokens a pass may draw and when a text ends,
 ``candidates`` how PyTorch draws them. Then the three backends, ``pt``, ``mlx`` and ``vllm``, and ``registry``, which
 starts one of them by name.
 """

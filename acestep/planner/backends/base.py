@@ -1,7 +1,7 @@
-"""What the planner asks of a backend, and what all backends share.
+"""The interface of a backend, and the code that all backends share.
 
 A backend owns the forward passes, the guidance and the sampling. It needs no hidden states or logits at this
-boundary, so engines that keep these to themselves fit too.
+boundary, so engines that do not expose these can be backends too.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class PlannerBackend(ABC, Generic[Candidates]):
 
         Raises:
             InvalidOutput: the model produced NaN or infinity.
-            BackendFailed: the engine did not do what it was asked to.
+            BackendFailed: the engine did not do what was requested.
             BackendUnavailable: the model was unloaded.
         """
         layout = self.vocabulary.layout
@@ -126,7 +126,7 @@ class PlannerBackend(ABC, Generic[Candidates]):
 
         Raises:
             InvalidOutput: the model produced NaN or infinity.
-            BackendFailed: the engine did not do what it was asked to.
+            BackendFailed: the engine did not do what was requested.
             BackendUnavailable: the model was unloaded.
         """
         with self._phase(LYRICS):
@@ -156,14 +156,14 @@ class PlannerBackend(ABC, Generic[Candidates]):
 
         Raises:
             InvalidOutput: the model produced NaN or infinity.
-            BackendFailed: the engine did not do what it was asked to.
+            BackendFailed: the engine did not do what was requested.
             BackendUnavailable: the model was unloaded.
         """
         with self._phase(COMPOSING):
             return self._write_codes(CodesPhase(conditional, unconditional, count, sampling, seeds, progress))
 
     def constrain(self, cursor: GrammarCursor) -> Candidates:
-        """The candidates that the grammar leaves at this place, made once per place."""
+        """The candidates that the grammar allows at this place, created once per place."""
         allowed = cursor.allowed()
         candidates = self._of_grammar.get(allowed)
         if candidates is None:
@@ -172,10 +172,10 @@ class PlannerBackend(ABC, Generic[Candidates]):
         return candidates
 
     def accept(self, cursor: GrammarCursor, token_id: int | None) -> list[int]:
-        """Move the cursor over a drawn token (``None`` at the start) and over all that is forced behind it.
+        """Move the cursor over a drawn token (``None`` at the start) and over all that is forced after it.
 
         Returns:
-            The drawn token and the forced ones: the chunk that the next passes have to see.
+            The drawn token and the forced ones: the chunk that the next passes have to process.
         """
         drawn = []
         if token_id is not None:
@@ -210,15 +210,15 @@ class PlannerBackend(ABC, Generic[Candidates]):
 
     @property
     def movable_weights(self) -> nn.Module | None:
-        """The module whose weights may wait in host memory between uses; ``None`` where they stay on the device."""
+        """The module whose weights may be kept in host memory between uses; ``None`` if they stay on the device."""
         return None
 
     def release(self) -> None:
-        """Free what can be made again from the weights; the next phase makes it again."""
+        """Free what can be rebuilt from the weights; the next phase rebuilds it."""
 
     @abstractmethod
     def unload(self) -> None:
-        """Free the model's memory; the backend cannot be used afterwards. Unloading twice is fine."""
+        """Free the model's memory; the backend cannot be used afterwards. Unloading twice has no effect."""
 
     @contextmanager
     def _phase(self, stage: str) -> Iterator[None]:  # noqa: ARG002
@@ -240,14 +240,14 @@ class PlannerBackend(ABC, Generic[Candidates]):
 
     @abstractmethod
     def _decode_timer(self, songs: int, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
-        """A function that runs one decode pass behind the prompts and returns its seconds."""
+        """A function that runs one decode pass after the prompts and returns its seconds."""
 
     @abstractmethod
     def _prefill_timer(self, prompts: Sequence[Sequence[int]]) -> Callable[[], float]:
         """A function that runs the prompts and returns the seconds it took."""
 
     def _forget_candidates(self) -> None:
-        """Let go of candidates, which may hold weights."""
+        """Release candidates, which may reference weights."""
         self._of_grammar.clear()
         self._of_lyrics = None
 
@@ -262,7 +262,7 @@ def unloaded() -> BackendUnavailable:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give memory back that nothing refers to any more."""
+    """Free memory that is no longer referenced."""
     gc.collect()
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -287,7 +287,7 @@ def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _share_saved(smaller: Callable[[], float], larger: Callable[[], float]) -> float:
-    """Share of the larger work that the smaller one does without, from medians of alternating runs, 0 ... 1."""
+    """Share of the larger work's time that the smaller one saves, from medians of alternating runs, 0 ... 1."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for repetition in range(_WARM_UPS + _TIMED_PASSES):
         for timer, results in zip((smaller, larger), seconds, strict=True):

@@ -17,7 +17,7 @@ from acestep.planner.sampling import sample
 from acestep.types import SamplingSettings
 
 _RECORDED_LIMIT: Final = 16
-"""Recorded functions that are kept: one per kind of candidates, number of rows and sampling settings."""
+"""Maximum number of recorded functions: one per kind of candidates, number of rows and sampling settings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class Candidates:
 
     @classmethod
     def of(cls, choice: TokenChoice, head: torch.Tensor) -> Candidates:
-        """The rows that a choice leaves: a view of consecutive ones, a copy of a few others."""
+        """The rows of a choice: a view if they are consecutive, otherwise a copy."""
         if choice.gathered is not None:
             ids = to_device(choice.gathered, head.device)
             return cls(head[ids], ids=ids)
@@ -73,7 +73,7 @@ def choose(
     Args:
         candidates: what may be drawn.
         sampling: how.
-        hidden: shape ``[rows, hidden]``: a row per key, and with guidance as many unconditional ones behind them.
+        hidden: shape ``[rows, hidden]``: a row per key, and with guidance as many unconditional ones after them.
         keys: of the noise, shape ``[songs]``.
         draw: one token per row of logits.
 
@@ -88,11 +88,11 @@ def choose(
 
 
 class Chooser:
-    """``choose``, recorded as a CUDA graph for each kind of input when it first occurs; on other devices called.
+    """``choose``, recorded as a CUDA graph for each kind of input when it first occurs; elsewhere just called.
 
     On CUDA tokens are drawn in fused kernels.
 
-    What is recorded holds the addresses of the head: weights that move need another instance.
+    A recording contains the addresses of the head: if the weights move, a new instance is needed.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Chooser:
         """``choose``, whose result outlives the next call."""
         if candidates.ids is not None:
             return choose(candidates, sampling, hidden, keys)
-        # A mask goes in as a tensor, so that all places of a grammar share one recorded choice.
+        # A mask is passed as a tensor, so that all places of a grammar share one recorded choice.
         inputs = (hidden, keys) if candidates.bias is None else (hidden, keys, candidates.bias)
 
         draw = fused_sample if can_sample(hidden.device) else sample
@@ -116,7 +116,7 @@ class Chooser:
         return self.recorded(kind, among, *inputs)(*inputs).clone()
 
     def recorded(self, kind: Hashable, function: TensorFunction, *examples: torch.Tensor) -> TensorFunction:
-        """The recording of a function that belongs to a kind of inputs; made when the kind first occurs."""
+        """The recording of a function for a kind of inputs; made when the kind first occurs."""
         if kind not in self._recorded:
             self._recorded[kind] = captured(function, *examples)
             if len(self._recorded) > _RECORDED_LIMIT:
@@ -130,6 +130,6 @@ class Chooser:
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy that does not wait for what the device is doing."""
+    """A copy that does not wait for the device's current work."""
     host = torch.from_numpy(np.ascontiguousarray(values))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

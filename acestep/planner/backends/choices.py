@@ -31,7 +31,7 @@ class TokenChoice:
         first: token id of candidate 0 where candidates are consecutive rows of the vocabulary.
         count: consecutive rows.
         allowed: of the consecutive rows those that may be drawn, as token ids; ``None`` when all may.
-        gathered: token ids of the candidates where they are not consecutive; then the other fields mean nothing.
+        gathered: token ids of the candidates where they are not consecutive; then the other fields are not used.
     """
 
     first: int = 0
@@ -56,18 +56,18 @@ class TokenChoice:
 
     @classmethod
     def of_grammar(cls, allowed: AllowedTokens, layout: TokenLayout) -> Self:
-        """What a grammar leaves."""
+        """The tokens that a grammar allows."""
         if len(allowed.ids) <= GATHER_LIMIT:
             return cls(gathered=allowed.ids)
         return cls(count=layout.text_size, allowed=allowed.ids)
 
 
 class TextGuide(Protocol[Drawable]):
-    """One sequence's way through a text."""
+    """The progress of one sequence through a text."""
 
     @property
     def done(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether the text is complete."""
 
     @property
     def ends(self) -> frozenset[int]:
@@ -109,11 +109,11 @@ class ConstrainedText(Generic[Candidates]):
         return self.move(self.cursor, None)
 
     def candidates(self) -> Candidates:
-        """What the grammar leaves."""
+        """What the grammar allows."""
         return self.constrain(self.cursor)
 
     def accept(self, token_id: int) -> list[int]:
-        """The token, and what the grammar forces behind it."""
+        """The token, and what the grammar forces after it."""
         return self.move(self.cursor, token_id)
 
 

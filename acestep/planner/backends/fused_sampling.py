@@ -23,7 +23,7 @@ def can_sample(device: torch.device) -> bool:
 def fused_sample(logits: torch.Tensor, settings: SamplingSettings, keys: torch.Tensor) -> torch.Tensor:
     """``acestep.planner.sampling.sample``; greedy decoding, top-k and the whole distribution go there.
 
-    The tokens are the same but where two clocks ring within a rounding error of each other.
+    The tokens are the same, except where two candidates of the race are within a rounding error of each other.
 
     Args:
         logits: float32, shape ``[rows, tokens]``.
@@ -48,7 +48,7 @@ def fused_sample(logits: torch.Tensor, settings: SamplingSettings, keys: torch.T
     arrivals = keys.new_zeros(rows, dtype=torch.int32)
     drawn = keys.new_empty(rows)
     sizes = {"BLOCK": _BLOCK, "BLOCKS": blocks, "BLOCKS_BLOCK": 1 << (blocks - 1).bit_length()}
-    # Of all tokens, those behind this drop have less than 1 - top_p together.
+    # Of all tokens, those beyond this drop have less than 1 - top_p together.
     log_limit, limit = math.log(count / (1 - settings.top_p)), int(settings.top_p * MASS_UNIT)
     measured = (logits, maxima, sums, histograms)
     grid = (rows, blocks)

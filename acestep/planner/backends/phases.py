@@ -1,4 +1,4 @@
-"""The phases of a language model's work: what a backend is asked for, and the tokens that it wrote."""
+"""The phases of the language model: what a backend has to run, and the tokens that it wrote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRESS_INTERVAL: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class EngineTimes:
-    """What an engine measured about a phase by itself: seconds, of the slowest of its requests.
+    """What an engine itself measured about a phase: seconds, of the slowest of its requests.
 
     Attributes:
         queue: from the request's arrival in the scheduler to its first pass.
@@ -44,11 +44,11 @@ class PhaseTokens:
         ids: vocabulary ids written, one series per song (one series where text is written).
         prompt_tokens: of the conditional prompt, which all songs share.
         sampled_tokens: tokens that were a choice, over all songs.
-        forced_tokens: tokens that the grammar left no choice about.
+        forced_tokens: tokens that the grammar determined.
         unconditional_tokens: prompt and output of the unconditional rows; 0 without guidance.
         forwards: forward passes, the one over the prompts included.
         reused_tokens: of the prompt's, those that an earlier phase had run and this one did not run again.
-        engine_times: the engine's own timings; ``None`` where the backend is no engine of its own.
+        engine_times: the engine's own timings; ``None`` if the backend is not a separate engine.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -71,7 +71,7 @@ class PhaseTokens:
         reused_tokens: int = 0,
         engine_times: EngineTimes | None = None,
     ) -> Self:
-        """A phase that wrote one text without guidance; what was not sampled, the grammar forced."""
+        """A phase that wrote one text without guidance; tokens that were not sampled were forced by the grammar."""
         return cls(
             ids=(tuple(written),),
             prompt_tokens=len(prompt),
@@ -94,7 +94,7 @@ class PhaseTokens:
         reused_tokens: int = 0,
         engine_times: EngineTimes | None = None,
     ) -> Self:
-        """A phase that wrote as many codes for each song; with guidance an unconditional row saw each of them too."""
+        """A phase that wrote as many codes for each song; with guidance an unconditional row processed them too."""
         sampled = sum(map(len, songs))
         return cls(
             ids=tuple(map(tuple, songs)),
@@ -170,7 +170,7 @@ class CodesPhase:
         return torch.stack([item_keys(seed, COMPOSING, self.count) for seed in self.seeds], dim=1)
 
     def is_report_due(self, written: int) -> bool:
-        """Whether so many codes of each song are a step worth a report, and a wait for the device."""
+        """Whether progress is reported after this many codes of each song, which waits for the device."""
         return written == self.count or written % PROGRESS_INTERVAL == 0
 
     def report(self, written: int) -> None:

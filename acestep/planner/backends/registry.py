@@ -1,6 +1,6 @@
 """Which backend runs the language model: by name, by device, and by what is installed.
 
-The engines are imported when they are asked for: each takes seconds, and none has to be installed.
+The engines are imported when they are selected: each import takes seconds, and none has to be installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from acestep.planner.budget import LanguageModel
 
 _RESERVED_SHARE: Final = 0.5
-"""Of the memory that weights leave free, what an engine may reserve: the renderer needs the rest."""
+"""Share of the memory that weights leave free which an engine may reserve: the renderer needs the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Start:
     """What a backend is started for.
 
     Attributes:
-        device: that it shall run on.
-        songs: made together, which an engine that reserves its memory makes room for.
-        fused_decode: let pt decode in its own kernels where these can run.
+        device: the device that it runs on.
+        songs: songs generated together, for which an engine reserves memory.
+        fused_decode: use the fused kernels of pt if supported.
     """
 
     device: torch.device
@@ -46,12 +46,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequirements:
-    """What an engine needs: a package of its own, which keeps its own copy of the weights on the device.
+    """What an engine needs: a separate package, which keeps its own copy of the weights on the device.
 
     Attributes:
-        module: has to be importable.
+        module: the module that has to be importable.
         devices: where it runs.
-        preferred_on: the kind of device whose first choice it is; ``None``: it has to be asked for.
+        preferred_on: kind of device on which ``auto`` selects it; ``None`` if it has to be named.
     """
 
     module: str
@@ -61,10 +61,10 @@ class EngineRequirements:
 
 @dataclass(frozen=True, slots=True)
 class BackendKind:
-    """A backend that can be asked for.
+    """A backend that can be selected.
 
     Attributes:
-        start: makes it with a loaded language model.
+        start: starts it with a loaded language model.
         engine: what it needs; ``None`` for a backend that runs the loaded model itself, on every device.
     """
 
@@ -94,7 +94,7 @@ def _start_mlx(model: LanguageModel, _start: Start) -> MlxBackend:
 
 BACKENDS: Final[dict[str, BackendKind]] = {
     # Measured on CUDA (docs/performance.md), pt is faster for one request at a time, of one song or of several, and
-    # vllm for requests that overlap: a service asks for it by name.
+    # vllm for requests that overlap: a service selects it by name.
     "vllm": BackendKind(_start_vllm, EngineRequirements("vllm", ("cuda", "cpu"), None)),
     "pt": BackendKind(_start_pt),
     "mlx": BackendKind(_start_mlx, EngineRequirements("mlx_lm", ("mps", "cpu"), "mps")),
@@ -103,17 +103,17 @@ BACKENDS: Final[dict[str, BackendKind]] = {
 
 
 def resolve_backend(name: str, device: torch.device, placement: Placement | None = None) -> str:
-    """Turn the user's word into a backend.
+    """Resolve the name of a backend.
 
     Args:
-        name: ``auto`` (MPS: mlx, where it is installed and nothing waits in host memory; else pt), ``pt``, ``vllm`` or
+        name: ``auto`` (MPS: mlx, if it is installed and nothing is offloaded; else pt), ``pt``, ``vllm`` or
             ``mlx``.
         device: that the language model runs on.
-        placement: as it comes into effect there; without one, everything stays on the device.
+        placement: the effective placement; without one, everything stays on the device.
 
     Raises:
         BackendUnavailable: an unknown name, a package that is not installed, a device that the backend does not run on,
-            or an engine that shall wait in host memory. An explicit choice is never replaced: that would change what
+            or an engine together with offload. An explicit choice is never replaced: that would change what
             is measured.
     """
     placement = placement or Placement()
@@ -145,7 +145,7 @@ def resolve_backend(name: str, device: torch.device, placement: Placement | None
 
 
 def storage_device(name: str, offloader: ModelOffloader) -> torch.device:
-    """Where a backend wants the weights to be loaded: an engine makes its own copy, so the host will do."""
+    """Where the weights for a backend are loaded to: an engine makes its own copy, so the host is sufficient."""
     return offloader.idle_device(LANGUAGE_MODEL) if BACKENDS[name].engine is None else torch.device("cpu")
 
 
@@ -157,9 +157,9 @@ def create_planner(
     Args:
         name: a key of ``BACKENDS`` (see ``resolve_backend``).
         model: the loaded language model.
-        songs: made together, which an engine that reserves its memory makes room for.
-        offloader: of the language model, on the device that it shall run on; an engine never leaves it.
-        fused_decode: let pt decode in its own kernels where these can run.
+        songs: songs generated together, for which an engine reserves memory.
+        offloader: that of the language model, for the device that it runs on; an engine never leaves the device.
+        fused_decode: use the fused kernels of pt if supported.
 
     Raises:
         BackendUnavailable: the backend cannot run here.

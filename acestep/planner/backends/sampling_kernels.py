@@ -1,8 +1,8 @@
 """``acestep.planner.sampling.sample`` in four Triton kernels instead of a hundred launches.
 
-Each kernel goes over the logits once, in blocks; between them stand what needs all blocks: the greatest logit and the
-total probability, and the two histograms that find where the nucleus ends. Masses are whole numbers, so the order in
-which blocks arrive does not matter. Needs Triton, which comes with PyTorch's CUDA builds for Linux.
+Each kernel reads the logits once, in blocks. Between them are the results that need all blocks: the greatest logit and
+the total probability, and the two histograms that find where the nucleus ends. Masses are integers, so the order in
+which blocks finish does not matter. Needs Triton, which comes with PyTorch's CUDA builds for Linux.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 BINS: Final = 4_096
-"""Of each histogram, beside one for what is certainly kept and one for what is certainly not."""
+"""Bins of each histogram, besides one for what is certainly kept and one for what is certainly not."""
 _BINS = tl.constexpr(BINS)
 _BINS_BLOCK = tl.constexpr(2 * BINS)
 _ROW = tl.constexpr(2 * (BINS + 2))
@@ -27,7 +27,7 @@ def measure(logits_ptr, maxima_ptr, sums_ptr, histograms_ptr, count, BLOCK: tl.c
     place = block * BLOCK + tl.arange(0, BLOCK)
     logits = tl.load(logits_ptr + row * count + place, mask=place < count, other=float("-inf"))
     greatest = tl.max(logits, axis=0)
-    # A block in which nothing may be drawn has no greatest.
+    # A block in which nothing may be drawn has no maximum.
     shares = tl.where(logits == float("-inf"), 0.0, tl.exp(logits - greatest))
     cell = row * tl.num_programs(1) + block
     tl.store(maxima_ptr + cell, greatest)
@@ -119,7 +119,7 @@ def draw(
     BLOCKS: tl.constexpr,
     BLOCKS_BLOCK: tl.constexpr,
 ):
-    """Let the clocks of the nucleus race in a block; whichever block arrives last names the first of all to ring."""
+    """Run the exponential race over the nucleus in a block; the last block to finish finds the overall winner."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     greatest, _, far = _scale(maxima_ptr, sums_ptr, row, log_limit, BLOCKS, BLOCKS_BLOCK)
     width = far / _BINS

@@ -1,7 +1,7 @@
 """The planner's phases on MLX: the decode loop of the PyTorch backend on MLX arrays.
 
-Guidance is combined on hidden states before the head, the head has the rows that can be drawn at all, and what the
-grammar forces rides along with the next pass. The device works one pass ahead of the host.
+Guidance is combined on hidden states before the head, the head has only the rows that can be drawn, and tokens that the
+grammar forces are processed with the next pass. The device works one pass ahead of the host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MlxBackend(PlannerBackend[Candidates]):
     """``PlannerBackend`` on MLX.
 
     Args:
-        model: a loaded language model; its weights are copied, the caller can let go of it.
+        model: a loaded language model; its weights are copied, so the caller can release it.
     """
 
     name = "mlx"
@@ -58,7 +58,8 @@ class MlxBackend(PlannerBackend[Candidates]):
 
         Args:
             state: rows in flight; with guidance the second half of them is unconditional.
-            pending: token ids that no pass has seen yet, shape ``[rows, tokens]``; ``None`` right after the prefill.
+            pending: token ids that no pass has processed yet, shape ``[rows, tokens]``; ``None`` right after the
+                prefill.
             candidates: what may be drawn.
             sampling: how.
             keys: shape ``[items]``.
@@ -101,7 +102,7 @@ class MlxBackend(PlannerBackend[Candidates]):
             pending = mx.tile(written[-1], len(phase.prompts))[:, None] if written else None
             written.append(self.decode(state, pending, candidates, phase.sampling, keys[step]))
             if phase.is_report_due(len(written)):
-                # Reading a value waits for the device: what is reported has really been done.
+                # Reading a value waits for the device: what is reported is complete.
                 mx.eval(written[-1], state.finite)
                 phase.report(len(written))
         self._require_finite(bool(state.finite.item()), COMPOSING)

@@ -26,7 +26,7 @@ def convert(model: LanguageModel) -> Any:
 
 
 def as_mlx(tensor: torch.Tensor) -> mx.array:
-    """A copy as MLX array; bfloat16 goes by its bits, which NumPy has no type for."""
+    """A copy as an MLX array; bfloat16 is copied as raw bits, because NumPy has no type for it."""
     host = tensor.detach().cpu().contiguous()
     if host.dtype == torch.bfloat16:
         return mx.array(host.view(torch.int16).numpy()).view(mx.bfloat16)
@@ -51,7 +51,7 @@ class Candidates:
 
     @classmethod
     def of(cls, choice: TokenChoice, head: mx.array) -> Candidates:
-        """The rows that a choice leaves."""
+        """The rows of a choice."""
         if choice.gathered is not None:
             ids = mx.array(choice.gathered)
             return cls(head[ids], ids=ids)
@@ -94,7 +94,7 @@ class DecodeState:
         self.advance(mx.array([[pad] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]))
 
     def advance(self, ids: mx.array) -> None:
-        """Run tokens behind those of the cache; ``ids`` has shape ``[rows, tokens]``."""
+        """Run tokens after those of the cache; ``ids`` has shape ``[rows, tokens]``."""
         self.hidden = self._body(ids, self._cache)[:, -1]
         self.finite = mx.logical_and(self.finite, mx.isfinite(self.hidden).all())
         self.forwards += 1

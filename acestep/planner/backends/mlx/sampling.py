@@ -1,6 +1,6 @@
 """``acestep.planner.sampling`` on MLX arrays: the same order, the same noise, the same tokens.
 
-What a seed means is defined there; the constants come from there.
+The effect of a seed is defined there; the constants are taken from there.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def sample(logits: mx.array, settings: SamplingSettings, keys: mx.array) -> mx.a
 def _keep_top_p(logits: mx.array, top_p: float) -> mx.array:
     """Keep the tokens for which the more probable ones sum to ``top_p`` at most.
 
-    By a sort, where PyTorch's version needs two histograms: adding whole numbers at computed places is what Apple
-    GPUs cannot do for 64 bits, and sorting is fast there.
+    Sorts, where PyTorch's version uses two histograms: Apple GPUs cannot add 64-bit integers at computed positions, and
+    sorting is fast on them.
     """
     drops = mx.sort(mx.max(logits, axis=-1, keepdims=True) - logits, axis=-1)
     log_total = mx.logsumexp(-drops, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
-"""The PyTorch backend: a Qwen3 body from transformers under a decode loop of its own.
+"""The PyTorch backend: a Qwen3 body from transformers with its own decode loop.
 
-``backend`` runs the planner's phases, ``workspace`` keeps what one phase leaves to the next, ``decode_state`` holds the
-rows in flight, ``fused`` runs small passes in ``kernels`` of its own.
+``backend`` runs the planner's phases, ``workspace`` keeps what phases share, ``decode_state`` contains the rows in
+flight, ``fused`` runs small passes with the Triton kernels of ``kernels``.
 """
 
 from acestep.planner.backends.pt.backend import PtBackend

@@ -1,11 +1,11 @@
 """The planner's phases on PyTorch.
 
 Three things make it fast everywhere. Guidance is combined on hidden states before the head, which is linear and then
-has half the rows to compute. The head is a view of the rows that can be sampled at all. And what the grammar forces is
-never sampled: it rides along with the next pass as a chunk.
+has half the rows to compute. The head is a view of the rows that can be sampled. Tokens that the grammar forces are
+never sampled: they are processed with the next pass as a chunk.
 
-On CUDA, where launching is the bottleneck, small passes can run in kernels of their own (``FusedForward``), and they
-and the choice of a code are replayed as graphs. Elsewhere the body of ``transformers`` does all passes.
+On CUDA, where launching is the bottleneck, small passes can run in the engine's kernels (``FusedForward``), and they
+and the choice of a code are replayed as graphs. Elsewhere the body of ``transformers`` runs all passes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PtBackend(PlannerBackend[Candidates]):
 
     Args:
         model: a loaded language model.
-        fuse: run small passes in kernels of their own; ``None`` does where they run and agree with the body.
+        fuse: run small passes in the engine's kernels; ``None`` does if they run and agree with the body.
     """
 
     name = "pt"
@@ -70,7 +70,7 @@ class PtBackend(PlannerBackend[Candidates]):
             self._forget_candidates()
 
     def unload(self) -> None:
-        """Let go of the model (see ``PlannerBackend.unload``)."""
+        """Release the model (see ``PlannerBackend.unload``)."""
         with self._turn:
             if self._loaded is not None:
                 device, self._loaded = self.model.device, None
@@ -78,11 +78,11 @@ class PtBackend(PlannerBackend[Candidates]):
                 free_memory(device)
 
     def prefill(self, prompts: Sequence[Sequence[int]], capacity: int, items: int = 1) -> DecodeState:
-        """One pass over the prompts, but for what an earlier phase of the same request left in the cache.
+        """One pass over the prompts, except what an earlier phase of the same request left in the cache.
 
         Args:
             prompts: token ids.
-            capacity: positions that will be decoded behind the prompts.
+            capacity: positions that will be decoded after the prompts.
             items: rows of each prompt.
 
         Returns:
@@ -102,7 +102,8 @@ class PtBackend(PlannerBackend[Candidates]):
 
         Args:
             state: rows in flight; with guidance the second half of them is unconditional.
-            pending: token ids that no pass has seen yet, shape ``[rows, tokens]``; ``None`` right after the prefill.
+            pending: token ids that no pass has processed yet, shape ``[rows, tokens]``; ``None`` right after the
+                prefill.
             candidates: what may be drawn.
             sampling: how.
             keys: shape ``[items]``.
@@ -127,7 +128,8 @@ class PtBackend(PlannerBackend[Candidates]):
             if self._workspace.follow_weights():
                 self._forget_candidates()
             if stage == REASONING:
-                # Only a later phase of the same request goes on from what is there: a request takes what it takes.
+                # Only a later phase of the same request continues from the cache: the cost of a request does not depend
+                # on others.
                 self._workspace.forget_tokens()
             try:
                 yield
@@ -151,7 +153,7 @@ class PtBackend(PlannerBackend[Candidates]):
             written.append(drawn)
             pending = drawn.repeat(len(phase.prompts)).unsqueeze(1)
             if phase.progress is not None and phase.is_report_due(len(written)):
-                # Reading a value waits for the device: what is reported has really been done.
+                # Reading a value waits for the device: what is reported is complete.
                 drawn.tolist()
                 phase.report(len(written))
         self._require_finite(state.is_finite(), COMPOSING)
@@ -183,7 +185,7 @@ class PtBackend(PlannerBackend[Candidates]):
             phase.prompt,
             sampled=sampled,
             forwards=state.forwards,
-            # What the grammar opens with is run with the prompt, and is no part of it.
+            # The grammar's opening is run with the prompt, but is not part of it.
             reused_tokens=min(state.reused, len(phase.prompt)),
         )
 

@@ -2,7 +2,7 @@
 
 The buffers are slots, divided among the rows of each phase. A row's tokens have its positions 0, 1, 2 ..., so rows of
 different lengths need no padding: a token attends to the positions up to its own, and later positions are overwritten
-before they are read. Row 0 starts at slot 0 whatever the division, so one phase can go on from another.
+before they are read. Row 0 starts at slot 0 whatever the division, so one phase can continue from another.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class KeyValueCache:
         values: the same shape.
         capacity: slots of each row.
         row_slots: the same on the device, where recorded passes read it.
-        held: tokens whose keys and values row 0 holds and that a later phase may go on from.
+        held: tokens whose keys and values are in row 0, and from which a later phase may continue.
     """
 
     def __init__(self, model: LanguageModel, slots: int) -> None:
         config: Any = model.body.config
         shape = (config.num_hidden_layers, slots, config.num_key_value_heads, config.head_dim)
-        # Zeros, because attention multiplies what it may not see by zero: no NaN may lie there.
+        # Zeros, because attention multiplies masked positions by zero: they must not contain NaN.
         self.keys = torch.zeros(shape, device=model.device, dtype=model.dtype)
         self.values = torch.zeros_like(self.keys)
         self.capacity = slots
@@ -53,17 +53,17 @@ class KeyValueCache:
         return self.keys.nbytes + self.values.nbytes
 
     def set_row_capacity(self, capacity: int) -> None:
-        """Give every row so many slots; what is held stays."""
+        """Give every row this many slots; what is held stays."""
         self.capacity = capacity
         self.row_slots.fill_(capacity)
 
     def shared_with(self, prompt: Sequence[int]) -> int:
-        """Leading tokens of a prompt that row 0 holds; at least one token is left over to run."""
+        """Leading tokens of a prompt that row 0 contains; at least one token is left to run."""
         pairs = zip(self.held, prompt[:-1], strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def grown(self, model: LanguageModel, slots: int) -> KeyValueCache:
-        """A larger cache that holds what this one does; this one's buffers are gone afterwards."""
+        """A larger cache with the content of this one, whose buffers are freed."""
         held = [buffer[:, : len(self.held)].clone() for buffer in (self.keys, self.values)]
         del self.keys, self.values
         larger = KeyValueCache(model, slots)
@@ -73,7 +73,7 @@ class KeyValueCache:
         return larger
 
     def spread(self, items: int, rows: int, positions: int) -> None:
-        """Copy the first positions of every ``items``-th row to the rows behind it."""
+        """Copy the first positions of every ``items``-th row to the rows after it."""
         for buffer in (self.keys, self.values):
             for first in range(0, rows, items):
                 source = buffer[:, first * self.capacity : first * self.capacity + positions]
@@ -83,13 +83,13 @@ class KeyValueCache:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheWindow:
-    """A cache as the body of ``transformers`` wants it, for one pass: it stores what is new, and returns what is seen.
+    """One pass's view of the cache, as the body of ``transformers`` needs it: stores what is new, returns what is read.
 
     Attributes:
         cache: the buffers.
         stride: rows from one that takes part to the next.
         places: of the new tokens, shape ``[rows, tokens]``.
-        length: places that any of them may see.
+        length: places that any of them may attend to.
     """
 
     cache: KeyValueCache

@@ -15,10 +15,10 @@ class DecodeState:
     """Rows in flight: their place in the cache and their last hidden state.
 
     Attributes:
-        cache: holds the rows, from row 0 on.
+        cache: contains the rows, from row 0 on.
         hidden: of each row's last token, shape ``[rows, hidden]``; valid until the next pass.
         forwards: passes so far.
-        reused: leading tokens of the first prompt that were not run, because the cache held them.
+        reused: leading tokens of the first prompt that were not run, because the cache contained them.
     """
 
     hidden: torch.Tensor
@@ -27,10 +27,10 @@ class DecodeState:
         self._model = model
         self.cache = cache
         self._fused = fused
-        # Next place of each row, [rows, 1], and the highest of them, known without asking the device.
+        # Next place of each row, [rows, 1], and the highest of them, known without reading from the device.
         self._places = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         self._length = 0
-        # Of all hidden states: NaN and infinity, once there, stay.
+        # Over all hidden states: NaN and infinity persist once they occur.
         self._sum = torch.zeros((), device=model.device)
         self.forwards = 0
         self.reused = 0
@@ -53,7 +53,7 @@ class DecodeState:
             cache: with room for all rows.
             prompts: token ids.
             items: rows per prompt.
-            shared: leading tokens of the first prompt that row 0 of the cache holds already.
+            shared: leading tokens of the first prompt that are already in row 0 of the cache.
             fused: runs passes that are small enough.
         """
         state = cls(model, cache, fused)
@@ -66,7 +66,7 @@ class DecodeState:
         starts = [shared] + [0] * (len(prompts) - 1)
         rest = [list(prompt[start:]) for prompt, start in zip(prompts, starts, strict=True)]
         tokens = max(map(len, rest))
-        # Padding behind a prompt is seen by nothing, and its places are used again.
+        # No token attends to the padding after a prompt, and its places are reused.
         ids = torch.tensor([row + [pad] * (tokens - len(row)) for row in rest], device=device)
         places = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(tokens, device=device)
         places = places.clamp(max=self.cache.capacity - 1)
@@ -81,7 +81,7 @@ class DecodeState:
             self.cache.spread(items, len(prompts) * items, self._length)
 
     def advance(self, ids: torch.Tensor) -> None:
-        """Run tokens behind those of the cache; ``ids`` has shape ``[rows, tokens]``."""
+        """Run tokens after those of the cache; ``ids`` has shape ``[rows, tokens]``."""
         tokens = ids.shape[1]
         places = self._places if tokens == 1 else self._places + torch.arange(tokens, device=ids.device)
         self._length += tokens

@@ -55,8 +55,8 @@ def knows(config: Any) -> bool:
 class FusedForward:
     """The body's forward pass for a few tokens over all rows.
 
-    On CUDA each shape is recorded as a graph when it first occurs. Graphs hold the addresses of weights and cache: a
-    new one of either needs a new instance.
+    On CUDA each shape is recorded as a graph when it first occurs. Graphs contain the addresses of weights and cache:
+    if either is replaced, a new instance is needed.
 
     Args:
         model: the language model.
@@ -76,7 +76,7 @@ class FusedForward:
             config.num_key_value_heads,
             config.head_dim,
         )
-        # Every layer uses the same memory. Hidden states, and what the norm behind them starts from:
+        # Every layer uses the same memory. Hidden states, and what the norm after them starts from:
         width = config.hidden_size
         self._share = fitting(OUTPUT_TILE, width, width)["N_BLOCK"]
         self._hidden, self._scaled = (self._lanes(width, model.dtype) for _ in range(2))
@@ -94,7 +94,7 @@ class FusedForward:
         return bool(rows * _padded(tokens) <= self._kernels.LANE_LIMIT)
 
     def __call__(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Run tokens behind those of the cache.
+        """Run tokens after those of the cache.
 
         Args:
             ids: shape ``[rows, tokens]``.
@@ -106,7 +106,7 @@ class FusedForward:
         rows, tokens = ids.shape
         width = _padded(tokens)
         if width > tokens:
-            # A token without a place is left out of everything.
+            # A token without a place is skipped everywhere.
             ids = functional.pad(ids, (0, width - tokens))
             places = functional.pad(places, (0, width - tokens), value=-1)
         run = self._passes.get((rows, width))
@@ -223,7 +223,7 @@ class FusedForward:
 
 
 def weight_addresses(model: LanguageModel) -> tuple[int, ...]:
-    """Where the weights lie; when it changes they were moved."""
+    """Addresses of the weights; a change means that they were moved."""
     tensors = (*model.body.parameters(), *model.body.buffers())
     return tuple(tensor.data_ptr() for tensor in tensors)
 
@@ -234,6 +234,6 @@ def _padded(tokens: int) -> int:
 
 
 def fitting(tile: Mapping[str, int], n: int, k: int) -> dict[str, int]:
-    """A tile, cut down to weights of shape ``[n, k]`` that are smaller or no multiple of it."""
+    """A tile, reduced for weights of shape ``[n, k]`` that are smaller or not a multiple of it."""
     blocks = {"N_BLOCK": min(tile["N_BLOCK"], n & -n), "K_BLOCK": min(tile["K_BLOCK"], (k & -k) // tile["K_PARTS"])}
     return {**tile, **blocks}

@@ -1,11 +1,11 @@
-"""Triton kernels of a decoder layer for a few tokens, where reading the weights is the work.
+"""Triton kernels of a decoder layer for a few tokens, where reading the weights is the bottleneck.
 
-A *lane* is one token of a pass: one per row while codes are written, several of one row when a chunk of forced text
-goes in. All lanes share every pass over the weights. Five launches make a layer: projection to queries, keys and
-values; attention; output projection; gate and up projection; down projection. They include rotary embedding, the
-write to the cache, activation and residual, and the norms: the kernel that writes hidden states multiplies them by the
-weights of the next norm, whose scale, one number per lane, is applied after the next product. Lengths are read on the
-device, so one recorded launch serves all of them, and no result of a lane depends on the number of lanes.
+A *lane* is one token of a pass: one per row while codes are written, several of one row for a chunk of forced text. All
+lanes share every pass over the weights. Five launches make a layer: projection to queries, keys and values; attention;
+output projection; gate and up projection; down projection. They include rotary embedding, the write to the cache,
+activation and residual, and the norms: the kernel that writes hidden states multiplies them by the weights of the next
+norm, whose scale, one number per lane, is applied after the next product. Lengths are read on the device, so one
+recorded launch serves all of them, and no result of a lane depends on the number of lanes.
 
 Needs Triton, which comes with PyTorch's CUDA builds for Linux.
 """
@@ -26,7 +26,7 @@ _LANES = tl.constexpr(LANE_LIMIT)
 def _product(x_ptr, w_ptr, lanes, K: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, K_PARTS: tl.constexpr):
     """``x @ w.T`` for the first ``N_BLOCK`` rows of ``w``, shape ``[lanes, N_BLOCK]``.
 
-    Warps share the inner dimension: so few columns and lanes are work for one of them.
+    Warps share the inner dimension: otherwise so few columns and lanes would occupy only one of them.
     """
     part = tl.arange(0, K_PARTS)[:, None, None] * K_BLOCK
     k = tl.arange(0, K_BLOCK)[None, None, :]
@@ -43,9 +43,9 @@ def _product(x_ptr, w_ptr, lanes, K: tl.constexpr, N_BLOCK: tl.constexpr, K_BLOC
 
 @triton.jit
 def _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N: tl.constexpr, N_BLOCK: tl.constexpr):
-    """Store a block of hidden states times the weights of the norm behind it, and the sum of their squares.
+    """Store a block of hidden states times the weights of the norm after it, and the sum of their squares.
 
-    What is missing of the norm is one number per lane, which can wait until after the next product.
+    The rest of the norm is one factor per lane, which is applied after the next product.
     """
     lane = tl.arange(0, _LANES)
     n = tl.program_id(0) * N_BLOCK + tl.arange(0, N_BLOCK)
@@ -59,7 +59,7 @@ def _prepare_norm(hidden, norm_ptr, scaled_ptr, squares_ptr, lanes, N: tl.conste
 
 @triton.jit
 def _norm_scale(squares_ptr, lanes, eps, K: tl.constexpr, SHARES: tl.constexpr):
-    """What is missing of the norm, per lane."""
+    """The rest of the norm, per lane."""
     lane = tl.arange(0, _LANES)
     share = tl.arange(0, triton.next_power_of_2(SHARES))
     real = (lane[:, None] < lanes) & (share[None, :] < SHARES)
@@ -227,8 +227,8 @@ def attend(
 ):
     """Attention of one lane, one key-value head and one share of the cached keys.
 
-    The last share also takes the keys of this pass, and writes the lane's own to the cache. Whichever program arrives
-    last puts the shares together.
+    The last share also takes the keys of this pass, and writes the lane's own to the cache. The last program to finish
+    combines the shares.
     """
     lane, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -238,7 +238,7 @@ def attend(
     place = tl.load(places_ptr + lane)
     cached = tl.load(places_ptr + first_lane)
 
-    group = tl.arange(0, _LANES)  # query heads of this key-value head; those behind GROUP are padding
+    group = tl.arange(0, _LANES)  # query heads of this key-value head; those from GROUP on are padding
     half, d = tl.arange(0, HALF), tl.arange(0, D)
     real = (group < GROUP)[:, None]
     frequencies = tl.load(frequencies_ptr + half)

@@ -26,11 +26,11 @@ _TRIED_TOKENS: Final = 4
 
 
 class Workspace:
-    """Everything that can be made again from the weights alone.
+    """Everything that can be rebuilt from the weights alone.
 
     Args:
         model: the language model.
-        fuse: run small passes in kernels of their own; ``None`` does where they run and agree with the body.
+        fuse: run small passes in the engine's kernels; ``None`` does if they run and agree with the body.
 
     Attributes:
         model: the language model.
@@ -51,7 +51,7 @@ class Workspace:
 
     @property
     def fuses(self) -> bool:
-        """Whether small passes run in kernels of their own; asked for the first time, this tries them."""
+        """Whether small passes run in the engine's kernels; the first call checks them."""
         if self._fuse is None:
             self._fuse = can_fuse(self.model) and kernels_agree(self.model)
         return self._fuse
@@ -71,7 +71,7 @@ class Workspace:
         return moved
 
     def forget_tokens(self) -> None:
-        """Let no prompt go on from what the cache holds."""
+        """Prevent prompts from continuing from the content of the cache."""
         if self._cache is not None:
             self._cache.held = []
 
@@ -85,7 +85,7 @@ class Workspace:
         return DecodeState.start(self.model, cache, prompts, items=items, shared=shared, fused=self._fused)
 
     def _reserve(self, rows: int, positions: int) -> KeyValueCache:
-        """The cache, divided among the rows; what is held in one that grows goes along, recorded passes end with it."""
+        """The cache, divided among the rows; when it grows, its content is kept and recorded passes are dropped."""
         capacity = rounded_positions(positions)
         cache, self._cache = self._cache, None
         if cache is None:
@@ -105,11 +105,11 @@ class Workspace:
 
 
 def kernels_agree(model: LanguageModel) -> bool:
-    """Whether passes in kernels of our own give what the body gives, with this GPU, its driver and its Triton.
+    """Whether passes in the engine's kernels agree with the body on this GPU, driver and Triton version.
 
-    Compared are the hidden states of a few tokens behind a prompt: two rows of one token, and one row of a chunk; and
-    the code that a guided song then draws, with the choice recorded and not. When they differ, or the kernels cannot be
-    built or recorded, a warning says so.
+    Compares the hidden states of a few tokens after a prompt (two rows of one token, and one row of a chunk) and the
+    code that a guided song then draws, with the choice recorded and not. If they differ, or the kernels cannot be built
+    or recorded, a warning is logged.
     """
     try:
         states = [_hidden_behind_prompts(model, fuse) for fuse in (False, True)]
@@ -147,7 +147,7 @@ def _guided_code(model: LanguageModel, fuse: bool, hidden: torch.Tensor) -> int:
 
 
 def start_apart(model: LanguageModel, prompts: Sequence[Sequence[int]], items: int, fuse: bool) -> DecodeState:
-    """Rows with a cache of their own and room for a few tokens, to be tried and timed."""
+    """Rows with a separate cache and room for a few tokens, for checks and timing."""
     capacity = len(prompts[0]) + _TRIED_TOKENS
     cache = KeyValueCache(model, items * len(prompts) * capacity)
     cache.set_row_capacity(capacity)

@@ -26,14 +26,14 @@ _TIMED_PASSES: Final = 16
 class VllmBackend(PlannerBackend[Candidates]):
     """``PlannerBackend`` on vLLM.
 
-    The engine is started with room for a number of songs and takes no more memory for keys and values afterwards. It
-    has no prefix cache, so that a song depends on nothing but its own prompt. Phases of several threads share its
-    passes: a request that comes while others run joins them as soon as there is room (continuous batching).
+    The engine is started with room for a number of songs and allocates no more memory for keys and values afterwards.
+    It has no prefix cache, so that a song depends only on its own prompt. Phases of several threads share its
+    passes: a request that arrives while others run joins them as soon as there is room (continuous batching).
 
     Args:
-        model: a loaded language model; the engine copies its weights, the caller can let go of it.
+        model: a loaded language model; the engine copies its weights, so the caller can release it.
         device: where the engine runs.
-        songs: made together, over all requests.
+        songs: songs generated together, over all requests.
         memory_limit: bytes for keys and values at most; ``None`` reserves the worst case.
 
     Raises:
@@ -62,7 +62,7 @@ class VllmBackend(PlannerBackend[Candidates]):
         )
 
     def prefill(self, rows: EngineRows) -> None:
-        """The first pass: it takes the prompts and gives the first token of each row."""
+        """The first pass: it processes the prompts and gives the first token of each row."""
         rows.start()
 
     def decode(self, rows: EngineRows) -> None:
@@ -161,7 +161,7 @@ class VllmBackend(PlannerBackend[Candidates]):
 
 
 def _groups(phase: CodesPhase) -> list[list[RowRequest]]:
-    """A song's rows, which have to be in step."""
+    """A song's rows, which must take part in the same passes."""
     songs = len(phase.seeds)
     return [
         [RowRequest(song + songs * index, prompt, phase.count) for index, prompt in enumerate(phase.prompts)]

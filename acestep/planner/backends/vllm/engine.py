@@ -1,4 +1,4 @@
-"""vLLM's engine inside this process: configured, given its weights, and taken down again.
+"""vLLM's engine inside this process: configured, given its weights, and stopped.
 
 The engine is vLLM's ``LLMEngine`` with the scheduler and the model in the calling thread, so a step is a function
 call, its requests start together, and CUDA events recorded around it are on the same stream.
@@ -37,17 +37,17 @@ _ENVIRONMENT: Final = {
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 _LOGGING_LEVELS: Final = ("VLLM_LOGGING_LEVEL", "FLASHINFER_LOGGING_LEVEL")
-"""How much the engine and its kernels' library log, unless the user's environment says so."""
+"""Log levels of the engine and its kernels' library, unless the user's environment sets them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What the engine sets aside when it starts; nothing is added later.
+    """What the engine reserves when it starts; nothing is added later.
 
     Attributes:
         rows: sequences that run together: a song, and with guidance its unconditional row.
         context_limit: positions of one row.
-        bytes: for keys and values that requests may ask for.
+        bytes: for keys and values of requests.
     """
 
     rows: int
@@ -60,7 +60,7 @@ class Reservation:
 
         Args:
             model: the language model.
-            songs: made together.
+            songs: songs generated together.
             limit: bytes that may be reserved at most; ``None`` when the worst case has to fit.
 
         Raises:
@@ -91,7 +91,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         ``vllm.v1.engine.llm_engine.LLMEngine``.
 
     Raises:
-        BackendUnavailable: the installed vLLM is not built for the device, refuses the configuration, or already runs
+        BackendUnavailable: the installed vLLM is not built for the device, rejects the configuration, or already runs
             in this process.
         OutOfMemory: weights and reservation do not fit.
     """
@@ -115,7 +115,8 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             # Engines share the process's groups of workers: stopping one would stop the other.
             raise BackendUnavailable("vLLM already runs in this process: unload that language model first")
         if device.type == "cuda":
-            # Its workspace stays for the life of the process: made later, it would keep a block of the engine's.
+            # Its workspace stays for the life of the process: created later, it would keep a block of the engine's
+            # memory.
             torch.ones(1, 1, device=device).mm(torch.ones(1, 1, device=device))
         _register_loader(model)
         ModelRegistry.register_model(_ARCHITECTURE, HiddenStatesModel)
@@ -142,19 +143,19 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         except (ValueError, RuntimeError) as error:
             cleanup_dist_env_and_memory()
             raise BackendUnavailable(
-                f"vLLM refuses to start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
+                f"vLLM did not start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
             ) from error
         finally:
             HiddenStatesModel.selector = None
-        # What it recorded, nothing reads: statistics of requests come with their output.
+        # Its recorded metrics are not read: statistics of requests come with their output.
         engine.logger_manager = None
         return engine
 
 
 def close_engine(engine: Any) -> None:
-    """Stop an engine, and let go of its weights.
+    """Stop an engine, and release its weights.
 
-    Its own shutdown leaves them on the device, referred to by what compiled them.
+    Its own shutdown leaves them on the device, referenced by what compiled them.
     """
     runner = engine.model_executor.driver_worker.worker.model_runner
     _forget_compiled(runner.model)
@@ -193,7 +194,7 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
         "generation_config": "vllm",
         "load_format": _LOAD_FORMAT,
         "dtype": str(model.dtype).removeprefix("torch."),
-        # One position more than is ever asked for: the step that ends a request takes one.
+        # One position more than is ever requested: the step that ends a request takes one.
         "max_model_len": reservation.context_limit + 1,
         "max_num_seqs": reservation.rows,
         "max_num_batched_tokens": reservation.context_limit + reservation.rows,
@@ -206,7 +207,7 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
     if device.type == "cuda":
         weights = sum(parameter.nbytes for parameter in model.body.parameters())
         total = torch.cuda.get_device_properties(device).total_memory
-        # Not used to size anything here, but the engine insists that this share is free before it starts.
+        # Not used to size anything here, but the engine requires this share to be free before it starts.
         settings["gpu_memory_utilization"] = min((weights + reservation.bytes + spare) / total, 1.0)
         # Of kernels that are not used: attention is FlashAttention's.
         settings["kernel_config"] = {"enable_flashinfer_autotune": False}
@@ -243,7 +244,7 @@ def _register_loader(model: LanguageModel) -> None:
     parameters = {f"model.{name}": parameter for name, parameter in model.body.named_parameters()}
 
     class LoadedWeights(BaseModelLoader):
-        """Copies each weight once, then lets go of them all."""
+        """Copies each weight once, then releases all of them."""
 
         def download_model(self, model_config: Any) -> None:
             """Nothing to download."""
@@ -258,12 +259,11 @@ def _register_loader(model: LanguageModel) -> None:
 
 @contextmanager
 def _process_as_it_was() -> Iterator[None]:
-    """Undo what starting an engine does to the rest of the process, and keep it quiet.
+    """Undo what starting an engine does to the rest of the process, and suppress its output.
 
-    It reads its switches from the environment and leaves others there, seeds every random generator there is, and
-    changes the compiler's settings, the current device and the number of PyTorch's threads; on the CPU it even disables
-    ``torch.set_num_threads``. How much it logs is
-    decided when vLLM is imported, so that happens in here too.
+    It reads settings from the environment and leaves others there, seeds every random generator, and changes the
+    compiler's settings, the current device and the number of PyTorch's threads; on the CPU it even disables
+    ``torch.set_num_threads``. Its log level is set when vLLM is imported, so that happens in here too.
     """
     from torch._dynamo import config as dynamo
 
@@ -275,7 +275,7 @@ def _process_as_it_was() -> Iterator[None]:
         os.environ.setdefault(variable, "ERROR")
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
-            # About what PyTorch will drop one day: vLLM's affair.
+            # PyTorch's deprecation warnings about vLLM's own code.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:

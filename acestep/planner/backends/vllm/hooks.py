@@ -1,7 +1,7 @@
-"""Where the engine hands over: a model that gives its hidden states, and what takes them where the engine samples.
+"""Hooks into the engine: a model that returns its hidden states, and samplers that receive them.
 
-vLLM has two model runners. V2, which it takes where it has Triton (CUDA), lets a model bring its own sampler. V1 (the
-CPU) does not: there a logits processor receives the hidden states as if they were logits, and leaves each row one
+vLLM has two model runners. V2, which it uses where Triton is available (CUDA), lets a model supply its own sampler. V1
+(the CPU) does not: there a logits processor receives the hidden states as if they were logits, and leaves each row one
 token.
 """
 
@@ -22,8 +22,8 @@ class HiddenStatesModel(Qwen3ForCausalLM):
     """Qwen3 whose logits are its hidden states: the selector needs logits of few tokens, of guided hidden states.
 
     Attributes:
-        selector: of the engine that is started. A class has it, because vLLM makes the instance, and keeps the class
-            that belongs to a configuration for the life of the process; it runs one engine at a time.
+        selector: of the engine that is started. It is an attribute of the class, because vLLM creates the instance and
+            keeps the class of a configuration for the life of the process; it runs one engine at a time.
     """
 
     selector: ClassVar[TokenSelector | None] = None
@@ -33,7 +33,7 @@ class HiddenStatesModel(Qwen3ForCausalLM):
         return hidden_states
 
     def load_weights(self, weights: Any) -> Any:
-        """Load, and show the selector the head."""
+        """Load the weights, and pass the head to the selector."""
         loaded = super().load_weights(weights)
         started_selector().bind(self.lm_head.weight.data)
         return loaded
@@ -44,7 +44,7 @@ class HiddenStatesModel(Qwen3ForCausalLM):
         from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
         class SelectingState(DefaultModelState):
-            """A state whose model brings its own sampler."""
+            """A state whose model supplies its own sampler."""
 
             def custom_sampler(self, sampler: Any) -> tuple[Any, None]:
                 """The selector's, around the engine's."""
@@ -61,11 +61,11 @@ def started_selector() -> TokenSelector:
 
 
 class SelectingSampler:
-    """Takes the place of Model Runner V2's sampler.
+    """Replaces the sampler of Model Runner V2.
 
     Args:
         selector: decides the tokens.
-        sampler: the engine's own; whatever else is asked of a sampler is asked of it.
+        sampler: the engine's own; everything but the selection is delegated to it.
         rows: most requests of a batch.
         device: of the engine.
     """
@@ -81,14 +81,14 @@ class SelectingSampler:
         return getattr(self._sampler, name)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> None:
-        """Remember the row of a slot, which may have been another request's."""
+        """Record the row of a slot, which may have belonged to another request."""
         self._rows[req_idx] = _row_of(sampling_params)
 
     def apply_staged_writes(self) -> None:
-        """Nothing is staged: no setting of the engine's own sampling is used."""
+        """Does nothing: no setting of the engine's own sampling is used."""
 
     def __call__(self, hidden: torch.Tensor, input_batch: Any) -> Any:
-        """One token for each request of a batch: prompts are never split, so each of them is due one."""
+        """One token for each request of a batch: prompts are never split, so each request gets one."""
         from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
         rows = tuple(map(self._rows.get, input_batch.idx_mapping_np.tolist()))
@@ -103,7 +103,7 @@ class SelectingSampler:
 
 
 class SelectingProcessor(LogitsProcessor):
-    """Interface of Model Runner V1: informed of changes of the batch, then given what the model calls its logits."""
+    """Interface of Model Runner V1: receives changes of the batch, then the model's hidden states as its logits."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002
         self._selector = started_selector()
@@ -111,11 +111,11 @@ class SelectingProcessor(LogitsProcessor):
         self._rows: dict[int, Row] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """The token is decided here, so never."""
+        """Never, because the token is decided here."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Follow requests that come, go and move."""
+        """Track requests that are added, removed and moved."""
         process_dict_updates(self._rows, batch_update, lambda params, *_: _row_of(params))
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:

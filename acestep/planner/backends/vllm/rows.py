@@ -48,11 +48,11 @@ class RowRequest:
 
 
 class SharedEngine:
-    """One engine for the phases of several threads: whichever of them waits for a pass runs it for all.
+    """One engine for the phases of several threads: a thread that waits for a pass runs it for all.
 
-    A pass takes only so many rows, tokens and positions. Rows that must be in step start together or not at all: those
-    for which there is no room start when there is, in the order in which they came, and their prompts are never split.
-    So nothing waits in the engine's own queue, and nothing is preempted.
+    A pass has a limited number of rows, tokens and positions. Rows that must be in step start together or not at all:
+    those for which there is no room start when there is, in order of arrival, and their prompts are never split. So
+    nothing waits in the engine's own queue, and nothing is preempted.
 
     Args:
         engine: vLLM's.
@@ -95,7 +95,7 @@ class SharedEngine:
         with self._changed:
             self._waiting = deque(entry for entry in self._waiting if entry[0] is not rows)
             self._leaving.append(rows)
-            # Whoever runs a pass does it afterwards; until then the phase's selection is in use.
+            # The thread that runs a pass does it afterwards; until then the phase's selection is in use.
             self._changed.wait_for(lambda: not self._is_stepping)
             self._let_leave()
 
@@ -122,7 +122,7 @@ class SharedEngine:
             self._changed.notify_all()
 
     def require_running(self) -> None:
-        """Refuse what comes after ``close``, or after the engine failed."""
+        """Reject calls after ``close``, or after the engine failed."""
         if self._engine is None:
             raise unloaded()
         if self._failure is not None:
@@ -209,7 +209,7 @@ class SharedEngine:
 
 
 class EngineRows:
-    """The rows of one phase; as a context manager, it leaves nothing behind in the engine.
+    """The rows of one phase; as a context manager, it leaves nothing in the engine.
 
     Args:
         engine: shared with other phases.
@@ -265,11 +265,11 @@ class EngineRows:
         return len(self.written) == self._rows
 
     def start(self) -> None:
-        """Launch the first pass, which takes the prompts and gives the first tokens."""
+        """Launch the first pass, which processes the prompts and gives the first tokens."""
         self._engine.run_until(lambda: self.finished or self.selection.passes > 0)
 
     def advance(self) -> None:
-        """Launch the pass of the next tokens; those of the first are on their way already."""
+        """Launch the pass of the next tokens; those of the first are already launched."""
         self._read += 1
         self._engine.run_until(lambda: self.finished or self.selection.passes >= self._read)
 
@@ -284,7 +284,7 @@ class EngineRows:
 
 
 def _slowest(times: EngineTimes | None, stats: Any) -> EngineTimes:
-    """Join the engine's statistics of a request to those of others."""
+    """Combine the engine's statistics of a request with those of others."""
     own = EngineTimes(
         queue=stats.scheduled_ts - stats.queued_ts,
         time_to_first_token=stats.first_token_latency,

@@ -1,8 +1,8 @@
 """Deciding tokens inside the engine: the planner's own sampling, guidance and grammar on its hidden states.
 
-The engine chooses nothing itself, so seeds mean the same as on the other backends, whatever its random numbers are. A
-decode pass copies at most one token id to the host, and never waits for the pass that is running: what the host has to
-know about a text is read while the next pass runs.
+The engine chooses nothing itself, so a seed gives the same result as on the other backends, whatever its random numbers
+are. A decode pass copies at most one token id to the host, and never waits for the pass that is running: what the host
+needs of a text is read while the next pass runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ ROW: Final = "acestep_row"
 Row = tuple[int, int]
 """Number of a phase in the selector, and number of a row in the phase."""
 _LAYOUT_LIMIT: Final = 64
-"""Compositions of a batch that are remembered: a batch keeps its own until a request comes, goes or moves."""
+"""Maximum number of batch compositions that are kept: a batch has the same one until a request is added, removed or
+moved."""
 
 
 @dataclass(slots=True)
@@ -65,15 +66,15 @@ class CodesSelection:
 
     @property
     def written(self) -> int:
-        """Codes of the song that is furthest behind."""
+        """Codes of the song that has the fewest."""
         return min(self.steps)
 
 
 class TextSelection:
     """One text, under a guide.
 
-    The engine has no way to take several tokens at once behind the prompt, so what is forced takes a pass each. A drawn
-    token is read when the next one is due: the pass that computes that one is on its way by then.
+    The engine cannot process several tokens at once after the prompt, so each forced token takes a pass. A drawn token
+    is read when the next one is due: the pass that computes that one has been launched by then.
 
     Attributes:
         number: of the phase in the selector, given when it is added.
@@ -96,7 +97,7 @@ class TextSelection:
         self._keys = to_device(phase.noise_keys().numpy(), device)
         self._forced: list[int] = []
         self._unread: _Readback | None = None
-        # The guide is moved by whichever thread runs the engine, and observed as part of this one's request.
+        # The guide is moved by the thread that runs the engine, and observed as part of this thread's request.
         self._context = copy_context()
         self.opening = phase.guide.opening()
         self.written = list(self.opening)
@@ -104,7 +105,7 @@ class TextSelection:
 
     @property
     def over(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether the text is complete."""
         return not self._forced and (self._phase.guide.done or self.sampled == self._phase.token_limit)
 
     def token(self, hidden: torch.Tensor, chooser: Chooser) -> torch.Tensor:
@@ -130,7 +131,7 @@ class TextSelection:
 
 
 class _Readback:
-    """A number on its way to the host."""
+    """A number that is being copied to the host."""
 
     def __init__(self, number: torch.Tensor) -> None:
         self._event: torch.Event | None = None
@@ -142,7 +143,7 @@ class _Readback:
             self._event.record()
 
     def value(self) -> int:
-        """The number; waits for the copy, and for nothing behind it."""
+        """The number; waits for the copy, and for nothing after it."""
         if self._event is not None:
             self._event.synchronize()
         return int(self._host)
@@ -171,7 +172,7 @@ class _SongGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What a composition of a batch means for the selection.
+    """The selection's view of a batch composition.
 
     Attributes:
         groups: of songs.
@@ -227,7 +228,7 @@ class TokenSelector:
         self._spares = torch.full((1 << songs.bit_length(),), songs, dtype=torch.long, device=device)
 
     def release(self) -> None:
-        """Let go of everything on the device."""
+        """Release everything on the device."""
         if self._head is None:
             return
         self._head = None
@@ -295,7 +296,7 @@ class TokenSelector:
 
         def advance(hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
             steps = self._steps[slots]
-            # The spare slot's step goes on and on.
+            # The step of the spare slot increases without limit.
             keys = self._keys[slots, steps.clamp(max=self._length - 1)]
             drawn = choose(Candidates.of(self._codes, self.head), group.sampling, hidden, keys)
             finite = hidden.isfinite().all(dim=-1).view(-1, len(slots)).all(dim=0)
@@ -315,7 +316,7 @@ class TokenSelector:
         for number in dict.fromkeys(number for number, _ in places):
             selection = self._selections.get(number)
             if selection is None:
-                # Stopped, while a pass with its rows was on its way.
+                # Stopped while a pass with its rows was running.
                 continue
             if isinstance(selection, TextSelection):
                 texts.append((places[number, 0], selection))
