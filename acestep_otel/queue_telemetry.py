@@ -111,7 +111,7 @@ class Waiting:
             self._left = True
         seconds = (time.perf_counter_ns() - self._start_ns) / 1e9
         self._span.set_attribute(semconv.OUTCOME, outcome)
-        # In a child that was forked meanwhile it is not in a queue.
+        # In a child that was forked in the meantime the request is in no queue.
         if self._process == os.getpid():
             self._instruments.record(semconv.QUEUE_LENGTH, -1, {})
         self._instruments.record(

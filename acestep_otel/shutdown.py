@@ -1,6 +1,6 @@
-"""The end of the process: telemetry is delivered if that can be done in time, and given up when it cannot.
+"""The end of the process: telemetry is delivered within a time limit, and dropped after it.
 
-The SDK's own shutdown waits up to half a minute per signal for a collector that does not answer. SIGTERM becomes an
+The SDK's own shutdown waits up to half a minute per signal for a collector that does not respond. SIGTERM becomes an
 exception, so that spans and files are finished on the way out.
 """
 

@@ -1,4 +1,4 @@
-"""Looks at the steps and tiles of every finished request, and marks those that stalled."""
+"""Checks the steps and tiles of every finished request, and marks those that stalled."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class TimedStage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Of a request.
+    """The circumstances of a request.
 
     Attributes:
-        device: that it ran on.
-        model: that it asked for.
-        card: what was read of the card; ``None`` where it cannot be asked.
+        device: device that it ran on.
+        model: model that it requested.
+        card: readings of the card; ``None`` if it cannot be queried.
         is_measured: whether it counts in metrics.
     """
 
@@ -66,7 +66,7 @@ class Scene:
 
 
 class StallWatch:
-    """Knows the usual duration of steps and tiles, and what the allocator had counted.
+    """Keeps the usual durations of steps and tiles, and the allocator's counts.
 
     Args:
         instruments: that count stalls.
@@ -78,7 +78,7 @@ class StallWatch:
         self._allocator: dict[str, VramReading] = {}
 
     def left(self, stage: Stage, device: str) -> None:
-        """Keep what the allocator had counted when a stage ended; stages come in the order of their ends."""
+        """Store the allocator's counts at the end of a stage; called in the order of the ends."""
         if stage.vram is not None:
             self._allocator[device] = stage.vram
 
@@ -89,7 +89,7 @@ class StallWatch:
             node: any stage.
             parent: the stage that it is inside.
             scene: its request.
-            span: takes the event; has not ended.
+            span: gets the event; has not ended.
         """
         stall = self._stall(node, scene)
         if stall is None:
