@@ -33,7 +33,7 @@ from acestep_otel.recording.instruments import Instruments
 STARTED: Final = outcomes.OK
 """Outcome of a wait that ended with a worker."""
 CANCELLED: Final = outcomes.CANCELLED
-"""Outcome of a wait whose caller went away."""
+"""Outcome of a wait that the caller cancelled."""
 
 
 class QueueTelemetry:

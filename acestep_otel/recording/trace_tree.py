@@ -255,7 +255,7 @@ def never_raises(
         try:
             return function(*args, **kwargs)
         except Exception:
-            logger.debug("tracing failed in %s; inference goes on", function.__qualname__, exc_info=True)
+            logger.debug("tracing failed in %s; inference continues", function.__qualname__, exc_info=True)
             return None
 
     return guarded
