@@ -129,7 +129,7 @@ class Patcher:
         while self._applied:
             owner, name, original, own, wrapper = self._applied.pop()
             if vars(owner).get(name) is not wrapper:
-                # Another library has replaced it since, perhaps by a wrapper of it, which records nothing after the close.
+                # Replaced by another library since. A wrapper of it records nothing once the recorder is closed.
                 continue
             if own:
                 setattr(owner, name, original)
