@@ -206,7 +206,7 @@ class _Pipeline(_Part):
 
 class _Transformer(_Part):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Where a step begins; with a second pass in the step (cover strength) it goes on."""
+        """The start of a step; a second pass in a step (cover strength) continues it."""
         self._self_tracer.begin(_DIT_STEP, lambda: self._self_song.step(kwargs["hidden_states"]))
         return self.__wrapped__(*args, **kwargs)
 

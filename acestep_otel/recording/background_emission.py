@@ -54,7 +54,7 @@ class Deferral:
         """Run an action as soon as ``ready`` says so.
 
         Args:
-            ready: asked at once, then every two milliseconds for a minute at most.
+            ready: called at once, then every two milliseconds for a minute at most.
             action: what to do then.
 
         Returns:

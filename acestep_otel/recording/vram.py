@@ -44,7 +44,7 @@ class VramReading:
         allocated: bytes in live tensors.
         reserved: bytes held by the caching allocator.
         peak: of both since the last reset.
-        retries: times that the allocator freed its cache and asked the driver again, since the process began.
+        retries: times that the allocator freed its cache and requested memory again, since the process began.
         out_of_memory: times that an allocation failed, likewise.
     """
 

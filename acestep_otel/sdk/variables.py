@@ -343,7 +343,7 @@ _RULES: Final[Mapping[str, _Rule]] = {
     **{f"{exporter}{word}": rule(f"{exporter}{word}") for exporter in _EXPORTERS for word, rule in
        _OF_EACH_EXPORTER.items()},
 }  # fmt: skip
-"""The rule of each variable. The rules of endpoints and exporters are in ``sdk.otlp``, which knows their use."""
+"""The rule of each variable. The rules of endpoints and exporters are in ``sdk.otlp``."""
 
 _SECRET: Final = frozenset(
     name for name in _RULES if name.endswith(("HEADERS", "CERTIFICATE", "KEY", "RESOURCE_ATTRIBUTES"))

@@ -194,7 +194,7 @@ class RayCells:
         return self._actors[-1]
 
     def _prepare(self) -> None:
-        """Wait until every actor knows its device."""
+        """Wait until every actor has determined its device."""
         calls = {actor.handle.prepare.remote(): actor for actor in self._actors}
         ended, waiting = self._ray.wait(list(calls), num_returns=len(calls), timeout=START_SECONDS)
         if waiting:

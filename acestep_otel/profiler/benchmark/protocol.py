@@ -55,7 +55,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The child knows its device; no model is loaded yet.
+    """The child has determined its device; no model is loaded yet.
 
     Attributes:
         memory: GiB that determine the tier.

@@ -207,8 +207,8 @@ class Child:
 class Children(Generic[Event]):
     """Child processes that run in parallel.
 
-    Used as a context manager. Whatever happens inside the block, an interrupt included, every process and everything
-    that it started is gone afterwards.
+    Used as a context manager. After the block, even after an interrupt, every process and everything that it started
+    has ended.
     """
 
     def __init__(self, decode: Callable[[str], Event]) -> None:
