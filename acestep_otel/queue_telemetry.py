@@ -67,7 +67,7 @@ class QueueTelemetry:
             return
         self._process = os.getpid()
         self._instruments.record(semconv.QUEUE_CAPACITY, self._capacity, {})
-        # So that dashboards have a zero before the first request, and rates a point to start from.
+        # Dashboards show zero before the first request, and rates have a first point.
         self._instruments.record(semconv.QUEUE_LENGTH, 0, {})
         self._instruments.record(semconv.QUEUE_REJECTED, 0, {})
 

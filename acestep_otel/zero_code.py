@@ -27,7 +27,7 @@ logger = logging.getLogger("acestep_otel")
 
 
 def bound_exit() -> None:
-    """Let the process exit within ``SHUTDOWN_SECONDS`` whatever the collector does, and flush on SIGTERM too.
+    """Make the process exit within ``SHUTDOWN_SECONDS`` whatever the collector does, and flush on SIGTERM too.
 
     Takes the place of the providers' own shutdown at exit. Processes forked by ``multiprocessing``, which skip the
     exit handlers, deliver at their end as well. What callers sent is kept out of the logs and spans of other libraries.

@@ -133,7 +133,7 @@ class _Song:
         """Attributes of the request, from its result."""
         audio = result[0]
         attributes: dict[str, AttributeValue] = {semconv.DIT_STEPS: self.steps_done}
-        # Audio has a channel in the middle, latents (``output_type="latent"``) have time there.
+        # The middle dimension is the channel in audio, and time in latents (``output_type="latent"``).
         if audio.shape[-2] == 2:
             attributes[semconv.AUDIO_DURATION] = audio.shape[-1] / float(pipeline.sample_rate)
         return attributes

@@ -279,12 +279,12 @@ def _current_trace() -> dict[str, str] | None:
 def _own_span(recorder: StageRecorder) -> Wrapper:
     @never_raises
     def adopt(name: str, start_time: int, attributes: dict[str, Any], context: Any, kind: SpanKind) -> bool:
-        # The engine's sampling parameters are not the user's: this engine draws the tokens.
+        # vLLM's sampling parameters are not the user's: the planner samples the tokens.
         measured = {key: value for key, value in attributes.items() if not key.startswith(_ENGINE_PARAMETERS)}
         return recorder.adopt(name, start_time, measured, context, kind)
 
     def wrapper(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Without a parent no trace of this layer sent the request: vLLM emits its span itself.
+        # Without a parent the request is not of a traced call of this layer: vLLM emits its span itself.
         if kwargs.get("context") is not None and adopt(
             kwargs["span_name"], kwargs["start_time"], kwargs["attributes"], kwargs["context"], kwargs["kind"]
         ):

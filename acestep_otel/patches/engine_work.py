@@ -276,7 +276,7 @@ def list_of_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates
     """The passes of a phase of the language model; none for a backend whose passes are not visible.
 
     Args:
-        backend: that ran it.
+        backend: backend that ran it.
         tokens: what it wrote.
         candidates: tokens that each was drawn from, on average; ``None`` for audio codes, or text without a grammar.
     """
@@ -293,7 +293,7 @@ def list_of_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates
     written = tokens.sampled_tokens + tokens.forced_tokens
     layout = backend.vocabulary.layout
     is_text = bool(tokens.ids[0]) and tokens.ids[0][0] < layout.code_base
-    # Tokens that are run behind the prompt: all of a text but what was drawn last, one of each song and pass of codes.
+    # Tokens that are run after the prompt: all of a text except the last one, and one per song and pass of codes.
     per_pass = 1.0 if not is_text or not passes else max(1.0, (written - 1) / passes)
     rest = max(tokens.prompt_tokens - tokens.reused_tokens, unconditional)
     if candidates is None:

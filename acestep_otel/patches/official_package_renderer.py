@@ -173,7 +173,7 @@ def _sampler(call: Call) -> Attributes:
         return sampler_attributes("ode", "euler", False)
     method, solver, corrects = (argument(call, name, otherwise) for name, otherwise in _SAMPLER.items())
     if corrects is None:
-        # The newest versions decide by the model.
+        # In the newest versions the model determines it.
         corrects = field(call.instance, "model", "config", "is_turbo")
     return sampler_attributes(method, solver, corrects)
 
@@ -184,7 +184,7 @@ def _or_one(value: Any) -> float:
 
 _loop: contextvars.ContextVar[_Loop | None] = contextvars.ContextVar("acestep_otel_released_loop", default=None)
 _loops: contextvars.ContextVar[list[_Loop] | None] = contextvars.ContextVar("acestep_otel_released_loops", default=None)
-"""Of the request: the thread of the diffusion has a copy of its context, with the same list."""
+"""The captions of the request. The diffusion thread has a copy of the request's context, with the same list."""
 
 
 class RendererPatches:

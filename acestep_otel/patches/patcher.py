@@ -223,7 +223,7 @@ class TemporaryPatches:
         self._lock.acquire(timeout=_FORK_SECONDS)
 
     def _after_fork(self) -> None:
-        # Not held where the change took too long for the fork to wait for it.
+        # Not held if the change took too long for the fork to wait for it.
         with suppress(RuntimeError):
             self._lock.release()
 

@@ -17,7 +17,7 @@ def require_writable(path: Path) -> None:
     """Make sure, before any long work, that a file can be written; creates the folders above it.
 
     Raises:
-        SetupError: it cannot.
+        SetupError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _is_replaced(target: Path) -> bool:
 
 
 def _identity(path: Path) -> set[object]:
-    """What identifies a file: its resolved name and, if it exists, its inode."""
+    """The identity of a file: its resolved name and, if it exists, its inode."""
     found: set[object] = {os.path.realpath(path)}
     with suppress(OSError, ValueError):
         status = path.stat()

@@ -42,7 +42,7 @@ class Deferral:
     """A queue of actions, in order, each run when it is ready. Its thread ends when there were none for a while."""
 
     def __init__(self) -> None:
-        # Its lock can be taken again by the thread that has it: a signal handler may drain in the middle of an add.
+        # Reentrant: a signal handler may call ``drain`` in the middle of ``add``.
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
         self._at_work = False
@@ -90,7 +90,7 @@ class Deferral:
 
     def resume(self) -> None:
         """Go on; called in the parent by the thread that has forked."""
-        # Not held where the action took too long for the fork to wait for it.
+        # Not held if the action took too long for the fork to wait for it.
         with suppress(RuntimeError):
             self._acting.release()
 
@@ -100,7 +100,7 @@ class Deferral:
         try:
             thread.start()
         except RuntimeError:
-            # The system gives no more threads, or the interpreter: exit handlers of Python 3.12.0 to 3.12.2.
+            # No more threads from the system or from the interpreter: exit handlers of Python 3.12.0 to 3.12.2.
             return False
         self._thread = thread
         return True

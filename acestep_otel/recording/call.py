@@ -62,7 +62,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 @dataclass(frozen=True, slots=True)
 class RequestStart:
-    """What is known about a request before it runs.
+    """The properties of a request that are known before it runs.
 
     Attributes:
         device: device whose clock and memory are read.

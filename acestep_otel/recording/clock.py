@@ -278,7 +278,7 @@ class Clocks:
         """The clock of one request.
 
         Args:
-            device: that the request runs on.
+            device: device that the request runs on.
             host: the request's host clock: returned off CUDA, and otherwise used to resolve marks of the host.
         """
         if device.type != "cuda":

@@ -84,7 +84,7 @@ class Card:
     def clock_reasons(self) -> int:
         """The reasons for the present clocks, as NVML's bits."""
         current = getattr(self.nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
-        # Its name before version 12.
+        # The name of the function before version 12.
         ask = current or self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons
         return int(ask(self.handle))
 

@@ -66,7 +66,7 @@ def record_outcome(span: Span, error: BaseException, scrub: Scrubber, timestamp_
 
     Args:
         span: still open.
-        error: that passed through, or that a library reported.
+        error: exception that left the call, or that a library reported.
         scrub: removes what the user wrote from its message.
         timestamp_ns: Unix nanoseconds; now when not given.
     """

@@ -85,7 +85,7 @@ def record_work(
     """Record the rates of a stage.
 
     Args:
-        instruments: that record.
+        instruments: instruments that record the rates.
         roofline: work against time.
         bound: what limits the stage.
         attributes: stage and model.

@@ -69,7 +69,7 @@ class StallWatch:
     """Keeps the usual durations of steps and tiles, and the allocator's counts.
 
     Args:
-        instruments: that count stalls.
+        instruments: instruments that count stalls.
     """
 
     def __init__(self, instruments: Instruments) -> None:
@@ -123,7 +123,7 @@ class StallWatch:
         return None
 
     def _evidence(self, node: TimedStage, parent: TimedStage, scene: Scene) -> Evidence:
-        """What is known about the time of a step or a tile, from its stage and the card."""
+        """Observations from the time of a step or a tile, from its stage and the card."""
         stage, before, after = parent.stage, self._allocator.get(scene.device), parent.stage.vram
         retries = errors = 0
         if before is not None and after is not None:

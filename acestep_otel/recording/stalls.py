@@ -81,7 +81,7 @@ class RunningMedians:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known about the time of a stall.
+    """Observations from the time of a stall.
 
     Attributes:
         retries: times that the allocator freed its cache and tried again, during the stage.

@@ -83,7 +83,7 @@ class RequestRecording:
 
     Attributes:
         clock: takes the marks of stages on the device.
-        device: that the request runs on.
+        device: device that the request runs on.
         detail: how deep the tree goes.
         root: the outermost stage.
         outlasted: whether the device was still working when the request returned.
@@ -133,7 +133,7 @@ class RequestRecording:
         if tracks_memory:
             self._vram.begin(elsewhere or self.device)
         start = self._device_mark() if device_clock else host_mark()
-        # Reading the counters is the most expensive part of an end: steps and tiles are read at the finest level only.
+        # Reading the counters is the most expensive part of ``end``: for steps and tiles only at the finest level.
         reads_memory = tracks_memory or detail <= Detail.STAGE or self.detail >= Detail.TOKEN
         stage = Stage(name, start, device_clock, tracks_memory=tracks_memory, reads_memory=reads_memory)
         if elsewhere is not None:

@@ -89,7 +89,7 @@ class VramTracker:
                 torch.cuda.reset_peak_memory_stats(device)
 
     def read(self, device: torch.device) -> VramReading | None:
-        """What is in use, and the peak since ``begin``; ``None`` off CUDA, where there are no such counters."""
+        """The present use, and the peak since ``begin``; ``None`` off CUDA, where there are no such counters."""
         if device.type != "cuda":
             return None
         import torch

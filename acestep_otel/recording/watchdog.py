@@ -105,7 +105,7 @@ def snapshot(recording: RequestRecording | Unrecorded, thread: int, seconds: flo
 
     Args:
         recording: of the request; one that was sampled out has no stages.
-        thread: that runs it.
+        thread: thread that runs it.
         seconds: since its start.
     """
     found: dict[str, AttributeValue] = {
@@ -124,7 +124,7 @@ def snapshot(recording: RequestRecording | Unrecorded, thread: int, seconds: flo
             for name in (semconv.DIT_STEP_INDEX, semconv.VAE_TILE_INDEX):
                 if name in innermost.attributes:
                     found[name] = innermost.attributes[name]
-        # The host may wait for a device that is still at work, or be stuck itself.
+        # Either the host waits for a device that is still working, or the host itself is stuck.
         found[semconv.HANG_DEVICE_BUSY] = not recording.reached
     return found
 

@@ -243,7 +243,7 @@ def histogram_caveat() -> str | None:
     return f"{HISTOGRAMS}={chosen}: the dashboards query buckets with fixed bounds, so their duration panels are empty"
 
 
-# The exporters are imported where they are chosen: gRPC alone takes a tenth of a second that a quiet run saves.
+# The exporters are imported only if they are selected: importing gRPC alone takes a tenth of a second.
 def span_exporter(target: OtlpTarget, answers: Answers | None = None) -> SpanExporter:
     """The exporter of spans to a target.
 

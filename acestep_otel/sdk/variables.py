@@ -174,7 +174,7 @@ def _shown(value: str) -> str:
     return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…")
 
 
-# What a value must be.
+# Rules of values.
 
 
 def _whole_number(smallest: int, unit: str = "") -> _Rule:

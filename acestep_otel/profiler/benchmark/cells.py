@@ -61,7 +61,7 @@ def require_planner(options: Options, requests: Mapping[Cell, GenerationRequest]
     """Make sure, without loading it, that the language model can be loaded if a cell uses it.
 
     Raises:
-        SetupError: it cannot.
+        SetupError: it cannot be loaded.
     """
     if songs := planner_songs(requests):
         with setup_errors():

@@ -16,7 +16,7 @@ COMPARISON_VERSION: Final = 1
 """Increased when a reader of the old comparison file would misread the new one."""
 
 NO_SPREAD: Final = Figures(0.0, 0.0, 0.0, 0.0)
-"""What is known about the spread of a cell that was run once."""
+"""The spread of a cell that was run once: unknown, so zero."""
 _ASKED_FOR: Final = (
     "task_type", "example", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language", "use_constrained_decoding",
     "lm_temperature", "lm_cfg_scale", "no_warmup", "detail",
@@ -41,11 +41,11 @@ class IncomparableResults(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """What a comparison reads from a result file.
+    """The data of a result file that a comparison reads.
 
     Attributes:
         name: of the file.
-        mode: that wrote it.
+        mode: mode that wrote it.
         environment: description of the hardware.
         cells: figures of every cell; ``None`` where it failed.
         spreads: of a cell that was run several times, the largest less the smallest of each figure.

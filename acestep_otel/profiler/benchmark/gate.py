@@ -101,7 +101,7 @@ class Judgement:
 
     Attributes:
         cell: its configuration.
-        column: which time.
+        column: name of the time.
         before: median of the baseline, in seconds; ``None`` without runs.
         after: median of the candidate's runs, of several candidates the smallest.
         p: of the test, of several candidates the largest; ``None`` where it was not judged.

@@ -47,7 +47,7 @@ from acestep_otel.settings import Detail
 
 
 class Cells(Protocol):
-    """Where cells are run."""
+    """The processes and devices that run cells."""
 
     @property
     def memory(self) -> float:
@@ -127,7 +127,7 @@ class OwnCells:
         """Make the device ready.
 
         Raises:
-            SetupError: it cannot be.
+            SetupError: the device cannot be used.
         """
         self.memory = prepare_device(options)
         self.environment = Environment.current()

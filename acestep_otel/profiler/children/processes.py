@@ -64,7 +64,7 @@ class Ending:
         """The failure of the work that the child had.
 
         Args:
-            stage: that it was in.
+            stage: its innermost open stage.
         """
         if self.timed_out:
             return Failure("Timeout", f"no result within {self.timeout:g} s: see --tier-timeout", stage)

@@ -40,7 +40,7 @@ def speaks_tls(target: OtlpTarget) -> bool:
 
 
 def advice(answer: Answer, target: OtlpTarget) -> str:
-    """What to do, in the words of the command line."""
+    """What to do, in terms of the command line."""
     address = target.address
     place = f"in {target.source}"
     other = "http/protobuf" if target.protocol == "grpc" else "grpc"

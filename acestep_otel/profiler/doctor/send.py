@@ -50,7 +50,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What identifies the two in a store.
+    """The identity of the span and the metric in a store.
 
     Attributes:
         trace_id: 32 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""Where the time of one run went, in rows that sum to its wall time.
+"""The time of one run, in rows that sum to its wall time.
 
 The planner's total is the duration of ``acestep.lm``. Constrained decoding and guidance are attributes of that span;
 token generation is the rest of it, so that the three sum to the total exactly. Time without a row of its own

@@ -72,7 +72,7 @@ def record_figures(run: Run, telemetry: Telemetry) -> None:
     for span in planner_phases(run):
         phase = TokenStatistics.of(span)
         if rate := phase.output_tokens_per_second:
-            # The language model's name, as the histograms of the phase have it.
+            # The name of the language model, as on the histograms of the phase.
             attributes = {
                 semconv.REQUEST_MODEL: str(span.attributes.get(semconv.REQUEST_MODEL, "")),
                 semconv.STAGE: phase.phase,
@@ -103,7 +103,7 @@ class Outcome:
 
 
 class MeasuredCall(Protocol[Loaded]):
-    """What a mode measures."""
+    """The call that a mode measures."""
 
     @property
     def root(self) -> str:

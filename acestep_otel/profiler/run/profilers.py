@@ -77,7 +77,7 @@ def _profile_functions(statistics: Path, text: Path, call: Callable[[], object])
     profiler.runcall(call)
     profiler.create_stats()
     with replacing_bytes(statistics) as file:
-        # What ``pstats`` reads.
+        # The form that ``pstats`` reads.
         file.write(marshal.dumps(profiler.stats))
     with replacing(text) as stream:
         pstats.Stats(profiler, stream=stream).sort_stats("cumulative").print_stats(_WRITTEN_FUNCTIONS)

@@ -242,7 +242,7 @@ def _targets(endpoint: str | None, protocol: str | None) -> dict[Signal, OtlpTar
 
 
 def _prometheus_endpoint(port: int) -> PrometheusEndpoint:
-    # Imported where it is chosen, like the OTLP exporters.
+    # Imported only if it is selected, like the OTLP exporters.
     from acestep_otel.profiler.telemetry.prometheus import PrometheusEndpoint
 
     return PrometheusEndpoint(port)

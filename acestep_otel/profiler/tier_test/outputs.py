@@ -63,7 +63,7 @@ class Outputs:
         """Write the result file, if one was requested.
 
         Raises:
-            OSError: it could not be written; what was there before is unchanged.
+            OSError: it could not be written; the previous file is unchanged.
         """
         if self.options.benchmark_output is None:
             return
@@ -85,7 +85,7 @@ class Outputs:
         """Write the HTML page, if one was requested.
 
         Raises:
-            OSError: it could not be written; what was there before is unchanged.
+            OSError: it could not be written; the previous file is unchanged.
         """
         if self.options.report is None:
             return
