@@ -1,10 +1,10 @@
-"""What the layer and the command line refuse."""
+"""The error with which the layer and the command line refuse an input."""
 
 from __future__ import annotations
 
 
 class SetupError(Exception):
-    """Something the user gave cannot be used, found before any work was done.
+    """An input of the user cannot be used; raised before any work was done.
 
-    The message is one line that names the value and the way out.
+    The message is one line that names the value and what to do instead.
     """

@@ -1,6 +1,6 @@
-"""What callers sent stays out of the logs and spans of other libraries, in a process whose telemetry is set up here.
+"""Keeps callers' input out of the logs and spans of other libraries, where this package sets up the telemetry.
 
-Propagators log a header that they cannot read, whole and as often as one comes. Instrumentations of web frameworks
+Propagators log every header that they cannot read, in full. Instrumentations of web frameworks
 record the message and the stack trace of an exception, which quote input. ``acestep_otel.configure`` and the entry
 point of ``opentelemetry-instrument`` call ``protect_callers``; ``AceStepInstrumentor`` alone changes no other library.
 """
@@ -30,7 +30,7 @@ _done = False
 
 
 def protect_callers() -> None:
-    """Have other libraries say that something was wrong, and not quote it; once in a process."""
+    """Make other libraries report errors without quoting input; takes effect once per process."""
     global _done
     with _PROTECTED:
         if _done:
@@ -40,7 +40,7 @@ def protect_callers() -> None:
     for name in _loggers_of_propagators():
         logging.getLogger(name).addFilter(headers)
     if not Settings.from_environment_or_default().capture_content:
-        # Where there is no SDK there are no spans to keep anything off.
+        # Without the SDK there are no spans to protect.
         with suppress(ImportError):
             keep_messages_off_spans()
 
@@ -56,7 +56,7 @@ class TraceHeaderLog(logging.Filter):
         self._reported: float | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record, which is another one now, is logged."""
+        """Replace the record's message; returns whether it is logged."""
         with self._lock:
             self._count += 1
             now = self._clock()
@@ -77,14 +77,14 @@ def _loggers_of_propagators() -> Iterator[str]:
 
 
 def keep_messages_off_spans() -> None:
-    """Have the SDK's spans record an exception's type and the places that it passed, without its message."""
+    """Make the SDK's spans record the type and the code locations of an exception, without its message."""
     wrap_function_wrapper("opentelemetry.sdk.trace", "Span.record_exception", _without_message)
     wrap_function_wrapper("opentelemetry.sdk.trace", "Span.set_status", _without_description)
 
 
 def _without_message(wrapped: Callable[..., None], _span: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     def call(exception: BaseException, attributes: Mapping[str, Any] | None = None, *more: Any, **named: Any) -> None:
-        # Who gives a message has seen to it, as the tracing layer does.
+        # A caller that passes a message has already redacted it, as the tracing layer does.
         clean = {_MESSAGE: REDACTED, _STACK_TRACE: _places(exception)}
         wrapped(exception, {**clean, **(attributes or {})}, *more, **named)
 
@@ -107,7 +107,7 @@ def _without_description(
     wrapped: Callable[..., None], _span: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     def call(status: Any, description: str | None = None) -> None:
-        # A description is made of the exception that is being handled, if of any.
+        # A description quotes the exception that is being handled, if it quotes any.
         quoted = [str(error) for error in _handled() if str(error)]
         given = getattr(status, "description", None)
         if isinstance(given, str) and (clean := _cleared(given, quoted)) != given:

@@ -33,7 +33,7 @@ from acestep_otel.recording.instruments import Instruments
 STARTED: Final = outcomes.OK
 """Outcome of a wait that ended with a worker."""
 CANCELLED: Final = outcomes.CANCELLED
-"""Outcome of a wait whose caller went away."""
+"""Outcome of a wait that the caller cancelled."""
 
 
 class QueueTelemetry:
@@ -67,7 +67,7 @@ class QueueTelemetry:
             return
         self._process = os.getpid()
         self._instruments.record(semconv.QUEUE_CAPACITY, self._capacity, {})
-        # So that dashboards have a zero before the first request, and rates a point to start from.
+        # Dashboards show zero before the first request, and rates have a first point.
         self._instruments.record(semconv.QUEUE_LENGTH, 0, {})
         self._instruments.record(semconv.QUEUE_REJECTED, 0, {})
 
@@ -111,7 +111,7 @@ class Waiting:
             self._left = True
         seconds = (time.perf_counter_ns() - self._start_ns) / 1e9
         self._span.set_attribute(semconv.OUTCOME, outcome)
-        # In a child that was forked meanwhile it is not in a queue.
+        # In a child that was forked in the meantime the request is in no queue.
         if self._process == os.getpid():
             self._instruments.record(semconv.QUEUE_LENGTH, -1, {})
         self._instruments.record(

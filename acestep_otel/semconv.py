@@ -2,14 +2,14 @@
 
 Spans, attributes and metrics are declared here and nowhere else; code imports the constants. ``gen_ai.*`` names
 are those of the OpenTelemetry GenAI conventions (schema gen-ai-dev/1.42.0-dev, the development channel), ``hw.*`` names
-those of the conventions for hardware; everything the conventions have no name for is ``acestep.*``. The table of
-``docs/conventions.md`` has what differs, and why. Units are UCUM. Durations held in attributes are seconds.
+those of the conventions for hardware; everything that the conventions do not name is ``acestep.*``. The tables of
+``docs/conventions.md`` list the differences and their reasons. Units are UCUM. Durations in attributes are seconds.
 
 Two clocks appear in ``acestep.clock``:
 
 * ``host``: ``perf_counter_ns`` read on the host, mapped to wall time once per trace.
-* ``cuda_event``: events recorded on the CUDA stream, read after the request's own synchronisation. Such a span says
-  when the stream did the work, including the time the stream waited for the host inside the span.
+* ``cuda_event``: events recorded on the CUDA stream, read after the request's own synchronisation. Such a span shows
+  when the stream did the work, including the time that the stream waited for the host inside the span.
 
 The rows of the time breakdown, and how they sum, are defined in ``docs/measurement.md``.
 """
@@ -26,7 +26,7 @@ MetricKind = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
 @dataclass(frozen=True, slots=True)
 class SpanDefinition:
-    """A span: its name, the names of the spans it can lie below (none for a root) and what its duration covers."""
+    """A span: its name, the names of its possible parents (none for a root) and what its duration covers."""
 
     name: str
     parents: tuple[str, ...]
@@ -47,7 +47,7 @@ class AttributeDefinition:
 class MetricDefinition:
     """A metric: instrument kind, unit, meaning, attributes it may carry, and bucket bounds of a histogram.
 
-    One that is ``observed`` is read when metrics are collected; the others are recorded when something happens.
+    An ``observed`` metric is read when metrics are collected; the others are recorded when an event occurs.
     """
 
     name: str
@@ -136,8 +136,8 @@ AUDIO_TOKENIZE = _span(
 )
 ADAPTER_SWITCH = _span(
     "acestep.adapter.switch",
-    "The transformer's weights are put under other adapters than those of the request before; the wait for requests "
-    "that use the former ones is included. Device clock.",
+    "Change of the transformer's weights to other adapters than those of the previous request, including the wait for "
+    "requests that use the previous ones. Device clock.",
     GENERATE_MUSIC,
 )
 DIT = _span(
@@ -170,7 +170,7 @@ OFFLOAD_MOVE = _span(
 )
 REQUEST_HANG = _span(
     "acestep.request.hang",
-    "A moment: the snapshot of a request past its deadline, emitted while it goes on. Host clock.",
+    "The snapshot of a request past its deadline, emitted while it continues; without a duration. Host clock.",
     GENERATE_MUSIC,
     UNDERSTAND_MUSIC,
     CREATE_SAMPLE,
@@ -226,28 +226,26 @@ USAGE_OUTPUT_TOKENS = _attribute(
     "gen_ai.usage.output_tokens", int, "Tokens produced, over all songs: sampled and forced.", "{token}"
 )
 USAGE_REASONING_OUTPUT_TOKENS = _attribute(
-    "gen_ai.usage.reasoning.output_tokens", int, "Those of them that phase 1 reasoned the metadata with.", "{token}"
+    "gen_ai.usage.reasoning.output_tokens", int, "Output tokens of phase 1, which reasons the metadata.", "{token}"
 )
 USAGE_AUDIO_OUTPUT_TOKENS = _attribute(
-    "gen_ai.usage.audio.output_tokens", int, "Those of them that are audio codes.", "{token}"
+    "gen_ai.usage.audio.output_tokens", int, "Output tokens that are audio codes.", "{token}"
 )
 USAGE_TEXT_OUTPUT_TOKENS = _attribute(
-    "gen_ai.usage.text.output_tokens", int, "Those of them that are text: metadata and lyrics.", "{token}"
+    "gen_ai.usage.text.output_tokens", int, "Output tokens that are text: metadata and lyrics.", "{token}"
 )
 USAGE_AUDIO_INPUT_TOKENS = _attribute(
     "gen_ai.usage.audio.input_tokens", int, "Audio codes in the prompt of understand_music.", "{token}"
 )
-REQUEST_SEED = _attribute(
-    "gen_ai.request.seed", int, "Seed of the first song: the one given, else the one that was drawn."
-)
-RESPONSE_MODEL = _attribute("gen_ai.response.model", str, "Model that answered; that of gen_ai.request.model.")
+REQUEST_SEED = _attribute("gen_ai.request.seed", int, "Seed of the first song, given or random.")
+RESPONSE_MODEL = _attribute("gen_ai.response.model", str, "Model that ran; equal to gen_ai.request.model.")
 RESPONSE_FINISH_REASONS = _attribute(
     "gen_ai.response.finish_reasons",
     tuple,
-    "One for each song or text: stop, or length where a token limit ended it.",
+    "One for each song or text: stop, or length if a token limit ended it.",
 )
 LATENCY_E2E = _attribute(
-    "gen_ai.latency.e2e", float, "De facto, as vLLM and SGLang have it: duration of the root span.", "s"
+    "gen_ai.latency.e2e", float, "De facto, as vLLM and SGLang emit it: duration of the root span.", "s"
 )
 LATENCY_TIME_TO_FIRST_TOKEN = _attribute(
     "gen_ai.latency.time_to_first_token", float, "De facto: acestep.lm.time_to_first_token.", "s"
@@ -259,7 +257,7 @@ LATENCY_DECODE = _attribute("gen_ai.latency.time_in_model_decode", float, "De fa
 LATENCY_QUEUE = _attribute(
     "gen_ai.latency.time_in_queue",
     float,
-    "De facto: acestep.lm.engine.queue.duration, where an engine has a queue.",
+    "De facto: acestep.lm.engine.queue.duration, if the engine has a queue.",
     "s",
 )
 INPUT_MESSAGES = _attribute(
@@ -268,14 +266,14 @@ INPUT_MESSAGES = _attribute(
     "What the user wrote, in the conventions' JSON; only after opt-in to content capture.",
 )
 OUTPUT_MESSAGES = _attribute(
-    "gen_ai.output.messages", str, "The song in words, the same way; only after opt-in to content capture."
+    "gen_ai.output.messages", str, "Description of the song, in the same form; only after opt-in to content capture."
 )
 ERROR_TYPE = _attribute("error.type", str, "Class name of the exception; only on failure.")
 
 TASK = _attribute("acestep.task", str, "text2music, cover, repaint, lego, extract or complete.")
 THINKING = _attribute("acestep.thinking", bool, "Whether the planner writes audio codes.")
 AUDIO_DURATION_REQUESTED = _attribute(
-    "acestep.audio.duration.requested", float, "Requested seconds; absent when the planner decides.", "s"
+    "acestep.audio.duration.requested", float, "Requested seconds; absent if the planner decides.", "s"
 )
 AUDIO_DURATION = _attribute("acestep.audio.duration", float, "Seconds of audio of each song.", "s")
 BATCH_SIZE = _attribute("acestep.batch_size", int, "Songs generated together.", "{song}")
@@ -300,7 +298,7 @@ OFFLOAD_DIT = _attribute("acestep.offload.dit", bool, "Whether that includes the
 OFFLOAD_AUTOMATIC = _attribute(
     "acestep.offload.automatic",
     bool,
-    "Whether offload was selected because of the size of the GPU, without a request for it.",
+    "Whether offload was selected because of the size of the GPU, without being requested.",
 )
 QUANTIZATION = _attribute(
     "acestep.quantization", str, "Form of the DiT's weights: none, int8_weight_only, fp8_weight_only or w8a8_dynamic."
@@ -309,10 +307,10 @@ COMPILED = _attribute("acestep.compiled", bool, "Whether the DiT's blocks and th
 ADAPTER_NAMES = _attribute(
     "acestep.adapter.names",
     str,
-    "Names of the adapters (LoRA, DoRA, LoKr) that the DiT runs with, separated by commas; absent without any.",
+    "Names of the adapters (LoRA, DoRA, LoKr) in use by the DiT, separated by commas; absent if there are none.",
 )
 ADAPTER_SCALES = _attribute("acestep.adapter.scales", str, "Their scales, in the same order.")
-RUN_ID = _attribute("acestep.run.id", str, "Identifies one process's run on every span of it.")
+RUN_ID = _attribute("acestep.run.id", str, "Identifies a run of one process; on every span of the run.")
 WARMUP = _attribute("acestep.warmup", bool, "True on the spans of a warm-up run, absent otherwise.")
 BENCHMARK_CELL = _attribute(
     "acestep.benchmark.cell", int, "Zero-based index of the cell in the benchmark's matrix, on every span of its runs."
@@ -324,9 +322,9 @@ BENCHMARK_REPEAT = _attribute(
     "acestep.benchmark.repeat", int, "Zero-based index of the run within its cell; absent on warm-ups."
 )
 WORKER = _attribute(
-    "acestep.worker", str, "Worker process, by its card: GPU 0, CPU 1; absent where there is one process."
+    "acestep.worker", str, "Worker process, by its card: GPU 0, CPU 1; absent if there is only one process."
 )
-HOST_NAME = _attribute("host.name", str, "Machine of the worker process; absent where there is one process.")
+HOST_NAME = _attribute("host.name", str, "Machine of the worker process; absent if there is only one process.")
 TRACE_FORCE = _attribute(
     "acestep.trace.force",
     bool,
@@ -366,7 +364,7 @@ MODEL_ROLE = _attribute("acestep.model.role", str, "renderer, planner or audio_e
 STAGE = _attribute(
     "acestep.stage",
     str,
-    "A span's name without its namespace: lm.cot, dit, ...; of a request's metrics its root: generate_music, ...",
+    "A span's name without its namespace: lm.cot, dit, ...; on metrics of a request the root span: generate_music, ...",
 )
 MODE = _attribute(
     "acestep.mode", str, "Mode of the command line: profile, benchmark, tier-test, understand, create_sample, ..."
@@ -374,8 +372,8 @@ MODE = _attribute(
 OUTCOME = _attribute(
     "acestep.outcome",
     str,
-    "ok, cancelled (the caller went away, which is no error), or the class name of the error. On spans only where a "
-    "request was cancelled, and on the wait in a queue.",
+    "ok, cancelled (by the caller, which is not an error), or the class name of the error. On spans only if a request "
+    "was cancelled, and on the wait in a queue.",
 )
 
 # --- Attributes: planner ------------------------------------------------------------------------------------------
@@ -387,7 +385,7 @@ LM_DECODE_PATH = _attribute(
     "acestep.lm.decode.path", str, "How pt ran small passes: fused (recorded Triton kernels) or eager."
 )
 LM_GUIDANCE_SCALE = _attribute("acestep.lm.guidance_scale", float, "Classifier-free guidance of the codes; 1 is off.")
-LM_CONSTRAINED = _attribute("acestep.lm.constrained", bool, "Whether the metadata was held to its grammar.")
+LM_CONSTRAINED = _attribute("acestep.lm.constrained", bool, "Whether the metadata was constrained to its grammar.")
 LM_SAMPLED_TOKENS = _attribute(
     "acestep.lm.sampled_tokens", int, "Tokens sampled from more than one candidate.", "{token}"
 )
@@ -448,8 +446,8 @@ LM_CFG_DURATION = _attribute(
     "acestep.lm.cfg.duration",
     float,
     "Cost of guidance: decode and prefill time multiplied by the share of the unconditional rows in a batched "
-    "forward pass. The share is calibrated at the shape of the run; absent when guidance was on without calibration, "
-    "zero when it was off.",
+    "forward pass. The share is calibrated at the shape of the run; absent if guidance was on without calibration, "
+    "zero if it was off.",
     "s",
 )
 LM_CFG_SHARE = _attribute(
@@ -515,14 +513,14 @@ AUDIO_BYTES = _attribute("acestep.audio.bytes", int, "Bytes written.", "By")
 WORK_OPERATIONS = _attribute(
     "acestep.work.operations",
     float,
-    "Operations of matrix products, convolutions and attention, two per multiply-add, by the shapes of the passes "
-    "(acestep_otel.roofline.work); everything below the span included.",
+    "Operations of matrix products, convolutions and attention, two per multiply-add, from the shapes of the passes "
+    "(acestep_otel.roofline.work), child spans included.",
     "{operation}",
 )
 WORK_BYTES = _attribute(
     "acestep.work.bytes",
     float,
-    "Bytes that those operators cannot but read and write: operands, weights and results, once each.",
+    "Bytes that those operators must read and write: operands, weights and results, once each.",
     "By",
 )
 WORK_OPERATION_RATE = _attribute(
@@ -533,17 +531,17 @@ ROOFLINE_SHARE = _attribute(
     "acestep.roofline.share",
     float,
     "The shortest time that the device's peaks allow for the work, pass by pass, over the span's duration: 1 is the "
-    "roofline. Absent where the device's peaks are not known.",
+    "roofline. Absent if the device's peaks are not known.",
     "1",
 )
 ROOFLINE_CEILING = _attribute(
-    "acestep.roofline.ceiling", str, "Peak that the larger part of that time is at: compute or memory."
+    "acestep.roofline.ceiling", str, "Peak that determines the larger part of that time: compute or memory."
 )
 ROOFLINE_BOUND = _attribute(
     "acestep.roofline.bound",
     str,
-    "launch where the share is below 0.5 and the device waited for the host: the host was busy in the call for 0.9 of "
-    "the device's time or more (diffusion, steps, tiles), or the device ran passes of the language model as soon as "
+    "launch if the share is below 0.5 and the device waited for the host: the host was busy in the call for at least "
+    "0.9 of the device's time (diffusion, steps, tiles), or the device ran passes of the language model as soon as "
     "they were enqueued; otherwise the ceiling.",
 )
 DEVICE_PEAK_BANDWIDTH = _attribute(
@@ -565,14 +563,13 @@ ENERGY = _attribute(
     "acestep.energy",
     float,
     "Joules that the card used during the span, by its driver's counter, other processes and idle power included; "
-    "absent for spans shorter than ten resolutions, and where the card keeps no counter.",
+    "absent for spans shorter than ten resolutions, and on cards without a counter.",
     "J",
 )
 ENERGY_RESOLUTION = _attribute(
     "acestep.energy.resolution",
     float,
-    "Period of the counter and time between two readings: what a span's energy is uncertain by, at most; on root "
-    "spans.",
+    "Period of the counter plus the time between two readings, the most by which a span is uncertain; on root spans.",
     "s",
 )
 ENERGY_SHARED = _attribute(
@@ -583,7 +580,7 @@ ENERGY_SHARED = _attribute(
 ENERGY_PER_MINUTE = _attribute(
     "acestep.energy.per_minute",
     float,
-    "Watt-hours of the request over the minutes of audio of all its songs; absent where the energy was shared.",
+    "Watt-hours of the request over the minutes of audio of all its songs; absent if the energy was shared.",
     "W.h/min",
 )
 
@@ -593,24 +590,22 @@ STALL_EVENT: Final = "acestep.stall"
 STALL_CAUSE = _attribute(
     "acestep.stall.cause",
     str,
-    "out_of_memory, allocator, offload, throttled, driver_spill, host, or unknown where no counter explains it.",
+    "out_of_memory, allocator, offload, throttled, driver_spill, host, or unknown if no counter explains it.",
 )
-STALL_EVIDENCE = _attribute("acestep.stall.evidence", str, "What speaks for the cause.")
+STALL_EVIDENCE = _attribute("acestep.stall.evidence", str, "Evidence of the cause.")
 STALL_RATIO = _attribute("acestep.stall.ratio", float, "Duration over the running median.", "1")
 STALL_USUAL = _attribute("acestep.stall.usual", float, "The running median at that time.", "s")
 HANG_STAGE = _attribute("acestep.hang.stage", str, "Innermost open stage of a request past its deadline, or unknown.")
 HANG_SECONDS = _attribute("acestep.hang.duration", float, "Seconds since the request began.", "s")
 HANG_STAGE_SECONDS = _attribute("acestep.hang.stage.duration", float, "Seconds since that stage began.", "s")
 HANG_FINISHED = _attribute("acestep.hang.finished", int, "Stages that have ended inside it: steps, tiles.", "{stage}")
-HANG_DEVICE_BUSY = _attribute(
-    "acestep.hang.device_busy", bool, "Whether the device has not yet done what was marked last."
-)
+HANG_DEVICE_BUSY = _attribute("acestep.hang.device_busy", bool, "Whether the device has not yet reached the last mark.")
 HANG_STACK = _attribute(
     "acestep.hang.stack", str, "Python stack of the request's thread: file, line and function, no values."
 )
 
 PROFILE_FILE = _attribute(
-    "acestep.profile.file", str, "Path or URL of the request's torch.profiler trace, on root spans that have one."
+    "acestep.profile.file", str, "Path or URL of the torch.profiler trace of the request or of the run."
 )
 
 SONG_LOCATIONS = _attribute(
@@ -618,8 +613,8 @@ SONG_LOCATIONS = _attribute(
     tuple,
     "Path or URL of each song, on root spans; only after opt-in (ACESTEP_OTEL_SONGS).",
 )
-SONG_HASHES = _attribute("acestep.song.sha256", tuple, "SHA-256 of each song's file, in hexadecimal; likewise.")
-SONG_MIME_TYPES = _attribute("acestep.song.mime_types", tuple, "MIME type of each song's file; likewise.")
+SONG_HASHES = _attribute("acestep.song.sha256", tuple, "SHA-256 of each song's file, in hexadecimal; as above.")
+SONG_MIME_TYPES = _attribute("acestep.song.mime_types", tuple, "MIME type of each song's file; as above.")
 
 # --- Attributes: memory -------------------------------------------------------------------------------------------
 VRAM_ALLOCATED = _attribute(
@@ -630,13 +625,13 @@ VRAM_ALLOCATED = _attribute(
     "By",
 )
 VRAM_RESERVED = _attribute(
-    "acestep.vram.reserved", int, "Bytes that the allocator held at that moment; absent off CUDA.", "By"
+    "acestep.vram.reserved", int, "Bytes that the allocator had reserved at that moment; absent off CUDA.", "By"
 )
 VRAM_PEAK_ALLOCATED = _attribute(
     "acestep.vram.peak.allocated", int, "Maximum bytes in live tensors during the stage; absent off CUDA.", "By"
 )
 VRAM_PEAK_RESERVED = _attribute(
-    "acestep.vram.peak.reserved", int, "Maximum bytes that the allocator held during the stage; absent off CUDA.", "By"
+    "acestep.vram.peak.reserved", int, "Maximum bytes that the allocator reserved in the stage; absent off CUDA.", "By"
 )
 VRAM_SHARED = _attribute(
     "acestep.vram.shared",
@@ -647,10 +642,10 @@ VRAM_KIND = _attribute(
     "acestep.vram.kind", str, "allocated, reserved or process (all memory of the process, by the driver)."
 )
 HW_ID = _attribute("hw.id", str, "UUID of the GPU, from its driver.")
-HW_MODEL = _attribute("hw.model", str, "Model of the GPU, as its driver calls it.")
-HW_VENDOR = _attribute("hw.vendor", str, "Maker of the GPU.")
+HW_MODEL = _attribute("hw.model", str, "Model of the GPU, as its driver reports it.")
+HW_VENDOR = _attribute("hw.vendor", str, "Manufacturer of the GPU.")
 HW_DRIVER_VERSION = _attribute("hw.driver_version", str, "Version of the GPU's driver.")
-HW_TYPE = _attribute("hw.type", str, "Always gpu; on metrics that the conventions have for hardware of all kinds.")
+HW_TYPE = _attribute("hw.type", str, "Always gpu; on metrics that the conventions define for hardware of all kinds.")
 HW_GPU_TASK = _attribute("hw.gpu.task", str, "general: kernels of any kind.")
 TOKEN_KIND = _attribute("acestep.token.kind", str, "prompt, sampled, forced or unconditional.")
 PROFILE_ROW = _attribute("acestep.profile.row", str, "Row of the time breakdown: planner, diffusion, wall, ...")
@@ -720,17 +715,17 @@ WORK_BYTE_RATE_LAST = _metric(
 )
 ROOFLINE_SHARE_LAST = _metric(
     "acestep.roofline.share", "gauge", "{share}",
-    "Share of the roofline that the last run of each stage reached; by what limits it.",
+    "Share of the roofline that the last run of each stage reached, by its bound.",
     (STAGE, REQUEST_MODEL, ROOFLINE_BOUND),
 )  # fmt: skip
 ENERGY_USED = _metric(
     "acestep.energy", "counter", "J",
-    "Joules of requests (stage: their root span) and of stages that are long enough; not of requests that shared the "
+    "Joules of requests (stage: their root span) and of stages that are long enough, without requests that shared the "
     "card.", (STAGE, REQUEST_MODEL),
 )  # fmt: skip
 AUDIO_ENERGY = _metric(
     "acestep.audio.energy", "histogram", "J",
-    "Joules of a request over the minutes of audio of all its songs; 3,600 are a watt-hour. Absent where the card was "
+    "Joules of a request over the minutes of audio of all its songs; 3,600 are a watt-hour. Absent if the card was "
     "shared.", (REQUEST_MODEL,), _ENERGY_BUCKETS,
 )  # fmt: skip
 REQUESTS = _metric(
@@ -750,7 +745,7 @@ STALLS = _metric(
     (STAGE, REQUEST_MODEL, STALL_CAUSE),
 )  # fmt: skip
 HANGS = _metric(
-    "acestep.requests.hanging", "counter", "{snapshot}", "Snapshots of requests past their deadline.",
+    "acestep.requests.hanging", "counter", "{snapshot}", "Snapshots of requests that are past their deadline.",
     (STAGE, REQUEST_MODEL, HANG_STAGE),
 )  # fmt: skip
 OUT_OF_MEMORY = _metric("acestep.oom", "counter", "{error}", "Out-of-memory errors by stage.", (STAGE, REQUEST_MODEL))
@@ -811,7 +806,7 @@ PROFILE_TOKEN_DURATION = _metric(
 )  # fmt: skip
 RUN_TIME = _metric(
     "acestep.run.time", "gauge", "s",
-    "Unix time at which a run of the command line last recorded its figures: which run is the last one.",
+    "Unix time at which a run of the command line recorded its figures; identifies the last run.",
     (MODE, REQUEST_MODEL),
 )  # fmt: skip
 QUEUE_WAIT_DURATION = _metric(
@@ -830,7 +825,7 @@ TRACES_DROPPED = _metric(
 )  # fmt: skip
 SDK_SPANS_PROCESSED = MetricDefinition(
     "otel.sdk.processor.span.processed", "counter", "{span}",
-    "Spans that the SDK's processor completed; error.type is the reason of a loss. Recorded by the SDK, if enabled.",
+    "Spans that the SDK's processor completed; error.type is the reason for a loss. Recorded by the SDK, if enabled.",
     (ERROR_TYPE,),
 )  # fmt: skip
 _CELL = (REQUEST_MODEL, AUDIO_DURATION_REQUESTED, BATCH_SIZE, THINKING, DIT_STEPS_REQUESTED, HW_MODEL)

@@ -31,7 +31,7 @@ _CAPTURE_VALUES: Final = {
     "SPAN_ONLY": True,
     "SPAN_AND_EVENT": True,
     "TRUE": True,
-    # Events are not emitted, so asking for events only asks for nothing on spans.
+    # Events are not emitted, so the value for events alone puts nothing on spans.
     "EVENT_ONLY": False,
 }
 
@@ -68,10 +68,10 @@ class Settings:
     Attributes:
         detail: how deep the span tree goes.
         capture_content: whether captions and lyrics are put on spans.
-        deadline: seconds after which a request that is still running is looked at; 0 never does.
-        profile_folder: of profiles on demand; ``None`` makes none.
-        songs: ``path``, or the URL that songs are served under, to put them on root spans; ``None`` does not.
-        profile_url: what the folder is called from outside, for example a bucket that it is a mount of.
+        deadline: seconds after which a request that is still running is reported; 0: never.
+        profile_folder: folder of profiles on demand; ``None``: no profiles.
+        songs: ``path``, or the URL that songs are served under, to put them on root spans; ``None``: not on spans.
+        profile_url: URL of the profile folder, for example of the bucket that is mounted there.
     """
 
     detail: Detail = Detail.STEP
@@ -107,7 +107,7 @@ class Settings:
 
     @classmethod
     def from_environment_or_default(cls) -> Self:
-        """Read the variables of a service, which a wrong word must not keep from starting."""
+        """Read the variables of a service: an invalid value is a warning, because the service must start."""
         try:
             return cls.from_environment()
         except ValueError as error:

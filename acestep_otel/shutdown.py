@@ -1,6 +1,6 @@
-"""The end of the process: telemetry is delivered if that can be done in time, and given up when it cannot.
+"""The end of the process: telemetry is delivered within a time limit, and dropped after it.
 
-The SDK's own shutdown waits up to half a minute per signal for a collector that does not answer. SIGTERM becomes an
+The SDK's own shutdown waits up to half a minute per signal for a collector that does not respond. SIGTERM becomes an
 exception, so that spans and files are finished on the way out.
 """
 
@@ -17,9 +17,9 @@ from types import FrameType
 from typing import Final, NoReturn
 
 SHUTDOWN_SECONDS: Final = 4.0
-"""The longest that all signals together wait, so that an exit is delayed by less than five seconds."""
+"""Longest wait for all signals together, so that an exit is delayed by less than five seconds."""
 _ABORT_SECONDS: Final = 0.5
-"""Of these, how long an exporter may take to notice that it was shut down."""
+"""Of these, the seconds that an exporter may take to return after it was shut down."""
 
 
 def deliver_within(
@@ -29,7 +29,7 @@ def deliver_within(
     *,
     report: Callable[[str], None],
 ) -> None:
-    """Deliver side by side in threads that do not keep the process alive.
+    """Deliver in parallel, in threads that do not keep the process alive.
 
     Args:
         timeout: seconds for everything.

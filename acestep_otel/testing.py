@@ -79,7 +79,7 @@ class TelemetryCapture:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """Every span that has ended, in the order in which they started; of two that started at once the longer."""
+        """Every span that has ended, ordered by start; if two started at the same time, the longer one comes first."""
         AceStepInstrumentor().flush()
         return sorted(
             self._exporter.get_finished_spans(), key=lambda span: (span.start_time or 0, -(span.end_time or 0))

@@ -1,7 +1,7 @@
 """Bounds the exit of a process under ``opentelemetry-instrument``.
 
 Run by ``opentelemetry-instrument`` once everything is instrumented (entry point ``opentelemetry_post_instrument``).
-There the SDK belongs to the agent and not to the application, so its end may be arranged here.
+There the SDK belongs to the agent and not to the application, so this module may replace its shutdown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("acestep_otel")
 
 
 def bound_exit() -> None:
-    """Let the process exit within ``SHUTDOWN_SECONDS`` whatever the collector does, and flush on SIGTERM too.
+    """Make the process exit within ``SHUTDOWN_SECONDS`` whatever the collector does, and flush on SIGTERM too.
 
     Takes the place of the providers' own shutdown at exit. Processes forked by ``multiprocessing``, which skip the
     exit handlers, deliver at their end as well. What callers sent is kept out of the logs and spans of other libraries.
@@ -35,13 +35,13 @@ def bound_exit() -> None:
     if not AceStepInstrumentor().is_instrumented_by_opentelemetry:
         return
     protect_callers()
-    # The SDK has read them by now; it drops some without their names.
+    # The SDK has already read them; it drops some without naming them.
     for wrong in wrong_variables():
         logger.warning("%s", wrong)
     _warn_of_empty_attributes(get_tracer_provider())
     ending = _Ending([get_tracer_provider(), get_meter_provider(), get_logger_provider()])
     atexit.register(ending.deliver)
-    # Kept by weak reference only, and a child of Python 3.13 has forgotten its exit handlers by then: not ``ending``.
+    # Only a weak reference is kept, and in Python 3.13 a child has dropped its exit handlers by then: not ``ending``.
     process_util.register_after_fork(bound_exit, partial(_deliver_at_the_end_of_a_child, ending))
     exit_on_terminate_from_now_on()
 

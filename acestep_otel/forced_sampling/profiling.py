@@ -1,8 +1,8 @@
-"""A caller's header that has one request profiled: ``X-Profile``, with the secret of ``ACESTEP_OTEL_PROFILE_TOKEN``.
+"""The header by which a caller profiles one request: ``X-Profile``, with ``ACESTEP_OTEL_PROFILE_TOKEN`` as its value.
 
-Without the secret in the environment no header counts, and a header with another value is ignored. The mark
-travels in the context, through queues and threads, and is not given to calls that the service makes. A profiled request
-is traced whatever the sampling ratio, since its root span has the place of the file.
+Without the secret in the environment no header is accepted, and a header with another value is ignored. The mark
+travels in the context, through queues and threads, and is not forwarded to services that this one calls. A profiled
+request is traced at any sampling ratio, because its root span contains the location of the file.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def is_profiled(context: Context | None = None) -> bool:
 
 
 def profiled(context: Context | None = None) -> Context:
-    """The context of a request that is to run under the profiler, for callers that the program trusts by itself."""
+    """The context of a request that is to run under the profiler, for callers whom the program itself trusts."""
     return set_value(_PROFILED, True, forced(context))
 
 
 class ProfilePropagator(TextMapPropagator):
-    """Takes the header from a request, and gives it to none."""
+    """Reads the header of incoming requests, and never forwards it."""
 
     def extract(
         self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
@@ -55,7 +55,7 @@ class ProfilePropagator(TextMapPropagator):
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
     ) -> None:
-        """Nothing: the secret is of this service."""
+        """Do nothing: the secret is valid for this service only."""
 
     @property
     def fields(self) -> set[str]:

@@ -1,7 +1,7 @@
-"""Forced tracing: a caller's header that has one request traced, whatever the sampling ratio.
+"""Forced tracing: the header by which a caller has one request traced at any sampling ratio.
 
 The header ``X-Force-Trace: true`` travels in the context like the trace itself: the propagator
-``acestep_force`` (``OTEL_PROPAGATORS``) takes it from a request and gives it to calls that the service makes. The
+``acestep_force`` (``OTEL_PROPAGATORS``) reads it from incoming requests and forwards it to called services. The
 samplers in ``acestep_otel.forced_sampling.sampler`` look for it.
 """
 
@@ -25,12 +25,12 @@ _YES: Final = frozenset({"1", "true"})
 
 
 def is_forced(context: Context | None = None) -> bool:
-    """Whether the request of a context is to be traced in any case."""
+    """Whether the request of a context is forced to be traced."""
     return bool(get_value(_FORCED, context))
 
 
 def forced(context: Context | None = None) -> Context:
-    """The context of a request that is to be traced in any case."""
+    """The context of a request that is forced to be traced."""
     return set_value(_FORCED, True, context)
 
 

@@ -16,7 +16,7 @@ from acestep_otel.forced_sampling.propagator import is_forced
 
 
 class ForcibleSampler(Sampler):
-    """Samples forced requests and marks their spans with ``acestep.trace.force``; asks another sampler otherwise."""
+    """Samples forced requests and marks their spans with ``acestep.trace.force``; another sampler decides the rest."""
 
     def __init__(self, otherwise: Sampler) -> None:
         self._otherwise = otherwise
@@ -31,7 +31,7 @@ class ForcibleSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """Yes where the context says so, else what the other sampler says."""
+        """Sample a forced request; otherwise return the decision of the other sampler."""
         if is_forced(parent_context):
             return SamplingResult(
                 Decision.RECORD_AND_SAMPLE, {**(attributes or {}), semconv.TRACE_FORCE: True}, trace_state

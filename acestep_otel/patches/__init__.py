@@ -1,1 +1,1 @@
-"""What gets wrapped, one module per library: each lists its patches as data."""
+"""The patched functions, one module per library: each lists its patches as data."""

@@ -1,8 +1,8 @@
 """The patch of ``diffusers.AceStepPipeline`` used directly: its call, and the calls that it makes.
 
-Nothing but ``__call__`` is patched. It runs on a stand-in for the pipeline, which passes everything through and marks
-stages around calls to the pipeline's parts. So no object of the application is changed, two threads do not meet, and
-nothing is recorded inside what the application has compiled.
+Only ``__call__`` is patched. It runs on a proxy of the pipeline, which forwards everything and marks stages around
+calls of the pipeline's components. No object of the application is changed, two threads do not interfere, and nothing
+is recorded inside code that the application has compiled.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _request_start(call: Call, capture_content: bool) -> RequestStart:
 
 @never_raises
 def _sampler(scheduler: Any) -> Attributes:
-    """What a scheduler of diffusers does, by the released package's names; the pipeline corrects no latents."""
+    """The method of a diffusers scheduler, in the released package's terms; the pipeline corrects no latents."""
     name = type(scheduler).__name__
     solver = next((solver for solver in ("euler", "heun") if solver in name.lower()), None)
     stochastic = scheduler.config.get("stochastic_sampling", False)
@@ -119,7 +119,7 @@ def _texts(value: str | list[str]) -> list[str]:
 
 
 class _Song:
-    """What is learnt while a song is made."""
+    """Attributes that become known while a song is generated."""
 
     def __init__(self, *, steps: int, songs: int, sampler: Attributes) -> None:
         self.steps = steps
@@ -133,7 +133,7 @@ class _Song:
         """Attributes of the request, from its result."""
         audio = result[0]
         attributes: dict[str, AttributeValue] = {semconv.DIT_STEPS: self.steps_done}
-        # Audio has a channel in the middle, latents (``output_type="latent"``) have time there.
+        # The middle dimension is the channel in audio, and time in latents (``output_type="latent"``).
         if audio.shape[-2] == 2:
             attributes[semconv.AUDIO_DURATION] = audio.shape[-1] / float(pipeline.sample_rate)
         return attributes
@@ -161,7 +161,7 @@ class _Song:
 
 
 class _Part(_Proxy):
-    """Stands in for an object: everything passes through, but for the calls that a subclass marks."""
+    """A proxy of an object, which forwards everything and marks the calls that a subclass defines."""
 
     def __init__(self, wrapped: Any, tracer: RequestTracer, song: _Song) -> None:
         super().__init__(wrapped)
@@ -169,7 +169,7 @@ class _Part(_Proxy):
         self._self_song = song
 
     def _self_run(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a method of the object's class on the stand-in, so that calls inside it are seen as well.
+        """Run a method of the object's class on the proxy, so that calls inside it are seen as well.
 
         A method that the application has replaced on the object, by a compiled one for example, is called as it is.
         """
@@ -193,7 +193,7 @@ class _Pipeline(_Part):
         return _Vae(self.__wrapped__.vae, self._self_tracer, self._self_song)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        """Where conditioning begins; it ends where the schedule is set."""
+        """The start of conditioning, which ends when the schedule is set."""
         self._self_tracer.begin(_CONDITION)
         return self._self_run("encode_prompt", *args, **kwargs)
 
@@ -206,14 +206,14 @@ class _Pipeline(_Part):
 
 class _Transformer(_Part):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Where a step begins; with a second pass in the step (cover strength) it goes on."""
+        """The start of a step; a second pass in a step (cover strength) continues it."""
         self._self_tracer.begin(_DIT_STEP, lambda: self._self_song.step(kwargs["hidden_states"]))
         return self.__wrapped__(*args, **kwargs)
 
 
 class _Scheduler(_Part):
     def set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
-        """Where the diffusion loop begins."""
+        """The start of the diffusion loop."""
         tracer, song = self._self_tracer, self._self_song
         result = self.__wrapped__.set_timesteps(*args, **kwargs)
         tracer.end(semconv.CONDITION)
@@ -222,7 +222,7 @@ class _Scheduler(_Part):
         return result
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Where a step ends, and the loop with the last one."""
+        """The end of a step; with the last step, also the end of the loop."""
         song = self._self_song
         result = self.__wrapped__.step(*args, **kwargs)
         song.steps_done += 1
@@ -242,7 +242,7 @@ class _Vae(_Part):
         return self._self_tracer.stage(_VAE_ENCODE, call)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """The decode; a loop that the caller interrupted ends here."""
+        """The decode; also the end of a loop that the caller interrupted."""
         tracer, song = self._self_tracer, self._self_song
         tracer.end(semconv.DIT, lambda _: song.loop())
         definition = StageDefinition(

@@ -1,7 +1,7 @@
-"""Patches of the ``acestep`` engine, and what each reads from its stage; those of its language model lie beside.
+"""Patches of the ``acestep`` engine, except its language model (``engine_language_model``).
 
-A patch reads the arguments and the result of a call, nothing else: the engine keeps no counters for the tracing
-layer's sake. What the engine guarantees to an observer is in ``docs/architecture.md``.
+A patch reads only the arguments and the result of a call: the engine keeps no counters for the tracing layer.
+``docs/architecture.md`` states what the engine guarantees to an observer.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _generation_attributes(
         semconv.QUANTIZATION: models.placement.quantization or "none",
         semconv.COMPILED: models.placement.compile,
     }
-    # Names that no adapter has are the caller's own words.
+    # Names of adapters that do not exist are text of the caller.
     known = models.renderer.adapters
     asked = known.defaults if request.adapters is None else request.adapters
     attributes |= adapter_attributes(
@@ -117,7 +117,7 @@ def _loads(field: str) -> Callable[[Call], ModelLoad]:
         selection: ModelSelection = call.arguments["selection"]
         named = str(getattr(selection, field))
         model = Path(named).absolute().name
-        # A model may be named by a path, which may say who the user is; so may the folder of an adapter.
+        # The path of a model or of an adapter may identify the user.
         paths = [path for adapter in selection.adapters for path in (adapter.path, adapter.path.absolute())]
         folders = [str(path.parent) for path in paths if path.parent != Path()]
         texts = (*(() if model == named else file_names(named)), *folders)

@@ -42,7 +42,7 @@ _TEXTS: Final = {
     "caption": (semconv.CAPTION, semconv.CAPTION_LENGTH),
     "lyrics": (semconv.LYRICS, semconv.LYRICS_LENGTH),
 }
-"""Attributes of what the user wrote, by the name of its parameter: the text itself, and its length."""
+"""Attributes of the user's texts, by the name of the parameter: the text itself, and its length."""
 
 
 def _codes(call: Call) -> Attributes:
@@ -61,7 +61,7 @@ def _no_attributes(_call: Call) -> Attributes:
 def _text_request(
     span: str, texts: tuple[str, ...] = (), attributes: Callable[[Call], Attributes] = _no_attributes
 ) -> RequestDefinition:
-    """A request that is answered with a song in words.
+    """A request whose result is the description of a song.
 
     Args:
         span: name of the root span.
@@ -122,7 +122,7 @@ def _sampling(call: Call) -> Attributes:
 
 
 def _device(call: Call) -> torch.device:
-    """Of a song's language model, which may have a card of its own."""
+    """The device of the language model, which may have a card of its own."""
     planner: Planner = call.instance
     return planner.device
 
@@ -157,7 +157,7 @@ def _model_attributes(planner: Planner | Songwriter) -> dict[str, AttributeValue
 
 
 def _decode_path(backend: PlannerBackend[Any]) -> Attributes:
-    """Known after the run: the first pass of a process decides it."""
+    """The decode path, known after the run: the first pass of a process decides it."""
     path = getattr(backend, "decode_path", None)
     return {} if path is None else {semconv.LM_DECODE_PATH: path}
 
@@ -175,7 +175,7 @@ def _summed_tokens(phases: Sequence[PhaseTokens]) -> Attributes:
 
 
 def _engine_times(tokens: PhaseTokens) -> Attributes:
-    """What an engine measured by itself, beside the layer's own figures."""
+    """The measurements of the engine itself, in addition to the layer's own figures."""
     times = tokens.engine_times
     if times is None:
         return {}
@@ -195,7 +195,7 @@ def _phase_attributes(span: str, call: Call) -> Attributes:
 
 def _phase_tokens(call: Call, stage: Stage, tokens: PhaseTokens) -> Attributes:
     drawn_from = None if stage.phase is None else stage.phase.mean_candidates
-    # What the work cannot be read from must not cost the tokens' attributes.
+    # If the work cannot be computed, the tokens' attributes are recorded nevertheless.
     stage.passes.extend(never_raises(list_of_passes)(call.instance.backend, tokens, drawn_from) or ())
     attributes = {**_summed_tokens([tokens]), **_engine_times(tokens)}
     written = int(attributes[semconv.USAGE_OUTPUT_TOKENS])
@@ -214,7 +214,7 @@ _KINDS: Final = {
     semconv.LM_CODES: semconv.USAGE_AUDIO_OUTPUT_TOKENS,
     semconv.LM_LYRICS: semconv.USAGE_TEXT_OUTPUT_TOKENS,
 }
-"""What a phase writes, by the name of the attribute that counts it."""
+"""The attribute that counts the tokens of a phase."""
 
 
 def _kinds_of_tokens(phases: Sequence[Stage]) -> Attributes:
@@ -226,7 +226,7 @@ def _kinds_of_tokens(phases: Sequence[Stage]) -> Attributes:
 
 
 def _finish_reasons(stage: Stage, backend: PlannerBackend[Any], tokens: PhaseTokens) -> tuple[str, ...]:
-    """Codes, and what a grammar holds, end when they are complete; a free text that has no end met its limit."""
+    """Codes and constrained text end when they are complete; free text without an end reached its limit."""
     if stage.name == semconv.LM_CODES or stage.attributes.get(semconv.LM_CONSTRAINED):
         return ("stop",) * len(tokens.ids)
     layout = backend.vocabulary.layout
@@ -279,12 +279,12 @@ def _current_trace() -> dict[str, str] | None:
 def _own_span(recorder: StageRecorder) -> Wrapper:
     @never_raises
     def adopt(name: str, start_time: int, attributes: dict[str, Any], context: Any, kind: SpanKind) -> bool:
-        # The engine's sampling parameters are not the user's: this engine draws the tokens.
+        # vLLM's sampling parameters are not the user's: the planner samples the tokens.
         measured = {key: value for key, value in attributes.items() if not key.startswith(_ENGINE_PARAMETERS)}
         return recorder.adopt(name, start_time, measured, context, kind)
 
     def wrapper(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Without a parent no trace of this layer sent the request: vLLM emits its span itself.
+        # Without a parent the request is not of a traced call of this layer: vLLM emits its span itself.
         if kwargs.get("context") is not None and adopt(
             kwargs["span_name"], kwargs["start_time"], kwargs["attributes"], kwargs["context"], kwargs["kind"]
         ):

@@ -1,7 +1,7 @@
-"""Which passes of the engine's models a stage runs, for its operations and bytes.
+"""The passes of the engine's models that a stage runs, for its operations and bytes.
 
-Only shapes and configurations are read, on the host. What they amount to (``acestep_otel.roofline.work``) is worked
-out when the request is over.
+Only shapes and configurations are read, on the host. Operations and bytes (``acestep_otel.roofline.work``) are
+computed when the request is over.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SAVED_BITS: Final = {"int8_weight_only": 1, "fp8_weight_only": 1}
 _DYNAMIC: Final = "w8a8_dynamic"
 
 _sizes: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
-"""What a module's configuration says, by the part of it that a pass runs, read once per module."""
+"""Sizes from a module's configuration, by the part of the module that a pass runs; read once per module."""
 
 
 def noting(read: Read) -> Wrapper:
@@ -200,7 +200,7 @@ def _velocity(
 
 
 def _decoded_tile(_result: Any, decoder: Any, latents: torch.Tensor, *, tile: Tile, vae: Any) -> Iterator[Pass]:
-    # A decode that fell back to the host is not measured against the device.
+    # A decode that fell back to the host is not compared with the device's peaks.
     if latents.device.type == decoder.models.device.type:
         model = _remembered(vae, lambda: decoder_of(vae, form_of(vae.dtype)), "decoder")
         start, stop = tile.window
@@ -273,10 +273,10 @@ def _tokenized(_result: Any, encoder: Any, latents: torch.Tensor) -> Iterator[Pa
 
 
 def list_of_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates: float | None) -> list[Pass]:
-    """The passes of a phase of the language model; none for a backend whose passes are its own matter.
+    """The passes of a phase of the language model; none for a backend whose passes are not visible.
 
     Args:
-        backend: that ran it.
+        backend: backend that ran it.
         tokens: what it wrote.
         candidates: tokens that each was drawn from, on average; ``None`` for audio codes, or text without a grammar.
     """
@@ -293,7 +293,7 @@ def list_of_passes(backend: PlannerBackend[Any], tokens: PhaseTokens, candidates
     written = tokens.sampled_tokens + tokens.forced_tokens
     layout = backend.vocabulary.layout
     is_text = bool(tokens.ids[0]) and tokens.ids[0][0] < layout.code_base
-    # Tokens that are run behind the prompt: all of a text but what was drawn last, one of each song and pass of codes.
+    # Tokens that are run after the prompt: all of a text except the last one, and one per song and pass of codes.
     per_pass = 1.0 if not is_text or not passes else max(1.0, (written - 1) / passes)
     rest = max(tokens.prompt_tokens - tokens.reused_tokens, unconditional)
     if candidates is None:

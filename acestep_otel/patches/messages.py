@@ -6,12 +6,12 @@ import json
 
 
 def input_messages(*texts: str) -> str:
-    """What the user wrote (``gen_ai.input.messages``): one message, a part for each text that is not empty."""
+    """The user's texts (``gen_ai.input.messages``): one message, with a part for each text that is not empty."""
     return json.dumps([{"role": "user", "parts": _parts(texts)}], ensure_ascii=False)
 
 
 def output_messages(finish_reason: str, *texts: str) -> str:
-    """What the model answered (``gen_ai.output.messages``).
+    """The model's output (``gen_ai.output.messages``).
 
     Args:
         finish_reason: ``stop``, or ``length`` where a limit ended it.

@@ -1,9 +1,9 @@
-"""Patches of the released package ``ace-step`` 1.5, which calls itself ``acestep`` too: its requests, and the list.
+"""Patches of the released package ``ace-step`` 1.5, also imported as ``acestep``: its requests, and the list of all.
 
 Its handler is one class in the first releases and a set of mixins later; both end in ``AceStepHandler``, where the
 names are looked up (``official_package_renderer``, ``official_package_language_model``). A name that a version lacks
-turns off one span. A request is opened whatever it was called with: each field is read by itself, and one that cannot
-be read is absent.
+turns off one span. A request is recorded whatever its arguments are: each field is read separately, and one that
+cannot be read is absent.
 
 The package reports failures in its results. Such a failure ends the spans that it concerns, with the exception that
 the package caught where one was seen.
@@ -41,14 +41,14 @@ _INFERENCE: Final = "acestep.inference"
 _PHASES: Final = (semconv.LM_COT, semconv.LM_CODES)
 _GRAMMAR: Final = "acestep.constrained_logits_processor"
 _RUNS_NO_LM: Final = frozenset({"cover", "cover-nofsq", "repaint", "extract"})
-"""Tasks for which no version asks the language model for codes."""
+"""Tasks for which no version generates codes with the language model."""
 
 _TEXTS: Final = {
     "query": (semconv.QUERY, semconv.QUERY_LENGTH),
     "caption": (semconv.CAPTION, semconv.CAPTION_LENGTH),
     "lyrics": (semconv.LYRICS, semconv.LYRICS_LENGTH),
 }
-"""Attributes of what the user wrote: the text itself, and its length."""
+"""Attributes of the user's texts: the text itself, and its length."""
 
 
 def patches(tracer: RequestTracer) -> list[Patch]:
@@ -196,7 +196,7 @@ def _song_start(call: Call, capture_content: bool) -> RequestStart:
         **_about_renderer(handler),
         semconv.REQUEST_CHOICE_COUNT: field(config, "batch_size"),
         semconv.TASK: task,
-        # As far as it is known before: corrected by what ran.
+        # As far as it is known before the run, and corrected after it.
         semconv.THINKING: bool(field(params, "thinking"))
         and bool(field(lm, "llm_initialized"))
         and task not in _RUNS_NO_LM
@@ -286,7 +286,7 @@ def _about_renderer(handler: Any) -> dict[str, Any]:
 
 
 def _adapters(handler: Any) -> list[tuple[str, float]]:
-    """The adapter that a handler renders with, and its scale: one at a time, whatever else is loaded.
+    """The active adapter of a handler and its scale; only one is active at a time.
 
     The first versions keep the scale alone; there PEFT knows the name. A LoKr is not among PEFT's adapters.
     """
@@ -302,7 +302,7 @@ def _adapters(handler: Any) -> list[tuple[str, float]]:
 
 
 def _made(_call: Call, result: Any) -> Attributes:
-    """What the request made, counted: the package may make fewer songs than it was asked for."""
+    """The number of songs of the request: the package may generate fewer than requested."""
     audios = field(result, "audios") or []
     first = audios[0] if audios else None
     frames, rate = getattr(field(first, "tensor"), "shape", (None,))[-1], field(first, "sample_rate")

@@ -43,7 +43,7 @@ _models: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def base_name(path: Any) -> str | None:
-    """The model's own name, without the folders that may say who the user is."""
+    """The name of the model, without the folders, which may identify the user."""
     return str(path).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or None if path else None
 
 
@@ -113,7 +113,7 @@ def _phase_tokens(_call: Call, stage: Stage, _result: Any) -> Attributes:
 
 
 def _summed_tokens(_call: Call, stage: Stage, _result: Any) -> Attributes:
-    """The tokens of all phases; what one of them did not count has no sum."""
+    """The tokens of all phases; there is no sum if one of them was not counted."""
     phases = [child for child in stage.children if child.phase is not None]
     return {
         name: sum(int(phase.attributes[name]) for phase in phases)
@@ -124,7 +124,7 @@ def _summed_tokens(_call: Call, stage: Stage, _result: Any) -> Attributes:
 
 def _load(call: Call) -> ModelLoad:
     named, device = argument(call, "lm_model_path"), argument(call, "device")
-    # The package's own default, and its own choice of a device.
+    # The default of the package, and the device that it chooses.
     model = base_name(named) or "acestep-5Hz-lm-1.7B"
     return ModelLoad(model, device_named(_device(device)), tuple(file_names(str(named))) if named != model else ())
 
@@ -141,7 +141,7 @@ def load_failure(result: Any) -> BaseException | None:
 
 
 def remembering(tracer: RequestTracer, definition: LoadDefinition, models: MutableMapping[Any, str]) -> Wrapper:
-    """A handler's loading, after which its model is known: the handler itself does not keep the name."""
+    """The loading of a handler; its model is noted, because the handler itself does not store the name."""
 
     @never_raises
     def remember(call: Call) -> None:
@@ -171,7 +171,7 @@ class LanguageModelPatches:
     def planning(
         self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Everything that the language model does for a request; of nested calls the outermost counts."""
+        """All work of the language model for a request; of nested calls only the outermost is recorded."""
         if not inside_request():
             self._gaps.met(semconv.LM, f"{getattr(wrapped, '__name__', 'the planner')} was called outside of a request")
         call = Call(wrapped, instance, args, kwargs)
@@ -200,7 +200,7 @@ class LanguageModelPatches:
         """PyTorch's loop with guidance: a conditional and an unconditional row, padded to one length."""
         result = wrapped(*args, **kwargs)
         if (running := running_phase()) is not None:
-            # The loop has read its last token back, so the mask is there without waiting.
+            # The loop has read its last token back, so reading the mask does not wait.
             never_raises(_count_guided_prompts)(
                 running[1].counts, argument(Call(wrapped, instance, args, kwargs), "batch_attention_mask")
             )
@@ -239,7 +239,7 @@ def _forward(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...],
     if running is None:
         return wrapped(*args, **kwargs)
     recording, phase = running
-    # Asked before the pass, which fills the cache.
+    # Read before the pass, which fills the cache.
     reads_prompt = never_raises(_reads_prompt)(kwargs)
     start = mark_now(recording)
     result = wrapped(*args, **kwargs)
@@ -277,7 +277,7 @@ def _count_guided_prompts(counts: dict[str, int], mask: Any) -> None:
 def _count_row(counts: dict[str, int], row: Any) -> None:
     unconditional = bool(field(row, "is_unconditional"))
     counts[semconv.LM_UNCONDITIONAL_TOKENS if unconditional else semconv.USAGE_INPUT_TOKENS] += len(row)
-    # So that a phase without guidance says so.
+    # So that a phase without guidance reports zero.
     counts[semconv.LM_UNCONDITIONAL_TOKENS] += 0
 
 

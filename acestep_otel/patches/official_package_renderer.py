@@ -1,8 +1,8 @@
 """The renderer of the released package ``ace-step``: conditioning, diffusion, the VAE, and the audio files.
 
-What belongs to the checkpoint's own code (the transformer) has no class that could be named: it is wrapped on the
-loaded object, for as long as a request runs. Later versions run diffusion in a thread of their own, which knows
-nothing of its caller; the two are brought together by an object that both hold.
+The transformer belongs to the checkpoint's own code and has no class that could be named: it is wrapped on the
+loaded object while a request runs. Later versions run diffusion in a thread of their own without the caller's
+context; the two are matched by an object that both have.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _Solver:
         return cls(heun=argument(call, "sampler_mode") == "heun" and argument(call, "infer_method") != "sde")
 
     def place(self, number: int) -> tuple[int, bool, bool]:
-        """Where a call belongs: its step, and whether it is the first and the last of it."""
+        """The step of a call, and whether the call is the first and the last of the step."""
         per_step = 2 if self.heun else self.calls_per_edit if number < self.edited * self.calls_per_edit else 1
         if per_step == 1:
             return number - self.edited * (self.calls_per_edit - 1), True, True
@@ -167,13 +167,13 @@ class _Loop:
 
 
 def _sampler(call: Call) -> Attributes:
-    # What a version has no argument for, it does not do.
+    # A version without the argument does not have the feature.
     if argument(call, "flow_edit_morph") is True:
-        # Whatever else was asked for.
+        # Whatever other arguments are given.
         return sampler_attributes("ode", "euler", False)
     method, solver, corrects = (argument(call, name, otherwise) for name, otherwise in _SAMPLER.items())
     if corrects is None:
-        # The newest versions decide by the model.
+        # In the newest versions the model determines it.
         corrects = field(call.instance, "model", "config", "is_turbo")
     return sampler_attributes(method, solver, corrects)
 
@@ -184,7 +184,7 @@ def _or_one(value: Any) -> float:
 
 _loop: contextvars.ContextVar[_Loop | None] = contextvars.ContextVar("acestep_otel_released_loop", default=None)
 _loops: contextvars.ContextVar[list[_Loop] | None] = contextvars.ContextVar("acestep_otel_released_loops", default=None)
-"""Of the request: the thread of the diffusion has a copy of its context, with the same list."""
+"""The captions of the request. The diffusion thread has a copy of the request's context, with the same list."""
 
 
 class RendererPatches:
@@ -214,7 +214,7 @@ class RendererPatches:
     def hand_over(
         self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Where later versions start the thread of the diffusion: it is given the batch's own list of captions."""
+        """The start of the diffusion thread in later versions: it receives the batch's own list of captions."""
         captions = field(argument(Call(wrapped, instance, args, kwargs), "service_inputs"), "captions_batch")
         if captions is None or not inside_request():
             return wrapped(*args, **kwargs)
@@ -236,7 +236,7 @@ class RendererPatches:
         if caller is None:
             self._gaps.met(
                 f"{semconv.CONDITION} and {semconv.DIT}",
-                "service_generate runs in a thread that no request is known to use",
+                "service_generate runs in a thread that belongs to no known request",
             )
             return call.run()
 
@@ -324,7 +324,7 @@ class RendererPatches:
         return self._tracer.stage(definition, Call(wrapped, instance, args, kwargs))
 
     def decode(self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The decode of all tiles; of nested ones the outermost counts."""
+        """The decode of all tiles; of nested calls only the outermost is recorded."""
         call = Call(wrapped, instance, args, kwargs)
         return call.run() if _running(semconv.VAE_DECODE) is not None else self._tracer.stage(_VAE_DECODE, call)
 
@@ -340,7 +340,7 @@ class RendererPatches:
             return self._tracer.stage(_VAE_ENCODE, Call(wrapped, instance, args, kwargs))
 
     def move(self, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A model to the device, or off it; the transformer leaves when its loop is over."""
+        """A move of a model to the device, or off it; the transformer is moved off when its loop is over."""
         call = Call(wrapped, instance, args, kwargs)
         if current_recording() is None or _running(semconv.OFFLOAD_MOVE) is not None:
             return call.run()
@@ -379,7 +379,7 @@ def _frames(latents: Any, axis: int) -> Attributes:
 
 
 def _decoding(call: Call) -> Attributes:
-    # Where the loop's latents come in, time is in the middle; in the VAE's own layout it is last.
+    # In the loop's latents time is the middle dimension; in the VAE's own layout it is the last.
     latents = argument(call, "pred_latents")
     if latents is not None:
         return _frames(latents, 1)
@@ -434,7 +434,7 @@ def _saved(_call: Call, _stage: Stage, path: Any) -> Attributes:
 
 def _load(call: Call) -> ModelLoad:
     named, device = argument(call, "config_path"), argument(call, "device")
-    # The package's own default, and its own choice of a device.
+    # The default of the package, and the device that it chooses.
     model = base_name(named) or "acestep-v15-turbo"
     texts = tuple(file_names(str(named))) if named not in (None, model) else ()
     return ModelLoad(model, device_named("cpu" if device in (None, "auto") else str(device)), texts)

@@ -1,4 +1,4 @@
-"""Patches of other people's libraries: where they go, what they record, and how they are applied and taken off."""
+"""Patches of third-party libraries: their targets, what they record, and how they are applied and removed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CustomWrapper:
     """A wrapper that needs the recorder and is more than one definition.
 
     Attributes:
-        bind: makes it for a recorder.
+        bind: creates it for a recorder.
     """
 
     bind: Callable[[StageRecorder], Wrapper]
@@ -67,7 +67,7 @@ class Patch:
         return (record.span,) if isinstance(record, RequestDefinition | StageDefinition) else self.spans
 
     def wrapper(self, recorder: StageRecorder) -> Wrapper:
-        """What is called in the function's place."""
+        """The replacement of the function."""
         record = self.record
         if isinstance(record, CustomWrapper):
             return record.bind(recorder)
@@ -88,10 +88,10 @@ def _recorded(run: Callable[[Definition, Call], Any], definition: Definition) ->
 
 
 class Patcher:
-    """Applies patches now, or when their module is imported, and takes them off again.
+    """Applies patches now, or when their module is imported, and removes them again.
 
     Importing the layer must not import torch, so a module that is not loaded yet is patched by a post-import hook.
-    Such a hook cannot be removed; it looks at what is wanted at the time it fires.
+    Such a hook cannot be removed; it checks which patches are wanted when it runs.
     """
 
     def __init__(self, recorder: StageRecorder) -> None:
@@ -120,7 +120,7 @@ class Patcher:
                 wrapt.register_post_import_hook(self._patch, module)
 
     def remove(self) -> None:
-        """Restore every original, newest first, also where modules imported what stood in its place."""
+        """Restore every original, newest first, also in modules that imported its replacement."""
         self._wanted.clear()
         for owner, name, original in self._everywhere:
             for holder, held in _importers(vars(owner)[name], owner):
@@ -129,7 +129,7 @@ class Patcher:
         while self._applied:
             owner, name, original, own, wrapper = self._applied.pop()
             if vars(owner).get(name) is not wrapper:
-                # Replaced by others since, who may have wrapped it; it records nothing once the recorder is closed.
+                # Replaced by another library since. A wrapper of it records nothing once the recorder is closed.
                 continue
             if own:
                 setattr(owner, name, original)
@@ -178,17 +178,17 @@ def _importers(function: Any, owner: Any) -> Iterator[tuple[ModuleType, str]]:
 
 
 class Gaps:
-    """Says once, by name, what is missing from the traces of this process, and why."""
+    """Logs once, by name, what is missing from the traces of this process, and why."""
 
     def __init__(self) -> None:
         self._named: set[str] = set()
 
     def met(self, what: str, why: str) -> None:
-        """A gap that was met at run time.
+        """Log a gap that was found at run time.
 
         Args:
             what: names of the spans that are missing.
-            why: what was not as expected.
+            why: the difference from what was expected.
         """
         if what not in self._named:
             self._named.add(what)
@@ -196,7 +196,7 @@ class Gaps:
 
 
 _FORK_SECONDS: Final = 1.0
-"""A fork waits no longer than that for a change that is under way."""
+"""Seconds that a fork waits at most for a change that is in progress."""
 
 
 @dataclass(slots=True)
@@ -208,9 +208,9 @@ class _Temporary:
 
 
 class TemporaryPatches:
-    """Wraps methods of one object and takes the wrapper off again, so that copies and files never contain it.
+    """Wraps methods of one object and removes the wrapper again, so that copies and files never contain it.
 
-    Calls that overlap share the wrapper, which the last of them takes off. A fork waits for a change that is under way:
+    Calls that overlap share the wrapper, which the last of them removes. A fork waits for a change that is in progress:
     the child inherits neither a lock that no thread of it releases nor half a change.
     """
 
@@ -223,7 +223,7 @@ class TemporaryPatches:
         self._lock.acquire(timeout=_FORK_SECONDS)
 
     def _after_fork(self) -> None:
-        # Not held where the change took too long for the fork to wait for it.
+        # Not held if the change took too long for the fork to wait for it.
         with suppress(RuntimeError):
             self._lock.release()
 

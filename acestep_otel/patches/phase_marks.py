@@ -50,7 +50,7 @@ def grammar(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], 
     result = wrapped(*args, **kwargs)
     phase = running[1]
     phase.constrained_ns = (phase.constrained_ns or 0) + time.perf_counter_ns() - start_ns
-    # What is drawn next is drawn from rows of the head; a move of the cursor gives tokens instead.
+    # A call that returns rows of the head precedes a draw; a move of the cursor returns tokens instead.
     if (rows := getattr(result, "weights", None)) is not None:
         phase.choices += 1
         phase.candidates += rows.shape[0]

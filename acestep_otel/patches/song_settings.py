@@ -1,4 +1,4 @@
-"""How a song is rendered, in attributes that mean the same for every target: its adapters and its sampler."""
+"""Attributes of adapters and samplers, with the same meaning for every target."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sampler_attributes(infer_method: Any, sampler_mode: Any, dcw_enabled: Any) -
         sampler_mode: ``euler`` or ``heun``; with ``sde`` the transformer is evaluated once per step whatever it says.
         dcw_enabled: whether the latents are corrected after each step.
 
-    Each may be ``None`` where it is not known.
+    Each may be ``None`` if it is not known.
     """
     return readable(
         {

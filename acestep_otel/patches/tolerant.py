@@ -1,4 +1,4 @@
-"""Reading what another library was given, field by field: what cannot be read is absent, and hides nothing else."""
+"""Reads the input of another library field by field: a field that cannot be read is absent, and affects no other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def argument(call: Call, name: str, otherwise: Any = None) -> Any:
     Args:
         call: the call, which may not fit the function.
         name: of the argument.
-        otherwise: where the function has no such argument, or it was not given.
+        otherwise: the value if the function has no such argument, or it was not given.
     """
     try:
         return call.arguments.get(name, otherwise)
@@ -36,7 +36,7 @@ def argument(call: Call, name: str, otherwise: Any = None) -> Any:
 
 
 def readable(values: Mapping[str, Any]) -> dict[str, AttributeValue]:
-    """Those values that are, or can be read as, the type that the semantic conventions give their attribute.
+    """The values that have, or can be read as, the type of their attribute in the semantic conventions.
 
     Args:
         values: by the name of the attribute; ``None`` for what is not known.
@@ -56,7 +56,7 @@ def readable(values: Mapping[str, Any]) -> dict[str, AttributeValue]:
 
 
 def texts(values: Iterable[Any]) -> tuple[str, ...]:
-    """What the user wrote, as far as it is text or a list of texts."""
+    """The user's input, as far as it is text or a list of texts."""
     found: list[str] = []
     for value in values:
         if isinstance(value, str):

@@ -28,12 +28,12 @@ from acestep_otel.sdk.variables import require_variables
 from acestep_otel.shutdown import INTERRUPTED, exit_on_terminate
 
 FAILED: Final = 1
-"""Exit code of a run that did not end well."""
+"""Exit code of a failed run."""
 USAGE: Final = 2
 """Exit code of wrong usage or set-up."""
 _LONGEST_MESSAGE: Final = 2_000
 _KEPT_END: Final = 200
-"""Characters of a longer message that are kept at its end."""
+"""Characters kept from the end of a message that is too long."""
 
 _FILE_DEFAULTS: Final = f"{__name__}.file_defaults"
 _DEVICE_WORDS: Final = (re.compile(r"auto|cuda(:[0-9]{1,4})?|mps|cpu"), "auto, cuda, cuda:N, mps or cpu")
@@ -43,7 +43,7 @@ _WORDS: Final = {
     "lm_device": _DEVICE_WORDS,
     "lm_backend": (re.compile(r"auto|vllm|pt|mlx"), "auto, vllm, pt or mlx"),
 }
-"""What may be said, where that is known without loading anything."""
+"""Valid values, for options that can be checked without loading anything."""
 
 
 class _Command(cloup.Group):
@@ -217,7 +217,7 @@ def _status(arguments: Sequence[str] | None) -> int:
         from acestep.errors import AceStepError, InvalidRequest
         from acestep_otel.profiler.flags import in_flags
 
-        # Anything else is a defect, whose traceback is what helps.
+        # Any other exception is a defect, which needs its traceback.
         if not isinstance(error, AceStepError):
             raise
         return _complain(in_flags(error), USAGE if isinstance(error, InvalidRequest) else FAILED)
@@ -227,7 +227,7 @@ def _status(arguments: Sequence[str] | None) -> int:
 def _complain(message: str, status: int) -> int:
     line = " ".join(message.split())
     if len(line) > _LONGEST_MESSAGE:
-        # click quotes what was typed in full; the beginning names it and the end says what to do.
+        # click quotes the input in full; the beginning names it and the end contains the advice.
         line = f"{line[: _LONGEST_MESSAGE - _KEPT_END]} … {line[-_KEPT_END:]}"
     echo(f"error: {line}", err=True)
     return status

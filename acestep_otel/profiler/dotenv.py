@@ -1,4 +1,4 @@
-"""``.env`` in the working directory: defaults of a few options, as users of ACE-Step have them.
+"""``.env`` in the working directory: defaults of a few options, as in ACE-Step.
 
 Plain ``KEY=VALUE`` lines and ``#`` comments. The command line takes precedence, then the process's environment, then
 this file. Keys of other programs are ignored.
@@ -34,7 +34,7 @@ _LARGEST: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class FileDefaults:
-    """What the file says.
+    """The content of the file.
 
     Attributes:
         values: by option.
@@ -60,21 +60,21 @@ def read_defaults(path: Path) -> FileDefaults:
         return FileDefaults(problem=str(error))
     values, places, problem = {}, {}, None
     for binding in parse_stream(io.StringIO(text)):
-        # The parser counts the blank lines before an entry to it.
+        # For the parser, the blank lines before an entry belong to it.
         entry = binding.original.string
         line = binding.original.line + entry[: len(entry) - len(entry.lstrip())].count("\n")
         if binding.error:
             problem = problem or f"{path}, line {line}: the line is not of the form KEY=VALUE"
         option = _OPTIONS.get(binding.key or "")
         if option is not None and binding.value and binding.value.strip():
-            # As a shell expands it where the variable is set there.
+            # As a shell expands a variable that is set there.
             values[option] = os.path.expanduser(binding.value) if option == "checkpoint_dir" else binding.value  # noqa: PTH111
             places[option] = f"{path}, line {line}: {binding.key}"
     return FileDefaults(values, places, problem)
 
 
 def _decoded(content: bytes) -> str:
-    # Editors of Windows write UTF-16, always with a byte-order mark.
+    # Some editors on Windows write UTF-16, always with a byte-order mark.
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
     return content.decode("utf-8-sig")

@@ -1,10 +1,10 @@
-"""What a run of the command line can fail with."""
+"""The error of a failed run of the command line."""
 
 from __future__ import annotations
 
 
 class RunFailed(Exception):
-    """Work was done and reported, and part of it did not end well.
+    """A run did its work and reported it, and part of it failed.
 
-    The message is one line; what there is to say about the parts has been printed.
+    The message is one line; details of the parts have already been printed.
     """

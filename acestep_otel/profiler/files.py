@@ -17,7 +17,7 @@ def require_writable(path: Path) -> None:
     """Make sure, before any long work, that a file can be written; creates the folders above it.
 
     Raises:
-        SetupError: it cannot.
+        SetupError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,19 +35,19 @@ def require_writable(path: Path) -> None:
 
 
 def require_apart(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[tuple[str, Path | None]] = ()) -> None:
-    """Make sure that no two outputs of a run are one file, and that none is an input of it.
+    """Make sure that no two outputs of a run are the same file, and that no output is an input of it.
 
     Args:
-        outputs: flags, or what else to call them, and paths; ``None`` where there is none.
-        inputs: the same of what is read.
+        outputs: flags or other names, and paths; ``None`` for an output that is not written.
+        inputs: the same for files that are read.
 
     Raises:
-        SetupError: two that are one.
+        SetupError: two of them are the same file.
     """
     seen = [(name, _identity(path)) for name, path in inputs if path is not None]
     for name, path in outputs:
         if path is None or not can_be_replaced(path):
-            # Two may well go to one terminal.
+            # Two outputs may go to the same terminal.
             continue
         identity = _identity(path)
         for other, taken in seen:
@@ -60,11 +60,11 @@ def require_apart(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[t
 def replacing(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 file whose new content replaces the old one when the block ends well.
 
-    A link is followed; the file behind it is replaced and keeps its mode and, where that is allowed, its owner. What is
-    no regular file (a terminal, a pipe, ``/dev/null``) is written through.
+    A link is followed; the file behind it is replaced and keeps its mode and, if permitted, its owner. Anything that is
+    no regular file (a terminal, a pipe, ``/dev/null``) is written directly.
 
     Raises:
-        OSError: it could not be written; what was there before is unchanged. The message names the file.
+        OSError: it could not be written; the previous file is unchanged. The message names the file.
     """
     with _replacing(path, "utf-8") as stream:
         yield cast(TextIO, stream)
@@ -72,7 +72,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
-    """The same for what is no text."""
+    """The same for bytes."""
     with _replacing(path, None) as stream:
         yield cast(BinaryIO, stream)
 
@@ -128,7 +128,7 @@ def _take_over(descriptor: int, target: Path) -> None:
 
 
 def _target(path: Path) -> Path:
-    """What is written to: the end of a chain of links, also where nothing is there yet.
+    """The path that is written: the end of a chain of links, even if it does not exist yet.
 
     The links of ``/dev/stdout`` end in names that cannot be opened again, such as ``pipe:[1]``; they are not resolved.
     """
@@ -146,7 +146,7 @@ def _is_replaced(target: Path) -> bool:
 
 
 def _identity(path: Path) -> set[object]:
-    """What identifies a file: its resolved name and, if it exists, its inode."""
+    """The identity of a file: its resolved name and, if it exists, its inode."""
     found: set[object] = {os.path.realpath(path)}
     with suppress(OSError, ValueError):
         status = path.stat()

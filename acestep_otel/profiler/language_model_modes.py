@@ -29,7 +29,7 @@ _TITLE_RULE: Final = "=" * 100
 _ABSENT: Final = "—"
 _SHOWN_LINES: Final = 60
 _SHOWN_CHARACTERS: Final = 2_000
-"""A song's words have room; random tokens of synthetic weights do not fill the screen."""
+"""Lyrics on the terminal: the limits fit a song and cut the random tokens of synthetic weights."""
 
 Loaded = TypeVar("Loaded")
 
@@ -39,9 +39,9 @@ class Songwriting(Generic[Loaded]):
     """The measured call of a function that writes a blueprint.
 
     Attributes:
-        root: name of the verb's root span.
-        load: loads the models; no renderer is among them.
-        verb: the call, with everything but the models settled.
+        root: name of the root span.
+        load: loads the models, without a renderer.
+        verb: the call, with all arguments except the models.
         options: of the command line.
     """
 
@@ -206,7 +206,7 @@ def _of_recording(options: Options, recording: Path, settings: SongwritingSettin
 
 
 DEFAULT_QUERY: Final = "an unhurried song for a long train ride at night"
-"""The wish when the command line has none, so that the mode runs as it is."""
+"""The default query, so that the mode runs without options."""
 
 
 def create_sample(options: Options, telemetry: Telemetry) -> None:
@@ -227,7 +227,7 @@ def create_sample(options: Options, telemetry: Telemetry) -> None:
 def format_sample(options: Options, telemetry: Telemetry) -> None:
     """Run the mode (see ``acestep_otel.profiler.run.measurement.measure``).
 
-    The example's metadata stays out: it would be forced, and the language model would have nothing to decide.
+    The example's metadata is omitted: it would be forced, and the language model would have nothing to decide.
     """
     example = load_example(options.example)
     settings = songwriting_settings(options, default_seed=example.seed)

@@ -15,7 +15,7 @@ Mode = Literal["profile", "benchmark", "tier-test", "understand", "create_sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of the benchmark guide's command-line reference, and ours.
+    """The options of the benchmark guide's command-line reference, and further ones.
 
     ``None`` in a generation parameter means "from the example".
     """
@@ -118,7 +118,7 @@ class Options:
 
     @property
     def renderer_device(self) -> str:
-        """The user's word for the device of diffusion and VAE."""
+        """The requested device of diffusion and VAE."""
         return self.device if self.dit_device is None else self.dit_device
 
 
@@ -126,7 +126,7 @@ DEFAULTS: Final = Options()
 
 
 def shown_options(options: Options) -> dict[str, Any]:
-    """Every option by its name, as a result file and a page may hold it: an endpoint without user information."""
+    """Every option by its name, in the form for result file and page: an endpoint without user information."""
     endpoint = options.otlp_endpoint
     return asdict(options) | {"otlp_endpoint": None if endpoint is None else without_credentials(endpoint)}
 
@@ -179,7 +179,7 @@ _MODES_OF: Final = {
     "audio_format": _MUSIC_MODES,
     "example": (*_MUSIC_MODES, "format_sample"),
     "lyrics_token_limit": ("understand", "create_sample", "format_sample"),
-    # The rows of a benchmark are durations of their own; a source has one already.
+    # The rows of a benchmark have different durations; a source has a fixed one.
     "task_type": ("profile",),
     "src_audio": ("profile", "understand"),
     "repainting_start": ("profile",),
@@ -214,7 +214,7 @@ _MODES_OF: Final = {
     "tier_duration": ("tier-test",),
     "tier_timeout": ("tier-test",),
 }
-"""Options that some modes alone read."""
+"""Options that only some modes read."""
 _TIER_DECIDES: Final = {
     "batch_size": "--tier-batch-boundary tries several",
     "thinking": "--tier-with-lm runs the language model of the tier",
@@ -223,7 +223,7 @@ _TIER_DECIDES: Final = {
     "offload_dit_to_cpu": "--tier-boundary also runs without it",
     "quantization": "--tier-boundary also runs without it",
 }
-"""Options that a tier test does not take, because the tier settles them, and what there is instead."""
+"""Options that a tier test does not take, because the tier determines them, and the alternative."""
 
 
 def require_available(options: Options) -> None:

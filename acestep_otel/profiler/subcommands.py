@@ -1,4 +1,4 @@
-"""What the command line does beside the modes: compare results, look after telemetry and weights."""
+"""The subcommands: comparison and baselines of results, weights, and checks of telemetry."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def compare(
     mode.compare(files[0], files[1], threshold=threshold, noise_floor=noise_floor, output=output, report=report)
 
 
-@cloup.command("baseline", short_help="Keep a benchmark as the baseline of its card.")
+@cloup.command("baseline", short_help="Store a benchmark as the baseline of its card.")
 @cloup.argument(
     "results",
     type=_FILE,
@@ -109,7 +109,7 @@ def compare(
     multiple=True,
     metavar="COLUMN=SHARE",
     show_default="0.03 for each column",
-    help="Share by which a column's median may be worse, at least: wall_time=0.05. May be repeated.",
+    help="Minimum tolerance of a column, as a share of its median: wall_time=0.05. May be repeated.",
 )
 @option("--baselines", type=_FOLDER, default=_BASELINES, help="Folder of the baselines.")
 def baseline(results: tuple[Path, ...], tolerance: tuple[str, ...], baselines: Path) -> None:
@@ -148,7 +148,7 @@ def convert(name: str, target: Path, checkpoint_dir: Path) -> None:
 
 
 def _model_folder(given: Path) -> Path:
-    """The folder that a run would load from: that of the option, of the environment, or of ``.env``."""
+    """The folder that a run would load from, as set by the option, the environment or ``.env``."""
     source = click.get_current_context().get_parameter_source("checkpoint_dir")
     stored = read_defaults(ENVIRONMENT_FILE).values.get("checkpoint_dir")
     return Path(stored) if stored and source is ParameterSource.DEFAULT else given

@@ -1,4 +1,4 @@
-"""Output to the terminal: a closed or limited terminal never makes a run lose its files."""
+"""Output to the terminal: a closed or limited terminal never costs a run its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 class _Streams:
-    """Standard output and standard error of the process, each given up when writing to it fails."""
+    """Standard output and standard error of the process; each is no longer used after a write to it failed."""
 
     def __init__(self) -> None:
         self.failure: OSError | None = None
@@ -55,7 +55,7 @@ def warn(message: str) -> None:
 
 
 def prepare() -> None:
-    """Let characters that the terminal cannot show be replaced, and give a process without streams (``>&-``) some."""
+    """Replace characters that the terminal cannot show, and open streams for a process without any (``>&-``)."""
     _streams.failure = None
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
@@ -66,7 +66,7 @@ def prepare() -> None:
 
 
 def _nowhere(descriptor: int) -> TextIO:
-    """A stream at a standard descriptor, so that no file which is opened later takes its place."""
+    """A stream at a standard descriptor, so that no file that is opened later gets this descriptor."""
     opened = os.open(os.devnull, os.O_WRONLY)
     if opened != descriptor:
         os.dup2(opened, descriptor)
@@ -78,7 +78,7 @@ def finish() -> str | None:
     """Flush both streams.
 
     Returns:
-        Why standard output could not be written, as one line; ``None`` when it could, or when its reader went away.
+        Why standard output could not be written, as one line; ``None`` if it could, or if its reader closed it.
     """
     _streams.flush()
     failure = _streams.failure

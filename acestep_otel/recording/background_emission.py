@@ -22,13 +22,13 @@ logger = logging.getLogger("acestep_otel")
 
 _POLL_SECONDS: Final = 0.002
 _PATIENCE_SECONDS: Final = 60.0
-"""A device that needs longer than that after the return has hung; times are then the host's."""
+"""Seconds after the return at which a device counts as hung; times are then the host's."""
 _IDLE_SECONDS: Final = 10.0
-"""The thread ends after these without work: starting one takes longer than handing over to one that waits."""
+"""Seconds without work after which the thread ends: a new thread takes longer to start than a waiting one to wake."""
 _CAPACITY: Final = 256
-"""Actions that may wait: a span processor that blocks must cost traces, not memory."""
+"""Most waiting actions: a span processor that blocks must cost traces, not memory."""
 _FORK_SECONDS: Final = 1.0
-"""A fork waits no longer than that for the action that is running."""
+"""Seconds that a fork waits at most for the running action."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Deferral:
     """A queue of actions, in order, each run when it is ready. Its thread ends when there were none for a while."""
 
     def __init__(self) -> None:
-        # Its lock can be taken again by the thread that has it: a signal handler may drain in the middle of an add.
+        # Reentrant: a signal handler may call ``drain`` in the middle of ``add``.
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
         self._at_work = False
@@ -54,7 +54,7 @@ class Deferral:
         """Run an action as soon as ``ready`` says so.
 
         Args:
-            ready: asked at once, then every two milliseconds for a minute at most.
+            ready: called at once, then every two milliseconds for a minute at most.
             action: what to do then.
 
         Returns:
@@ -90,7 +90,7 @@ class Deferral:
 
     def resume(self) -> None:
         """Go on; called in the parent by the thread that has forked."""
-        # Not held where the action took too long for the fork to wait for it.
+        # Not held if the action took too long for the fork to wait for it.
         with suppress(RuntimeError):
             self._acting.release()
 
@@ -100,7 +100,7 @@ class Deferral:
         try:
             thread.start()
         except RuntimeError:
-            # The system gives no more threads, or the interpreter: exit handlers of Python 3.12.0 to 3.12.2.
+            # No more threads from the system or from the interpreter: exit handlers of Python 3.12.0 to 3.12.2.
             return False
         self._thread = thread
         return True
@@ -110,7 +110,7 @@ class Deferral:
             pass
 
     def _run_next(self) -> bool:
-        """Returns whether there was anything. An action may hold tensors of a request that failed: none is kept."""
+        """Run one action; returns whether there was one. None is kept: it may hold tensors of a failed request."""
         if (waiting := self._next()) is None:
             return False
         self._run(waiting)
@@ -123,11 +123,11 @@ class Deferral:
             with self._acting:
                 waiting.action()
         except Exception:
-            # A device that fails also fails to answer; the next request's telemetry must not suffer from it.
+            # A device that has failed raises here too; that must not affect the next request's telemetry.
             logger.debug("deferred telemetry failed", exc_info=True)
 
     def _next(self) -> _Waiting | None:
-        """What to do now, or ``None`` to end the thread; what was taken before is done by now."""
+        """The next action, or ``None`` to end the thread; the previous one is finished."""
         with self._changed:
             self._at_work = False
             self._changed.notify_all()
@@ -140,7 +140,7 @@ class Deferral:
 
 
 def follow_forks(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:
-    """Have methods called around every fork of this process, for as long as their object lives.
+    """Call methods around every fork of this process, for as long as their object exists.
 
     The hooks cannot be taken off again, so they do not keep the object alive.
 

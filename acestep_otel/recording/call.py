@@ -1,8 +1,8 @@
-"""What a patched function is to the layer: a call, and how it is recorded.
+"""Calls of patched functions, and the definitions of how they are recorded.
 
-Definitions are data: a span's name, the detail level that it needs, whose clock times it, whether its memory peak is
-taken, and what is read from the call before and after it runs. A recorder (``RequestTracer``, or a stand-in that only
-wants to know when stages start and end) runs calls by them.
+Definitions are data: a span's name, the detail level that it needs, the clock that times it, whether its memory peak is
+recorded, and what is read from the call before and after it runs. A recorder (``RequestTracer``, or one that only
+reports when stages start and end) runs calls according to them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """The call that a wrapper stands in for."""
+    """A call that a wrapper received."""
 
     wrapped: Callable[..., Any]
     instance: Any
@@ -62,7 +62,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 @dataclass(frozen=True, slots=True)
 class RequestStart:
-    """What is known about a request before it runs.
+    """The properties of a request that are known before it runs.
 
     Attributes:
         device: device whose clock and memory are read.
@@ -121,9 +121,9 @@ class StageDefinition:
         detail: level from which on the stage is recorded.
         device_clock: whether its times come from the device's clock; else from the host's.
         tracks_memory: whether its memory peak is taken.
-        device: reads from the call which device's memory that is; ``None`` for the request's.
+        device: reads from the call the device whose memory is meant; ``None``: the request's device.
         is_lm_phase: whether it collects the times of tokens while the call runs.
-        times_grammar: of such a phase: whether every call of the grammar is measured, so that none means zero.
+        times_grammar: whether such a phase measures every call of the grammar, so that no call means zero seconds.
         attributes_before: read before the call; still there when the call fails.
         attributes_after: read from the call, its stage and its result.
         failure: the error that a result stands for, where a library reports failure without raising.
@@ -147,7 +147,7 @@ class ModelLoad:
 
     Attributes:
         model: its name.
-        device: that it is loaded for.
+        device: device that it is loaded for.
         user_texts: what must not appear in exception messages.
     """
 
@@ -184,4 +184,4 @@ class StageRecorder(Protocol):
         """Run a call as a model's loading."""
 
     def adopt(self, name: str, start_ns: int, attributes: Attributes, parent: Context, kind: SpanKind, /) -> bool:
-        """Emit a span that a library below measured (``RequestTracer.adopt``); returns whether it was emitted."""
+        """Emit a span that an underlying library measured (``RequestTracer.adopt``); returns whether it was emitted."""

@@ -1,4 +1,4 @@
-"""Clocks that say when work was done, without a synchronisation.
+"""Clocks that determine when work was done, without a synchronisation.
 
 A *mark* is taken while work is being enqueued; it becomes a time only later, when the clock *resolves* it after the
 request's own synchronisation. On the host a mark is a reading of ``perf_counter_ns``. On CUDA it is an event
@@ -8,8 +8,8 @@ CUDA events are mapped to wall time by one anchor per trace: an event on a priva
 polled with ``cudaEventQuery`` (never synchronised). Events of all streams of a device share one clock, so the anchor
 does not queue behind other work.
 
-An event query is illegal while another thread records a CUDA graph in the default capture mode, and spoils the graph:
-queries run in the thread-local mode.
+An event query is illegal while another thread records a CUDA graph in the default capture mode, and invalidates the
+graph. Queries therefore run in the thread-local mode.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _Exchange = Callable[[Any], int]
 
 @contextmanager
 def beside_captures() -> Iterator[None]:
-    """Let this thread ask about events and streams while others capture theirs.
+    """Allow this thread to query events and streams while other threads capture graphs.
 
-    A capture in PyTorch's default mode forbids such questions to every thread, and fails when one is asked.
-    A thread in this mode heeds its own captures only. Without NVIDIA's driver nothing is changed.
+    A capture in PyTorch's default mode forbids such queries in every thread, and fails if one is made. In the
+    thread-local mode a thread is restricted by its own captures only. Without NVIDIA's driver nothing is changed.
 
     Source: CUDA driver API, ``cuThreadExchangeStreamCaptureMode``.
     """
@@ -113,7 +113,7 @@ class HostClock:
         return host_mark()
 
     def reached(self, mark: Mark) -> bool:  # noqa: ARG002 - the host is always there
-        """At once."""
+        """Always true."""
         return True
 
     def time_of(self, mark: Mark) -> int:
@@ -154,14 +154,14 @@ class CudaEventClock:
         return Mark(time.perf_counter_ns(), event)
 
     def reached(self, mark: Mark) -> bool:
-        """Whether the stream has got to the event; asking does not wait for it."""
+        """Whether the stream has reached the event; the query does not wait."""
         if mark.event is None:
             return True
         with self._events.asking():
             return bool(mark.event.query())
 
     def resolve(self, marks: Sequence[Mark]) -> list[int]:
-        """Read the events. Where the last one is reached, so are usually the others; else this waits up to a second.
+        """Read the events. If the last one is reached, the others usually are too; otherwise this waits up to a second.
 
         Marks of the host alone, marks that do not complete, and all marks when the anchor does not, keep the host's
         time.
@@ -186,7 +186,7 @@ class CudaEventClock:
         return times
 
     def _anchor(self) -> _Anchor | None:
-        """The most precise of a few tries: between any two steps of one, another thread may have run."""
+        """The most precise of several attempts: another thread may run between any two steps of an attempt."""
         best: _Anchor | None = None
         for _ in range(_ANCHOR_TRIES):
             if (found := self._try_anchor()) is None:
@@ -226,10 +226,10 @@ class EventPool:
 
         # PyTorch's stubs leave streams and events untyped.
         self._cuda: Any = torch.cuda
-        # A number is looked up faster than a device.
+        # A look-up by number is faster than one by device.
         self._index = index
         self._free: deque[Any] = deque()
-        # PyTorch's own kernels launch by it, but it is not documented.
+        # PyTorch launches its own kernels with it, but does not document it.
         self._current_handle: Callable[[int], int] = getattr(
             torch._C, "_cuda_getCurrentRawStream", lambda index: self._cuda.current_stream(index).cuda_stream
         )
@@ -239,7 +239,7 @@ class EventPool:
     def current_stream(self) -> Any:
         """The stream that the calling thread works on.
 
-        Known by its handle: making the object that stands for a stream takes several times as long.
+        Identified by its handle: creating a stream object takes several times as long.
         """
         handle = self._current_handle(self._index)
         if (stream := self._streams.get(handle)) is None:
@@ -248,10 +248,10 @@ class EventPool:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Around questions about events, which any thread may ask.
+        """The context of event queries, for any thread.
 
-        The runtime makes a context on the current device of a thread that asks: hundreds of MiB on a device that the
-        process does not use, if it were another one.
+        The runtime creates a context on the current device of the querying thread: hundreds of MiB, if the process
+        does not use that device otherwise.
         """
         with self._cuda.device(self._index), beside_captures():
             yield
@@ -278,8 +278,8 @@ class Clocks:
         """The clock of one request.
 
         Args:
-            device: that the request runs on.
-            host: the request's clock on the host: the answer off CUDA, and else what marks of the host resolve by.
+            device: device that the request runs on.
+            host: the request's host clock: returned off CUDA, and otherwise used to resolve marks of the host.
         """
         if device.type != "cuda":
             return host

@@ -1,14 +1,14 @@
-"""Energy of requests and stages, by the counter that a card's driver keeps (NVML, joules since the driver was loaded).
+"""Energy of requests and stages, from the counter of a card's driver (NVML, joules since the driver was loaded).
 
 The counter is read by a thread of its own, a few times a second while a request runs: a reading on the request's
-thread would take the request's time, and would belong to where the host is and not to where the device is. When the
+thread would delay the request, and would correspond to the progress of the host and not of the device. When the
 request is over, the energy at the times of its spans is interpolated between the readings.
 
-The driver writes the counter at a period that it does not document, 20 to 100 ms. The first thing that the thread does
-is to learn it. ``resolution`` is this period and the time between two readings: an interval's energy is off by as much
-time at most. Below ``FEWEST_RESOLUTIONS`` of it an interval has no energy.
+The driver updates the counter at an undocumented period, 20 to 100 ms, which the thread measures first. ``resolution``
+is this period plus the time between two readings: an interval is uncertain by at most that much time. An interval
+shorter than ``FEWEST_RESOLUTIONS`` of it has no energy.
 
-The counter is the whole card's, so the energy includes what other processes did, and the card's idle power.
+The counter covers the whole card, so the energy includes other processes and the card's idle power.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 FEWEST_RESOLUTIONS: Final = 10
-"""Shortest interval with an energy, in resolutions: an error of 10 %."""
+"""Shortest interval with an energy, in resolutions, for an error of 10 % at most."""
 INTERVAL: Final = 0.1
 """Seconds between two readings."""
 _KEPT_READINGS: Final = 36_000
@@ -36,12 +36,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How a card was at one time.
+    """The state of a card at one time.
 
     Attributes:
         time_ns: Unix nanoseconds.
         reasons: NVML's reasons for its clocks, as bits.
-        memory_share: of its memory in use, by all processes.
+        memory_share: share of its memory in use, by all processes.
     """
 
     time_ns: int
@@ -53,7 +53,7 @@ class Readings:
     """Readings of one card, in order of time.
 
     Attributes:
-        period: seconds between two changes of the counter; ``None`` until it was learned.
+        period: seconds between two changes of the counter; ``None`` until it was measured.
     """
 
     def __init__(self) -> None:
@@ -64,16 +64,16 @@ class Readings:
         self._lock = threading.Lock()
 
     def note(self, condition: Condition) -> None:
-        """Keep how the card was."""
+        """Store a state of the card."""
         self._conditions.append(condition)
 
     def conditions(self, start_ns: int, end_ns: int) -> list[Condition]:
-        """How it was between two times, and at the next reading after them."""
+        """The states between two times, and the next one after them."""
         reach = end_ns + round(2 * INTERVAL * 1e9)
         return [noted for noted in list(self._conditions) if start_ns <= noted.time_ns <= reach]
 
     def add(self, reading: Reading) -> None:
-        """Keep a reading; one that says less than the last one (the driver was loaded again) starts anew."""
+        """Store a reading. If it is below the last one (the driver was loaded again), earlier ones are discarded."""
         with self._lock:
             if self._readings and reading.joules < self._readings[-1].joules:
                 self._readings.clear()
@@ -86,7 +86,7 @@ class Readings:
 
     @property
     def resolution(self) -> float | None:
-        """Seconds that an interval's ends are uncertain by; ``None`` until the period is known."""
+        """Seconds that an interval is uncertain by, at most; ``None`` until the period is known."""
         return None if self.period is None else self.period + INTERVAL
 
     def between(self, start_ns: int, end_ns: int) -> float | None:

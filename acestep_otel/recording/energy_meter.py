@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _LEARNING_INTERVAL: Final = 0.002
 _LEARNING: Final = 0.6
-"""Seconds that the period of the counter is looked for: six of the longest that were seen."""
+"""Seconds in which the period of the counter is measured: six of the longest known periods."""
 
 
 class EnergyMeter:
-    """Reads the counters of the cards that requests run on, while they do."""
+    """Reads the counters of cards while requests run on them."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -32,7 +32,7 @@ class EnergyMeter:
         self._thread: threading.Thread | None = None
 
     def begin(self, device: torch.device) -> None:
-        """A request starts on a device; nothing happens off CUDA."""
+        """Register a request that starts on a device; no effect off CUDA."""
         if device.type != "cuda":
             return
         with self._condition:
@@ -45,7 +45,7 @@ class EnergyMeter:
             self._condition.notify_all()
 
     def end(self, device: torch.device) -> bool:
-        """A request ends; returns whether another one ran on the device at some time during it."""
+        """Unregister a request that ended; returns whether another one ran on the device at some time during it."""
         if device.type != "cuda":
             return False
         with self._condition:
@@ -58,7 +58,7 @@ class EnergyMeter:
         return shared
 
     def readings(self, device: torch.device) -> Readings | None:
-        """What is known of a device's card; ``None`` where there is no driver to ask."""
+        """The readings of a device's card; ``None`` without a driver."""
         meter = self._meters.get(device)
         return None if meter is None else meter.readings
 
@@ -74,7 +74,7 @@ class EnergyMeter:
                     meter = self._meters[device] = _Meter.of(device)
                 meter.read()
             with self._condition:
-                # Woken by a request that starts or ends, whose end is worth a reading.
+                # A request that starts or ends wakes this thread, so that there is a reading near its end.
                 self._condition.wait(INTERVAL)
             for device in devices:
                 if device not in self._running:
@@ -85,7 +85,7 @@ class _Meter:
     """One card.
 
     Args:
-        card: ``None`` where it cannot be asked.
+        card: ``None`` if it cannot be queried.
     """
 
     def __init__(self, card: Card | None) -> None:
@@ -110,7 +110,7 @@ class _Meter:
         self.readings.note(Condition(now, reasons or 0, share or 0.0))
 
     def _learn(self) -> None:
-        """See how often the counter changes."""
+        """Measure the period of the counter."""
         assert self._card is not None
         assert self.readings is not None
         changes: list[int] = []

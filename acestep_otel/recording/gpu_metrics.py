@@ -1,7 +1,7 @@
 """Utilisation and memory of the GPUs, by their driver: whole cards, with all processes.
 
-The driver is asked through NVML, which neither waits for the device nor touches CUDA, and only while metrics are being
-collected. Without NVML (no driver of NVIDIA's, or no package ``nvidia-ml-py``) there is nothing.
+The driver is queried through NVML, which neither waits for the device nor uses CUDA, and only while metrics are being
+collected. Without NVML (no NVIDIA driver, or no package ``nvidia-ml-py``) these metrics are absent.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 _VENDOR: Final = "NVIDIA"
-"""NVML knows no other."""
+"""NVML reports no other task."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One GPU, as its driver knows it.
+    """One GPU, as its driver reports it.
 
     Attributes:
-        nvml: the module that asks the driver.
-        handle: the driver's of the card.
+        nvml: the module that queries the driver.
+        handle: the driver's handle of the card.
         uuid: identifies it.
         name: of its model.
         driver: version of its driver.
@@ -45,11 +45,11 @@ class Card:
 
     @classmethod
     def of(cls, device: torch.device) -> Self:
-        """The card of a CUDA device that is in use by now.
+        """The card of a CUDA device that is already in use.
 
         Raises:
-            ImportError: there is no package to ask with.
-            pynvml.NVMLError: there is no driver to ask, or it does not know the card.
+            ImportError: the package ``nvidia-ml-py`` is missing.
+            pynvml.NVMLError: there is no driver, or it does not list the card.
         """
         import pynvml
 
@@ -61,7 +61,7 @@ class Card:
 
     @property
     def attributes(self) -> MetricAttributes:
-        """What every metric of the card carries."""
+        """Attributes of every metric of the card."""
         known = {semconv.HW_ID: self.uuid, semconv.HW_MODEL: self.name, semconv.HW_VENDOR: _VENDOR}
         return {**known, semconv.HW_DRIVER_VERSION: self.driver} if self.driver else known
 
@@ -82,25 +82,25 @@ class Card:
         return self.memory_used() / self.memory_limit()
 
     def clock_reasons(self) -> int:
-        """Why the clocks are what they are, as NVML's bits."""
+        """The reasons for the present clocks, as NVML's bits."""
         current = getattr(self.nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
-        # Its name before version 12.
+        # The name of the function before version 12.
         ask = current or self.nvml.nvmlDeviceGetCurrentClocksThrottleReasons
         return int(ask(self.handle))
 
     def corrected_errors(self) -> int:
-        """Errors of the memory that its ECC corrected, since the card was reset."""
+        """Memory errors that ECC corrected, since the card was reset."""
         return self._errors(self.nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)
 
     def uncorrected_errors(self) -> int:
-        """The same that it could not correct."""
+        """Memory errors that ECC could not correct, since the card was reset."""
         return self._errors(self.nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)
 
     def _errors(self, kind: int) -> int:
         return int(self.nvml.nvmlDeviceGetTotalEccErrors(self.handle, kind, self.nvml.NVML_VOLATILE_ECC))
 
     def energy(self) -> float:
-        """Joules that the card has used since its driver was loaded, with all that ran on it.
+        """Joules that the card has used since its driver was loaded, for all processes.
 
         Raises:
             pynvml.NVMLError: the card keeps no such counter (before Volta, or a part of a card).
@@ -120,7 +120,7 @@ class GpuWatch:
 
     @classmethod
     def of(cls, meter: Meter) -> GpuWatch:
-        """The meter's watch: its instruments stay with it, and no others of their names are ever read."""
+        """The watch of a meter. Its instruments stay with the meter; a second one of a name would not be read."""
         if (watch := _WATCHES.get(meter)) is None:
             watch = _WATCHES.setdefault(meter, cls(meter))
         return watch
@@ -142,12 +142,12 @@ class GpuWatch:
         observe(meter, semconv.HW_ERRORS, corrected, uncorrected)
 
     def add(self, device: torch.device) -> None:
-        """From now on observe a device's card; nothing is asked here, and nothing happens off CUDA."""
+        """Start to observe a device's card; makes no query, and has no effect off CUDA."""
         if device.type == "cuda":
             self._devices.add(device)
 
     def forget(self) -> None:
-        """Observe nothing until something is added again; an instrument cannot be taken off its meter."""
+        """Observe nothing until a card is added again; an instrument cannot be removed from its meter."""
         self._devices = set()
         self._cards = {}
 
@@ -156,7 +156,7 @@ class GpuWatch:
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def read(_: CallbackOptions) -> Iterator[Observation]:
             for card in self._known():
-                # Some cards do not tell everything: a part of one (MIG) has no utilisation.
+                # Some cards do not report everything: a part of one (MIG) has no utilisation.
                 if (value := never_raises(figure)(card)) is not None:
                     yield Observation(value, {**card.attributes, **attributes})
 

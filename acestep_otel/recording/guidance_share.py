@@ -1,4 +1,4 @@
-"""What classifier-free guidance costs inside a batched forward: measured, because it cannot be read off one pass.
+"""The cost of classifier-free guidance inside a batched forward: measured, because a single pass does not show it.
 
 With guidance on, conditional and unconditional rows go through the language model together. The share of such a
 pass that the unconditional rows cost depends on the device, the model, the number of rows and the context: close to
@@ -50,7 +50,7 @@ def guidance_share(share: GuidanceShare | None) -> Iterator[None]:
 
 
 def current_guidance_share() -> GuidanceShare | None:
-    """The share that the block around this moment was given."""
+    """The share of the enclosing block."""
     return _current.get()
 
 

@@ -60,15 +60,15 @@ def _create(meter: Meter, definition: MetricDefinition) -> _Record:
 
 
 class CurrentCounts:
-    """How much there is of something now: counted here, and read whenever metrics are collected.
+    """Current numbers of something: counted here, and read whenever metrics are collected.
 
-    The SDK's own up-down counters keep in a forked child what the parent had counted, for ever. Nothing of that is in
-    the child, so it begins at zero.
+    In a forked child the SDK's own up-down counters keep the parent's count for ever. The child has none of the
+    counted items, so its count starts at zero.
     """
 
     @classmethod
     def of(cls, meter: Meter) -> CurrentCounts:
-        """The meter's counts: its instruments stay with it, and no others of their names are ever read."""
+        """The counts of a meter. Its instruments stay with the meter; a second one of a name would not be read."""
         if (counts := _COUNTS.get(meter)) is None:
             counts = _COUNTS.setdefault(meter, cls(meter))
         return counts
@@ -87,7 +87,7 @@ class CurrentCounts:
 
         Args:
             definition: an up-down counter.
-            change: by how much; a change of zero has the count exist.
+            change: by how much; a change of zero creates the count.
             attributes: of the count.
         """
         self._follow_fork()
@@ -96,7 +96,7 @@ class CurrentCounts:
             counted = self._values.setdefault(definition.name, defaultdict(float))
             counted[frozenset(attributes.items())] += change
         if is_new:
-            # Outside of the lock: whoever reads takes it inside of the SDK's own.
+            # Outside of the lock: a reader takes it while it holds the SDK's lock.
             observe(self._meter, definition, lambda _: self._read(definition.name))
 
     def _read(self, name: str) -> Iterator[Observation]:
@@ -117,12 +117,12 @@ _COUNTS: Final[WeakKeyDictionary[Meter, CurrentCounts]] = WeakKeyDictionary()
 def observe(
     meter: Meter, definition: MetricDefinition, *read: Callable[[CallbackOptions], Iterable[Observation]]
 ) -> None:
-    """Have an observed metric read whenever metrics are collected.
+    """Register the reader of an observed metric, which is called whenever metrics are collected.
 
     Args:
         meter: of the instrument.
         definition: a gauge, a counter or an up-down counter.
-        read: its values by then, one for each set of attributes.
+        read: returns the present values, one for each set of attributes.
     """
     create = {
         "gauge": meter.create_observable_gauge,

@@ -1,12 +1,12 @@
-"""The device timeline of one request, on demand: ``torch.profiler`` around it, in a service that goes on serving.
+"""The device timeline of one request, on demand: it runs under ``torch.profiler`` while the service continues.
 
 Off unless ``ACESTEP_OTEL_PROFILE_DIR`` names a folder and ``ACESTEP_OTEL_PROFILE_TOKEN`` a secret. A request whose
 context was marked (the header ``X-Profile`` with the secret, see ``acestep_otel.forced_sampling.profiling``) runs under
 the profiler: its ranges have the names of the spans, its file is named after the trace, and the root span has the
-file's place.
+file's location.
 
 Limits: one profile at a time, ``PAUSE`` seconds between two, ``LONGEST`` seconds of one request, ``KEPT`` files. The
-file is written after the request, by a thread of its own. Other requests pay for one look into their context.
+file is written after the request, by a thread of its own. Other requests cost one look-up in their context.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Profile:
     """The profile of one running request.
 
     Args:
-        path: of its file.
-        finished: called with the path when it was written, or with the error.
+        path: path of its file.
+        finished: called with the outcome: ``stored``, or the class of the error.
     """
 
     def __init__(self, path: Path, finished: Callable[[str], None]) -> None:
@@ -63,7 +63,7 @@ class Profile:
         self.is_running = True
 
     def run(self, name: str, work: Callable[[], Result]) -> Result:
-        """Run a stage in a range of its own, as long as the profile may go on."""
+        """Run a stage in a range of its own, until the profile reaches its longest duration."""
         if not self.is_running:
             return work()
         with self._range(name):
@@ -82,7 +82,7 @@ class Profile:
         except Exception as error:
             self._finished(type(error).__name__)
             return
-        # Not a daemon: the process waits for a file that was asked for.
+        # Not a daemon: the process waits for a requested file.
         threading.Thread(target=self._write, name="acestep-otel-profile").start()
 
     def _write(self) -> None:
@@ -112,10 +112,10 @@ def _has_kernels(path: Path) -> bool:
 
 
 class KernelProfiler:
-    """Profiles requests whose context asks for it.
+    """Profiles requests whose context is marked.
 
     Args:
-        settings: folder of the files, and where that is seen from outside.
+        settings: folder of the files, and its URL.
         instruments: count profiles by outcome.
     """
 
@@ -128,13 +128,13 @@ class KernelProfiler:
         self._next = 0.0
 
     def begin(self, trace_id: str) -> tuple[Profile, str] | None:
-        """Start the profile of a request that asks for one; ``None`` for all others.
+        """Start the profile of the current request if its context is marked; ``None`` otherwise.
 
         Args:
             trace_id: of the request.
 
         Returns:
-            The profile, and the place of its file.
+            The profile, and the location of its file.
         """
         if not is_profiled() or self._folder is None:
             return None

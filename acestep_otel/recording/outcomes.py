@@ -1,4 +1,4 @@
-"""How a request or a stage ended: well, in an error, out of memory, or because its caller went away.
+"""How a request or a stage ended: success, an error, lack of memory, or cancellation.
 
 Exceptions are recognised by the names of their classes, so that no engine and no framework has to be importable.
 """
@@ -13,9 +13,9 @@ from acestep_otel import semconv
 from acestep_otel.recording.redaction import Scrubber
 
 OK: Final = "ok"
-"""Value of ``acestep.outcome`` for what ended well."""
+"""Value of ``acestep.outcome`` for success."""
 CANCELLED: Final = "cancelled"
-"""The same for what its caller no longer wanted."""
+"""Value of ``acestep.outcome`` for a cancelled request."""
 _OUT_OF_MEMORY: Final = frozenset({"OutOfMemory", "OutOfMemoryError", "MemoryError"})
 """The engine's, PyTorch's and Python's."""
 _CANCELLATIONS: Final = frozenset({"Cancelled", "CancelledError"})
@@ -35,7 +35,7 @@ class ReportedFailure(Exception):
 
 
 def kind_of(error: BaseException | None) -> str:
-    """Name of the class of what went wrong."""
+    """Class name of the error."""
     return error.kind if isinstance(error, ReportedFailure) else type(error).__name__
 
 
@@ -45,7 +45,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def is_cancellation(error: BaseException | None) -> bool:
-    """Whether it ended because its caller went away: an outcome of its own, and no error."""
+    """Whether it was cancelled by its caller: an outcome of its own, not an error."""
     return any(kind.__name__ in _CANCELLATIONS for kind in type(error).__mro__)
 
 
@@ -62,11 +62,11 @@ def error_type(error: BaseException | None) -> str | None:
 
 
 def record_outcome(span: Span, error: BaseException, scrub: Scrubber, timestamp_ns: int | None = None) -> None:
-    """Say on a span what ended it: a failure is its status, a cancellation an attribute.
+    """Record on a span what ended it: a failure as its status, a cancellation as an attribute.
 
     Args:
         span: still open.
-        error: that passed through, or that a library reported.
+        error: exception that left the call, or that a library reported.
         scrub: removes what the user wrote from its message.
         timestamp_ns: Unix nanoseconds; now when not given.
     """

@@ -11,7 +11,7 @@ from typing import Final
 from acestep_otel.recording.clock import Mark
 
 _LAUNCHING_LAG: Final = 0.25
-"""Share of the time between two passes that the device is behind the host at most when it waits for the host."""
+"""Longest lag of the device behind the host, in times between two passes, at which the device waits for the host."""
 WINDOW_TOKENS: Final = 64
 """Decode passes in one ``acestep.lm.tokens`` span."""
 
@@ -23,7 +23,7 @@ class PhaseRecord:
     Attributes:
         prefills: start and end marks of each prompt forward.
         passes: one mark at the end of each decode pass, which yields one token per song.
-        constrained_ns: host time in the grammar; ``None`` while nothing has measured it.
+        constrained_ns: host time in the grammar; ``None`` while it has not been measured.
         counts: tokens and passes that were counted while the phase ran, by the name of their attribute.
         choices: places of the grammar at which a token was drawn.
         candidates: tokens that could be drawn there, over all of them.
@@ -49,7 +49,7 @@ class PhaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class PhaseTimes:
-    """The same, resolved to Unix nanoseconds, with the figures drawn from it. Durations are seconds.
+    """The record resolved to Unix nanoseconds, with the figures derived from it. Durations are seconds.
 
     Attributes:
         prefills_ns: start and end of each prompt forward.
@@ -88,13 +88,13 @@ class PhaseTimes:
 
     @property
     def waits_for_host(self) -> bool:
-        """Whether the device has run a pass as soon as the host has enqueued it: launching takes the time."""
+        """Whether the device finishes a pass as soon as the host has enqueued it: launching is the bottleneck."""
         gaps = self.gaps
         return self.lag is not None and bool(gaps) and self.lag < _LAUNCHING_LAG * median(gaps)
 
     @property
     def prefill(self) -> float | None:
-        """Duration of all prompt forwards; ``None`` where none was seen."""
+        """Duration of all prompt forwards; ``None`` if there was none."""
         return sum(end - start for start, end in self.prefills_ns) / 1e9 if self.prefills_ns else None
 
     @property
@@ -112,7 +112,7 @@ class PhaseTimes:
 
     @property
     def decode(self) -> float | None:
-        """From the first sampled token to the last, without prompts in between; ``None`` where no pass was seen."""
+        """From the first sampled token to the last, without prompts in between; ``None`` if there was no pass."""
         if not self.passes_ns:
             return None
         return (self.passes_ns[-1] - self.passes_ns[0] - sum(end - start for start, end in self._later_prefills)) / 1e9

@@ -1,4 +1,4 @@
-"""What the user wrote stays off spans unless they opted in: captions, lyrics, file names, messages that quote them."""
+"""Keeps the user's texts off spans without opt-in: captions, lyrics, file names, and messages that quote them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ REDACTED: Final = "[redacted]"
 _SHORTEST_QUOTE: Final = 4
 """Texts below this length are too common to be distinguished from the rest of a message."""
 _QUOTED_WORDS: Final = 3
-"""So many words in a row, in the user's order, are a quotation, also where the rest was cut off."""
+"""Consecutive words of the user's text that count as a quotation, even if the rest was cut off."""
 _EXCERPT: Final = 12
-"""So many characters in a row are one as well, wherever a message cut them out."""
+"""Consecutive characters that count as a quotation, wherever a message cut them out."""
 _EXCERPT_WITHOUT_BLANKS: Final = 4
-"""The same in scripts beyond ASCII, where a word may be a character."""
+"""The same for scripts beyond ASCII, in which a word may be a single character."""
 _FEWEST_LETTERS: Final = 6
-"""Of an excerpt: blanks and rules are everybody's."""
+"""Letters that an excerpt needs: blanks and rules alone identify no text."""
 _IN_QUOTES: Final = re.compile(r"""(?<!\w)(['"`])(?P<inside>[^\n]{1,200}?)\1(?!\w)""")
 
 
@@ -73,7 +73,7 @@ def _quotations(texts: Iterable[str]) -> list[str]:
 
 
 def _excerpts(message: str, texts: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Where a message has a piece of a text, whichever it is."""
+    """Places of a message that contain an excerpt of a text."""
     pieces = {
         spelling[start : start + size]
         for text in texts
@@ -95,7 +95,7 @@ def _is_telling(piece: str) -> bool:
 
 
 def _words_in_quotes(message: str, texts: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Where a message has words of a text in quotation marks, be it one: so third parties quote their input."""
+    """Places of a message with words of a text in quotation marks, even one word: libraries quote input this way."""
     for found in _IN_QUOTES.finditer(message):
         word = re.compile(rf"(?<!\w){re.escape(found['inside'])}(?!\w)")
         if any(word.search(text) for text in texts):

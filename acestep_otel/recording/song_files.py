@@ -1,6 +1,6 @@
-"""The songs of a request in its trace, where that is switched on: place, hash, MIME type.
+"""The songs of a request in its trace, if enabled: location, hash, MIME type.
 
-The hash is computed on the thread that makes the spans: a file of 30 MB takes some twenty milliseconds, which the
+The hash is computed on the thread that creates the spans: a file of 30 MB takes some twenty milliseconds, which the
 request does not wait for.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 from acestep_otel import semconv
 
 AS_PATH: Final = "path"
-"""The setting that has songs named by their path."""
+"""Value of the setting that names songs by their paths."""
 _MIME_TYPES: Final = {
     ".flac": "audio/flac",
     ".wav": "audio/wav",
@@ -25,7 +25,7 @@ _MIME_TYPES: Final = {
 
 
 def song_attributes(files: Sequence[Path], where: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What the root span has of its songs; one entry of each list per song.
+    """Attributes of the root span about its songs; every list has one entry per song.
 
     Args:
         files: of the songs, in order.
@@ -45,7 +45,7 @@ def _place(file: Path, where: str) -> str:
 
 
 def _hash(file: Path) -> str:
-    """SHA-256 of a file; empty where it has gone already."""
+    """SHA-256 of a file; empty if it no longer exists."""
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

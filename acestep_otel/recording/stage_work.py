@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("acestep_otel")
 
 _PARTS_OF_STAGES: Final = frozenset({semconv.DIT_STEP, semconv.VAE_TILE})
-"""Spans whose work their stage's metrics have."""
+"""Spans whose work is counted under their stage."""
 
 
 class PeaksByDevice:
@@ -37,14 +37,14 @@ class PeaksByDevice:
             try:
                 self._known[device] = peaks_of(device_key(device))
             except Exception as error:
-                # A file that someone has spoiled, or a driver that does not answer: there is no share then.
+                # An invalid file of peaks, or a driver that does not respond: there is no share.
                 logger.warning("no share of the roofline: %s", error)
                 self._known[device] = None
         return self._known[device]
 
 
 def peak_attributes(peaks: Peaks | None, dtype: AttributeValue) -> Iterator[tuple[str, AttributeValue]]:
-    """What shares of this request are shares of.
+    """The peaks that the shares of this request refer to.
 
     Args:
         peaks: of the device.
@@ -85,7 +85,7 @@ def record_work(
     """Record the rates of a stage.
 
     Args:
-        instruments: that record.
+        instruments: instruments that record the rates.
         roofline: work against time.
         bound: what limits the stage.
         attributes: stage and model.
@@ -96,7 +96,7 @@ def record_work(
     if roofline.share is None or bound is None:
         return
     for each in get_args(Bound):
-        # Zero for the others: else a bound of an earlier run would stay beside that of the last.
+        # Zero for the others, so that the bound of an earlier run does not remain beside that of the last.
         share = roofline.share if each == bound else 0.0
         instruments.record(semconv.ROOFLINE_SHARE_LAST, share, {**attributes, semconv.ROOFLINE_BOUND: each}, context)
 

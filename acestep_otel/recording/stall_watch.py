@@ -1,4 +1,4 @@
-"""Looks at the steps and tiles of every finished request, and marks those that stalled."""
+"""Checks the steps and tiles of every finished request, and marks those that stalled."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from acestep_otel.recording.vram import VramReading
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Of a request.
+    """The circumstances of a request.
 
     Attributes:
-        device: that it ran on.
-        model: that it asked for.
-        card: what was read of the card; ``None`` where it cannot be asked.
+        device: device that it ran on.
+        model: model that it requested.
+        card: readings of the card; ``None`` if it cannot be queried.
         is_measured: whether it counts in metrics.
     """
 
@@ -37,10 +37,10 @@ class Scene:
 
 
 class StallWatch:
-    """Knows the usual duration of steps and tiles, and what the allocator had counted.
+    """Keeps the usual durations of steps and tiles, and the allocator's counts.
 
     Args:
-        instruments: that count stalls.
+        instruments: instruments that count stalls.
     """
 
     def __init__(self, instruments: Instruments) -> None:
@@ -49,7 +49,7 @@ class StallWatch:
         self._allocator: dict[str, VramReading] = {}
 
     def left(self, stage: Stage, device: str) -> None:
-        """Keep what the allocator had counted when a stage ended; stages come in the order of their ends."""
+        """Store the allocator's counts at the end of a stage; called in the order of the ends."""
         if stage.vram is not None:
             self._allocator[device] = stage.vram
 
@@ -60,7 +60,7 @@ class StallWatch:
             node: any stage.
             parent: the stage that it is inside.
             scene: its request.
-            span: takes the event; has not ended.
+            span: gets the event; has not ended.
         """
         stall = self._stall(node, scene)
         if stall is None:
@@ -94,7 +94,7 @@ class StallWatch:
         return None
 
     def _evidence(self, node: TimedStage, parent: TimedStage, scene: Scene) -> Evidence:
-        """What is known about the time of a step or a tile, from its stage and the card."""
+        """Observations from the time of a step or a tile, from its stage and the card."""
         stage, before, after = parent.stage, self._allocator.get(scene.device), parent.stage.vram
         retries = errors = 0
         if before is not None and after is not None:

@@ -1,8 +1,8 @@
-"""Steps and tiles that took many times as long as those before them, and why, as far as it can be told.
+"""Steps and tiles that took many times as long as those before them, and the likely cause.
 
 A step is compared with the median of the last steps of the same shape, a tile with that of the last tiles per frame,
-over all requests of the process. Nothing is read for this while the request runs but what is read anyway: the
-allocator's counters at the end of stages, and the card's clocks by the thread that also reads its energy.
+over all requests of the process. While the request runs, nothing is read for this purpose alone: the allocator's
+counters are read at the end of stages, and the card's clocks by the thread that also reads its energy.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Final, Literal
 Cause = Literal["out_of_memory", "allocator", "offload", "throttled", "driver_spill", "host", "unknown"]
 
 STALL_FACTOR: Final = 5.0
-"""Times the median from which on it is a stall."""
+"""Multiple of the median from which a duration is a stall."""
 _SHORTEST_EXCESS: Final = 0.1
-"""Seconds beyond the median below which it is none, whatever the ratio."""
+"""Fewest seconds beyond the median that are a stall, whatever the ratio."""
 _FEWEST: Final = 5
-"""Durations that a median needs."""
+"""Fewest durations that have a median."""
 _KEPT: Final = 101
 _SHAPES: Final = 64
 _FULL: Final = 0.97
-"""Share of the card's memory from which on a driver that can spill does."""
+"""Share of the card's memory from which a driver that can spill is assumed to do so."""
 
 THROTTLE_REASONS: Final = {
     0x08: "hardware slowdown",
@@ -41,7 +41,7 @@ THROTTLE_REASONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Something that took too long.
+    """A step or a tile that took too long.
 
     Attributes:
         ratio: its duration over the median.
@@ -60,12 +60,12 @@ class RunningMedians:
         self._lock = threading.Lock()
 
     def observe(self, shape: Hashable, seconds: float, units: float = 1.0) -> Stall | None:
-        """Compare a duration with those before it, and keep it.
+        """Compare a duration with those before it, and store it.
 
         Args:
-            shape: what it can be compared with.
-            seconds: it took.
-            units: that it is divided by, for example frames.
+            shape: key of the durations that it can be compared with.
+            seconds: the duration.
+            units: number of units by which it is divided, for example frames.
         """
         with self._lock:
             durations = self._durations.setdefault(shape, deque(maxlen=_KEPT))
@@ -81,7 +81,7 @@ class RunningMedians:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known about the time of a stall.
+    """Observations from the time of a stall.
 
     Attributes:
         retries: times that the allocator freed its cache and tried again, during the stage.
@@ -103,7 +103,7 @@ class Evidence:
 
     @property
     def cause(self) -> tuple[Cause, str]:
-        """The likeliest cause, and what speaks for it. Signs of a full card come first: they bring the others along."""
+        """The most likely cause and its evidence. Signs of a full card come first, because they cause the others."""
         reasons = [words for bit, words in THROTTLE_REASONS.items() if self.throttled & bit]
         if self.on_host or self.out_of_memory:
             where = "on the host, " if self.on_host else ""

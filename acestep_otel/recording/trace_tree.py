@@ -83,13 +83,13 @@ class RequestRecording:
 
     Attributes:
         clock: takes the marks of stages on the device.
-        device: that the request runs on.
+        device: device that the request runs on.
         detail: how deep the tree goes.
         root: the outermost stage.
-        outlasted: whether the device was still at work when the request returned.
-        error: the last exception that ended a stage, also one that the engine got over.
-        run_in_range: runs a stage under its name in a profile of the request; ``None`` where none is made.
-        energy: what is known of the card's energy; ``None`` off CUDA.
+        outlasted: whether the device was still working when the request returned.
+        error: the last exception that ended a stage, including one that the engine recovered from.
+        run_in_range: runs a stage under its name in a profile of the request; ``None`` without a profile.
+        energy: readings of the card's energy; ``None`` off CUDA.
         energy_shared: whether another request ran on the card.
     """
 
@@ -109,7 +109,7 @@ class RequestRecording:
 
     @property
     def open_stages(self) -> list[Stage]:
-        """Those that are running now, the outermost first; another thread may look."""
+        """The stages that are running now, outermost first; may be called by another thread."""
         return list(self._open)
 
     @property
@@ -133,7 +133,7 @@ class RequestRecording:
         if tracks_memory:
             self._vram.begin(elsewhere or self.device)
         start = self._device_mark() if device_clock else host_mark()
-        # Reading the counters is the most expensive part of an end: steps and tiles are read at the finest level only.
+        # Reading the counters is the most expensive part of ``end``: for steps and tiles only at the finest level.
         reads_memory = tracks_memory or detail <= Detail.STAGE or self.detail >= Detail.TOKEN
         stage = Stage(name, start, device_clock, tracks_memory=tracks_memory, reads_memory=reads_memory)
         if elsewhere is not None:
@@ -152,7 +152,7 @@ class RequestRecording:
         position = self._open.index(stage)
         closing, self._open[position:] = self._open[position:], []
         for inner in closing:
-            # The host's time stands when the device's clock fails: a stage without an end would cost the whole trace.
+            # If the device's clock fails, the host's time is kept: a stage without an end would cost the whole trace.
             inner.error, inner.end = error, host_mark()
         for inner in reversed(closing):
             if inner.device_clock:
@@ -172,12 +172,12 @@ class RequestRecording:
         return not self._open
 
     def abandon(self) -> None:
-        """Be over without an end."""
+        """Mark the request as over, without an end."""
         self._open.clear()
 
     @property
     def reached(self) -> bool:
-        """Whether the device has done everything that was marked."""
+        """Whether the device has reached every mark."""
         return self._latest is None or self.clock.reached(self._latest)
 
     def _device_mark(self) -> Mark:
@@ -195,7 +195,7 @@ class Unrecorded:
     is_over = False
 
     def abandon(self) -> None:
-        """Be over."""
+        """Mark the request as over."""
         self.is_over = True
 
 
@@ -216,12 +216,12 @@ reset_current: Final = _current.reset
 
 
 def set_current(request: RequestRecording | Unrecorded) -> Token[_Running | None]:
-    """From now on this context runs a request, in this thread."""
+    """Make a request the current one of this context and this thread."""
     return _current.set(_Running(request, threading.get_ident()))
 
 
 def take_over() -> None:
-    """Go on with the request of a copied context in this thread, while its own waits."""
+    """Continue the request of a copied context in this thread, while its own thread waits."""
     running = _current.get()
     if running is not None:
         _current.set(replace(running, thread=threading.get_ident()))
@@ -255,7 +255,7 @@ def never_raises(
         try:
             return function(*args, **kwargs)
         except Exception:
-            logger.debug("tracing failed in %s; inference goes on", function.__qualname__, exc_info=True)
+            logger.debug("tracing failed in %s; inference continues", function.__qualname__, exc_info=True)
             return None
 
     return guarded
@@ -291,11 +291,11 @@ def warmup() -> AbstractContextManager[None]:
 def is_measured(attributes: Attributes) -> bool:
     """Whether requests with these attributes count in metrics.
 
-    A warm-up's share of a sum or a histogram could never be taken out again.
+    A warm-up could not be removed from a sum or a histogram afterwards.
     """
     return not attributes.get(semconv.WARMUP)
 
 
 def current_annotations() -> Attributes:
-    """What the blocks around this moment have put there."""
+    """The annotations of the enclosing blocks."""
     return _annotations.get() or {}

@@ -1,8 +1,8 @@
 """VRAM in use, and the peak of a stage.
 
 The allocator has one peak counter per device, so exactly one owner may reset it. The tracker is that owner: stages
-of one request follow each other, and when two requests run on one device at once the peak is both's, which each of
-them is told. The counters are kept by the allocator on the host: reading them does not touch the device.
+of one request follow each other; if two requests run on one device at once, the peak is that of both and is marked as
+shared. The counters are kept by the allocator on the host: reading them does not use the device.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class VramReading:
         allocated: bytes in live tensors.
         reserved: bytes held by the caching allocator.
         peak: of both since the last reset.
-        retries: times that the allocator freed its cache and asked the driver again, since the process began.
-        out_of_memory: times that it had nothing to give, likewise.
+        retries: times that the allocator freed its cache and requested memory again, since the process began.
+        out_of_memory: times that an allocation failed, likewise.
     """
 
     allocated: int
@@ -79,7 +79,7 @@ class VramTracker:
                     self._crowded.discard(device)
 
     def begin(self, device: torch.device) -> None:
-        """Start a stage: the peak becomes what is in use now. A crowded device is not reset under the others' feet."""
+        """Start a stage: the peak is reset to the present use, unless another request runs on the device."""
         if device.type != "cuda":
             return
         import torch
@@ -89,14 +89,14 @@ class VramTracker:
                 torch.cuda.reset_peak_memory_stats(device)
 
     def read(self, device: torch.device) -> VramReading | None:
-        """What is in use, and the peak since ``begin``; ``None`` off CUDA, where there are no such counters."""
+        """The present use, and the peak since ``begin``; ``None`` off CUDA, where there are no such counters."""
         if device.type != "cuda":
             return None
         import torch
 
         with self._lock:
             shared = device in self._crowded
-        # One look at the counters: the public getters flatten and sort all of them for every single figure.
+        # One query of the counters: the public getters flatten and sort all of them for each value.
         counters = torch.cuda.memory_stats_as_nested_dict(device)
         allocated, reserved = (counters[kind]["all"] for kind in ("allocated_bytes", "reserved_bytes"))
         peak = VramPeak(allocated["peak"], reserved["peak"], shared)
@@ -109,7 +109,7 @@ class VramTracker:
         )
 
     def limit(self, device: torch.device) -> int | None:
-        """Bytes that this process may take of the device; ``None`` off CUDA."""
+        """Bytes that this process may use on the device; ``None`` off CUDA."""
         if device.type != "cuda":
             return None
         import torch

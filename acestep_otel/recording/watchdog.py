@@ -1,8 +1,8 @@
 """A snapshot of a request that is past its deadline, made while it hangs.
 
 A span of its own is emitted at once, as a child of the request's: the request's span would only arrive when it ends. It
-says which stage and step the request is in, since when, whether the device still works on what it was given, and where
-the Python code is. A log record says the same. Nothing is synchronised and nothing is allocated on the device.
+contains the stage and step that the request is in and their start, whether the device is still processing enqueued
+work, and the Python stack. A log record has the same content. Nothing is synchronised or allocated on the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from acestep_otel.recording.trace_tree import Attributes, AttributeValue, Reques
 logger = logging.getLogger("acestep_otel")
 
 _SNAPSHOTS: Final = 3
-"""Of one request: at its deadline, and each time that twice as long has passed."""
+"""Most snapshots of one request: at its deadline, and each time that twice as long has passed."""
 _FRAMES: Final = 40
 """Innermost frames of a stack that are kept."""
 
@@ -55,9 +55,9 @@ class Watchdog:
         """Watch a request that this thread runs.
 
         Args:
-            key: that ``end`` is called with.
+            key: key that ``end`` is called with.
             recording: of the request.
-            report: takes what a snapshot shows.
+            report: called with the attributes of a snapshot.
         """
         if self._deadline <= 0:
             return
@@ -70,14 +70,14 @@ class Watchdog:
                 self._thread.start()
 
     def end(self, key: int) -> None:
-        """Watch it no longer."""
+        """Stop watching a request."""
         self._watched.pop(key, None)
 
     def _run(self) -> None:
         while True:
             with self._condition:
                 due = min((watched.due for watched in list(self._watched.values())), default=float("inf"))
-                # Never longer than a deadline: so no request that begins meanwhile is due before, nor has to wake this.
+                # One deadline at most: a request that begins in the meantime is not due earlier, and need not notify.
                 self._condition.wait(min(self._deadline, max(0.0, due - time.monotonic())))
                 now = time.monotonic()
                 late = [watched for watched in list(self._watched.values()) if watched.due <= now]
@@ -101,11 +101,11 @@ class Watchdog:
 
 
 def snapshot(recording: RequestRecording | Unrecorded, thread: int, seconds: float) -> dict[str, AttributeValue]:
-    """What can be seen of a request from another thread.
+    """The state of a request, read from another thread.
 
     Args:
         recording: of the request; one that was sampled out has no stages.
-        thread: that runs it.
+        thread: thread that runs it.
         seconds: since its start.
     """
     found: dict[str, AttributeValue] = {
@@ -124,15 +124,15 @@ def snapshot(recording: RequestRecording | Unrecorded, thread: int, seconds: flo
             for name in (semconv.DIT_STEP_INDEX, semconv.VAE_TILE_INDEX):
                 if name in innermost.attributes:
                     found[name] = innermost.attributes[name]
-        # The host may wait for a device that is still at work, or be stuck itself.
+        # Either the host waits for a device that is still working, or the host itself is stuck.
         found[semconv.HANG_DEVICE_BUSY] = not recording.reached
     return found
 
 
 def stack_of(thread: int) -> str:
-    """Where a thread is: file, line and function of its innermost frames, and no values.
+    """The stack of a thread: file, line and function of its innermost frames, without values.
 
-    Of a path the last three parts are kept: those before it may say who the user is.
+    Only the last three parts of a path are kept, because those before them may identify the user.
     """
     frame: Any = sys._current_frames().get(thread)
     if frame is None:

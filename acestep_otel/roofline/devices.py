@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def device_key(device: torch.device) -> DeviceKey:
-    """The name of a device that PyTorch has; asks no driver that PyTorch has not asked before."""
+    """The key of a PyTorch device; makes no driver call that PyTorch has not already made."""
     import torch
 
     if device.type == "cuda":

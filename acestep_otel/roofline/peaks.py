@@ -1,6 +1,6 @@
 """Peaks of a device: from a table of data sheets, or measured by ``acestep-otel doctor --measure-device``.
 
-What was measured goes before what a data sheet says. A device that is in neither has no peaks, and its stages no share.
+A measurement takes precedence over a data sheet. A device without either has no peaks, and its stages have no share.
 
 Data sheets give dense rates with float32 accumulation. Rates marked ``calculated`` are multiprocessors times rate times
 boost clock: GeForce boards accumulate in float32 at half the rate of the professional boards of the same chip.
@@ -23,7 +23,7 @@ Source = Literal["measured", "datasheet", "calculated"]
 PEAKS_VARIABLE: Final = "ACESTEP_OTEL_DEVICE_PEAKS"
 _GIB: Final = 2**30
 _OTHER_DEVICES: Final = ("Laptop GPU", "MIG", "NVL", "Max-Q")
-"""In the name of a device that has less than the board that it is called after."""
+"""Words in the names of devices that are slower than the board whose name they contain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Peaks:
     """Ceilings of one device.
 
     Attributes:
-        operations: per second, by precision; a precision that is missing has no ceiling here.
+        operations: per second, by precision; a missing precision has no ceiling.
         bandwidth: bytes per second, read and written, of the device's memory.
         source: where they come from.
     """
@@ -92,17 +92,17 @@ _BOARDS: Final = (
     _Board("Tesla V100-PCIE", (16, 32), 112, 0, 14, 0.9, "datasheet", bfloat16=False),
     _Board("AMD Instinct MI300X", (192,), 1307, 2615, 163.4, 5.3, "datasheet"),
 )
-"""Boards whose rates are certain. ``name`` ends the device's name, apart from ``NVIDIA`` and ``GeForce`` before it."""
+"""Boards whose rates are certain. ``name`` is the device's name without ``NVIDIA`` and ``GeForce`` before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceKey:
-    """What peaks are kept for: a kind of card, or a processor with a number of threads.
+    """The key of stored peaks: a kind of card, or a processor with a number of threads.
 
     Attributes:
-        name: as its driver has it.
+        name: as its driver reports it.
         memory: bytes; 0 for a processor.
-        threads: that PyTorch computes with; 0 for a card.
+        threads: number of threads that PyTorch computes with; 0 for a card.
     """
 
     name: str
@@ -116,9 +116,9 @@ class DeviceKey:
 
 
 def table_peaks(key: DeviceKey) -> Peaks | None:
-    """The data sheet of a device; ``None`` for one that is not in the table, or has less than its board.
+    """The data sheet of a device; ``None`` for one that is not in the table, or is slower than the board of its name.
 
-    A card is known by its name and its memory: there are boards of one name with chips of several kinds.
+    A card is identified by its name and its memory, because boards of one name exist with different chips.
     """
     if any(word in key.name for word in _OTHER_DEVICES):
         return None
@@ -133,14 +133,14 @@ def table_peaks(key: DeviceKey) -> Peaks | None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one measurement of a device found.
+    """The result of one measurement of a device.
 
     Attributes:
         operations: per second, by precision.
         bandwidth: bytes per second.
         when: date and time, ISO 8601.
         torch: version of PyTorch.
-        clock: MHz of the multiprocessors while it was measured; ``None`` where the driver does not say.
+        clock: MHz of the multiprocessors while it was measured; ``None`` if the driver does not report it.
     """
 
     operations: dict[Precision, float]
@@ -151,7 +151,7 @@ class Measured:
 
 
 def peaks_file(environment: Mapping[str, str] | None = None) -> Path:
-    """Where measurements are kept: the file of ``ACESTEP_OTEL_DEVICE_PEAKS``, else one in the user's data folder."""
+    """The file of measurements: that of ``ACESTEP_OTEL_DEVICE_PEAKS``, else one in the user's data folder."""
     environment = os.environ if environment is None else environment
     if named := environment.get(PEAKS_VARIABLE, "").strip():
         return Path(named)
@@ -160,10 +160,10 @@ def peaks_file(environment: Mapping[str, str] | None = None) -> Path:
 
 
 def read_measured(path: Path) -> dict[str, Measured]:
-    """All measurements by device; none where there is no file.
+    """All measurements by device; none if there is no file.
 
     Raises:
-        ValueError: the file is something else.
+        ValueError: it is not a file of measurements.
         OSError: it cannot be read.
     """
     try:
@@ -197,10 +197,10 @@ def document(measured: Mapping[str, Measured]) -> str:
 
 @lru_cache(maxsize=64)
 def peaks_of(key: DeviceKey) -> Peaks | None:
-    """The ceilings of a device; ``None`` where nothing is known about it. Read once per process.
+    """The ceilings of a device; ``None`` if they are not known. Read once per process.
 
     Raises:
-        ValueError: the file of measurements is something else.
+        ValueError: the file of measurements is invalid.
         OSError: it cannot be read.
     """
     if (measured := read_measured(peaks_file()).get(str(key))) is not None:

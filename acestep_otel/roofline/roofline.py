@@ -19,7 +19,7 @@ Ceiling = Literal["compute", "memory"]
 Bound = Literal["compute", "memory", "launch"]
 
 LOW: Final = 0.5
-"""Share of the roofline below which something else than the ceiling can be what limits a stage."""
+"""Share of the roofline below which a stage can be limited by something other than its ceiling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Roofline:
 
     Attributes:
         work: operations and bytes.
-        seconds: it took.
-        ideal: seconds that it takes at the device's peaks; ``None`` without peaks.
-        ceiling: which peak most of the ideal time is at; ``None`` without peaks.
+        seconds: duration.
+        ideal: seconds needed at the device's peaks; ``None`` without peaks.
+        ceiling: the peak that determines most of the ideal time; ``None`` without peaks.
     """
 
     work: Work
@@ -44,8 +44,8 @@ class Roofline:
 
         Args:
             parts: the passes.
-            seconds: they took together, more than 0.
-            peaks: of the device; without the peak of a precision that occurs there is no ideal time.
+            seconds: their total duration, more than 0.
+            peaks: of the device; if the peak of a precision in use is missing, there is no ideal time.
         """
         parts = list(parts)
         work = sum((part.work for part in parts), Work())
@@ -70,11 +70,11 @@ class Roofline:
 
     @property
     def share(self) -> float | None:
-        """Ideal time over the time it took; 1 is the roofline itself."""
+        """Ideal time over the duration; 1 is the roofline itself."""
         return None if self.ideal is None else self.ideal / self.seconds
 
     def bound(self, *, waits_for_host: bool) -> Bound | None:
-        """What limits it: ``launch`` where the device waits for the host and the roofline is far, else the ceiling."""
+        """The limit: ``launch`` if the device waits for the host and the share is below ``LOW``, else the ceiling."""
         if self.share is None:
             return None
         return "launch" if waits_for_host and self.share < LOW else self.ceiling

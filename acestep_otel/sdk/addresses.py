@@ -1,6 +1,6 @@
 """Addresses that a user gives: the one parser for every flag and variable that holds one.
 
-User information (``http://user:password@host``) is understood, and never part of a message.
+User information (``http://user:password@host``) is parsed, and never part of a message.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _Refused = Callable[[str], SetupError]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where something is reached.
+    """The address of a service.
 
     Attributes:
         scheme: ``http`` or ``https``; ``None`` where the text had none.
         host: name or IP address, without brackets.
-        port: as given; ``None`` leaves it to the scheme.
+        port: as given; ``None``: the default of the scheme.
         path: as given, ``""`` or with its leading slash.
-        query: as given, without the question mark; it may hold a token and is never shown.
+        query: as given, without the question mark; it may contain a token and is never shown.
         credentials: user and password, decoded; ``None`` where there are none. Never shown.
     """
 
@@ -59,7 +59,7 @@ class Address:
 
 
 def parse_address(text: str, name: str, *, example: str, needs_scheme: bool = True) -> Address:
-    """The address that a text says.
+    """Parse an address.
 
     Args:
         text: for example ``https://collector.example:4318/otlp`` or ``http://[::1]:4317``.
@@ -68,7 +68,7 @@ def parse_address(text: str, name: str, *, example: str, needs_scheme: bool = Tr
         needs_scheme: whether ``host:port`` alone is refused.
 
     Raises:
-        SetupError: it is no address; the message has the name and never a user's name or password.
+        SetupError: it is no address; the message contains ``name``, and never a user's name or password.
     """
 
     def refused(why: str) -> SetupError:

@@ -20,8 +20,8 @@ Cause = Literal[
 ]  # fmt: skip
 """The outcome of a request.
 
-``accepted``: all of it was taken. ``rejected``: the receiver took a part (``partial_success``). ``redirected``: it
-names another place. ``foreign``: it responds, but not as an OTLP receiver does. ``status``: it refuses, with a status.
+``accepted``: complete. ``rejected``: the receiver rejected a part (``partial_success``). ``redirected``: it names
+another address. ``foreign``: it responds, but not as an OTLP receiver does. ``status``: it refuses, with a status.
 ``no-tls-there``, ``tls-there``: one side uses TLS and the other does not. ``certificate``: its certificate is not
 trusted. ``other-protocol``: it expects HTTP where gRPC was used, or the reverse. ``unreachable``, ``timeout``: there
 is no answer. ``failed``: none of these.
@@ -39,7 +39,7 @@ class Answer:
     Attributes:
         cause: the outcome of the request.
         status: HTTP status with its phrase, or the name of gRPC's status code; ``""`` without an answer.
-        words: what the receiver or the connection said about it, one line.
+        words: message of the receiver or of the connection, one line.
         rejected: number of items that it rejected.
     """
 
@@ -49,19 +49,19 @@ class Answer:
     rejected: int = 0
 
     def __str__(self) -> str:
-        """What is said about it."""
+        """The answer as one line."""
         return ": ".join(part for part in (_SAYS.get(self.cause, ""), self.status, one_line(self.words)) if part)
 
 
 _SAYS: Final[dict[Cause, str]] = {
     "accepted": "accepted",
-    "redirected": "it sends elsewhere",
+    "redirected": "it redirects to another address",
     "foreign": "it responds, but not as an OTLP receiver",
     "no-tls-there": "TLS was used, but the port does not support it",
     "tls-there": "the port requires TLS, which was not used",
     "certificate": "its certificate is not trusted",
     "other-protocol": "the port does not support this protocol",
-    "unreachable": "nothing answers there",
+    "unreachable": "no service responds there",
     "timeout": "no answer in time",
 }
 
@@ -97,8 +97,8 @@ class Answers:
 
         Args:
             signal: what is sent.
-            secrets: texts that no report may hold: values of headers and passwords.
-            report: given every batch.
+            secrets: texts that no report may contain: values of headers and passwords.
+            report: called with every batch.
         """
         self._signal = signal
         self._secrets = tuple(secret for secret in secrets if len(secret) > 2)
@@ -112,7 +112,7 @@ class Answers:
         self._heard.clear()
 
     def hear(self, answer: Answer) -> None:
-        """Take an answer."""
+        """Note an answer."""
         words = answer.words
         for secret in self._secrets:
             words = words.replace(secret, "***")
@@ -148,7 +148,7 @@ def one_line(text: str) -> str:
 
 
 def read_http_answer(signal: Signal, status: int, phrase: str, content_type: str, location: str, body: bytes) -> Answer:
-    """What an answer over HTTP means.
+    """Interpret an answer over HTTP.
 
     Args:
         signal: what was sent.
@@ -204,7 +204,7 @@ def _partial_json(signal: Signal, body: bytes) -> tuple[int, str] | None:
 
 
 def _words(kind: str, body: bytes) -> str:
-    """What a refusal says: the message of a ``google.rpc.Status``, or a short text."""
+    """The message of a refusal: that of a ``google.rpc.Status``, or a short text."""
     if kind == "application/x-protobuf":
         from google.protobuf.message import DecodeError
         from google.rpc.status_pb2 import Status
@@ -222,7 +222,7 @@ def _words(kind: str, body: bytes) -> str:
 
 
 def _place(location: str) -> str:
-    """The target of a redirect without its query, which often holds a token."""
+    """The target of a redirect without its query, which often contains a token."""
     try:
         parts = urlsplit(location)
         host = f"//{parts.netloc.rpartition('@')[2]}" if parts.netloc else ""
@@ -232,18 +232,18 @@ def _place(location: str) -> str:
 
 
 def read_failure(words: str, *, tls: bool, status: str = "") -> Answer:
-    """What an error of the connection means, over HTTP or gRPC.
+    """Interpret an error of the connection, over HTTP or gRPC.
 
     Args:
-        words: the library's own.
-        tls: whether TLS was spoken.
+        words: message of the library.
+        tls: whether TLS was used.
         status: gRPC's status code, ``""`` over HTTP.
     """
     for cause, signs in _SIGNS:
         if any(sign in words for sign in signs):
             if cause == "no-tls-there" and not tls:
                 continue
-            # What the library says about these is about its own inside.
+            # The library's messages about these describe its own internals.
             return Answer(cause, "" if status in ("UNAVAILABLE", "UNKNOWN") else status)
     if status == "UNAVAILABLE" or not status:
         if any(sign in words for sign in _CUT) and not tls:
@@ -264,7 +264,7 @@ _SIGNS: Final[tuple[tuple[Cause, tuple[str, ...]], ...]] = (
                      "Name or service not known", "DNS resolution failed", "nodename nor servname")),
     ("timeout", ("timed out", "Timeout", "Deadline Exceeded")),
 )  # fmt: skip
-"""Words of OpenSSL, gRPC and requests by which an error of the connection is known. The order matters."""
+"""Words of OpenSSL, gRPC and requests that identify an error of the connection. The order matters."""
 _CUT: Final = (
     "Socket closed",
     "Connection reset",

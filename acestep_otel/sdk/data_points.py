@@ -1,4 +1,4 @@
-"""How much is in a batch of metrics."""
+"""The size of a batch of metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from opentelemetry.sdk.metrics.export import MetricsData
 
 
 def count_data_points(batch: MetricsData) -> int:
-    """Series with a value."""
+    """The number of series with a value."""
     return sum(
         len(metric.data.data_points)
         for resource in batch.resource_metrics

@@ -1,7 +1,7 @@
-"""A fork waits for exports that are under way.
+"""A fork waits for exports that are in progress.
 
 The child inherits the locks that another thread holds at that moment, among them those of the exporters' HTTP clients.
-No thread of the child releases them: its own exports would wait for them until its telemetry is given up.
+No thread of the child releases them: its own exports would wait for them until its telemetry is dropped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Final
 from acestep_otel.recording.background_emission import follow_forks
 
 _FORK_SECONDS: Final = 1.0
-"""A fork waits no longer than that, for all exporters together: a collector may not answer."""
+"""Seconds that a fork waits at most, for all exporters together: a collector may not respond."""
 
 
 class ExportsBeforeForks:
-    """Holds the locks around the exports of providers while the process forks, for as long as this object is kept.
+    """Holds the locks of the providers' exports while the process forks, for as long as this object exists.
 
     Args:
         providers: of traces, metrics and logs. Those that are not the SDK's are left alone.

@@ -1,4 +1,4 @@
-"""The SDK's exporters over gRPC, with their answers read."""
+"""The SDK's exporters over gRPC, whose answers are evaluated."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class GrpcSpans(OTLPSpanExporter):
         self._tls = target.tls
         super().__init__(**_arguments(target))
 
-    # The one place where the SDK makes its client, at the start and again after a lost connection.
+    # The one place where the SDK creates its client, at the start and again after a lost connection.
     def _initialize_channel_and_stub(self) -> None:
         super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]
         self._client: Any = _Listening(self._client, self.answers, tls=self._tls)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch; a success is one that the receiver's answer says."""
+        """Send a batch; the answer of the receiver decides whether it succeeded."""
         self.answers.begin()
         succeeded = super().export(spans) is SpanExportResult.SUCCESS
         arrived = self.answers.end(len(spans), succeeded=succeeded)
@@ -60,7 +60,7 @@ class GrpcMetrics(OTLPMetricExporter):
         self._client: Any = _Listening(self._client, self.answers, tls=self._tls)
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        """Send a batch; a success is one that the receiver's answer says."""
+        """Send a batch; the answer of the receiver decides whether it succeeded."""
         self.answers.begin()
         succeeded = super().export(metrics_data, timeout_millis, **kwargs) is MetricExportResult.SUCCESS
         arrived = self.answers.end(count_data_points(metrics_data), succeeded=succeeded)
@@ -68,7 +68,7 @@ class GrpcMetrics(OTLPMetricExporter):
 
 
 def grpc_logs(target: OtlpTarget) -> LogRecordExporter:
-    """Log records over gRPC, as the SDK sends them: nothing waits for their answers."""
+    """Log records over gRPC, as the SDK sends them: their answers are not evaluated."""
     # The SDK's logs read the resource from the environment while they are imported.
     from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
 

@@ -1,4 +1,4 @@
-"""The SDK's exporters over HTTP, with their answers read."""
+"""The SDK's exporters over HTTP, whose answers are evaluated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HttpSpans(OTLPSpanExporter):
         super().__init__(**_arguments(target, answers))
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch; a success is one that the receiver's answer says."""
+        """Send a batch; the answer of the receiver decides whether it succeeded."""
         self.answers.begin()
         succeeded = super().export(spans) is SpanExportResult.SUCCESS
         arrived = self.answers.end(len(spans), succeeded=succeeded)
@@ -53,7 +53,7 @@ class HttpMetrics(OTLPMetricExporter):
     def export(
         self, metrics_data: MetricsData, timeout_millis: float | None = 10_000, **kwargs: Any
     ) -> MetricExportResult:
-        """Send a batch; a success is one that the receiver's answer says."""
+        """Send a batch; the answer of the receiver decides whether it succeeded."""
         self.answers.begin()
         succeeded = super().export(metrics_data, timeout_millis, **kwargs) is MetricExportResult.SUCCESS
         arrived = self.answers.end(count_data_points(metrics_data), succeeded=succeeded)
@@ -61,7 +61,7 @@ class HttpMetrics(OTLPMetricExporter):
 
 
 def http_logs(target: OtlpTarget) -> LogRecordExporter:
-    """Log records over HTTP, as the SDK sends them: nothing waits for their answers."""
+    """Log records over HTTP, as the SDK sends them: their answers are not evaluated."""
     # The SDK's logs read the resource from the environment while they are imported.
     from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 
@@ -84,13 +84,13 @@ def _arguments(target: OtlpTarget, answers: Answers) -> dict[str, Any]:
 
 
 def _has_provider(signal: Signal) -> bool:
-    """Whether another package makes the session; then the SDK's word has to do."""
+    """Whether another package creates the session; the SDK's own result is used then."""
     names = ("OTEL_PYTHON_EXPORTER_OTLP_HTTP", f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{signal.upper()}")
     return any(os.environ.get(f"{name}_CREDENTIAL_PROVIDER") for name in names)
 
 
 class _Session(requests.Session):
-    """A session that reads the beginning of each answer, and no more."""
+    """A session that reads only the beginning of each answer."""
 
     def __init__(self, signal: Signal, answers: Answers, *, tls: bool) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _Session(requests.Session):
         self._tls = tls
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-        """Let the exporter's own certificate authority win over ``REQUESTS_CA_BUNDLE``, which would overrule it."""
+        """Use the exporter's own certificate authority, which ``REQUESTS_CA_BUNDLE`` would replace."""
         own = self.verify if verify is None and self.verify is not True else verify
         return super().merge_environment_settings(url, proxies, stream, own, cert)
 

@@ -1,8 +1,8 @@
 """The service's log records over OTLP, with ``OTEL_LOGS_EXPORTER=otlp``.
 
-Every record that reaches the root logger goes along, with the trace and the span that the thread is in: from a line of
-the log to the song that it is about. Records of OpenTelemetry itself stay out, because sending them would make more of
-them. Of an exception only the type is sent: its message and stack trace may quote what callers sent.
+Every record that reaches the root logger is sent with the current trace and span of the thread, which link it to its
+song. Records of OpenTelemetry itself are not sent, because sending them would create more of them. Of an exception
+only the type is sent: its message and stack trace may quote what callers sent.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _SEVERITIES: Final = (
 
 
 class ServiceLogs:
-    """Sends what is logged.
+    """Sends the log records of the service.
 
     Args:
-        target: where.
-        resource: that the records are attributed to.
+        target: the destination.
+        resource: resource that the records are attributed to.
 
     Attributes:
-        provider: of the SDK.
-        exporter: behind it.
+        provider: provider of the SDK.
+        exporter: its exporter.
     """
 
     def __init__(self, target: OtlpTarget, resource: Resource) -> None:
@@ -59,17 +59,17 @@ class ServiceLogs:
         self._handler = RecordHandler(self.provider)
 
     def start(self) -> None:
-        """From now on send what reaches the root logger."""
+        """Start to send records that reach the root logger."""
         logging.getLogger().addHandler(self._handler)
 
     def shutdown(self) -> None:
-        """Send what is queued, and nothing after it."""
+        """Send queued records, and none after them."""
         logging.getLogger().removeHandler(self._handler)
         self.provider.shutdown()
 
 
 class RecordHandler(logging.Handler):
-    """Hands records of ``logging`` to the SDK.
+    """Passes records of ``logging`` to the SDK.
 
     Args:
         provider: of the SDK's loggers.

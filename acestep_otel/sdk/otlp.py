@@ -1,7 +1,7 @@
 """The destination of each signal and its exporter, from the ``OTEL_*`` variables and the command line.
 
 A signal is exported when an endpoint is configured for it, or when ``OTEL_TRACES_EXPORTER`` /
-``OTEL_METRICS_EXPORTER`` says ``otlp``; ``none`` switches it off, even if an endpoint is set. Address, headers, timeout
+``OTEL_METRICS_EXPORTER`` is ``otlp``; ``none`` switches it off, even if an endpoint is set. Address, headers, timeout
 and compression are resolved here and passed to the exporter, so that the displayed values are those in use.
 Certificates are read by the exporter.
 """
@@ -33,12 +33,12 @@ TEMPORALITY: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 HISTOGRAMS: Final = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
 PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 DEFAULT_PROTOCOL: Final[Protocol] = "grpc"
-"""What the OpenTelemetry distribution for Python takes when nothing is said."""
+"""The default of the OpenTelemetry distribution for Python."""
 DEFAULT_ENDPOINTS: Final[Mapping[Protocol, str]] = {
     "grpc": "http://localhost:4317",
     "http/protobuf": "http://localhost:4318",
 }
-"""Where OTLP receivers listen when nothing else is said."""
+"""The default addresses of OTLP receivers."""
 
 FLAG: Final = "--otlp-endpoint"
 _BASE: Final = "OTEL_EXPORTER_OTLP"
@@ -51,17 +51,17 @@ _PATHS: Final = ("/v1/traces", "/v1/metrics", "/v1/logs")
 
 @dataclass(frozen=True, slots=True)
 class OtlpTarget:
-    """Where one signal goes, and how.
+    """The destination of one signal, and how it is sent.
 
     Attributes:
         signal: ``traces`` or ``metrics``.
         protocol: how it is sent.
-        address: where, complete: with its scheme, and over HTTP with the signal's path.
+        address: complete: with its scheme, and over HTTP with the signal's path.
         timeout: seconds for a batch, retries included.
         compression: ``none``, ``gzip`` or ``deflate``.
-        source: flag or variable that named the address.
-        has_scheme: whether that said ``http://`` or ``https://`` itself.
-        headers: sent with every batch; they hold the user's keys and are never shown.
+        source: flag or variable that contains the address.
+        has_scheme: whether it was given with ``http://`` or ``https://``.
+        headers: sent with every batch; they contain the user's keys and are never shown.
     """
 
     signal: Signal
@@ -79,20 +79,20 @@ class OtlpTarget:
 
     @property
     def tls(self) -> bool:
-        """Whether TLS is spoken."""
+        """Whether TLS is used."""
         return self.address.scheme == "https"
 
 
 def otlp_target(
     signal: Signal, *, endpoint: str | None = None, protocol: str | None = None, others: Collection[str] = ()
 ) -> OtlpTarget | None:
-    """Where a signal goes, or ``None`` when it goes nowhere.
+    """The destination of a signal; ``None`` if it is not sent.
 
     Args:
         signal: ``traces`` or ``metrics``.
-        endpoint: of the command line; says where, in place of the variables that do.
-        protocol: of the command line; wins over the environment.
-        others: words of ``OTEL_*_EXPORTER`` beside ``otlp`` that the program itself answers for, such as
+        endpoint: endpoint of the command line; overrides the variables of the address.
+        protocol: protocol of the command line; overrides the environment.
+        others: values of ``OTEL_*_EXPORTER`` beside ``otlp`` that the program itself implements, such as
             ``prometheus``.
 
     Raises:
@@ -118,7 +118,7 @@ def otlp_target(
 
 
 def logs_target() -> OtlpTarget | None:
-    """Where log records go; ``None`` unless they are asked for by name: an endpoint alone sends none.
+    """The destination of log records; ``None`` unless ``OTEL_LOGS_EXPORTER`` is ``otlp``: an endpoint alone sends none.
 
     Raises:
         SetupError: an exporter, endpoint, protocol or header that cannot be used.
@@ -127,7 +127,7 @@ def logs_target() -> OtlpTarget | None:
 
 
 def default_target(signal: Signal, protocol: str | None = None) -> OtlpTarget:
-    """The usual place of a receiver on this machine, whatever the environment names.
+    """The default address of a receiver on this machine, whatever the environment names.
 
     Raises:
         SetupError: a protocol or header that cannot be used.
@@ -173,7 +173,7 @@ def _protocol(signal: Signal, given: str | None) -> Protocol:
 
 
 def _endpoint(signal: Signal, given: str | None, protocol: Protocol) -> tuple[str, str, bool]:
-    """What names the address, the address, and whether it is a base to which HTTP adds the signal's path."""
+    """The source of the address, the address, and whether it is a base to which HTTP adds the signal's path."""
     if given is not None:
         return FLAG, given, True
     if (own := variable(_of(signal, "ENDPOINT"))) is not None:
@@ -183,7 +183,7 @@ def _endpoint(signal: Signal, given: str | None, protocol: Protocol) -> tuple[st
 
 def _complete(signal: Signal, protocol: Protocol, address: Address, source: str, *, is_base: bool) -> Address:
     path = address.path.rstrip("/")
-    # Under OpenTelemetry's rules a base may have any path; these have never been one.
+    # Under OpenTelemetry's rules a base may have any path; these are paths of a signal.
     if path.endswith(_PATHS) and (is_base or protocol == "grpc"):
         base = f"{address.scheme}://{address.authority}{path.removesuffix(path[path.rindex('/v1/') :])}"
         what = "over gRPC an address has no path" if protocol == "grpc" else "that is the address of one signal"
@@ -243,7 +243,7 @@ def histogram_caveat() -> str | None:
     return f"{HISTOGRAMS}={chosen}: the dashboards query buckets with fixed bounds, so their duration panels are empty"
 
 
-# The exporters are imported where they are chosen: gRPC alone takes a tenth of a second that a quiet run saves.
+# The exporters are imported only if they are selected: importing gRPC alone takes a tenth of a second.
 def span_exporter(target: OtlpTarget, answers: Answers | None = None) -> SpanExporter:
     """The exporter of spans to a target.
 
@@ -310,7 +310,7 @@ def log_exporter(target: OtlpTarget) -> LogRecordExporter:
 
 
 def answers_of(target: OtlpTarget, report: Callable[[Delivery], None] | None = None) -> Answers:
-    """Collects the answers of a target's exporter; no report holds what its headers do.
+    """Collects the answers of a target's exporter; no report contains the values of its headers.
 
     Args:
         target: where it sends.

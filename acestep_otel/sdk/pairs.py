@@ -1,6 +1,6 @@
 """Variables that hold several pairs: headers and resource attributes, by the specification's rules.
 
-The SDK passes over what it does not understand and logs it, values included. Here it is an error without the value.
+The SDK skips invalid entries and logs them, values included. Here they are errors, without the value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Processors and readers before the exporters, set up from the standard variables: batches, intervals, limits.
 
-Every legal value works: a queue smaller than the usual batch, a delay of 0 and a timeout of 0, which the SDK refuses or
-takes for something else.
+Every legal value works, also a queue smaller than the usual batch, a delay of 0 and a timeout of 0, which the SDK
+refuses or misinterprets.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ UNLIMITED: Final = SpanLimits(
     max_attribute_length=SpanLimits.UNSET,
     max_span_attribute_length=SpanLimits.UNSET,
 )
-"""For spans that figures are computed from; ``Limits`` then cuts what is exported."""
+"""For spans from which figures are computed; ``Limits`` then cuts the exported spans."""
 
 
 def batch_span_processor(
@@ -98,7 +98,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """As the environment has them.
+        """The limits of the environment.
 
         Raises:
             ValueError: a variable holds no number.

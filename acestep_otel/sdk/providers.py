@@ -1,4 +1,4 @@
-"""The SDK's providers for a service, made from the environment once it has been checked."""
+"""The SDK's providers for a service, created from the checked environment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from acestep_otel.sdk.otlp import OtlpTarget
 
 _SCHEDULE_DELAY_MILLISECONDS: Final = 1000
-"""Of the batches of spans where ``OTEL_BSP_SCHEDULE_DELAY`` is not set: what a killed process loses."""
+"""Milliseconds between batches if ``OTEL_BSP_SCHEDULE_DELAY`` is not set: a killed process loses these spans."""
 _INTERNAL_METRICS_VARIABLE: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 FORCIBLE: Final = "acestep_forcible_traceidratio"
 """The sampler of a service that names none."""
@@ -45,12 +45,12 @@ class ServiceProviders:
     Attributes:
         tracer_provider: where spans go.
         meter_provider: where metrics go.
-        deliveries: shutdowns of the providers, which take the seconds that they have.
-        aborts: shutdowns of the exporters, which make a delivery that hangs come back.
+        deliveries: shutdowns of the providers, which take their time limit in seconds.
+        aborts: shutdowns of the exporters, which end a delivery that hangs.
     """
 
     def __init__(self, service_name: str | None, metric_readers: Sequence[MetricReader]) -> None:
-        """Make them.
+        """Create the providers.
 
         Raises:
             SetupError: a variable cannot be used; no thread was started.
@@ -67,7 +67,7 @@ class ServiceProviders:
         self.meter_provider = MeterProvider(
             readers, resource=made_by, exemplar_filter=exemplar_filter(), shutdown_on_exit=False
         )
-        # Spans that a full queue drops are counted by the SDK itself where this says so while it is set up.
+        # The SDK itself counts the spans that a full queue drops, if this is set while it is set up.
         with overridden({_INTERNAL_METRICS_VARIABLE: variable(_INTERNAL_METRICS_VARIABLE) or "true"}):
             self.tracer_provider = TracerProvider(sampler=sampler, resource=made_by, shutdown_on_exit=False)
             if spans_to is not None:
@@ -92,7 +92,7 @@ class ServiceProviders:
         )
 
     def make_global(self) -> None:
-        """Make them those of the process, and read ``X-Force-Trace`` and ``X-Profile`` from requests."""
+        """Register them globally, and read ``X-Force-Trace`` and ``X-Profile`` from requests."""
         trace.set_tracer_provider(self.tracer_provider)
         metrics.set_meter_provider(self.meter_provider)
         if self._logs is not None:

@@ -24,7 +24,7 @@ _NAME: Final = "OTEL_SERVICE_NAME"
 def resource(service_name: str | None, attributes: Mapping[str, str] | None = None) -> Resource:
     """The resource of this process.
 
-    The instance is unique for what runs at the same time, as the convention demands; the machine is ``host.name``.
+    The instance is unique among concurrent processes, as the convention requires; the machine is ``host.name``.
 
     Args:
         service_name: where the environment names no service; ``None`` leaves it to the SDK.
@@ -39,6 +39,6 @@ def resource(service_name: str | None, attributes: Mapping[str, str] | None = No
     given = parse_resource_attributes(_ATTRIBUTES, variable(_ATTRIBUTES) or "")
     if (name := variable(_NAME)) is not None:
         given[SERVICE_NAME] = name
-    # The SDK reads both variables once more, and keeps what is empty.
+    # The SDK reads both variables once more, and keeps empty values.
     with overridden({_NAME: "", _ATTRIBUTES: ""}):
         return Resource.create({**defaults, **given})

@@ -84,7 +84,7 @@ def configure(*, service_name: str | None = None, metric_readers: Sequence[Metri
     is_there = not isinstance(provider, ProxyTracerProvider)
     if not is_there:
         require_variables()
-    # The SDK, and all that propagates, reads the environment while it is imported.
+    # The SDK and the propagators read the environment while they are imported.
     from acestep_otel.instrumentor import AceStepInstrumentor
 
     if is_there:

@@ -1,8 +1,8 @@
 """The standard ``OTEL_*`` variables, checked against the specification before the SDK reads them.
 
-The SDK ends in a traceback for some values, drops others with a log line, and takes some for something else. Here every
-variable of the specification's list is read by its rule: an empty one counts as unset, a legal value works, any
-other is one line that names the variable. No message quotes a header, a key or a token.
+The SDK ends in a traceback for some values, drops others with a log line, and misinterprets some. Here every variable
+of the specification's list is read by its rule: an empty one counts as unset, a legal value works, and any other is
+reported in one line that names the variable. No message quotes a header, a key or a token.
 
 Only the standard library is needed, so that the check can come before the SDK is imported: it reads some variables
 while it is imported.
@@ -26,7 +26,7 @@ from acestep_otel.sdk.addresses import is_host
 from acestep_otel.sdk.pairs import parse_headers, parse_resource_attributes
 
 _Rule = Callable[[str], str | None]
-"""What is wrong with a value, as the end of a sentence; ``None`` when nothing is."""
+"""The fault of a value, as the end of a sentence; ``None`` if it is valid."""
 
 _LARGEST: Final = 2**31 - 1
 _SHOWN: Final = 60
@@ -38,7 +38,7 @@ class WrongVariable:
 
     Attributes:
         name: the variable.
-        reason: one line that names the variable and says what to write; without anything secret.
+        reason: one line that names the variable and the valid values, without secrets.
     """
 
     name: str
@@ -58,7 +58,7 @@ def drop_empty(environment: MutableMapping[str, str] | None = None) -> None:
 
 @contextmanager
 def overridden(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the process inside the block, for what the SDK takes from the environment alone."""
+    """Set variables of the process inside the block, for settings that the SDK only takes from the environment."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -75,7 +75,7 @@ def require_variables(environment: MutableMapping[str, str] | None = None) -> No
     """Check the environment for the SDK; an invalid value is an error. For the command line.
 
     Raises:
-        SetupError: variables hold what they must not; one line that names each.
+        SetupError: variables have invalid values; one line that names each.
     """
     drop_empty(environment)
     if wrong := wrong_variables(environment):
@@ -88,7 +88,7 @@ def drop_wrong(environment: MutableMapping[str, str] | None = None) -> tuple[Wro
     Empty and wrong variables are unset, so that their defaults apply.
 
     Returns:
-        The wrong ones, each worth a warning.
+        The wrong ones, for a warning each.
     """
     environment = os.environ if environment is None else environment
     drop_empty(environment)
@@ -99,7 +99,7 @@ def drop_wrong(environment: MutableMapping[str, str] | None = None) -> tuple[Wro
 
 
 def suit_sdk(environment: MutableMapping[str, str] | None = None) -> None:
-    """Replace legal values that the SDK's own set-up refuses by what they mean, for a process that it sets up alone.
+    """Replace legal values that the SDK's own set-up refuses by equivalent ones, if the SDK sets up the process itself.
 
     A delay or an interval of zero is one millisecond, a batch is no larger than its queue, and a resource attribute
     without a value is left out.
@@ -174,7 +174,7 @@ def _shown(value: str) -> str:
     return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…")
 
 
-# What a value must be.
+# Rules of values.
 
 
 def _whole_number(smallest: int, unit: str = "") -> _Rule:
@@ -228,7 +228,7 @@ def _headers(name: str) -> _Rule:
 
 
 def _file(value: str) -> str | None:
-    # The path is not shown: people put the content of a key here.
+    # The path is not shown: some users put the content of a key here.
     try:
         if not Path(value).is_file():
             return " does not name a file that exists"
@@ -249,7 +249,7 @@ def _authorities(value: str) -> str | None:
 
 
 def _names_of(group: str, *known: str) -> _Rule:
-    """Words that the specification has, or that an installed package brings."""
+    """Words that the specification defines, or that an installed package adds."""
 
     def rule(value: str) -> str | None:
         installed = {point.name for point in entry_points(group=group)}
@@ -343,16 +343,16 @@ _RULES: Final[Mapping[str, _Rule]] = {
     **{f"{exporter}{word}": rule(f"{exporter}{word}") for exporter in _EXPORTERS for word, rule in
        _OF_EACH_EXPORTER.items()},
 }  # fmt: skip
-"""The rule of each variable. Endpoints and exporters have theirs where it is known what they are for: ``sdk.otlp``."""
+"""The rule of each variable. The rules of endpoints and exporters are in ``sdk.otlp``."""
 
 _SECRET: Final = frozenset(
     name for name in _RULES if name.endswith(("HEADERS", "CERTIFICATE", "KEY", "RESOURCE_ATTRIBUTES"))
 )
-"""Variables whose value is not quoted; their rules word the whole sentence."""
+"""Variables whose value is not quoted; their rules contain the whole sentence."""
 
 
 def _together(environment: Mapping[str, str]) -> dict[str, str]:
-    """What is wrong with variables that depend on each other."""
+    """The faults of variables that depend on each other."""
     found = {}
     sampler = environment.get("OTEL_TRACES_SAMPLER", "").strip().lower()
     share = environment.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
@@ -372,7 +372,7 @@ def _together(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _is_pair(chain: str, key: str) -> bool:
     try:
-        # An encrypted key would be asked for on the terminal; no exporter could use it.
+        # An encrypted key would prompt for its password on the terminal; no exporter could use it.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(chain, key, password=lambda: b"")
     except (OSError, ValueError):
         return False

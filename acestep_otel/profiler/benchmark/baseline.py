@@ -35,7 +35,7 @@ def read_benchmark(path: Path) -> dict[str, Any]:
     """A result file of mode ``benchmark``.
 
     Raises:
-        SetupError: it cannot be read, or is something else.
+        SetupError: it cannot be read, or is no such file.
     """
     try:
         document = read_result(path)
@@ -47,12 +47,12 @@ def read_benchmark(path: Path) -> dict[str, Any]:
 
 
 def save_baseline(paths: Sequence[Path], folder: Path, tolerances: Mapping[str, float]) -> Path:
-    """Make result files the baseline of their card, in place of the one that was there.
+    """Make result files the baseline of their card, replacing the previous one.
 
     Args:
-        paths: the result files, of one process each.
+        paths: the result files, each of a separate process.
         folder: of the baselines.
-        tolerances: by column; the others have the default.
+        tolerances: by column; other columns have the default.
 
     Raises:
         SetupError: a file is no benchmark, they are of several cards, or a column is not known.
@@ -80,7 +80,7 @@ def one_card(documents: Sequence[Mapping[str, Any]]) -> str:
     """The card of all result files.
 
     Raises:
-        SetupError: they are of several.
+        SetupError: they are of several cards.
     """
     cards = sorted({card_of(document["environment"]) for document in documents})
     if len(cards) > 1:
@@ -92,7 +92,7 @@ def read_baseline(folder: Path, card: str) -> tuple[list[dict[str, Any]], dict[s
     """The results and the tolerances of a card's baseline.
 
     Raises:
-        SetupError: there is none for this card, or the file is something else; the message says what to do.
+        SetupError: there is none for this card, or the file is invalid; the message says what to do.
     """
     path = folder / f"{card}.json"
     if not path.is_file():
@@ -115,7 +115,7 @@ def read_baseline(folder: Path, card: str) -> tuple[list[dict[str, Any]], dict[s
 
 
 def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What decides on times and is not the same, a line each: then the figures say little about the code."""
+    """Settings that affect times and differ, a line each: the figures then do not compare the code alone."""
     first, second = _effective(before), _effective(after)
     lines = [
         f"{name}: {first.get(name)} in the baseline, {second.get(name)} now"

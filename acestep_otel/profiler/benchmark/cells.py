@@ -1,4 +1,4 @@
-"""Runs the cells of a benchmark one after the other on one device, with the models that the first of them loaded."""
+"""Runs the cells of a benchmark one after the other on one device, with models that are loaded once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prepare_device(options: Options) -> float:
     """Make the device ready for a benchmark; returns its memory in GiB, which decides the tier.
 
     Raises:
-        SetupError: it does not exist, or the environment says something about it that means nothing.
+        SetupError: it does not exist, or an environment variable about it is invalid.
     """
     limit_threads(options)
     with setup_errors():
@@ -49,7 +49,7 @@ def cell_request(example: Example, options: Options, cell: Cell) -> GenerationRe
     """The request of a cell, checked.
 
     Raises:
-        SetupError: the options ask for something that the engine refuses.
+        SetupError: the engine refuses the options.
     """
     with setup_errors():
         request = build_request(example, cell_options(options, cell))
@@ -58,10 +58,10 @@ def cell_request(example: Example, options: Options, cell: Cell) -> GenerationRe
 
 
 def require_planner(options: Options, requests: Mapping[Cell, GenerationRequest]) -> None:
-    """Make sure, without loading it, that the language model can be loaded if a cell asks it something.
+    """Make sure, without loading it, that the language model can be loaded if a cell uses it.
 
     Raises:
-        SetupError: it cannot.
+        SetupError: it cannot be loaded.
     """
     if songs := planner_songs(requests):
         with setup_errors():
@@ -69,7 +69,7 @@ def require_planner(options: Options, requests: Mapping[Cell, GenerationRequest]
 
 
 def planner_songs(requests: Mapping[Cell, GenerationRequest]) -> int:
-    """Songs of the largest cell that asks the language model something; 0 when none does."""
+    """Songs of the largest cell that uses the language model; 0 if none does."""
     return max((request.batch_size for request in requests.values() if request.needs_language_model), default=0)
 
 
@@ -83,9 +83,9 @@ class CellRunner:
 
     Attributes:
         options: of the command line.
-        collector: of the spans that the cells leave.
+        collector: of the spans of the cells.
         models: loaded so far.
-        models_line: which models ran, and where; ``None`` before one did.
+        models_line: the models that ran and their placement; ``None`` before the first run.
     """
 
     options: Options
@@ -94,10 +94,10 @@ class CellRunner:
     models_line: str | None = None
 
     def load(self) -> None:
-        """Load what every cell needs; the language model is loaded when a cell asks it something.
+        """Load what every cell needs; the language model is loaded when a cell uses it.
 
         Raises:
-            SetupError: it is not there, or cannot be used here.
+            SetupError: a model is missing, or cannot be used here.
             AceStepError: it could not be loaded.
         """
         with setup_errors():
@@ -109,13 +109,13 @@ class CellRunner:
         return self.models.renderer.models.name
 
     def run_cell(self, cell: Cell, index: int, request: GenerationRequest, songs: int) -> CellResult:
-        """Run one cell: warmed up, then as often as asked.
+        """Run one cell: a warm-up, then the requested number of runs.
 
         Args:
-            cell: what was asked for.
+            cell: the configuration.
             index: its place in the matrix.
-            request: that it makes.
-            songs: most at once that the language model will be asked for.
+            request: its request.
+            songs: largest number of songs that the language model generates at once.
         """
         figures: list[Figures] = []
         entries: list[dict[str, Any]] = []
@@ -135,14 +135,14 @@ class CellRunner:
         except Exception as error:
             failure = Failure.of(error)
             if not isinstance(error, AceStepError):
-                # A defect: its traceback is what helps, and the result file has no place for it.
+                # A defect: the traceback is printed, because the result file has no field for it.
                 echo("".join(traceback.format_exception(error)), err=True)
         if failure is not None:
             release_memory()
         return CellResult(cell, tuple(figures), failure, tuple(entries))
 
     def run_once(self, request: GenerationRequest, entries: list[dict[str, Any]]) -> Figures:
-        """Run a cell's request once; its entry is added also when it fails."""
+        """Run a cell's request once; its entry is added even if it fails."""
         flush_telemetry()
         position = len(self.collector.readable_spans)
         effective: EffectiveSettings | None = None
@@ -160,11 +160,11 @@ class CellRunner:
             run = runs[-1] if runs else None
             entries.append(RunResult(run, effective, error).to_json())
         if run is None:
-            raise RuntimeError("the run left no trace to take its figures from")
+            raise RuntimeError("the run left no trace from which to compute its figures")
         return Figures.of(Breakdown.of(run))
 
 
 def _generate(models: Models, request: GenerationRequest) -> EffectiveSettings:
-    """Run a request; its songs are saved, because saving is part of the wall time, and then dropped."""
+    """Run a request; its songs are saved, because saving is part of the wall time, and then deleted."""
     with TemporaryDirectory() as folder:
         return generate_music(models, request, save_dir=Path(folder)).effective

@@ -1,7 +1,7 @@
-"""The child process of a benchmark: one card, the models loaded once, one cell after the other as they are ordered.
+"""The child process of a benchmark: one card, models loaded once, and one ordered cell after the other.
 
 Started by its parent as a module. Reads orders from standard input and writes events to standard output
-(``acestep_otel.profiler.benchmark.protocol``); everything that would else be printed there goes to standard error.
+(``acestep_otel.profiler.benchmark.protocol``); all other output goes to standard error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from acestep_otel.recording import annotated
 
 
 def main() -> None:
-    """Do what comes in on standard input."""
+    """Execute the orders from standard input."""
     parent = Parent()
     employment = decode_employment(parent.hear())
     otel_context.attach(TraceContextTextMapPropagator().extract({"traceparent": os.environ.get(TRACE_PARENT, "")}))
@@ -55,15 +55,15 @@ def serve(employment: Employment, next_order: Callable[[], Order | None], send: 
     """Run cells in this process until there are no more orders.
 
     Args:
-        employment: what this process is for.
+        employment: the purpose of this process.
         next_order: waits for the next cell; ``None`` after the last.
-        send: takes every event.
+        send: called with every event.
     """
     options = employment.options
     with Telemetry() as telemetry, instrumented(telemetry, detail_level(options.detail)):
         telemetry.tracer_provider.add_span_processor(SpanForwarder(send))
         runner = CellRunner(options, telemetry.collector)
-        # The driver is not asked for its view: stages that a kill cuts off are of interest here, not memory.
+        # The driver's value is not read: the journal serves for stages that a kill interrupts, not for memory.
         journal = StageJournal(send, MemoryWatch(None))
         patcher = Patcher(journal)
         with annotated(card_attributes(employment.card)):
@@ -73,7 +73,7 @@ def serve(employment: Employment, next_order: Callable[[], Order | None], send: 
                 send(Ready(memory, Environment.current()))
                 matrix = Matrix.of(options, gpu_config(memory))
                 require_planner(options, {cell: cell_request(example, options, cell) for cell in matrix.cells})
-                # Around the tracing layer: a request's spans are handed over before the journal says that it ended.
+                # Around the tracing layer: a request's spans are handed over before the journal reports its end.
                 patcher.apply(PATCHES)
                 runner.load()
             except (SetupError, AceStepError) as error:

@@ -25,7 +25,7 @@ def compare(
     output: Path | None = None,
     report: Path | None = None,
 ) -> None:
-    """Print the ratios of two result files, and write them to the files that are named.
+    """Print the ratios of two result files, and write them to the requested files.
 
     Args:
         baseline: the file compared with.
@@ -37,7 +37,7 @@ def compare(
 
     Raises:
         SetupError: a file cannot be read or written, or the two have nothing to compare.
-        RunFailed: a ratio is above the threshold and more than noise, or a cell fails that did not.
+        RunFailed: a ratio is above the threshold and the difference above noise, or a cell fails only in the candidate.
         OSError: a file could not be written.
     """
     require_apart((("--output", output), ("--report", report)), (("A.json", baseline), ("B.json", candidate)))

@@ -13,10 +13,10 @@ from acestep_otel.profiler.benchmark.matrix import COLUMNS, Cell, Figures
 from acestep_otel.profiler.report.results import NotAResultFile, read_result
 
 COMPARISON_VERSION: Final = 1
-"""Counts up when a reader of the old comparison file would misread the new one."""
+"""Increased when a reader of the old comparison file would misread the new one."""
 
 NO_SPREAD: Final = Figures(0.0, 0.0, 0.0, 0.0)
-"""What is known about the spread of a cell that was run once."""
+"""The spread of a cell that was run once: unknown, so zero."""
 _ASKED_FOR: Final = (
     "task_type", "example", "seed", "use_cot_metas", "use_cot_caption", "use_cot_language", "use_constrained_decoding",
     "lm_temperature", "lm_cfg_scale", "no_warmup", "detail",
@@ -41,17 +41,17 @@ class IncomparableResults(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """What a comparison reads from a result file.
+    """The data of a result file that a comparison reads.
 
     Attributes:
         name: of the file.
-        mode: that wrote it.
+        mode: mode that wrote it.
         environment: description of the hardware.
         cells: figures of every cell; ``None`` where it failed.
         spreads: of a cell that was run several times, the largest less the smallest of each figure.
         settings: other settings that affect the time of a cell, by name; none for a failed cell.
         planned: number of planned cells; more than ``cells`` if the run was stopped.
-        energies: joules of a cell's run, the median of several; none where the card keeps no counter.
+        energies: joules of a cell's run, the median of several; none on cards without a counter.
     """
 
     name: str
@@ -106,7 +106,7 @@ class ResultFile:
 
 
 def _energies(document: Mapping[str, Any], cells: Sequence[Cell]) -> dict[Cell, float]:
-    """Joules of each cell whose runs all have them; a file of an earlier version has none."""
+    """Joules of each cell if all of its runs have them; a file of an earlier version has none."""
     rows = document["results"]
     if document["mode"] == "profile":
         rows = [{"runs": [result]} for result in rows if result["measurement"] is not None]
@@ -153,7 +153,7 @@ def _profile_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
     for result in document["results"]:
         effective, measurement = result["effective_settings"], result["measurement"]
         if effective is None or measurement is None or result["status"] != "ok":
-            # It failed, or was not traced: there are no figures, and not even the cell is known.
+            # It failed, or was not traced: neither its figures nor its cell are known.
             continue
         cell = Cell(
             duration=effective["duration"],
@@ -172,7 +172,7 @@ def _profile_cells(document: Mapping[str, Any]) -> Iterator[_ReadCell]:
 
 
 def _settings(arguments: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[str, Any]:
-    # A file that was written before there was such a setting says nothing about it.
+    # A file that is older than the setting does not contain it.
     sources = ((arguments, _ASKED_FOR), (effective, _RAN), (effective["placement"], _PLACED))
     settings = {name: source[name] for source, names in sources for name in names if name in source}
     if "adapters" in effective:
@@ -227,7 +227,7 @@ class ComparedCell:
 
     @property
     def broke(self) -> bool:
-        """Whether the second file fails what the first one did."""
+        """Whether the cell failed in the second file only."""
         return self.baseline is not None and self.candidate is None
 
     def slower(self, threshold: float, noise_floor: float = 0.0) -> list[str]:
@@ -246,7 +246,7 @@ class ComparedCell:
         ]
 
     def verdict(self, slower: Sequence[str]) -> str:
-        """What became of the cell, in a word or three.
+        """The verdict on the cell, in one to three words.
 
         Args:
             slower: its columns that do not pass.
@@ -258,7 +258,7 @@ class ComparedCell:
         return "SLOWER" if slower else "OK"
 
     def change(self, column: str, threshold: float) -> str:
-        """How much a column changed, with as many digits as show on which side of the threshold it is."""
+        """The ratio of a column, with enough digits to show on which side of the threshold it is."""
         ratio = self.ratios[column]
         if ratio is None:
             return f"from 0 to {getattr(self.candidate, column, 0.0):.3f} s"
@@ -308,7 +308,7 @@ class Comparison:
             )
         after = candidate.cells
         if not after and candidate.mode == "profile":
-            # Its run failed, so it fails whatever the first file measured.
+            # Its run failed, so it fails regardless of the first file.
             after = dict.fromkeys(baseline.cells)
         common = [cell for cell in baseline.cells if cell in after]
         if not common:
@@ -332,7 +332,7 @@ class Comparison:
 
     @property
     def differences(self) -> dict[str, list[list[Any]]]:
-        """Settings that the files do not share: by name, each pair of values that a cell of both has."""
+        """Settings that differ between the files: by name, each pair of values that a cell of both has."""
         found: dict[str, list[list[Any]]] = {}
         for compared in self.cells:
             before, after = (file.settings.get(compared.cell, {}) for file in (self.baseline, self.candidate))
@@ -345,7 +345,7 @@ class Comparison:
 
     @property
     def energies(self) -> list[str]:
-        """Joules of each cell that both files know them of, a line each; no gate, because a card's heat is in them."""
+        """Joules of each cell that has them in both files, a line each; not judged: they depend on the card's heat."""
         before, after = self.baseline.energies, self.candidate.energies
         return [
             f"{cell}: {before[cell]:,.0f} J to {after[cell]:,.0f} J, x {after[cell] / before[cell]:.2f}"
@@ -355,7 +355,7 @@ class Comparison:
 
     @property
     def regressions(self) -> list[str]:
-        """What does not pass, a line each."""
+        """The cells and columns that do not pass, a line each."""
         lines = []
         for compared in self.cells:
             if compared.broke:
@@ -368,7 +368,7 @@ class Comparison:
 
     @property
     def stopped(self) -> str | None:
-        """That the second file lacks cells which its run was to have, as a line; ``None`` when it has them all."""
+        """A line if the second file lacks cells that its run had planned; ``None`` if it has all of them."""
         ran, planned = len(self.candidate.cells), self.candidate.planned
         return f"{self.candidate.name}: stopped after {ran} of {planned} cells" if planned > ran else None
 

@@ -3,11 +3,11 @@
 A figure is slower when three things hold: the exact one-sided rank-sum test (Mann-Whitney U) of the candidate's runs
 against the baseline's has p < ``ALPHA``; the candidate's median is worse by more than the column's tolerance and by
 more than the noise floor; and, where several candidates of separate processes are given, both hold for each of them.
-Below ``FEWEST`` runs on either side a figure is not judged: no p that small is possible.
+Below ``FEWEST`` runs on either side a figure is not judged: four runs on both sides allow no p that small.
 
-The test asks for no distribution, and outliers count by their rank alone. It does not know that one process differs
-from the next: for that a baseline has several. The tolerance of a figure is then at least how far the medians of the
-baseline's own processes are apart. ``benchmarks/gate.py`` measures how often equal runs fail.
+The test assumes no distribution, and outliers count by their rank alone. It does not account for differences between
+processes: for these, a baseline has several. The tolerance of a figure is then at least the difference between the
+medians of the baseline's own processes. ``benchmarks/gate.py`` measures how often equal runs fail.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def samples_of(document: Mapping[str, Any]) -> dict[Cell, dict[str, list[float]]
 
 
 def rank_sum_p(before: Sequence[float], after: Sequence[float]) -> float:
-    """The exact one-sided p of the rank-sum test: how likely ``after`` is this much larger if both are alike.
+    """The exact one-sided p of the rank-sum test: the probability that ``after`` is this much larger if both are alike.
 
     Ties count half; with ties the p is that of the next smaller rank sum, so it is never too small.
 
@@ -68,10 +68,10 @@ def rank_sum_p(before: Sequence[float], after: Sequence[float]) -> float:
 
 @lru_cache(maxsize=64)
 def _arrangements(first: int, second: int) -> tuple[int, ...]:
-    """How many orders of both samples have each number of pairs in which the second's is the larger.
+    """The number of orders of both samples for each number of pairs in which the value of the second is larger.
 
-    Source: Mann and Whitney 1947: the largest of all is of the second sample, and beats every one of the first, or it
-    is of the first.
+    Source: Mann and Whitney 1947: the largest value is of the second sample, and exceeds all of the first, or it is of
+    the first.
     """
     if first == 0 or second == 0:
         return (1,)
@@ -84,7 +84,7 @@ def _arrangements(first: int, second: int) -> tuple[int, ...]:
 
 
 def spread_between(processes: Sequence[Sequence[float]]) -> float:
-    """How far the medians of equal processes are apart: the largest over the smallest, less 1; 0 for a single one."""
+    """Spread of the medians of equal processes: the largest over the smallest, less 1; 0 for a single process."""
     medians = [median(runs) for runs in processes if runs]
     return max(medians) / min(medians) - 1 if medians and min(medians) > 0 else 0.0
 
@@ -101,13 +101,13 @@ class Judgement:
 
     Attributes:
         cell: its configuration.
-        column: which time.
+        column: name of the time.
         before: median of the baseline, in seconds; ``None`` without runs.
         after: median of the candidate's runs, of several candidates the smallest.
         p: of the test, of several candidates the largest; ``None`` where it was not judged.
         tolerance: share by which the median may be worse.
-        verdict: what it comes down to.
-        why: in words, where it was not judged or failed.
+        verdict: the result.
+        why: the reason in words, if it was not judged or failed.
     """
 
     cell: Cell
@@ -131,13 +131,13 @@ def judge(
     tolerances: Mapping[str, float],
     noise_floor: float = 0.0,
 ) -> list[Judgement]:
-    """Judge every figure of the cells that all have.
+    """Judge every figure of the cells that all files have.
 
     Args:
-        baseline: what is compared with, of one process each, one or more.
-        candidates: likewise.
+        baseline: samples of the baseline, one or more, each of a separate process.
+        candidates: samples of the candidates, likewise.
         tolerances: by column; ``DEFAULT_TOLERANCE`` for one that is not named.
-        noise_floor: seconds that a median may lose whatever the ratio is.
+        noise_floor: seconds by which a median may increase, whatever the ratio.
     """
     cells = [cell for cell in baseline[0] if all(cell in each for each in (*baseline, *candidates))]
     return [

@@ -24,7 +24,7 @@ def _p(judgement: Judgement) -> str:
 
 
 def render_gate(judgements: Sequence[Judgement]) -> str:
-    """A line for each figure that was judged, and one about those that were not."""
+    """A line for each judged figure, and one about the others."""
     lines = [f"{'':2}{'Column':<12}{'Baseline (ms)':>15}{'Now (ms)':>12}{'Change':>10}{'p':>9}  Configuration"]
     for each in judgements:
         if each.verdict == "not judged":

@@ -28,12 +28,12 @@ def judge_files(
     junit: Path | None = None,
     markdown: Path | None = None,
 ) -> None:
-    """Judge result files of one card against its baseline, print what was found and write it where asked.
+    """Judge result files of one card against its baseline, print the verdicts and write the requested files.
 
     Args:
-        files: of one process each.
+        files: each of a separate process.
         folder: of the baselines.
-        noise_floor: milliseconds that a median may lose whatever the ratio is.
+        noise_floor: milliseconds by which a median may increase, whatever the ratio.
         junit: JUnit file to write.
         markdown: Markdown file to write.
 
@@ -72,10 +72,10 @@ def judge_files(
 
 
 def keep(results: Sequence[Path], folder: Path, tolerances: Sequence[str]) -> None:
-    """Keep result files as the baseline of their card.
+    """Store result files as the baseline of their card.
 
     Args:
-        results: of mode ``benchmark``, of one process each.
+        results: of mode ``benchmark``, each of a separate process.
         folder: of the baselines.
         tolerances: each ``COLUMN=SHARE``.
 

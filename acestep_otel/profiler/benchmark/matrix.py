@@ -76,7 +76,7 @@ class Summary:
     """Summary of several runs of one cell, column by column.
 
     Attributes:
-        median: the middle one; of an even number, half-way between the two in the middle.
+        median: of an even number of runs, the mean of the two in the middle.
         minimum: the smallest.
         spread: the largest less the smallest.
     """
@@ -118,7 +118,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """Take down an exception."""
+        """Record an exception."""
         return cls(type(error).__name__, message_of(error), getattr(error, "stage", None))
 
 
@@ -128,10 +128,10 @@ class CellResult:
 
     Attributes:
         cell: the requested configuration.
-        runs: figures of every run that ended well.
+        runs: figures of every successful run.
         failure: what ended the cell, or ``None``.
         entries: every run as the result file has it, the failed one included.
-        card: that it was run on, with all its repeats; ``None`` without ``--gpus``.
+        card: card of all its runs; ``None`` without ``--gpus``.
     """
 
     cell: Cell
@@ -153,7 +153,7 @@ class CellResult:
 
     @property
     def summary(self) -> Summary | None:
-        """The runs taken together; ``None`` for a cell that failed."""
+        """Summary of the runs; ``None`` for a failed cell."""
         return None if self.failure is not None else Summary.of(self.runs)
 
     @property
@@ -178,9 +178,9 @@ class CellResult:
 
 
 def longest_first(cells: Iterable[Cell]) -> list[Cell]:
-    """Cells in the order that they are handed out to several cards: so that no long one is left over at the end.
+    """Cells in the order of assignment to several cards: the longest first, so that no long one starts last.
 
-    Those that think come after all others, because a process that has loaded the language model has less memory.
+    Cells with thinking come after all others, because a process that has loaded the language model has less memory.
     """
     return sorted(
         cells,
@@ -200,7 +200,7 @@ class Clamp:
 
     Attributes:
         axis: ``duration`` or ``batch_size``.
-        thinking: the cells that it concerns: a language model in memory lowers the limits.
+        thinking: which cells it concerns: a language model in memory lowers the limits.
         requested: the value of the matrix.
         limit: the value that is run instead.
     """
@@ -270,7 +270,7 @@ class Matrix:
 
 
 def _asks_language_model(options: Options) -> bool:
-    """Whether the user's own flags bring the language model into cells that do not think."""
+    """Whether the user's flags require the language model in cells without thinking."""
     return options.use_cot_metas or options.use_cot_caption or options.use_cot_language
 
 

@@ -18,7 +18,7 @@ def render_matrix(results: Sequence[CellResult]) -> str:
     """The table, without a final newline: medians where a cell was run several times, ``—`` where it failed.
 
     Columns start at 0, 11, 19, 27, 35, 46, 57, 68 and 79; seconds have two decimals. Where cells were run on several
-    cards, the card is the last column, in short; cards that are not alike are named by their model too.
+    cards, the last column has the short name of the card, with the model if the models differ.
     """
     cards = [result.card for result in results if result.card is not None]
     if not cards:
@@ -46,7 +46,7 @@ def render_spread(results: Sequence[CellResult]) -> str:
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """Ratios of two result files, B over A: above 1 is slower. ``—`` where there is none."""
+    """Ratios of two result files, B over A: above 1 is slower. ``—`` means that there is none."""
     lines = [
         f"A: {comparison.baseline.name} ({comparison.baseline.environment})",
         f"B: {comparison.candidate.name} ({comparison.candidate.environment})",

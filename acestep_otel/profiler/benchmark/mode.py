@@ -1,8 +1,8 @@
 """Mode ``benchmark``: a matrix of configurations, one row each.
 
-Every cell is warmed up at its own shape and then run as often as asked: in this process, or with ``--gpus`` on several
-cards beside each other. A cell that fails is a row too, and the others go on; the result file is written again after
-each one, so an interrupted benchmark keeps what it has.
+Every cell is warmed up at its own shape and then run the requested number of times: in this process, or with ``--gpus``
+on several cards in parallel. A failed cell is a row too, and the others continue; the result file is written again
+after each cell, so an interrupted benchmark keeps its completed cells.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from acestep_otel.settings import Detail
 
 
 class Cells(Protocol):
-    """Where cells are run."""
+    """The processes and devices that run cells."""
 
     @property
     def memory(self) -> float:
-        """GiB of GPU memory that decide the tier; 0 without a GPU."""
+        """GiB of GPU memory that determine the tier; 0 without a GPU."""
 
     @property
     def environment(self) -> Environment:
-        """What they run on."""
+        """Hardware and versions."""
 
     @property
     def cards(self) -> tuple[Card, ...]:
-        """Of several processes; none for this process's own device."""
+        """The cards of several processes; none for this process's own device."""
 
     @property
     def models_line(self) -> str | None:
@@ -77,7 +77,7 @@ class Cells(Protocol):
         """The same in words."""
 
     def results(self, requests: Mapping[Cell, GenerationRequest]) -> Iterator[CellResult]:
-        """Run every cell, and give each as it ends."""
+        """Run every cell, and yield each result when it is complete."""
 
 
 def benchmark(options: Options, telemetry: Telemetry) -> None:
@@ -127,7 +127,7 @@ class OwnCells:
         """Make the device ready.
 
         Raises:
-            SetupError: it cannot be.
+            SetupError: the device cannot be used.
         """
         self.memory = prepare_device(options)
         self.environment = Environment.current()
@@ -159,7 +159,7 @@ class OwnCells:
         return self._runner.model_name
 
     def results(self, requests: Mapping[Cell, GenerationRequest]) -> Iterator[CellResult]:
-        """Run every cell: first those without the language model, which is not loaded until it is needed."""
+        """Run every cell: first those without the language model, which is loaded when it is needed."""
         options = self._options
         require_planner(options, requests)
         with loading("models", enabled=not options.no_progress):
@@ -177,7 +177,7 @@ class OwnCells:
 
 @dataclass
 class _Benchmark:
-    """A benchmark that is being run, and its rows so far."""
+    """A running benchmark, and its rows so far."""
 
     options: Options
     telemetry: Telemetry
@@ -226,12 +226,12 @@ class _Benchmark:
 
     @property
     def failure(self) -> str | None:
-        """How many cells failed, as a line; ``None`` when none did."""
+        """A line with the number of failed cells; ``None`` if none failed."""
         failed = sum(result.failure is not None for result in self.results.values())
         return f"{failed} of {len(self.matrix.cells)} cells failed" if failed else None
 
     def write(self) -> None:
-        """Write the result file, if one was asked for."""
+        """Write the result file, if one was requested."""
         if self.options.benchmark_output is None:
             return
         document = result_document(
@@ -261,7 +261,7 @@ class _Benchmark:
         )
 
     def write_page(self) -> None:
-        """Write the HTML page, if one was asked for."""
+        """Write the HTML page, if one was requested."""
         if self.options.report is not None:
             write_report(
                 self.options.report,

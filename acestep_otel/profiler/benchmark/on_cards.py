@@ -1,7 +1,7 @@
-"""Cells on several cards: a child process on each, cells handed out longest first, all spans in one trace.
+"""Cells on several cards: a child process on each, cells assigned longest first, all spans in one trace.
 
-The parent never touches CUDA. A child that dies costs the cell that it had: the cell is a row with the reason, and the
-card gets a new child. A card whose children die without finishing a cell is left out, and the others do its share.
+The parent never uses CUDA. If a child is killed, its cell is a row with the reason, and the card gets a new child. A
+card whose children end without finishing a cell is no longer used, and the other cards run its cells.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from acestep_otel.profiler.tier_test.protocol import Refused, Spans, StageMark
 
 _MODULE: Final = "acestep_otel.profiler.benchmark.child"
 _FRUITLESS_CHILDREN: Final = 2
-"""After so many children in a row that finished no cell a card is left out."""
+"""Number of children in a row without a finished cell after which a card is no longer used."""
 
 
 @dataclass
@@ -56,14 +56,14 @@ class _Worker:
     """One card, and the child that is on it now.
 
     Attributes:
-        card: that it is.
-        child: that runs on it, or did last.
-        fruitless: children in a row that ended without having finished a cell.
-        ready: what the first child said about its device; ``None`` before.
+        card: the card.
+        child: the child that runs on it, or the last one.
+        fruitless: children in a row that ended without a finished cell.
+        ready: the device as reported by the first child; ``None`` before.
         order: cell that its child has; ``None`` while it has none.
         loaded: whether its child waits for orders.
-        span: of its child.
-        stages: that its child is in.
+        span: span of its child.
+        stages: stages that its child is in.
     """
 
     card: Card
@@ -77,7 +77,7 @@ class _Worker:
 
     @property
     def left_out(self) -> bool:
-        """Whether the card gets no child any more."""
+        """Whether the card gets no more children."""
         return self.fruitless >= _FRUITLESS_CHILDREN
 
 
@@ -91,7 +91,7 @@ class CardCells:
         """Find the cards.
 
         Raises:
-            SetupError: ``--gpus`` names none, or one that does not exist.
+            SetupError: ``--gpus`` names no card, or one that does not exist.
         """
         assert options.gpus is not None
         self.cards = chosen_cards(options.gpus, options.device)
@@ -99,7 +99,7 @@ class CardCells:
         self.environment = Environment.current(ask_pytorch=False)
         self.models_line: str | None = None
         self.model_name = ""
-        # A cell whose process died is a row of its own.
+        # A cell whose process was killed is a row of its own.
         self.lost: tuple[Mapping[str, Any], ...] = ()
         self._options = options
         self._telemetry = telemetry
@@ -142,10 +142,10 @@ class CardCells:
         self._end()
 
     def results(self, requests: Mapping[Cell, GenerationRequest]) -> Iterator[CellResult]:
-        """Run every cell, longest first, and give each as it ends.
+        """Run every cell, longest first, and yield each result when it is complete.
 
         Raises:
-            RunFailed: no card is left to run the others.
+            RunFailed: no card is left for the remaining cells.
         """
         cells = list(requests)
         songs = planner_songs(requests)
@@ -173,14 +173,14 @@ class CardCells:
             raise RunFailed(f"{len(self._waiting)} of {len(cells)} cells were not run, no card remains: {self._lost}")
 
     def lines(self) -> Iterator[str]:
-        """Nothing beside the rows."""
+        """None: the rows contain the failures."""
         return iter(())
 
     def _worker_of(self, child: Child) -> _Worker:
         return next(worker for worker in self._workers if worker.child is child)
 
     def _hand_out(self, worker: _Worker, bar: CellBar) -> None:
-        """Give a child that waits the next cell, or let it go."""
+        """Give a waiting child the next cell, or end it."""
         if worker.child is None or not worker.loaded or worker.order is not None:
             return
         worker.order = self._waiting.popleft() if self._waiting else None
@@ -190,7 +190,7 @@ class CardCells:
         worker.child.send(encode_order(worker.order))
 
     def _describe_placement(self) -> None:
-        """Print where models live, once: every child says the same."""
+        """Print the placement of the models once: it is equal for every child."""
         if not self._described:
             self._described = True
             for line in self._placement:
@@ -213,7 +213,7 @@ class CardCells:
         )
 
     def _receive(self, worker: _Worker, event: Event | Ending) -> CellResult | None:
-        """Take in an event; gives a row if a cell is over by it."""
+        """Process an event; returns a row if a cell is complete."""
         match event:
             case Ready():
                 worker.ready = worker.ready or event
@@ -238,12 +238,12 @@ class CardCells:
         return None
 
     def _ended(self, worker: _Worker, ending: Ending) -> CellResult | None:
-        """Take in that a child ended: in good order, or with the cell that it had."""
+        """Process the end of a child; returns the row of a cell that it did not finish."""
         running = worker.stages.innermost
         self._end_span(worker, ending)
         self._telemetry.write_ended_spans()
         if ending.traceback is not None:
-            # A defect: its traceback is what helps, and the rows have no place for it.
+            # A defect: the traceback is printed, because the rows have no field for it.
             echo(ending.traceback, err=True)
         order, worker.order = worker.order, None
         if ending.exit_code == 0 and order is None and worker.loaded:
@@ -271,7 +271,7 @@ class CardCells:
         worker.span = None
 
     def _end(self) -> None:
-        """End every child and span that is left."""
+        """End all remaining children and spans."""
         self._children.end()
         for worker in self._workers:
             self._end_span(worker, None)

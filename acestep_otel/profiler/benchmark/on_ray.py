@@ -1,7 +1,7 @@
-"""Cells on the nodes of a Ray cluster: an actor on each card, cells handed out longest first, all spans in one trace.
+"""Cells on the nodes of a Ray cluster: an actor on each card, cells assigned longest first, all spans in one trace.
 
-An actor that is lost, with its node or alone, is noted with its reason, and its cell is run elsewhere once. Retries are
-this module's own: Ray's are used up before a dead node is noticed.
+A lost actor is recorded with the reason, and its cell is run elsewhere once. Retries are implemented here, because
+Ray's own are used up before a lost node is detected.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from acestep_otel.profiler.terminal import echo, warn
 from acestep_otel.profiler.tier_test.protocol import Refused
 
 ATTEMPTS: Final = 2
-"""How often a cell is begun whose actors are lost."""
+"""How often a cell is started if its actors are lost."""
 START_SECONDS: Final = 120.0
-"""How long the cluster may take to start the actors."""
+"""Seconds that the cluster may take to start the actors."""
 CLOSE_SECONDS: Final = 10.0
 _PATIENCE_SECONDS: Final = 1.0
 
@@ -48,10 +48,10 @@ class _Actor:
     """One actor.
 
     Attributes:
-        index: of its card.
-        handle: Ray's.
-        span: of its process.
-        card: that it has; ``None`` before it is known.
+        index: index of its card.
+        handle: Ray's handle.
+        span: span of its process.
+        card: its card; ``None`` before it is known.
         order: cell that it has; ``None`` while it has none.
     """
 
@@ -69,7 +69,7 @@ class RayCells:
     """
 
     def __init__(self, options: Options, telemetry: Telemetry) -> None:
-        """Connect to nothing yet.
+        """Check the options, without connecting.
 
         Raises:
             SetupError: Ray is not installed, or ``--gpus`` names cards of one host.
@@ -118,11 +118,11 @@ class RayCells:
         self._end()
 
     def results(self, requests: Mapping[Cell, GenerationRequest]) -> Iterator[CellResult]:
-        """Run every cell, longest first, and give each as it ends.
+        """Run every cell, longest first, and yield each result when it is complete.
 
         Raises:
-            SetupError: an actor cannot do such work at all.
-            RunFailed: no actor is left to run the others.
+            SetupError: an actor refuses the work.
+            RunFailed: no actor is left for the remaining cells.
         """
         cells = list(requests)
         songs = planner_songs(requests)
@@ -151,7 +151,7 @@ class RayCells:
             self._end()
 
     def lines(self) -> Iterator[str]:
-        """What was lost, a line each."""
+        """The lost actors, a line each."""
         for lost in self.lost:
             cell = "" if lost["cell"] is None else f" while it ran {Cell(**lost['cell'])}"
             yield f"{lost['card']['label']} on {lost['card']['host']} was lost{cell}: {lost['error']['message']}"
@@ -194,7 +194,7 @@ class RayCells:
         return self._actors[-1]
 
     def _prepare(self) -> None:
-        """Wait until every actor knows its device."""
+        """Wait until every actor has determined its device."""
         calls = {actor.handle.prepare.remote(): actor for actor in self._actors}
         ended, waiting = self._ray.wait(list(calls), num_returns=len(calls), timeout=START_SECONDS)
         if waiting:
@@ -221,7 +221,7 @@ class RayCells:
         self.environment = replace(ready[0].environment, accelerators=tuple(accelerators))
 
     def _receive(self, call: Any, bar: CellBar) -> CellResult | None:
-        """Take in the end of a call; gives a row if a cell is over by it."""
+        """Process the end of a call; returns a row if a cell is complete."""
         actor = self._calls.pop(call)
         try:
             answer = self._ray.get(call)
@@ -256,14 +256,14 @@ class RayCells:
         self._calls[actor.handle.load.remote(_carrier(actor.span))] = actor
 
     def _describe(self, model_name: str, placement: tuple[str, ...]) -> None:
-        """Print where models live, once: every actor says the same."""
+        """Print the placement of the models once: it is equal for every actor."""
         if not self.model_name:
             self.model_name = model_name
             for line in placement:
                 echo(line)
 
     def _hand_out(self, actor: _Actor, bar: CellBar) -> None:
-        """Give an actor the next cell, if there is one; it stays for what others may lose."""
+        """Give an actor the next cell, if there is one; it remains for cells that other actors may lose."""
         assert actor.card is not None
         if not self._waiting:
             bar.show_card(actor.card, None)
@@ -281,7 +281,7 @@ class RayCells:
         return CellResult(order.cell, (), failure, (), actor.card)
 
     def _lose(self, actor: _Actor, bar: CellBar, error: Exception) -> CellResult | None:
-        """Note a lost actor, have its cell run elsewhere, once, and ask for another actor."""
+        """Record a lost actor, queue its cell once more, and request another actor."""
         order, actor.order = actor.order, None
         failure = Failure(type(error).__name__, _reason(error), None)
         actor.span.set_attribute(semconv.ERROR_TYPE, failure.type)
@@ -295,7 +295,7 @@ class RayCells:
             self.lost.append({"card": card_json(actor.card), "cell": cell, "error": asdict(failure)})
             warn(list(self.lines())[-1])
             bar.show_card(actor.card, None)
-        # It starts when a node has room for it: at once where the process alone was lost.
+        # It starts when a node has room for it: at once, if only the process was lost.
         another = self._start(actor.index)
         self._calls[another.handle.prepare.remote()] = another
         if order is None:
@@ -303,7 +303,7 @@ class RayCells:
         if self._attempts[order] >= ATTEMPTS:
             return CellResult(order.cell, (), failure, (), actor.card)
         self._waiting.appendleft(order)
-        # One that has nothing to do takes it at once; else the next that is done.
+        # An idle actor takes it at once; otherwise the next one that becomes idle.
         busy = list(self._calls.values())
         idle = next((other for other in self._actors if not any(other is found for found in busy)), None)
         if idle is not None:
@@ -311,7 +311,7 @@ class RayCells:
         return None
 
     def _end(self) -> None:
-        """Have every actor deliver its telemetry, and let it go."""
+        """Have every actor deliver its telemetry, and end it."""
         if self._ray.is_initialized():
             with suppress(Exception):
                 idle = [actor for actor in self._actors if actor.order is None and actor.card is not None]
@@ -330,7 +330,7 @@ class RayCells:
 
 
 def actor_environment(inherited: Mapping[str, str], options: Options) -> dict[str, str]:
-    """What an actor's environment has beside that of its node: where telemetry goes, as the driver has it.
+    """The variables of an actor in addition to its node's: the driver's telemetry settings.
 
     Args:
         inherited: the driver's own.
@@ -355,6 +355,6 @@ def _carrier(span: Span) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error of Ray, which may have a page of advice below it."""
+    """The first line of an error of Ray, which may continue with a page of advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """Messages between a benchmark's child process and its parent: one JSON object per line.
 
-The parent says what the child is for, and then a cell at a time; ``null`` is the last. The child says when its device
-is ready, when its models are loaded, where it is in a request, and what a cell came to.
+The parent sends the purpose of the child, and then one cell at a time; ``null`` ends the work. The child reports when
+its device is ready and its models are loaded, the stages of a request, and the result of each cell.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from acestep_otel.profiler.tier_test.protocol import (
 
 @dataclass(frozen=True, slots=True)
 class Employment:
-    """What a child is for.
+    """The purpose of a child.
 
     Attributes:
-        options: of the command line, with the device that the child has.
-        card: that it runs on.
+        options: of the command line, with the device of the child.
+        card: card of the child.
     """
 
     options: Options
@@ -45,7 +45,7 @@ class Order:
     Attributes:
         index: its place in the matrix.
         cell: what to run.
-        songs: most at once that the language model will be asked for in the whole benchmark.
+        songs: largest number of songs that the language model generates at once in the whole benchmark.
     """
 
     index: int
@@ -55,11 +55,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The child knows its device; no model is loaded yet.
+    """The child has determined its device; no model is loaded yet.
 
     Attributes:
-        memory: GiB that decide the tier.
-        environment: what it runs on.
+        memory: GiB that determine the tier.
+        environment: hardware and versions.
     """
 
     memory: float
@@ -76,8 +76,8 @@ class Loaded:
     """The models are loaded: it waits for orders.
 
     Attributes:
-        model_name: of the diffusion model.
-        placement: where the models live, in words.
+        model_name: name of the diffusion model.
+        placement: placement of the models, in words.
     """
 
     model_name: str
@@ -91,11 +91,11 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A cell is over.
+    """A cell is complete.
 
     Attributes:
         result: its row.
-        models_line: which models ran, and where; ``None`` before one did.
+        models_line: the models that ran and their placement; ``None`` before the first run.
     """
 
     result: CellResult
@@ -118,7 +118,7 @@ def decode(line: str) -> Event:
     """Read an event.
 
     Raises:
-        ValueError: the line is something else.
+        ValueError: the line is no event.
     """
     return read_event(line, _READERS)
 

@@ -1,7 +1,7 @@
 """A benchmark's worker on a Ray cluster: one card of one node that keeps its models and runs the assigned cells.
 
-Ray's own tracing is off. The caller's context comes as an argument with each call, spans go back with each result, and
-metrics are sent by the actor itself: nothing waits for a process that may be gone.
+Ray's own tracing is off. The caller's context is an argument of each call, spans return with each result, and the
+actor itself sends its metrics after each cell, because its process may be lost at any time.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class CellActor:
         """Trace the engine in this process.
 
         Args:
-            options: of the command line, with the device that the actor has.
-            index: of the actor, for its label.
+            options: of the command line, with the device of the actor.
+            index: index of the actor, for its label.
         """
         self._options = options
         self._index = index
@@ -54,7 +54,7 @@ class CellActor:
         self._runner = CellRunner(options, self._telemetry.collector)
 
     def prepare(self) -> tuple[Ready, Card, int] | Refused:
-        """Make the device ready; says what it is, on which card, and the actor's process id."""
+        """Make the device ready; returns its description, the card and the actor's process id."""
         try:
             memory = prepare_device(self._options)
         except (SetupError, AceStepError) as error:
@@ -85,7 +85,7 @@ class CellActor:
         return Loaded(self._runner.model_name, placement), self._taken()
 
     def run(self, order: Order, carrier: Mapping[str, str]) -> tuple[Done, list[str]]:
-        """Run a cell; gives its row and its spans.
+        """Run a cell; returns its row and its spans.
 
         Args:
             order: the cell.
@@ -99,12 +99,12 @@ class CellActor:
         finally:
             otel_context.detach(token)
         flush_telemetry()
-        # What was sent is sent, whatever becomes of the node.
+        # Sent now, because the node may be lost later.
         self._telemetry.meter_provider.force_flush(2_000)
         return Done(result, self._runner.models_line), self._taken()
 
     def close(self) -> None:
-        """Deliver what was not: Ray ends actors without the interpreter's own end."""
+        """Deliver remaining telemetry: Ray ends actors without running exit handlers."""
         self._open.close()
 
     def _taken(self) -> list[str]:

@@ -17,7 +17,7 @@ def chosen_cards(gpus: str, device: str) -> tuple[Card, ...]:
     """The cards that ``--gpus`` names.
 
     Raises:
-        SetupError: the value means nothing, a card does not exist, or ``--device`` contradicts it.
+        SetupError: the value is invalid, a card does not exist, or ``--device`` contradicts it.
     """
     try:
         return choose_cards(gpus, device)
@@ -26,16 +26,16 @@ def chosen_cards(gpus: str, device: str) -> tuple[Card, ...]:
 
 
 def card_attributes(card: Card) -> dict[str, str]:
-    """What spans of its requests say about it."""
+    """Attributes of the card, for spans of its requests."""
     hardware = {} if card.uuid is None else {semconv.HW_ID: card.uuid, semconv.HW_MODEL: card.model}
     return {semconv.WORKER: card.label, semconv.HOST_NAME: card.host, **hardware}
 
 
 def card_lines(cards: Sequence[Card]) -> list[str]:
-    """Every card in full, for above a table that names them in short."""
+    """Full descriptions of the cards, for the head of a table with short names."""
     return [str(card) for card in cards]
 
 
 def card_json(card: Card | None) -> dict[str, Any] | None:
-    """The entry of a row; ``None`` where the run had the machine's only card."""
+    """The entry of a row; ``None`` if the run had the machine's only card."""
     return None if card is None else asdict(card)

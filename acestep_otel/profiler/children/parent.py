@@ -14,7 +14,7 @@ class Parent:
     """The process at the other end of standard input and standard output."""
 
     def __init__(self) -> None:
-        """Keep standard output for answers: whatever else is printed there goes to standard error."""
+        """Keep standard output for events: other output to it goes to standard error."""
         sys.stdout.flush()
         self._answers: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
@@ -28,11 +28,11 @@ class Parent:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def hear(self) -> str:
-        """The next line that it says; waits for it."""
+        """Wait for the next line from the parent."""
         return self._lines.get()
 
     def say(self, line: str) -> None:
-        """Say a line to it, from any thread."""
+        """Send a line to the parent, from any thread."""
         with self._lock:
             self._answers.write(line + "\n")
             self._answers.flush()

@@ -1,7 +1,7 @@
 """Starts child processes, reads the events of all in one loop, and ensures that they have ended afterwards.
 
-A child reads lines from its standard input and writes a line to its standard output as soon as there is something to
-say: whatever ends it, what it said is already in the pipe.
+A child reads lines from its standard input and writes each event to its standard output at once: whatever ends the
+child, its events are already in the pipe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from acestep_otel.profiler.options import Options
 TRACE_PARENT: Final = "TRACEPARENT"
 """Environment variable: the parent's span in W3C form, so that every child's spans are in the parent's trace."""
 EXIT_SECONDS: Final = 15.0
-"""How long a child that has said everything may take to end: it still sends its metrics."""
+"""Seconds that a child may take to end after its last event: it still sends its metrics."""
 _COMPLAINT_LINES: Final = 200
 
 Event = TypeVar("Event")
@@ -52,19 +52,19 @@ class Ending:
 
     @property
     def complaint(self) -> str:
-        """The last thing that it said."""
+        """The last line that it wrote to standard error."""
         return next((line.strip() for line in reversed(self.errors) if line.strip()), "")
 
     @property
     def traceback(self) -> str | None:
-        """All that it said, if a defect is in it; ``None`` otherwise."""
+        """Its standard error, if that contains the traceback of a defect; ``None`` otherwise."""
         return "".join(self.errors) if "Traceback (most recent call last):\n" in self.errors else None
 
     def failure(self, stage: str | None) -> Failure:
-        """What it means for the work that the child had.
+        """The failure of the work that the child had.
 
         Args:
-            stage: that it was in.
+            stage: its innermost open stage.
         """
         if self.timed_out:
             return Failure("Timeout", f"no result within {self.timeout:g} s: see --tier-timeout", stage)
@@ -89,7 +89,7 @@ def telemetry_environment(
     """
     environment = {
         **inherited,
-        # Spans go through the parent, which outlives the child; metrics the child sends itself.
+        # Spans go through the parent, which outlives the child; the child itself sends its metrics.
         "OTEL_TRACES_EXPORTER": "none",
         # Also if the package is not installed and the script is in another folder.
         "PYTHONPATH": os.pathsep.join(
@@ -108,9 +108,9 @@ def telemetry_environment(
 
 
 class Child:
-    """A child process that was started, and is followed in the background.
+    """A child process that was started, and whose output is read in the background.
 
-    Its own process group: Ctrl-C on the terminal is the parent's to answer, and whole groups can be killed.
+    It has its own process group: only the parent handles Ctrl-C on the terminal, and the whole group can be killed.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class Child:
         """Start it.
 
         Args:
-            module: what it runs.
+            module: module that it runs.
             environment: of the process.
-            timeout: seconds until it must have said something that ``proceed`` is called for; ``None`` for any time.
-            hear: called with every line that it says, and with ``None`` when it has ended.
+            timeout: seconds until ``proceed`` must have been called; ``None``: no limit.
+            hear: called with every line that it writes, and with ``None`` when it has ended.
         """
         self.timeout = timeout
         self.timed_out = False
@@ -147,25 +147,25 @@ class Child:
         self._follower.start()
 
     def send(self, line: str) -> None:
-        """Say something to it; one that is dead says so by its exit code."""
+        """Send it a line; the exit code reports a child that has already ended."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError, ValueError):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
     def proceed(self) -> None:
-        """Give it the whole time for what it does next."""
+        """Restart its time limit for the next piece of work."""
         if self.timeout is not None:
             self.deadline = time.monotonic() + self.timeout
 
     def complain(self, line: str) -> None:
-        """Keep what is no event."""
+        """Keep a line that is no event."""
         self._errors.append(line)
 
     def end(self) -> None:
         """End the process and what it may have left running, such as a compiler's workers."""
         self._kill_group()
-        # Not for ever: a process that left the group could still hold the pipe.
+        # With a limit: a process that left the group could still have the pipe open.
         self._follower.join(EXIT_SECONDS)
         with suppress(BrokenPipeError):
             assert self._process.stdin is not None
@@ -173,7 +173,7 @@ class Child:
 
     @property
     def is_followed(self) -> bool:
-        """Whether its pipe is still open; then its end is heard of only by asking."""
+        """Whether its pipe is still open; its end is then known only by polling."""
         return self._follower.is_alive()
 
     @property
@@ -205,17 +205,17 @@ class Child:
 
 
 class Children(Generic[Event]):
-    """Child processes that run beside each other.
+    """Child processes that run in parallel.
 
-    Used as a context manager. Whatever happens inside the block, an interrupt included, every process and everything
-    that it started is gone afterwards.
+    Used as a context manager. After the block, even after an interrupt, every process and everything that it started
+    has ended.
     """
 
     def __init__(self, decode: Callable[[str], Event]) -> None:
-        """Listen to nothing yet.
+        """Start without a child.
 
         Args:
-            decode: reads a line; raises ``ValueError`` for one that is something else.
+            decode: decodes a line; raises ``ValueError`` if it is no event.
         """
         self._decode = decode
         self._running: list[Child] = []
@@ -231,7 +231,7 @@ class Children(Generic[Event]):
 
     @property
     def running(self) -> bool:
-        """Whether one is left that has not been heard to end."""
+        """Whether the end of a child has not been reported yet."""
         return bool(self._running)
 
     def end(self) -> None:
@@ -241,10 +241,10 @@ class Children(Generic[Event]):
         self._running.clear()
 
     def start(self, module: str, environment: Mapping[str, str], first: str, timeout: float | None = None) -> Child:
-        """Start a child and say the first line to it.
+        """Start a child and send it the first line.
 
         Args:
-            module: what it runs.
+            module: module that it runs.
             environment: of the process.
             first: the line.
             timeout: seconds for each piece of work: see ``Child.proceed``.
@@ -255,7 +255,7 @@ class Children(Generic[Event]):
         return child
 
     def next_event(self) -> tuple[Child, Event | Ending]:
-        """What a child says next, or, last of each, how it ended; waits for it. At least one must be running."""
+        """Wait for the next event of any child; the last one of each is its ending. At least one must be running."""
         while True:
             try:
                 child, line = self._lines.get(timeout=self._patience())
@@ -282,7 +282,7 @@ class Children(Generic[Event]):
             child.timed_out = True
             child.deadline = float("inf")
             child.end()
-            # Otherwise its end comes after what it said before.
+            # Otherwise its end comes after its earlier events.
             if child.is_followed:
                 return child, self._ended(child)
         return None

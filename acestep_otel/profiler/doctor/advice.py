@@ -18,7 +18,7 @@ _NOT_NOW: Final = frozenset({"500", "502", "503", "504", "UNAVAILABLE", "INTERNA
 
 
 def diagnosed(answer: Answer, target: OtlpTarget) -> Answer:
-    """The answer; a connection that was closed or not understood is checked again, because the port may require TLS."""
+    """The answer; after a closed or unintelligible connection the port is checked, because it may require TLS."""
     if target.tls or answer.cause not in ("other-protocol", "tls-there", "timeout", "failed"):
         return answer
     cause = "tls-there" if speaks_tls(target) else "other-protocol" if answer.cause == "tls-there" else answer.cause
@@ -40,7 +40,7 @@ def speaks_tls(target: OtlpTarget) -> bool:
 
 
 def advice(answer: Answer, target: OtlpTarget) -> str:
-    """What to do, in the words of the command line."""
+    """What to do, in terms of the command line."""
     address = target.address
     place = f"in {target.source}"
     other = "http/protobuf" if target.protocol == "grpc" else "grpc"

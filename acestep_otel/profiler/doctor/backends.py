@@ -34,7 +34,7 @@ class Jaeger:
     url: str
 
     def has(self, trace_id: str) -> bool:
-        """Whether it shows the trace.
+        """Whether it has the trace.
 
         Raises:
             OSError: unreachable, or not this API.
@@ -64,10 +64,10 @@ class Prometheus:
 
 
 def wait_for(found: Callable[[], bool], seconds: float) -> Answer:
-    """Query until the answer is yes or the time is over; an unreachable service is queried once.
+    """Query until the item is found or the time is over; an unreachable service is queried once.
 
     Args:
-        found: the question.
+        found: the query.
         seconds: the longest wait.
     """
     deadline = time.monotonic() + seconds
@@ -105,5 +105,5 @@ def _fetch(url: str) -> dict[str, Any] | None:
     except (URLError, HTTPException, ValueError) as error:
         raise OSError(str(error)) from error
     if not isinstance(content, dict):
-        raise OSError(f"{url} does not answer with an object")
+        raise OSError(f"{url} did not respond with a JSON object")
     return content

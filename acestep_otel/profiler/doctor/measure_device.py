@@ -1,8 +1,8 @@
 """``doctor --measure-device``: measures the peaks of this device and stores them for the roofline.
 
 The peak of a precision is the best median rate of a square matrix product among several sizes, the bandwidth that of a
-copy that no cache holds. Both are what a program can reach with PyTorch here, at the clocks and limits that are set:
-a data sheet's rates are usually higher.
+copy that is larger than every cache. Both are rates that a program can reach with PyTorch on this device, at its
+present clocks and limits: a data sheet's rates are usually higher.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class _Best:
 
 
 def measure_device(device: str = "auto", *, seconds: float = 60.0) -> None:
-    """Measure a device, print what was found and keep it.
+    """Measure a device, print the peaks and store them.
 
     A processor is measured twice: with the threads that PyTorch uses by itself, and with the one that ``--tiny`` uses.
 
     Args:
         device: ``auto``, ``cuda``, ``cuda:N``, ``mps`` or ``cpu``.
-        seconds: about how long it may take.
+        seconds: approximate duration.
 
     Raises:
-        SetupError: there is no such device, or the file of measurements is something else.
-        RunFailed: the device could not do it.
+        SetupError: there is no such device, or the file of measurements is invalid.
+        RunFailed: the device could not be measured.
         OSError: the file could not be written.
     """
     path = peaks_file()
@@ -81,7 +81,7 @@ def measure_device(device: str = "auto", *, seconds: float = 60.0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         stream.write(document(kept))
-    echo(f"Kept in {path}")
+    echo(f"Stored in {path}")
 
 
 def _thread_counts(device: torch.device) -> Sequence[int]:
@@ -159,12 +159,12 @@ def _best_product(device: torch.device, precision: Precision, seconds: float) ->
 def _product(device: torch.device, precision: Precision, width: int) -> Callable[[], object]:
     if precision == "int8":
         left, right = (torch.ones(width, width, dtype=torch.int8, device=device) for _ in range(2))
-        # The layout that the kernel wants of its second operand: columns side by side.
+        # The layout that the kernel requires of its second operand: column-major.
         right = right.t()
         int_product: Any = torch._int_mm
         return lambda: int_product(left, right)
     dtype: torch.dtype = getattr(torch, precision)
-    # Random, because power and so the clock depend on the bits that change.
+    # Random, because power, and therefore the clock, depends on the number of bits that change.
     left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     out = torch.empty(width, width, device=device, dtype=dtype)
     return lambda: torch.mm(left, right, out=out)
@@ -190,7 +190,7 @@ def _typical(device: torch.device, work: Callable[[], object], seconds: float) -
 
 
 def _clock(device: torch.device) -> list[int]:
-    """MHz of the multiprocessors just now; none where the driver does not say."""
+    """Present clock of the multiprocessors in MHz; ``None`` if the driver does not report it."""
     if device.type != "cuda":
         return []
     try:

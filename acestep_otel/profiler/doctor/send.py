@@ -50,7 +50,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What identifies the two in a store.
+    """The identity of the span and the metric in a store.
 
     Attributes:
         trace_id: 32 hexadecimal digits.
@@ -62,7 +62,7 @@ class Probe:
 
 
 class Sender:
-    """Makes the span and the metric, and sends them."""
+    """Creates the span and the metric, and sends them."""
 
     def __init__(self) -> None:
         now = time.time()
@@ -111,7 +111,7 @@ def _deliver(
     with _Silence():
         thread = threading.Thread(target=export, daemon=True)
         thread.start()
-        # The first answer says it: an exporter would try again, for as long as its timeout lasts.
+        # The first answer is sufficient: an exporter would retry until its timeout.
         answer = answers.wait(_EXPORT_SECONDS) or Answer("timeout", words=f"waited {_EXPORT_SECONDS:g} s")
         abort()
         thread.join(_ABORT_SECONDS)

@@ -1,1 +1,1 @@
-"""From finished spans to tables and JSON. Nothing in here measures; everything is a function of spans."""
+"""Tables and JSON from finished spans. Nothing here measures; every value is a function of spans."""

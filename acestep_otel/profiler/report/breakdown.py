@@ -1,14 +1,14 @@
-"""Where the time of one run went, in rows that sum to its wall time.
+"""The time of one run, in rows that sum to its wall time.
 
 The planner's total is the duration of ``acestep.lm``. Constrained decoding and guidance are attributes of that span;
-token generation is what remains of it, so that the three sum to the total exactly. What has no row of its own
-(conditioning without the encoding of recordings, model loads inside the run, glue) is ``other``, so that the rows sum
-to the wall time exactly.
+token generation is the rest of it, so that the three sum to the total exactly. Time without a row of its own
+(conditioning without the encoding of recordings, model loads inside the run, code between the stages) is ``other``, so
+that the rows sum to the wall time exactly.
 
 A share of the planner that no span states (guidance that was not calibrated, a grammar that was not timed) is ``None``
-and part of token generation. A count of steps that no span states is ``None`` too: what is not known is never zero.
+and part of token generation. A count of steps that no span states is ``None`` too: an unknown value is never zero.
 
-Every view draws the same rows, in the order and with the names of the benchmark guide. Two rows precede them where a
+Every view shows the same rows, in the order and with the names of the benchmark guide. Two rows precede them if a
 recording was encoded before the language model read it.
 """
 
@@ -28,11 +28,11 @@ class Breakdown:
 
     Attributes:
         wall: the root span.
-        planner: everything that the language model's side did.
+        planner: all work of the language model, prompts and parsing included.
         constrained_decoding: the share of ``planner`` spent in the grammar; ``None`` when it was not timed.
         guidance: the share of ``planner`` that classifier-free guidance cost; ``None`` when it was not calibrated.
         diffusion: all denoising steps.
-        steps: steps executed; ``None`` when the loop ran and neither it nor spans of steps say how many.
+        steps: steps executed; ``None`` if the loop ran and neither it nor spans of steps state the number.
         vae_decode: latents to audio.
         audio_save: encoding and writing the files.
         vae_encode: recordings to latents, wherever in the run that happens.
@@ -57,7 +57,7 @@ class Breakdown:
 
     @property
     def step_average(self) -> float | None:
-        """Seconds per step; ``None`` when no step ran, or it is not known how many."""
+        """Seconds per step; ``None`` if no step ran, or the number is not known."""
         return self.diffusion / self.steps if self.steps else None
 
     @property
@@ -134,7 +134,7 @@ _LABELS: Final[dict[Component, str]] = {
 }
 _CHILDREN: Final = frozenset({"token_generation", "constrained_decoding", "guidance", "step_average", "steps"})
 _OPTIONAL: Final = frozenset({"vae_encode", "audio_tokenization"})
-"""Rows that the guide's table lacks: they are there when a recording was encoded."""
+"""Rows that the guide's table lacks, shown if a recording was encoded."""
 _WITHOUT_SHARE: Final = frozenset({"step_average", "steps"})
 
 
@@ -159,7 +159,7 @@ class Row:
 
     @property
     def is_child(self) -> bool:
-        """Whether it belongs to the row above it that does not."""
+        """Whether it is a part of the last row above it that is no child."""
         return self.component in _CHILDREN
 
 

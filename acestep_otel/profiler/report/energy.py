@@ -12,13 +12,13 @@ from acestep_otel.profiler.report.spans import Run
 
 @dataclass(frozen=True, slots=True)
 class RunEnergy:
-    """What one run used of its card.
+    """The energy that one run used on its card.
 
     Attributes:
         joules: from the call to its return.
         watts: on average.
-        watt_hours_per_minute: of music; ``None`` where no music was made, or the card was shared.
-        resolution: seconds that the ends of an interval are uncertain by.
+        watt_hours_per_minute: of music; ``None`` if no music was generated, or the card was shared.
+        resolution: seconds that an interval is uncertain by, at most.
         shared: whether another request ran on the card.
         stages: joules of those that are long enough, by name.
     """
@@ -32,7 +32,7 @@ class RunEnergy:
 
     @classmethod
     def of(cls, run: Run) -> Self | None:
-        """Read the spans; ``None`` where the card keeps no counter, or the run was too short for it."""
+        """Read the spans; ``None`` if the card has no counter, or the run was too short."""
         root = run.root.attributes
         if semconv.ENERGY not in root or semconv.ENERGY_RESOLUTION not in root or not run.root.seconds:
             return None
@@ -52,7 +52,7 @@ class RunEnergy:
         )
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """Name and value of every figure, for people."""
+        """Name and value of every figure, as text."""
         shared = ", another request on the card included" if self.shared else ""
         yield "Energy", f"{self.joules:,.0f} J, {self.watts:,.0f} W on average{shared}"
         if self.watt_hours_per_minute is not None:

@@ -23,9 +23,9 @@ class Accelerator:
     """One GPU.
 
     Attributes:
-        name: as its driver calls it.
+        name: as its driver reports it.
         memory_bytes: total memory.
-        driver: version of the driver, or ``None`` when it cannot be asked.
+        driver: version of the driver, or ``None`` if it cannot be queried.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Everything that makes two results comparable or not.
+    """The properties that determine whether two results are comparable.
 
     Attributes:
         cpu: model name.
@@ -62,7 +62,7 @@ class Environment:
         """Describe this machine and this process.
 
         Args:
-            ask_pytorch: whether PyTorch may be asked for its GPUs, which touches CUDA; else none are listed.
+            ask_pytorch: whether PyTorch may be queried for its GPUs, which uses CUDA; otherwise none are listed.
         """
         return cls(
             cpu=processor_name(),
@@ -98,14 +98,14 @@ def _package_versions() -> dict[str, str]:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            # Run from a checkout that was never installed.
+            # Run from a checkout that is not installed.
             versions[package] = "not installed"
-    # What it was built for (CUDA, ROCm, the CPU alone) is in its own version only.
+    # Only its own version contains the platform that it was built for (CUDA, ROCm, CPU).
     return {**versions, "torch": torch.__version__}
 
 
 def _answer(*command: str) -> str | None:
-    """What a command prints; ``None`` when it is missing, fails or hangs."""
+    """The output of a command; ``None`` if it is missing, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):

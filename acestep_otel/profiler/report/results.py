@@ -1,6 +1,6 @@
-"""The result file: what was run, on what, and what it took, as one JSON document.
+"""The result file: configuration, environment and measurements of a run, as one JSON document.
 
-Its form is ``result.schema.json`` beside this module; ``schema_version`` counts up when a reader of the old form
+Its form is ``result.schema.json`` beside this module; ``schema_version`` increases when a reader of the old form
 would misread the new one. Durations are seconds, sizes bytes.
 """
 
@@ -42,7 +42,7 @@ class NotAResultFile(ValueError):
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What ``--benchmark-output`` wrote.
+    """Read a file of ``--benchmark-output``.
 
     Raises:
         NotAResultFile: it cannot be read, or is of another kind.
@@ -61,7 +61,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 @cache
 def _validator() -> Validator:
-    """Checks documents against the schema that is shipped; additions of a later version are ignored."""
+    """Checks documents against the shipped schema; additions of a later version are ignored."""
     schema = json.loads((files("acestep_otel.profiler.report") / "result.schema.json").read_text("utf-8"))
     extend: Any = validators.extend
     checker: Validator = extend(Draft202012Validator, {"additionalProperties": lambda *_: None})(schema)
@@ -73,11 +73,11 @@ class RunResult:
     """One measured run.
 
     Attributes:
-        run: its spans, or ``None`` when nothing was traced.
-        effective: what was really run, or ``None`` when it failed before that was known.
+        run: its spans, or ``None`` if nothing was traced.
+        effective: the settings that took effect, or ``None`` if it failed before they were known.
         error: what ended it, or ``None``.
         songs: the files written.
-        blueprint: the song in words, or ``None`` in modes that make audio.
+        blueprint: the description of the song, or ``None`` in modes that generate audio.
     """
 
     run: Run | None
@@ -99,7 +99,7 @@ class RunResult:
 
 
 class ResultEntry(Protocol):
-    """What a mode reports: a run, a cell of several, or a row of a tier test."""
+    """An entry of a mode's results: a run, a cell of several runs, or a row of a tier test."""
 
     def to_json(self) -> dict[str, Any]:
         """The entry of ``results``."""
@@ -118,11 +118,11 @@ def result_document(
 
     Args:
         mode: of the command line.
-        environment: what it ran on.
+        environment: hardware and versions.
         arguments: every option of the command line, given or not.
         results: the measured runs, the cells of a benchmark or the rows of a tier test, in order.
-        benchmark: how a benchmark's matrix came about; ``None`` in every other mode.
-        tier_test: what the rows of a tier test say together; ``None`` in every other mode.
+        benchmark: how a benchmark's matrix was determined; ``None`` in every other mode.
+        tier_test: summary of the rows of a tier test; ``None`` in every other mode.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -140,7 +140,7 @@ def write_result(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document as indented JSON.
 
     Raises:
-        OSError: it could not be written; what was there before is unchanged.
+        OSError: it could not be written; the previous file is unchanged.
     """
     with replacing(path) as stream:
         json.dump(document, stream, ensure_ascii=False, indent=2, allow_nan=False, default=_as_json)

@@ -22,12 +22,12 @@ _OTLP_ERROR_CODES = (2, "STATUS_CODE_ERROR")
 
 @dataclass(frozen=True, slots=True)
 class SpanEvent:
-    """Something that happened at one time inside a span.
+    """An event at one time inside a span.
 
     Attributes:
         name: for example ``exception``.
         time_ns: Unix nanoseconds.
-        attributes: what is known about it.
+        attributes: its attributes.
     """
 
     name: str
@@ -108,11 +108,11 @@ class FinishedSpan:
                 raise ValueError(f"line {number} is not an OTLP trace request: {error!r}") from error
 
     def to_readable_span(self, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
-        """A span of the SDK, as an exporter takes it: for spans that another process of the same run made.
+        """A span of the SDK, for exporters: used for spans of another process of the same run.
 
         Args:
-            resource: that the span is attributed to.
-            scope: that made it.
+            resource: resource of the span.
+            scope: instrumentation scope of the span.
         """
         parent = None if self.parent_id is None else _context(self.trace_id, self.parent_id)
         return ReadableSpan(
@@ -221,7 +221,7 @@ def measured_runs(spans: Sequence[FinishedSpan], root_name: str = semconv.GENERA
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What came before the measured runs, in seconds; ``None`` for what no span shows.
+    """The preparation of the measured runs, in seconds; ``None`` if no span shows it.
 
     Attributes:
         load: loading the models.
@@ -233,7 +233,7 @@ class Preparation:
 
     @classmethod
     def of(cls, spans: Sequence[FinishedSpan], root_name: str = semconv.GENERATE_MUSIC) -> Preparation:
-        """Read it off everything that was traced; a load inside a run is part of that run."""
+        """Read it from all traced spans; a load inside a run is part of that run."""
         loads = [span.seconds for span in spans if span.name == semconv.MODEL_LOAD and span.parent_id is None]
         warm_ups = [run.root.seconds for run in runs(spans, root_name) if run.root.attributes.get(semconv.WARMUP)]
         return cls(sum(loads) if loads else None, sum(warm_ups) if warm_ups else None)

@@ -19,21 +19,21 @@ STAGE_OF: Final[dict[Component, str]] = {
     "step_average": semconv.DIT_STEP,
     "vae_decode": semconv.VAE_DECODE,
 }
-"""Span whose work a row of the breakdown has. The wall time has none: the host works in it as well."""
+"""The span whose work is shown in a row of the breakdown. The wall time has none, because it includes host work."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
-    """What the spans of one name did together.
+    """The total work of the spans of one name.
 
     Attributes:
         stage: the span's name without its namespace.
-        spans: of that name.
-        seconds: they took.
+        spans: number of spans of that name.
+        seconds: their total duration.
         operations: of matrix products, convolutions and attention.
-        bytes: that these read and write.
+        bytes: read and written by these.
         share: of the roofline, 0 ... 1; ``None`` without peaks of the device.
-        bound: ``compute``, ``memory`` or ``launch``, what limits most of the time; ``None`` without peaks.
+        bound: ``compute``, ``memory`` or ``launch``, the limit of most of the time; ``None`` without peaks.
     """
 
     stage: str
@@ -115,7 +115,7 @@ class RunWork:
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """Read the spans of a run; a failed one has what it got done."""
+        """Read the spans of a run; a failed run has the work up to its failure."""
         working: dict[str, list[FinishedSpan]] = {}
         for span in run.spans:
             if semconv.WORK_OPERATIONS in span.attributes and span.end_ns > span.start_ns:
@@ -129,11 +129,11 @@ class RunWork:
         )
 
     def row(self, component: Component) -> StageWork | None:
-        """The work behind a row of the breakdown; ``None`` where it has none."""
+        """The work of a row of the breakdown; ``None`` if it has none."""
         return self.stages.get(STAGE_OF.get(component, ""))
 
     def to_json(self) -> dict[str, Any] | None:
-        """The entry of a result file; ``None`` where no work is known."""
+        """The entry of a result file; ``None`` if no work is known."""
         if not self.stages:
             return None
         return {

@@ -1,4 +1,4 @@
-"""Steps and tiles of one run that took many times as long as usual, in words."""
+"""The stalls of one run, as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from acestep_otel.profiler.report.spans import FinishedSpan, Run
 
 
 def stall_lines(run: Run) -> Iterator[str]:
-    """One line for each, in order of time."""
+    """One line for each stall, in order of time."""
     for span in run.spans:
         for event in span.events:
             if event.name == semconv.STALL_EVENT:

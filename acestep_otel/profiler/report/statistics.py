@@ -23,13 +23,13 @@ def tile_times(run: Run) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
-    """What one planner phase did. Durations are seconds; ``None`` means that the span does not say.
+    """Figures of one planner phase. Durations are seconds; ``None`` means that the span does not state them.
 
     Attributes:
         phase: ``lm.cot``, ``lm.codes`` or ``lm.lyrics``.
         duration: of the phase.
         prompt_tokens: of the conditional prompts.
-        reused_tokens: of those, the ones that an earlier phase had run.
+        reused_tokens: of those, the tokens that an earlier phase had processed.
         output_tokens: over all songs, sampled and forced.
         sampled_tokens: tokens that were sampled among several.
         forced_tokens: tokens where the grammar allowed only one.
@@ -42,7 +42,7 @@ class TokenStatistics:
         token_gap_p50: median time between decode passes.
         token_gap_p95: 95th percentile of the same.
         token_gap_max: longest of the same.
-        token_gap_max_index: decode pass that the longest gap ended in.
+        token_gap_max_index: decode pass at the end of the longest gap.
         constrained_decoding_duration: host time in the grammar.
         cfg_duration: cost of guidance, by calibration.
     """
@@ -76,9 +76,9 @@ class TokenStatistics:
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
-        """Tokens of the conditional prompt that were run, over the passes over the prompts.
+        """Processed tokens of the conditional prompt, over the duration of the passes over the prompts.
 
-        ``None`` also when it is not known how many of them were reused.
+        ``None`` also if the number of reused tokens is not known.
         """
         if self.prompt_tokens is None or self.reused_tokens is None or not self.prefill_duration:
             return None
@@ -135,7 +135,7 @@ class MemoryPeak:
         stage: for example ``vae.decode``; ``generate_music`` for the whole run.
         allocated: in live tensors.
         reserved: held by the allocator.
-        device: whose memory, where it is not the run's own: a language model may have a card of its own.
+        device: device of the memory, if it is not the run's: a language model may have a card of its own.
     """
 
     stage: str
@@ -145,7 +145,7 @@ class MemoryPeak:
 
     @property
     def label(self) -> str:
-        """The stage, and the device where it is another one."""
+        """The stage, with the device if that is not the run's."""
         return self.stage if self.device is None else f"{self.stage} ({self.device})"
 
 
@@ -179,7 +179,7 @@ class MemorySample:
     """VRAM in use when a stage had ended (at detail ``token`` also a step or a tile), in bytes.
 
     Attributes:
-        stage: what had ended, for example ``dit.step``.
+        stage: the stage that had ended, for example ``dit.step``.
         time: seconds since the run started.
         allocated: in live tensors.
         reserved: held by the allocator.
@@ -192,8 +192,8 @@ class MemorySample:
 
 
 def memory_samples(run: Run) -> list[MemorySample]:
-    """Every reading, in order of time; empty off CUDA."""
-    # A stage ends after what is inside it, even if both ends have the same time.
+    """All readings, in order of time; empty off CUDA."""
+    # A stage ends after the stages inside it, even if both ends have the same time.
     spans = sorted((run.root, *run.spans), key=lambda span: (span.end_ns, -span.start_ns))
     return [
         MemorySample(

@@ -53,7 +53,7 @@ def _line(row: Row, *, is_last_child: bool, last: str) -> str:
 def _value(row: Row) -> str:
     if row.value is None:
         return _ABSENT
-    # Rounding can leave a residual such as -0.00; adding zero takes the sign off.
+    # Rounding can leave a residual such as -0.00; adding zero removes the sign.
     return str(row.value) if row.component == "steps" else f"{round(row.value, 2) + 0.0:.2f}"
 
 
@@ -62,7 +62,7 @@ def _share(row: Row) -> str:
 
 
 def render_peaks(peaks: Mapping[str, MemoryPeak]) -> str:
-    """The highest peak on each device, a line each, without a final newline."""
+    """The highest peak of each device, a line each, without a final newline."""
     lines = ["PEAK VRAM BY CARD", _TITLE_RULE, f"  {'Card':<12}{'Reserved':<14}{'Allocated':<14}Stage", _RULE]
     for device, peak in peaks.items():
         sizes = "".join(f"{f'{value / 2**30:.2f} GiB':<14}" for value in (peak.reserved, peak.allocated))

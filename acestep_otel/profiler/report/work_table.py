@@ -15,7 +15,7 @@ _COLUMNS: Final = ("Time (s)", "TFLOP", "GB", "FLOP/B", "TFLOP/s", "TB/s", "Shar
 
 
 def roofline_cell(work: RunWork, row: Row) -> str:
-    """The column's text for a row of the breakdown, such as ``41% compute``; empty where there is no work."""
+    """The column's text for a row of the breakdown, such as ``41% compute``; empty without work."""
     found = work.row(row.component)
     if found is None:
         return ""
@@ -42,7 +42,7 @@ def render_work(work: RunWork) -> str:
 
 
 def ceilings(work: RunWork) -> str:
-    """What the shares are shares of, in one sentence."""
+    """The peaks that the shares refer to, in one sentence."""
     if work.bandwidth is None:
         return "The peaks of this device are unknown: acestep-otel doctor --measure-device measures them."
     rate = "" if work.rate is None else f"{_figure(work.rate / 1e12)} TFLOP/s and "

@@ -36,15 +36,15 @@ _ALIASES: Final = {
     "vocal_language": "language",
     "infer_steps": "inference_steps",
 }
-"""Keys of the released API, by what they are called here."""
+"""Keys of the released API, by their names here."""
 _HOW_TO_RUN: Final = frozenset(
     {"think", "thinking", "instrumental", "guidance_scale", "use_random_seed", "audio_format", "task_type", "model"}
     | {"use_cot_metas", "use_cot_caption", "use_cot_language", "use_format", "sample_mode"}
     | {"lm_temperature", "lm_cfg_scale", "lm_top_k", "lm_top_p", "lm_model_path", "constrained_decoding"}
 )
-"""Known keys that options decide, and not an example."""
+"""Known keys that options determine, not an example."""
 _WISHES: Final = ("description", "sample_query", "query")
-"""What files of the simple mode say in place of a caption."""
+"""Keys that files of the simple mode have in place of a caption."""
 _JSON_NAMES: Final[dict[type, str]] = {
     str: "string",
     int: "whole number",
@@ -92,7 +92,7 @@ def load_example(name: str) -> Example:
     content, are ignored; a warning names any other key.
 
     Raises:
-        SetupError: there is no such file, or it is not an example; the message says where.
+        SetupError: there is no such file, or it is not an example; the message names the place.
     """
     path = find_example(name)
     if path is None:
@@ -112,7 +112,7 @@ def available_examples() -> list[str]:
 
 
 def find_example(name: str) -> Path | None:
-    """The file that an example's name or path leads to; ``None`` when there is none."""
+    """The file of an example's name or path; ``None`` if there is none."""
     # Not Path.is_file, which raises for a name that is too long.
     candidates = (*(folder / name for folder in FOLDERS), Path(name))
     return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113

@@ -1,4 +1,4 @@
-"""From options and an example to what the engine takes."""
+"""The engine's request and models, from options and an example."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from acestep_otel.profiler.run.weights import fetch_model, parse_adapter
 
 
 def build_request(example: Example, options: Options) -> GenerationRequest:
-    """The example, with what the options override.
+    """The example with the values that options override.
 
     Values that the language model decides are left open even if the example has them: otherwise there would be
     nothing to decide and nothing to measure. The duration always stays, so that runs are comparable; only a source has
@@ -99,12 +99,12 @@ def _times(given: str | None) -> tuple[float, ...]:
 
 
 def select_models(options: Options, *, with_language_model: bool, songs: int = 1) -> ModelSelection:
-    """The models that the options name; the language model only when it is asked something.
+    """The models that the options name; the language model only if it is used.
 
     Args:
         options: of the command line.
-        with_language_model: whether it is asked something.
-        songs: most that it will be asked for at once.
+        with_language_model: whether it is used.
+        songs: largest number of songs that it generates at once.
 
     Raises:
         DeviceUnavailable: the device does not exist here.

@@ -72,7 +72,7 @@ def record_figures(run: Run, telemetry: Telemetry) -> None:
     for span in planner_phases(run):
         phase = TokenStatistics.of(span)
         if rate := phase.output_tokens_per_second:
-            # The language model's name, as the histograms of the phase have it.
+            # The name of the language model, as on the histograms of the phase.
             attributes = {
                 semconv.REQUEST_MODEL: str(span.attributes.get(semconv.REQUEST_MODEL, "")),
                 semconv.STAGE: phase.phase,
@@ -103,7 +103,7 @@ class Outcome:
 
 
 class MeasuredCall(Protocol[Loaded]):
-    """What a mode measures."""
+    """The call that a mode measures."""
 
     @property
     def root(self) -> str:
@@ -113,13 +113,13 @@ class MeasuredCall(Protocol[Loaded]):
         """Load the models."""
 
     def warm_up(self, models: Loaded, progress: ProgressCallback) -> None:
-        """Run once what is measured, leaving no files."""
+        """Run the measured call once, without leaving files."""
 
     def measure_guidance(self, models: Loaded) -> GuidanceShare | None:
         """Measure the cost of guidance with forward passes, so only after a warm-up."""
 
     def run(self, models: Loaded, progress: ProgressCallback) -> Outcome:
-        """Run what is measured."""
+        """Run the measured call."""
 
 
 def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) -> None:
@@ -127,7 +127,7 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
 
     Raises:
         SetupError: an input cannot be used; nothing was run.
-        AceStepError: the run failed; what was measured until then is printed and written.
+        AceStepError: the run failed; the measurements up to then are printed and written.
         OSError: the result or the trace could not be written.
     """
     detail = detail_level(options.detail)
@@ -158,13 +158,13 @@ def measure(options: Options, telemetry: Telemetry, call: MeasuredCall[Loaded]) 
             raise
         finally:
             _report(options, telemetry, call.root, outcome, error)
-    # After the block: nothing is traced any more, and nothing that is reported is measured in here.
-    with ProgressBars("examination", enabled=not options.no_progress) as progress:
+    # After the block: these runs are not traced, and no reported value comes from them.
+    with ProgressBars("profiler", enabled=not options.no_progress) as progress:
         run_profilers(options, lambda: call.warm_up(models, progress))
 
 
 def _profile_link(options: Options) -> dict[str, str]:
-    """Where the kernels of the measured call will be: a later run of the same call is profiled."""
+    """The file with the kernels of the measured call, written by a later run of the same call."""
     return {semconv.PROFILE_FILE: str(operator_trace(options).absolute())} if options.torch_profile else {}
 
 

@@ -37,7 +37,7 @@ def profile(options: Options, telemetry: Telemetry) -> None:
     with setup_errors():
         validate(request)
         check_output_directory(options.output_dir)
-        # Seeds that were given; a random one is known in the run, which looks again.
+        # Given seeds only; a random one is known in the run, which checks again.
         require_recordings_kept(request, options.output_dir, resolve_seeds(request) if request.seeds else ())
     measure(options, telemetry, _Generation(request, options))
 

@@ -36,7 +36,7 @@ their time goes elsewhere (python/cpython#122029). What a function spends in C i
 
 
 def run_profilers(options: Options, call: Callable[[], object]) -> None:
-    """Run the call again under each profiler that was asked for.
+    """Run the call again under each requested profiler.
 
     Args:
         options: of the command line.
@@ -52,7 +52,7 @@ def run_profilers(options: Options, call: Callable[[], object]) -> None:
 
 
 def profiler_files(options: Options) -> Iterator[Path]:
-    """Every file that ``examine`` will write."""
+    """Every file that ``run_profilers`` will write."""
     if options.detailed:
         yield from (_beside(options, ".prof"), _beside(options, ".functions.txt"))
     if options.torch_profile:
@@ -77,7 +77,7 @@ def _profile_functions(statistics: Path, text: Path, call: Callable[[], object])
     profiler.runcall(call)
     profiler.create_stats()
     with replacing_bytes(statistics) as file:
-        # What ``pstats`` reads.
+        # The form that ``pstats`` reads.
         file.write(marshal.dumps(profiler.stats))
     with replacing(text) as stream:
         pstats.Stats(profiler, stream=stream).sort_stats("cumulative").print_stats(_WRITTEN_FUNCTIONS)
@@ -103,8 +103,8 @@ def _profile_operators(trace: Path, call: Callable[[], object]) -> None:
 def _export(profiler: torch.profiler.profile, trace: Path) -> None:
     """Write the Chrome trace.
 
-    PyTorch puts a file in the place of whatever the path names, and says nothing when it could not be written: so it
-    writes to a folder of its own, where it is looked for.
+    PyTorch replaces whatever the path names, and does not report a file that it could not write. It therefore writes
+    to a temporary folder, where the file is checked.
 
     Raises:
         OSError: it could not be written.
@@ -119,13 +119,13 @@ def _export(profiler: torch.profiler.profile, trace: Path) -> None:
 
 
 def _writable_folder(trace: Path) -> Path | None:
-    """Where the trace's own disk is, or the system's folder for temporary files if it is to go through a device."""
+    """A folder on the trace's own disk, or the system's temporary folder if the trace goes to a device."""
     return trace.parent if can_be_replaced(trace) else None
 
 
 @contextmanager
 def _ranges() -> Iterator[None]:
-    """Name the profiler's ranges like the spans."""
+    """Give the profiler's ranges the names of the spans."""
     patcher = Patcher(ProfilerRanges())
     patcher.apply(PATCHES)
     try:
@@ -150,7 +150,7 @@ class ProfilerRanges:
         return _in_range(semconv.MODEL_LOAD, call)
 
     def adopt(self, *_details: Any) -> bool:
-        """Adopt nothing: what a library has measured cannot become a range afterwards."""
+        """Adopt nothing: a library's measurement cannot become a range afterwards."""
         return False
 
 

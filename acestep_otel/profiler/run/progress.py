@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, nothing anywhere else."""
+"""Progress bars, on a terminal only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from acestep_otel.profiler.tier_test.trials import Trial
 
 _REDRAWS_PER_SECOND: Final = 4
 _MINIMUM_SECONDS_BETWEEN_UPDATES: Final = 0.1
-"""A language model reports hundreds of tokens a second; drawing each would show up in the measurement."""
+"""A language model reports hundreds of tokens a second; drawing each would affect the measurement."""
 
 _WHOLE_BENCHMARK_SECONDS: Final = 86_400.0
 """Window of finished cells for the estimate of the remaining time: rich's 30 s are less than one cell."""
@@ -78,7 +78,7 @@ class _TerminalBars:
         self._bars.stop()
 
     def show_card(self, card: Card, text: str | None) -> None:
-        """Show what a card does; nothing any more for ``None``."""
+        """Show what a card does; ``None`` removes its line."""
         if text is None:
             self._lines.pop(card.label, None)
         else:
@@ -112,7 +112,7 @@ class ProgressBars(_TerminalBars):
         self._last_update = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Show how far a stage is."""
+        """Show the progress of a stage."""
         if self._bars.disable:
             return
         now = time.monotonic()
@@ -128,10 +128,10 @@ class ProgressBars(_TerminalBars):
 
 @contextmanager
 def loading(what: str, *, enabled: bool, console: Console | None = None) -> Iterator[None]:
-    """Show on a terminal that models are being loaded, and for how long.
+    """Show on a terminal that models are being loaded, with the elapsed time.
 
     Args:
-        what: is loaded.
+        what: what is loaded.
         enabled: whether the user wants progress shown.
         console: where it is drawn; standard error when not given.
     """
@@ -176,7 +176,7 @@ class CellBar(_TerminalBars):
         self._started = 0
 
     def start(self, cell: Cell, card: Card | None = None) -> None:
-        """Show the cell that runs now; beside others on a line of its card."""
+        """Show the cell that runs now; with several cards, on a line of its card."""
         self._started += 1
         self._bars.update(self._task, number=self._started, visible=True)
         if card is None:
@@ -214,7 +214,7 @@ class TrialBar(_TerminalBars):
         self._task = self._bars.add_task("starting", total=len(trials))
 
     def show(self, trial: Trial, stage: str, card: Card | None = None) -> None:
-        """Show what runs now; beside others on a line of its card."""
+        """Show the trial that runs now; with several cards, on a line of its card."""
         if card is None:
             self._bars.update(self._task, description=f"{trial}: {stage}")
         else:

@@ -16,7 +16,7 @@ from acestep_otel.sdk.pipeline import Limits
 
 
 class ExportedSpans(SpanProcessor):
-    """Gives finished spans to another processor, cut to the limits of the environment, and counts them."""
+    """Passes finished spans to another processor, cut to the limits of the environment, and counts them."""
 
     def __init__(self, processor: SpanProcessor, ledger: DeliveryLedger | None = None) -> None:
         self._processor = processor
@@ -29,7 +29,7 @@ class ExportedSpans(SpanProcessor):
         self._processor.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Count it, and pass on what the limits leave."""
+        """Count the span, and pass it on within the limits."""
         if self._ledger is not None:
             self._ledger.hand_over_span()
         self._processor.on_end(self._limits.applied(span))
@@ -44,7 +44,7 @@ class ExportedSpans(SpanProcessor):
 
 
 class DeliveryLedger:
-    """Counts what was handed over for export and what arrived."""
+    """Counts the spans and data points that were handed over for export, and those that arrived."""
 
     def __init__(self, targets: Mapping[Signal, OtlpTarget]) -> None:
         self._targets = targets
@@ -65,13 +65,13 @@ class DeliveryLedger:
             if delivery.signal == "traces":
                 self._arrived += delivery.items - delivery.lost
             else:
-                # Metrics are cumulative: a later batch says what an earlier one said.
+                # Metrics are cumulative: a later batch contains the values of an earlier one.
                 self._last_metrics = delivery
             if delivery.lost:
                 self._problems[delivery.signal] = delivery.answer
 
     def lost(self) -> str | None:
-        """What did not arrive and why, as one line; ``None`` when everything did."""
+        """The items that did not arrive and the reason, as one line; ``None`` if all arrived."""
         with self._lock:
             parts = []
             if (spans := self._handed_over - self._arrived) > 0:
@@ -90,7 +90,7 @@ class DeliveryLedger:
 
 
 class EngineLog(logging.Handler):
-    """What the engine and the layer log as warnings, as lines of the command line; each once in a run."""
+    """Prints warnings of the engine and the layer as lines of the command line, each once per run."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -120,7 +120,7 @@ class EngineLog(logging.Handler):
 
 
 class SdkLog(logging.Handler):
-    """What the SDK logs, brought down to the first warning, as one line on standard error.
+    """Reduces the SDK's log to its first warning, as one line on standard error.
 
     Records of exporters about deliveries are ignored, because ``DeliveryLedger`` has the counts.
     """

@@ -24,9 +24,9 @@ from acestep_otel.errors import SetupError
 from acestep_otel.sdk.variables import variable
 
 DEFAULT_HOST: Final = "localhost"
-"""Interface that is listened on unless ``OTEL_EXPORTER_PROMETHEUS_HOST`` names another."""
+"""Interface to listen on unless ``OTEL_EXPORTER_PROMETHEUS_HOST`` names another."""
 _CLIENT_SECONDS: Final = 10.0
-"""How long a client may be silent, so that one that broke off holds no thread."""
+"""Seconds that a client may be silent, so that a lost connection does not occupy a thread."""
 _LONGEST_TIMEOUT: Final = 3_600.0
 
 _Respond = Callable[..., Any]
@@ -39,7 +39,7 @@ class PrometheusEndpoint:
     """An HTTP server with one page, ``/metrics``.
 
     Attributes:
-        reader: to be given to the meter provider; collects when the page is asked for.
+        reader: for the meter provider; collects when the page is requested.
     """
 
     def __init__(self, port: int) -> None:
@@ -52,7 +52,7 @@ class PrometheusEndpoint:
             SetupError: the port cannot be listened on.
         """
         host = (variable(OTEL_EXPORTER_PROMETHEUS_HOST) or DEFAULT_HOST).removeprefix("[").removesuffix("]")
-        # Not the process-wide registry: what other code registers there is not this run's.
+        # Not the process-wide registry, where other code may register metrics of its own.
         registry = CollectorRegistry()
         self._scrapes = _Scrapes()
         page = make_wsgi_app(registry, disable_compression=True)
@@ -71,7 +71,7 @@ class PrometheusEndpoint:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Interface and port that are listened on."""
+        """Interface and port of the server."""
         host, port = self._server.server_address[:2]
         return str(host), int(port)
 
@@ -106,14 +106,14 @@ class _Scrapes:
         self._recorded_until: float | None = None
 
     def note(self, scraper: _Scraper, began: float, timeout: float) -> None:
-        """The page that was made at ``began`` has been sent to its end."""
+        """Note that the page created at ``began`` was sent completely."""
         with self._changed:
             self._fetched.setdefault(scraper, []).append(began)
             self._timeouts[scraper] = max(timeout, self._timeouts.get(scraper, 0.0))
             self._changed.notify_all()
 
     def wait_for_all(self, seconds: float) -> None:
-        """Wait for a scrape that began from now on, by each."""
+        """Wait until each scraper has made a scrape that began after this call."""
         with self._changed:
             self._recorded_until = time.monotonic()
             self._changed.wait_for(lambda: bool(self._fetched) and not self._late(), timeout=seconds)
@@ -164,7 +164,7 @@ def _only_metrics(page: _Application, scrapes: _Scrapes) -> _Application:
 
 
 def _seconds(header: str) -> float:
-    """What Prometheus says about its timeout; 0 when nothing can be understood."""
+    """The timeout that Prometheus sends along, in seconds; 0 if it is missing or invalid."""
     try:
         seconds = float(header)
     except ValueError:
@@ -178,14 +178,14 @@ def _refuse(respond: _Respond, status: str, text: str, *headers: tuple[str, str]
 
 
 class _Response:
-    """A page that says when its last byte has been taken."""
+    """A page that reports when its last byte has been read."""
 
     def __init__(self, body: Iterable[bytes], sent: Callable[[], None]) -> None:
         self._body = body
         self._sent = sent
 
     def __iter__(self) -> Iterator[bytes]:
-        # The server asks for more only after it has written what it was given, and not at all when that failed.
+        # The server requests the next piece only after it has written the previous one, and never after a failure.
         yield from self._body
         self._sent()
 
@@ -196,10 +196,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that breaks off is no error of the run."""
+        """Ignore the error: a lost client is no error of the run."""
 
     def server_bind(self) -> None:
-        """Bind without asking the resolver for the host's full name, which may take seconds."""
+        """Bind without resolving the host's full name, which may take seconds."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -238,4 +238,4 @@ class _Handler(WSGIRequestHandler):
     timeout = _CLIENT_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

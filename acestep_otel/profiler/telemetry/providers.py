@@ -2,8 +2,8 @@
 
 The tracing layer needs only the API; an application brings its own providers. The command line is an application:
 it keeps every finished span in memory for its report, sends telemetry to an OTLP endpoint when one is configured,
-serves metrics to Prometheus and writes a trace file when asked to. Nothing configured means no exporter, no thread and
-no log line.
+serves metrics to Prometheus and writes a trace file on request. Without configuration there is no exporter, no thread
+and no log line.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 class SpanCollector(SpanProcessor):
-    """Keeps finished spans for the report, and ends those that shutdown finds open."""
+    """Keeps finished spans for the report, and ends those that are open at shutdown."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -82,17 +82,17 @@ class SpanCollector(SpanProcessor):
 
     @property
     def readable_spans(self) -> list[ReadableSpan]:
-        """What finished so far, as the SDK has it."""
+        """The spans that have finished, as objects of the SDK."""
         with self._lock:
             return list(self._finished)
 
     @property
     def finished_spans(self) -> list[FinishedSpan]:
-        """What finished so far, as the report takes it."""
+        """The spans that have finished, in the form of the report."""
         return self.finished_since(0)
 
     def finished_since(self, position: int) -> list[FinishedSpan]:
-        """What finished after the first ``position`` spans, as the report takes it."""
+        """The spans that finished after the first ``position`` spans, in the form of the report."""
         return [FinishedSpan.from_readable_span(span) for span in self.readable_spans[position:]]
 
 
@@ -135,14 +135,14 @@ class Telemetry:
         self.disabled = disabled()
         self.collector = SpanCollector()
         origin = service_resource()
-        # The report is made from the spans, so none may be sampled out or cut: OTEL_TRACES_EXPORTER=none keeps them
-        # here, and limits are those of what is exported.
+        # The report is made from the spans, so none may be sampled out or cut: they are kept here even with
+        # OTEL_TRACES_EXPORTER=none, and limits apply to exported spans only.
         self.tracer_provider = TracerProvider(
             sampler=ALWAYS_ON, resource=origin, shutdown_on_exit=False, span_limits=UNLIMITED
         )
         targets = {} if self.disabled else _targets(endpoint, protocol)
         self._ledger = DeliveryLedger(targets)
-        # Both exporters first, threads after: a wrong setting leaves nothing running.
+        # Both exporters first, threads after them: an invalid setting leaves no thread running.
         traces, metrics = targets.get("traces"), targets.get("metrics")
         note = self._ledger.note
         self._span_exporter = None if traces is None else span_exporter(traces, answers_of(traces, note))
@@ -176,7 +176,7 @@ class Telemetry:
     ) -> None:
         try:
             self.shutdown()
-            # A run that ended well has written its file; one that was stopped keeps what it traced, if anything.
+            # A completed run has written its file; a stopped one keeps the spans that it has, if any.
             if error is not None and self.collector.readable_spans:
                 self.write_trace_file()
         finally:
@@ -184,7 +184,7 @@ class Telemetry:
                 log.detach()
 
     def adopt(self, spans: Iterable[FinishedSpan]) -> None:
-        """Take in spans that another process of this run made: they are collected and sent like this process's own."""
+        """Adopt spans of another process of this run: they are collected and sent like this process's own."""
         scope = InstrumentationScope("acestep_otel", __version__, semconv.SCHEMA_URL)
         for span in spans:
             readable = span.to_readable_span(self.tracer_provider.resource, scope)
@@ -192,12 +192,12 @@ class Telemetry:
                 processor.on_end(readable)
 
     def write_ended_spans(self) -> None:
-        """Let the trace file, if one was asked for, hold what ended so far; a failure shows in ``write_trace_file``."""
+        """Write ended spans to the trace file, if one was requested; ``write_trace_file`` reports a failure."""
         if self._trace_file is not None:
             self._trace_file.write_ended()
 
     def write_trace_file(self) -> None:
-        """Write the finished spans that the trace file, if one was asked for, does not hold yet.
+        """Write the finished spans that are not yet in the trace file, if one was requested.
 
         Raises:
             OSError: the file could not be written.
@@ -242,7 +242,7 @@ def _targets(endpoint: str | None, protocol: str | None) -> dict[Signal, OtlpTar
 
 
 def _prometheus_endpoint(port: int) -> PrometheusEndpoint:
-    # Imported where it is chosen, like the OTLP exporters.
+    # Imported only if it is selected, like the OTLP exporters.
     from acestep_otel.profiler.telemetry.prometheus import PrometheusEndpoint
 
     return PrometheusEndpoint(port)
@@ -261,7 +261,7 @@ def _version() -> str:
 
 
 _FLUSH_SECONDS: Final = 60.0
-"""A device that has not finished by then has hung; the report then says less."""
+"""Seconds after which a device counts as hung; the report is then incomplete."""
 
 
 def detail_level(word: str | None) -> Detail:
@@ -286,7 +286,7 @@ def require_tracing(what: str, options: Options, telemetry: Telemetry) -> Detail
         telemetry: of the run.
 
     Raises:
-        SetupError: nothing would be traced; the message names what switched it off.
+        SetupError: nothing would be traced; the message names the setting that disables tracing.
     """
     detail = detail_level(options.detail)
     if telemetry.disabled:

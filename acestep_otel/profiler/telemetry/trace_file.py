@@ -16,9 +16,9 @@ from acestep_otel.profiler.files import can_be_replaced, replacing
 
 
 class TraceFile(SpanProcessor):
-    """Writes a line when a request has ended: its root span, and all that ended before it.
+    """Writes a line when a request has ended: its root span, and all spans that ended before it.
 
-    A killed process therefore leaves its completed requests. The first line replaces a file that was there.
+    The file of a killed process therefore contains its completed requests. The first line replaces an existing file.
     A line that cannot be written is retried and never disturbs the request; ``finish`` reports it.
     """
 
@@ -28,11 +28,11 @@ class TraceFile(SpanProcessor):
         self._pending: list[ReadableSpan] = []
         self._is_ours = False
         self._written: _Identity | None = None
-        # Into a pipe or a device everything is written once, at the end.
+        # To a pipe or a device everything is written at once, at the end.
         self._grows = can_be_replaced(path)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take a finished span; with a root, or one whose parent is in another process, write what is there."""
+        """Take a finished span; if it is a root, or its parent is in another process, write the spans so far."""
         with self._lock:
             self._pending.append(span)
         if span.parent is None or span.parent.is_remote:

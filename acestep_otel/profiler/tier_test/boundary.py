@@ -17,7 +17,7 @@ class Capability:
     """The smallest card that supports something.
 
     Attributes:
-        name: what.
+        name: name of the capability.
         tried: every conclusive row, by memory.
     """
 
@@ -26,7 +26,7 @@ class Capability:
 
     @property
     def minimum(self) -> TierResult | None:
-        """The smallest card from which on every larger one passes too; ``None`` when the largest one does not."""
+        """The smallest card such that it and every larger one pass; ``None`` if the largest one does not pass."""
         smallest = None
         for result in reversed(self.tried):
             if not result.passed:
@@ -41,7 +41,7 @@ class Capability:
 
     @property
     def below_a_failure(self) -> tuple[TierResult, ...]:
-        """Cards that pass though a larger one does not: the result is not monotone."""
+        """Cards that pass although a larger one does not: the result is not monotone."""
         failure = self.highest_failure
         return () if failure is None else tuple(r for r in self.tried[: self.tried.index(failure)] if r.passed)
 
@@ -60,9 +60,9 @@ class Capability:
 
 
 def boundary(results: Sequence[TierResult]) -> tuple[Capability, Capability]:
-    """From which card on quantisation, and quantisation and offload, can be left out.
+    """The smallest card that runs without quantisation, and without quantisation and offload.
 
-    A tier's own settings count where they already do without.
+    A tier's own settings count if they already omit them.
     """
     return (
         Capability(NO_QUANTISATION, _tried(results, "no-quant", needs_offload_off=False)),
@@ -85,7 +85,7 @@ class LargestBatch:
 
     Attributes:
         configured: the tier's own limit.
-        tried: rows by batch size; none when it was not tried.
+        tried: rows by batch size; empty if none was tried.
     """
 
     configured: int
@@ -93,7 +93,7 @@ class LargestBatch:
 
     @property
     def passing(self) -> TierResult | None:
-        """The largest batch up to which every one that was tried passes; ``None`` when the smallest does not."""
+        """The largest batch such that it and every smaller one that was tried pass; ``None`` if the smallest fails."""
         largest = None
         for result in self.tried:
             if not result.passed:
@@ -103,14 +103,14 @@ class LargestBatch:
 
     @property
     def batch_size(self) -> int | None:
-        """Songs of ``passing``; 0 when none passes, ``None`` when none was tried."""
+        """Songs of ``passing``; 0 if none passes, ``None`` if none was tried."""
         if not self.tried:
             return None
         return 0 if self.passing is None else self.passing.trial.batch_size
 
     @property
     def above_a_failure(self) -> tuple[int, ...]:
-        """Batch sizes that pass though a smaller one does not: the result is not monotone."""
+        """Batch sizes that pass although a smaller one does not: the result is not monotone."""
         failed = next((index for index, result in enumerate(self.tried) if not result.passed), len(self.tried))
         return tuple(result.trial.batch_size for result in self.tried[failed:] if result.passed)
 
@@ -142,7 +142,7 @@ class BatchBoundary:
 
     @property
     def recommendation(self) -> str:
-        """What the tier table should say instead, or ``OK``; rows without a cap say nothing about a card."""
+        """The proposed change of the tier table, or ``OK``; rows without a cap are no evidence about a card."""
         rows = (*self.without_lm.tried, *self.with_lm.tried)
         if any(result.observation is not None and not result.capped for result in rows):
             return "none: cap not enforced"
@@ -167,7 +167,7 @@ class BatchBoundary:
 def batch_boundary(
     results: Sequence[TierResult], configured: Mapping[str, tuple[int, int]]
 ) -> tuple[BatchBoundary, ...]:
-    """The largest batches of every card that was tried with several songs, in the order given.
+    """The largest batches of every card that was tried with several songs, in the given order.
 
     Args:
         results: rows.

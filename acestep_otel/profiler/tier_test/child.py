@@ -1,7 +1,7 @@
 """The child process of a tier test: one capped card, the models loaded once, one generation after the other.
 
 Started by its parent as a module. Reads the job from standard input and writes events to standard output
-(``acestep_otel.profiler.tier_test.protocol``); everything that would else be printed there goes to standard error.
+(``acestep_otel.profiler.tier_test.protocol``); all other output goes to standard error.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ _OUT_OF_MEMORY_WORDS: Final = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "C
 
 
 def main() -> None:
-    """Do the job that comes in on standard input."""
+    """Do the job from standard input."""
     parent = Parent()
-    # Before anything touches the device: what others hold of it is not ours.
+    # Before this process uses the device: the present use is that of other processes.
     before = UseBefore.read()
     job = decode_job(parent.hear())
     limit_threads(job.options)
@@ -74,7 +74,7 @@ def serve(job: Trials, send: Callable[[Event], None], before: UseBefore) -> None
 
     Args:
         job: what to do.
-        send: takes every event.
+        send: called with every event.
         before: memory in use by others before this process used the devices.
     """
     with Telemetry() as telemetry, instrumented(telemetry, detail_level(job.options.detail)):
@@ -88,13 +88,13 @@ def serve(job: Trials, send: Callable[[Event], None], before: UseBefore) -> None
             send(Refused(Failure.of(error)))
             return
         if device.type == "cuda":
-            # The first tensor creates the context; from here on the driver's list names this process.
+            # The first tensor creates the context; after it the driver's list contains this process.
             torch.zeros(1, device=device)
         send(Started(str(device), config_facts(config), Environment.current()))
         view = DriverView.of(device, before)
         with MemoryWatch(view) as watch:
             journal = StageJournal(send, watch)
-            # Around the tracing layer: a request's spans are handed over before the journal says that it ended.
+            # Around the tracing layer: a request's spans are handed over before the journal reports its end.
             patcher = Patcher(journal)
             patcher.apply(PATCHES)
             try:
@@ -148,12 +148,12 @@ class _Work:
         except Exception as raised:
             error = raised
             if not isinstance(error, AceStepError):
-                # A defect: its traceback is what helps, and the row has no place for it.
+                # A defect: the traceback is printed, because the row has no field for it.
                 traceback.print_exception(error)
         flush_telemetry()
         spans = self.collector.finished_since(position)
         run = next(iter(measured_runs(spans)), None)
-        # A device that failed answers no questions.
+        # A device that has failed cannot be queried.
         broken = isinstance(error, BackendFailed)
         memory = None if broken else memory_use(self.device, self.view, self.watch, spans, self.journal.intervals)
         return Finished(
@@ -184,7 +184,7 @@ def audio_facts(result: GenerationResult) -> AudioFacts:
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one below it, says that there was too little memory; libraries say so in words only."""
+    """Whether an error, or one of its causes, is a lack of memory; some libraries only have a message for it."""
     while error is not None:
         if isinstance(error, (OutOfMemory, BudgetExceeded, torch.OutOfMemoryError, MemoryError)):
             return True

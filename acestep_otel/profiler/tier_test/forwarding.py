@@ -1,4 +1,4 @@
-"""Spans of a child process, on their way into the parent's trace.
+"""Forwards spans of a child process to the parent's trace.
 
 A child that ends normally has created its own spans, which are forwarded as they end. For a killed child the parent
 only has the journal: it creates spans of the stages in progress and marks them as truncated.
@@ -19,13 +19,13 @@ from acestep_otel.profiler.tier_test.protocol import Spans, StageMark
 
 
 class SpanForwarder(SpanProcessor):
-    """Hands every span to the parent when it ends."""
+    """Forwards every span to the parent when it ends."""
 
     def __init__(self, send: Callable[[Spans], None]) -> None:
         self._send = send
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Hand over one span."""
+        """Forward one span."""
         stream = io.StringIO()
         FileSpanExporter(stream=stream).export([span])
         self._send(Spans(stream.getvalue()))
@@ -33,7 +33,7 @@ class SpanForwarder(SpanProcessor):
 
 @dataclass(slots=True)
 class _Entry:
-    """A stage by the journal; ``end_ns`` is ``None`` while it runs."""
+    """A stage of the journal; ``end_ns`` is ``None`` while it runs."""
 
     name: str
     start_ns: int
@@ -42,13 +42,13 @@ class _Entry:
 
 
 class OpenStages:
-    """The stages that a child is in, by its journal, with what ended inside them."""
+    """The open stages of a child, by its journal, with the stages that ended inside them."""
 
     def __init__(self) -> None:
         self._open: list[_Entry] = []
 
     def follow(self, mark: StageMark) -> None:
-        """Take in what the child says. A request that ended is forgotten: its spans come from the child itself."""
+        """Process an event of the child. A finished request is dropped: its spans come from the child itself."""
         if not mark.ended:
             entry = _Entry(mark.name, mark.time_ns)
             if self._open:
@@ -59,11 +59,11 @@ class OpenStages:
 
     @property
     def innermost(self) -> str | None:
-        """Name of the stage that was begun last and has not ended; ``None`` between two requests."""
+        """Name of the innermost open stage; ``None`` between two requests."""
         return self._open[-1].name if self._open else None
 
     def trace(self, tracer: Tracer, parent: Span, end_ns: int) -> None:
-        """Make spans of what a dead child was in.
+        """Create spans of the stages that were open when a child ended.
 
         Args:
             tracer: of the parent process.

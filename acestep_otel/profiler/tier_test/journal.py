@@ -1,4 +1,4 @@
-"""The stages of a child process, reported as they begin and end, so that they survive its being killed.
+"""The stages of a child process, reported when they begin and end, so that they are known if it is killed.
 
 Spans of a request are created after it, from the device's clock. A killed child does not reach that point, so the same
 patches also report the host's time and the driver's view of the memory to the parent immediately.
@@ -32,19 +32,19 @@ class StageJournal:
         self._watch = watch
 
     def request(self, definition: RequestDefinition, call: Call) -> Any:
-        """Run a call and report when."""
+        """Run a call and report its start and end."""
         return self._run(definition.span, call)
 
     def stage(self, definition: StageDefinition, call: Call) -> Any:
-        """Run a call and report when; steps and tiles are too many to report."""
+        """Run a call and report its start and end, except steps and tiles, which are too many."""
         return self._run(definition.span, call) if definition.detail is Detail.STAGE else call.run()
 
     def load(self, _definition: LoadDefinition, call: Call) -> Any:
-        """Run a model's loading and report when."""
+        """Run a model's loading and report its start and end."""
         return self._run(semconv.MODEL_LOAD, call)
 
     def adopt(self, *_details: Any) -> bool:
-        """Adopt nothing: a child cannot be killed in what is reported afterwards."""
+        """Adopt nothing: a stage that is reported afterwards cannot be interrupted."""
         return False
 
     def _run(self, name: str, call: Call) -> Any:

@@ -1,4 +1,4 @@
-"""The child of a tier test: how it is started, and what it is started with."""
+"""The start of a tier test's child process, and its environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from acestep_otel.profiler.tier_test.protocol import Event, encode_job
 ALLOCATOR_VARIABLES: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables: settings of PyTorch's allocator, by its new and its old name."""
 ALLOCATOR: Final = "expandable_segments:True"
-"""Segments that grow, because fragmentation decides on a small card."""
+"""Segments that grow, because on a small card fragmentation determines what fits."""
 
 _MODULE: Final = "acestep_otel.profiler.tier_test.child"
 
@@ -22,7 +22,7 @@ def child_environment(inherited: Mapping[str, str], job: Trials, *, trace_parent
     """The environment of a child: set before it imports PyTorch, which reads most of this once.
 
     Args:
-        inherited: the parent's own, and the card.
+        inherited: the parent's own, with the card.
         job: which card is simulated, and where telemetry goes.
         trace_parent: the parent's span in W3C form.
     """
@@ -37,8 +37,8 @@ def start_child(children: Children[Event], job: Trials, environment: Mapping[str
     """Start a job in a process of its own.
 
     Args:
-        children: that it becomes one of.
-        job: what to do.
+        children: collection that it is added to.
+        job: its work.
         environment: of the process.
         timeout: seconds that each trial may take, loading included.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 PERIOD: Final = 0.02
-"""Seconds between two looks; a look takes some tens of microseconds."""
+"""Seconds between two readings; a reading takes some tens of microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class UseBefore:
-    """Bytes in use on each device, by its UUID, before this process used any; empty without NVML."""
+    """Bytes in use on each device, by UUID, before this process used any device; empty without NVML."""
 
     by_uuid: dict[str, int]
 
     @classmethod
     def read(cls) -> Self:
-        """Look now; this does not touch CUDA."""
+        """Read the present use, without using CUDA."""
         try:
             pynvml.nvmlInit()
             handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -65,9 +65,9 @@ class DriverView:
     """The driver's view of this process on one device.
 
     Attributes:
-        source: what is asked.
-        handle: NVML's of the device.
-        before: bytes in use by others before; subtracted if the whole device is queried.
+        source: what is queried.
+        handle: NVML's handle of the device.
+        before: earlier use by other processes in bytes; subtracted if the whole device is queried.
     """
 
     source: DriverSource
@@ -76,7 +76,7 @@ class DriverView:
 
     @classmethod
     def of(cls, device: torch.device, before: UseBefore) -> Self | None:
-        """The best view there is of a device that is in use by now; ``None`` off CUDA and without NVML."""
+        """The best available view of a device that is already in use; ``None`` off CUDA and without NVML."""
         if device.type != "cuda" or (uuid := uuid_of(device)) not in before.by_uuid:
             return None
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -126,7 +126,7 @@ class MemoryWatch:
             self._thread.join()
 
     def look(self) -> int | None:
-        """Bytes in use now; ``None`` without a view."""
+        """Read the bytes in use now; ``None`` without a view."""
         used = None if self._view is None else self._view.used()
         if used is not None:
             with self._lock:
@@ -139,7 +139,7 @@ class MemoryWatch:
     def peak(self, start_ns: int, end_ns: int) -> int | None:
         """Highest bytes between two moments (Unix nanoseconds); ``None`` without a reading."""
         with self._lock:
-            # The level at the start is the last one that was seen before it.
+            # The level at the start is that of the last reading before it.
             first = max(0, bisect_right(self._times, start_ns) - 1)
             levels = self._levels[first : bisect_right(self._times, end_ns)]
         return max(levels, default=None)
@@ -150,7 +150,7 @@ class MemoryWatch:
 
 
 REFERENCE_CONTEXT: Final = 512 * 2**20
-"""Bytes beside the allocator's that are assumed where the driver cannot be asked."""
+"""Bytes beyond the allocator's that are assumed if the driver cannot be queried."""
 
 
 def memory_use(
@@ -160,12 +160,12 @@ def memory_use(
     spans: Sequence[FinishedSpan],
     intervals: Sequence[Interval],
 ) -> MemoryUse | None:
-    """Put together what is known of a trial that is over; ``None`` off CUDA.
+    """The memory use of a finished trial; ``None`` off CUDA.
 
     Args:
-        device: that it ran on.
+        device: device that it ran on.
         view: the driver's view, or ``None``.
-        watch: has looked at it all the time.
+        watch: readings of the whole trial.
         spans: those of the trial, with the allocator's peaks.
         intervals: its stages by the host's clock.
     """
@@ -175,7 +175,7 @@ def memory_use(
     torch.cuda.synchronize(device)
     held = None if view is None else view.used()
     context = REFERENCE_CONTEXT if held is None else max(0, held - torch.cuda.memory_reserved(device))
-    # The counters were last reset when the last stage began; what came after it counts as well.
+    # The counters were last reset when the last stage began; work after this stage counts as well.
     counters = torch.cuda.memory_stats(device)
     stages = tuple(_stages(spans, intervals, watch))
     allocated = [counters["allocated_bytes.all.peak"], *(stage.allocated for stage in stages)]

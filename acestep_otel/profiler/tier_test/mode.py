@@ -1,4 +1,4 @@
-"""The mode itself, in the parent process: starts children, judges what they say, and reports.
+"""The mode itself, in the parent process: starts children, judges their results, and reports.
 
 Without ``--gpus`` one child runs after the other, in the plan's order; with it one at a time on each card, the longest
 first.
@@ -51,7 +51,7 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
 
     Raises:
         SetupError: an input cannot be used; nothing was run.
-        RunFailed: a tier does not run by its own settings; every row is in the table.
+        RunFailed: a tier fails with its own settings; every row is in the table.
         OSError: the result, the page or the trace could not be written.
     """
     require_tracing("a tier test", options, telemetry)
@@ -70,7 +70,7 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
     try:
         test.run()
     finally:
-        # Of work that was refused there is nothing to report.
+        # Refused work has nothing to report.
         if any(result.tried for result in test.rows):
             test.report()
     if (failure := decisive_failure(test.rows)) is not None:
@@ -78,7 +78,7 @@ def tier_test(options: Options, telemetry: Telemetry) -> None:
 
 
 def _like_cards(gpus: str, device: str) -> tuple[Card, ...]:
-    """Cards of one model: what a boundary puts together must be comparable."""
+    """Require cards of one model: the rows that a boundary combines must be comparable."""
     cards = chosen_cards(gpus, device)
     if len(models := models_of(cards)) > 1:
         raise SetupError(
@@ -90,7 +90,7 @@ def _like_cards(gpus: str, device: str) -> tuple[Card, ...]:
 
 @dataclass
 class _TierTest:
-    """A tier test that is being run, and its rows so far."""
+    """A running tier test, and its rows so far."""
 
     options: Options
     telemetry: Telemetry
@@ -142,7 +142,7 @@ class _TierTest:
                     left.end_spans()
 
     def next_job(self, jobs: deque[Trials], bar: TrialBar) -> Trials | None:
-        """The next job that is worth running; ``None`` when there is none."""
+        """The next job whose result is not already known; ``None`` if there is none."""
         while jobs:
             job = jobs.popleft()
             if (reason := self.pointless(job)) is None:
@@ -152,17 +152,17 @@ class _TierTest:
         return None
 
     def end_job(self, child: _Child, ending: Ending) -> None:
-        """Take in that a child ended; afterwards every trial of its job has a row."""
+        """Process the end of a child; afterwards every trial of its job has a row."""
         child.end_spans(ending)
         self.telemetry.write_ended_spans()
         if ending.traceback is not None:
-            # A defect: its traceback is what helps, and the rows have no place for it.
+            # A defect: the traceback is printed, because the rows have no field for it.
             echo(ending.traceback, err=True)
         self.record_ending(child.job, child, ending)
         child.bar.finish(child.job.trials)
 
     def record_ending(self, job: Trials, child: _Child, ending: Ending) -> None:
-        """Give a row to every trial that the child did not get to."""
+        """Create a row for every trial that the child did not finish."""
         left = [trial for trial in job.trials if trial not in self.results]
         if not left:
             return
@@ -183,7 +183,7 @@ class _TierTest:
         self.skip(left, f"not tried after {culprit.trial.variant}: {culprit.failure.type}")
 
     def pointless(self, job: Trials) -> str | None:
-        """Why a job would only repeat what its tier's default has shown; known once there was a child."""
+        """Why a job would only repeat the result of its tier's default; known after the first child."""
         if (
             self.device is None
             or self.device.startswith("cuda")
@@ -193,15 +193,15 @@ class _TierTest:
         return f"on {self.device} nothing is quantised or offloaded: the result would equal the default"
 
     def skip(self, trials: list[Trial] | tuple[Trial, ...], reason: str) -> None:
-        """Note trials that are not tried."""
+        """Add rows for trials that are not tried."""
         for trial in trials:
             self.note(skipped(trial, reason))
 
     def note(self, result: TierResult) -> None:
-        """Take in a row: it is measured, whatever comes after it."""
+        """Add a row, record its metrics and write the result file."""
         self.results[result.trial] = result
         record_row(self.instruments, result)
-        # A full disk now may have room again at the end; the rows are kept either way.
+        # A full disk may have room again at the end; the rows are kept in either case.
         with suppress(OSError):
             self.write()
 
@@ -211,7 +211,7 @@ class _TierTest:
         return [self.results[row.trial] for row in self.plan.rows if row.trial in self.results]
 
     def write(self) -> None:
-        """Write the result file, if one was asked for."""
+        """Write the result file, if one was requested."""
         self.outputs.write_result(self.rows, self.environment)
 
     def report(self) -> None:
@@ -228,14 +228,14 @@ class _TierTest:
 
 
 class _Child:
-    """What the parent knows of a child that is running.
+    """The parent's state of a running child.
 
     Attributes:
-        job: that it has.
-        card: that it runs on; ``None`` for the only one.
-        bar: that shows what it does.
-        stages: that it is in.
-        refusal: why it cannot do such work at all, or ``None``.
+        job: its job.
+        card: its card; ``None`` if there is only one.
+        bar: progress bar that shows its stage.
+        stages: its open stages.
+        refusal: why it refused the job, or ``None``.
     """
 
     def __init__(self, test: _TierTest, job: Trials, card: Card | None, bar: TrialBar) -> None:
@@ -261,7 +261,7 @@ class _Child:
         return start_child(children, self.job, environment, self._test.options.tier_timeout)
 
     def end_spans(self, ending: Ending | None = None) -> None:
-        """End the spans of the process, and of what it was in.
+        """End the span of the process, and create spans of its open stages.
 
         Args:
             ending: how it ended; ``None`` if this process ends before it.
@@ -272,7 +272,7 @@ class _Child:
         self._span.end()
 
     def receive(self, event: Event) -> None:
-        """Take in one event."""
+        """Process one event."""
         match event:
             case Started():
                 self._config = event.config
@@ -290,7 +290,7 @@ class _Child:
 
 
 def _ends_its_process(result: TierResult) -> bool:
-    """Whether a child stops after such a row by itself: memory ran out, or there are no models."""
+    """Whether a child ends itself after such a row: memory ran out, or no models were loaded."""
     seen = result.observation
     return result.status == "out_of_memory" or (seen is not None and not seen.initialised)
 

@@ -27,7 +27,7 @@ CONFIGURED_BATCHES: Final[Mapping[str, tuple[int, int]]] = {
 
 
 def decisive_failure(rows: Sequence[TierResult]) -> str | None:
-    """How many tiers do not run by their own settings, as a line; ``None`` when all do."""
+    """A line with the number of tiers that fail with their own settings; ``None`` if there is none."""
     decisive = [result for result in rows if result.trial.decides and result.tried]
     failed = sum(not result.passed for result in decisive)
     return f"{failed} of {len(decisive)} runs by a tier's own settings failed" if failed else None
@@ -35,11 +35,11 @@ def decisive_failure(rows: Sequence[TierResult]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where the rows of one tier test go.
+    """The outputs of one tier test.
 
     Attributes:
         options: of the command line.
-        plan: that the rows follow.
+        plan: plan of the rows.
     """
 
     options: Options
@@ -60,10 +60,10 @@ class Outputs:
             yield f"Stopped after {len(rows)} of {len(self.plan.rows)} rows."
 
     def write_result(self, rows: Sequence[TierResult], environment: Environment) -> None:
-        """Write the result file, if one was asked for.
+        """Write the result file, if one was requested.
 
         Raises:
-            OSError: it could not be written; what was there before is unchanged.
+            OSError: it could not be written; the previous file is unchanged.
         """
         if self.options.benchmark_output is None:
             return
@@ -82,10 +82,10 @@ class Outputs:
         results.write_result(self.options.benchmark_output, document)
 
     def write_page(self, rows: Sequence[TierResult], environment: Environment) -> None:
-        """Write the HTML page, if one was asked for.
+        """Write the HTML page, if one was requested.
 
         Raises:
-            OSError: it could not be written; what was there before is unchanged.
+            OSError: it could not be written; the previous file is unchanged.
         """
         if self.options.report is None:
             return
@@ -99,7 +99,7 @@ class Outputs:
         write_report(self.options.report, report)
 
     def record_boundaries(self, instruments: Instruments, rows: Sequence[TierResult]) -> None:
-        """Record the boundaries that were asked for."""
+        """Record the requested boundaries."""
         record_boundary(instruments, self._boundary(rows) or ())
         record_batch_boundary(instruments, self._batch_boundary(rows) or ())
 

@@ -1,4 +1,4 @@
-"""What a tier test tries: cards, variants, batch sizes, which of them share a child process, and their requests."""
+"""The trials of a tier test: cards, variants, batch sizes, which of them share a child process, and their requests."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LM_NAME: Final = "acestep-5Hz-lm-"
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One row of the table to be.
+    """One planned row of the table.
 
     Attributes:
-        trial: what it is about.
+        trial: the trial.
         skipped: why it is not tried, or ``None``.
     """
 
@@ -38,12 +38,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """Work for one child process: trials on one card with the same models, in the same places.
+    """Work for one child process: trials on one card with the same models in the same placement.
 
     Attributes:
         options: of the command line.
         trials: in order; an out-of-memory error ends the process.
-        card: that the process runs on; ``None`` without ``--gpus``.
+        card: card of the process; ``None`` without ``--gpus``.
     """
 
     options: Options
@@ -61,14 +61,14 @@ class Trials:
 
     @property
     def songs(self) -> int:
-        """Most songs at once."""
+        """Largest number of songs at once."""
         return max(trial.batch_size for trial in self.trials)
 
 
 def longest_first(jobs: Iterable[Trials]) -> list[Trials]:
-    """Jobs in the order that they are handed out to several cards: so that no long one is left over at the end.
+    """Jobs in the order of assignment to several cards: the longest first, so that no long one starts last.
 
-    A language model writes its codes before the song is rendered, which takes about three times as long again.
+    With a language model a trial takes about four times as long, because the codes are written before the rendering.
     """
 
     def length(job: Trials) -> float:
@@ -98,7 +98,7 @@ class Plan:
 
         Args:
             options: of the command line.
-            inference_steps: of the example, where the command line names none.
+            inference_steps: of the example, if the command line has none.
         """
         steps = inference_steps if options.inference_steps is None else options.inference_steps
         rows = tuple(row for memory in dict.fromkeys(options.tiers) for row in _Card(memory, options, steps).rows())
@@ -125,7 +125,7 @@ class _Card:
 
     @property
     def lm_model(self) -> str | None:
-        """The language model that the tier recommends; ``None`` where it is better off without."""
+        """The language model that the tier recommends; ``None`` if it recommends none."""
         size = self.config.recommended_lm
         if size is None:
             return None
@@ -180,7 +180,7 @@ class _Card:
 
 
 def trial_request(example: Example, options: Options, trial: Trial) -> GenerationRequest:
-    """The example at the trial's size; with a language model, both of its phases have something to write."""
+    """The example at the trial's size; with a language model, values are left open so that both phases run."""
     thinks = trial.lm_model is not None
     return build_request(
         example,
@@ -196,20 +196,20 @@ def trial_request(example: Example, options: Options, trial: Trial) -> Generatio
 
 
 def trial_selection(options: Options, trial: Trial, placement: Placement, songs: int) -> ModelSelection:
-    """The models of a trial: the language model is the tier's, whatever the command line names.
+    """The models of a trial; the language model is that of the tier, whatever the command line names.
 
     Args:
         options: of the command line.
-        trial: the first that uses them.
-        placement: where they live.
-        songs: most at once that a trial with these models makes.
+        trial: the first trial that uses them.
+        placement: their placement.
+        songs: largest number of songs at once in a trial with these models.
     """
     selection = select_models(options, with_language_model=False, songs=songs)
     return replace(selection, lm=trial.lm_model, placement=placement)
 
 
 def trial_attributes(trial: Trial) -> dict[str, str | int]:
-    """What spans and metrics of a trial are found by."""
+    """Attributes that identify the spans and metrics of a trial."""
     return {
         semconv.TIER_NAME: trial.tier,
         semconv.TIER_MEMORY: trial.memory,

@@ -1,7 +1,7 @@
 """Messages between a child process and its parent: one JSON object per line.
 
-The parent writes one line, the job, and keeps the pipe open for as long as it lives. The child writes each
-event immediately, so that events survive the end of the child in the pipe.
+The parent writes one line, the job, and keeps the pipe open until it ends. The child writes each event immediately,
+so that its events are in the pipe when it ends.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Started:
 
     Attributes:
         device: for example ``cuda:0``.
-        config: the tier that it found, field by field.
-        environment: what it runs on.
+        config: the tier that it detected, field by field.
+        environment: hardware and versions.
     """
 
     device: str
@@ -51,7 +51,7 @@ def read_environment(found: dict[str, Any]) -> Environment:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The child cannot do such work at all; nothing was loaded."""
+    """The child refuses the job; nothing was loaded."""
 
     failure: Failure
 
@@ -99,13 +99,13 @@ class Spans:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A trial is over.
+    """A trial is complete.
 
     Attributes:
         trial: its index in the job.
         failure: what ended it, or ``None``.
         out_of_memory: whether that was a lack of memory.
-        observation: what was seen.
+        observation: its measurements.
     """
 
     trial: int
@@ -148,8 +148,8 @@ def read_event(line: str, readers: Mapping[str, Callable[[dict[str, Any]], Said]
     """Read an event by its name.
 
     Args:
-        line: that ``encode`` wrote.
-        readers: of the events that there are.
+        line: line that ``encode`` wrote.
+        readers: readers of the known events.
 
     Raises:
         ValueError: the line is something else.

@@ -55,7 +55,7 @@ def _cells(result: TierResult) -> Iterator[str]:
 
 
 def render_boundary(capabilities: Sequence[Capability]) -> str:
-    """From which card on something works, and what is known of smaller ones."""
+    """The smallest card of each capability, and the results of smaller cards."""
     lines = ["BOUNDARY ANALYSIS", _TITLE_RULE]
     for capability in capabilities:
         lines.append(f"  {capability.name}")
@@ -86,7 +86,7 @@ def _capability_lines(capability: Capability) -> Iterator[str]:
 
 
 def render_batch_boundary(cards: Sequence[BatchBoundary]) -> str:
-    """The largest batch of every card, and what its tier allows."""
+    """The largest batch of every card, and the limit of its tier."""
     lines = [
         "BATCH BOUNDARY ANALYSIS",
         _TITLE_RULE,
@@ -144,6 +144,6 @@ def _shortened(message: str) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    # By columns of the terminal: the status signs take two each.
+    # In columns of the terminal: each status sign takes two.
     padded = (text + " " * max(1, width - cell_len(text)) for text, width in zip(cells, (*widths, 0), strict=True))
     return ("  " + "".join(padded)).rstrip()

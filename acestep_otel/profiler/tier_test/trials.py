@@ -17,8 +17,8 @@ GIB: Final = 2**30
 Kind = Literal["default", "no-quant", "no-offload", "batch-noLM", "batch-LM"]
 Status = Literal["ok", "failed", "out_of_memory", "killed", "timeout", "skipped"]
 DriverSource = Literal["nvml_process", "nvml_device", "reserved_and_reference_context"]
-"""Where the driver's view of a process comes from: its own entry in the driver's list of processes; how much more of
-the device is in use than before the process began; or, without NVML, the allocator and a context of common size."""
+"""The source of the driver's view of a process: its own entry in the driver's list of processes; the growth of the
+device's use since before the process began; or, without NVML, the allocator and a context of typical size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Trial:
 
     Attributes:
         memory: GiB that the card has.
-        tier: the tier that such a card belongs to.
+        tier: tier of such a card.
         kind: the tier's own settings (``default``); without quantisation; without that and offload; or the tier's own
             settings for batches of songs, without and with its language model.
-        lm_model: language model that plans the song, or ``None``.
+        lm_model: language model of the planner, or ``None``.
         placement: device and format of the models.
         batch_size: songs per request.
         duration: seconds of each.
@@ -50,22 +50,22 @@ class Trial:
 
     @property
     def variant(self) -> str:
-        """Its name within the tier."""
+        """Name within the tier."""
         return f"{self.kind}-{self.batch_size}" if self.is_batch else self.kind
 
     @property
     def is_batch(self) -> bool:
-        """Whether it is about how many songs fit at once."""
+        """Whether it tests how many songs fit at once."""
         return self.kind in ("batch-noLM", "batch-LM")
 
     @property
     def decides(self) -> bool:
-        """Whether it is what the tier runs by itself: then its failure is the command's."""
+        """Whether it has the tier's own settings, so that its failure is a failure of the command."""
         return self.supported and (self.kind == "default" or (self.is_batch and self.batch_size == 1))
 
     @property
     def lm_size(self) -> str | None:
-        """The language model in short: the end of its name."""
+        """Short name of the language model: the end of its name."""
         return None if self.lm_model is None else self.lm_model.rpartition("-")[2]
 
     @property
@@ -85,7 +85,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """Highest bytes during one stage; ``None`` if it was not read.
+    """Maximum bytes during one stage; ``None`` if not read.
 
     Attributes:
         stage: for example ``vae.decode``.
@@ -106,10 +106,10 @@ class MemoryUse:
 
     Attributes:
         source: where ``driver`` comes from.
-        context: what the process holds beside the allocator's memory: the CUDA context, kernels, libraries.
-        allocated: highest in live tensors.
+        context: memory of the process beyond the allocator's: the CUDA context, kernels, libraries.
+        allocated: maximum in live tensors.
         reserved: maximum reserved by the caching allocator.
-        driver: highest that was seen of the whole process; ``None`` without NVML.
+        driver: maximum reading of the whole process; ``None`` without NVML.
         stages: the same by stage.
     """
 
@@ -122,12 +122,12 @@ class MemoryUse:
 
     @property
     def computed_peak(self) -> int:
-        """The allocator's peak and the context: our figure, which never misses a short moment."""
+        """The allocator's peak plus the context, which misses no short peak."""
         return self.reserved + self.context
 
     @property
     def peak(self) -> int:
-        """The larger of the computed figure and the one that the driver showed."""
+        """The larger of the computed peak and the driver's."""
         return max(self.computed_peak, self.driver or 0)
 
     @classmethod
@@ -138,12 +138,12 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True)
 class AudioFacts:
-    """What was really made.
+    """Properties of the generated audio.
 
     Attributes:
-        songs: how many.
+        songs: number of songs.
         durations: seconds of each.
-        finite: whether every sample is a number.
+        finite: whether every sample is finite.
         quietest: peak level of the quietest song, 0 ... 1.
         thought: songs that the language model wrote codes for.
     """
@@ -162,16 +162,16 @@ class AudioFacts:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a child process observed in one trial.
+    """The measurements of a child process in one trial.
 
     Attributes:
-        device: that it ran on.
-        cap: the allocator's hard limit, or ``None`` off CUDA, where it has none.
+        device: device that it ran on.
+        cap: the allocator's hard limit; ``None`` off CUDA, where there is none.
         initialised: whether every model was loaded.
-        figures: seconds, or ``None`` when the run left no trace.
+        figures: seconds, or ``None`` if the run left no trace.
         memory: ``None`` off CUDA.
-        audio: ``None`` when nothing was made.
-        run: the run as the result file has it, or ``None`` when it did not begin.
+        audio: ``None`` if no audio was generated.
+        run: the run's entry of the result file, or ``None`` if it did not begin.
     """
 
     device: str
@@ -201,12 +201,12 @@ class Observation:
 
     @property
     def cap_enforced(self) -> bool:
-        """Whether the allocator was kept below what the device has."""
+        """Whether the allocator's limit was below the device's memory."""
         return self.cap is not None and self.cap.is_capped
 
     @property
     def effective(self) -> dict[str, Any] | None:
-        """What was really run."""
+        """The settings that took effect."""
         return None if self.run is None else self.run["effective_settings"]
 
 
@@ -215,13 +215,13 @@ class TierResult:
     """One row.
 
     Attributes:
-        trial: what was asked for.
+        trial: the requested trial.
         status: the outcome.
-        failure: what ended it; of a skipped one why it was not tried.
-        observation: what the child process reported before it ended, or ``None``.
+        failure: what ended it; for a skipped trial, why it was not tried.
+        observation: the report of the child process before it ended, or ``None``.
         exit_code: of a child process that this row ended; negative for a signal; ``None`` for any other row.
-        notes: what happened, in a few words each.
-        card: that it was run on; ``None`` without ``--gpus``.
+        notes: short remarks on the run.
+        card: card that it ran on; ``None`` without ``--gpus``.
     """
 
     trial: Trial
@@ -239,12 +239,12 @@ class TierResult:
 
     @property
     def tried(self) -> bool:
-        """Whether it was run at all."""
+        """Whether it was run."""
         return self.status != "skipped"
 
     @property
     def capped(self) -> bool:
-        """Whether it is known that the allocator was kept below what the device has."""
+        """Whether the allocator's limit is known to have been below the device's memory."""
         return self.observation is not None and self.observation.cap_enforced
 
     @property
@@ -254,7 +254,7 @@ class TierResult:
         return None if memory is None else memory.peak
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of ``results``: settings as requested, beside what was seen."""
+        """The entry of ``results``: requested settings and measurements."""
         trial, seen = self.trial, self.observation
         figures = None if seen is None else seen.figures
         effective = None if seen is None else seen.effective

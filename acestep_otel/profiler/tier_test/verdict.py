@@ -16,7 +16,7 @@ from acestep_otel.profiler.tier_test.trials import GIB, Observation, Status, Tie
 SILENCE: Final = 1e-4
 """Peak level below which a song is silent: -80 dBFS."""
 _SECONDS_APART: Final = 0.04
-"""One latent frame: how far a song's length may be from the one asked for."""
+"""One latent frame: the tolerance of a song's length."""
 
 
 def asked_placement(device: str, trial: Trial) -> Placement:
@@ -25,7 +25,7 @@ def asked_placement(device: str, trial: Trial) -> Placement:
 
 
 def config_facts(config: GPUConfig) -> dict[str, Any]:
-    """A tier field by field, as JSON gives it back."""
+    """A tier field by field, in the form that JSON returns."""
     facts = asdict(config)
     return {**facts, "lm_sizes": list(facts["lm_sizes"])}
 
@@ -34,9 +34,9 @@ def judge(trial: Trial, detected: dict[str, Any], finished: Finished) -> TierRes
     """The row of a trial that a child process has finished.
 
     Args:
-        trial: what was asked for.
-        detected: the tier that the child found, field by field.
-        finished: what it saw.
+        trial: the requested trial.
+        detected: the tier that the child detected, field by field.
+        finished: its report.
     """
     seen = finished.observation
     notes = tuple(_notes(trial, seen))
@@ -53,9 +53,9 @@ def ended(trial: Trial, ending: Ending, stage: str | None) -> TierResult:
     """The row of a trial that its child process did not finish.
 
     Args:
-        trial: what was asked for.
+        trial: the requested trial.
         ending: how the process ended.
-        stage: that it was in.
+        stage: its innermost open stage.
     """
     status: Status = "timeout" if ending.timed_out else "killed" if ending.exit_code < 0 else "failed"
     return TierResult(trial, status, ending.failure(stage), exit_code=ending.exit_code)
@@ -104,7 +104,7 @@ def _listed(values: tuple[float, ...]) -> str:
 
 
 def _notes(trial: Trial, seen: Observation) -> Iterator[str]:
-    """What happened, as far as it got."""
+    """Remarks on the run, as far as it ran."""
     if not trial.supported:
         yield f"XL models are not supported on {trial.tier}"
     done = seen.effective

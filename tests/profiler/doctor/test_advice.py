@@ -67,7 +67,7 @@ def test_text_that_is_no_answer_of_the_protocol_is_none_either(doctor: Doctor) -
 def test_a_redirect_to_a_login_is_one(doctor: Doctor) -> None:
     with answering(302, Location="https://u:PLANTED@login.example/sign-in?token=PLANTED") as endpoint:
         assert doctor("--otlp-endpoint", endpoint, *HTTP) == 1
-    assert "it sends elsewhere: 302 Found: to https://login.example/sign-in" in doctor.said
+    assert "it redirects to another address: 302 Found: to https://login.example/sign-in" in doctor.said
     assert "PLANTED" not in doctor.said
     assert doctor.advice == ["name the receiver itself in --otlp-endpoint: this address is a login page or a proxy"]
 

@@ -38,7 +38,7 @@ def test_a_processor_is_measured_and_kept(kept: Path, capsys: pytest.CaptureFixt
     assert str(key) in shown
     assert "TFLOP/s" in shown
     assert "TB/s" in shown
-    assert f"Kept in {kept}" in shown
+    assert f"Stored in {kept}" in shown
 
 
 def test_other_devices_stay_in_the_file_and_the_threads_as_they_were(kept: Path) -> None:

@@ -274,7 +274,7 @@ def test_failures_are_named() -> None:
 
 def test_without_a_trace_the_page_says_so() -> None:
     page = Page(render_report(report()))
-    assert "No run was traced, so there is nothing to break down." in page.texts
+    assert "No run was traced, so there is no breakdown." in page.texts
     assert page.row("Accelerator")[0] == "A GPU, 80.0 GiB, driver 580.1"
     assert page.row("--seed")[0] == "5"
 

@@ -1,4 +1,4 @@
-"""Finished spans -> one self-contained HTML page. Python computes, the templates draw; nothing here measures."""
+"""A self-contained HTML page from finished spans. Python computes, the templates render; nothing here measures."""
 
 from acestep_otel.profiler.report.html.page import Report, render_report, write_report
 

@@ -13,21 +13,21 @@ from acestep_otel.profiler.report.html.quantities import Axis
 
 WIDTH: Final = 1000
 RIGHT: Final = WIDTH - 16
-"""Where axes of time end, in drawing units."""
+"""The end of time axes, in drawing units."""
 AXIS_HEIGHT: Final = 24
-"""Room for the ticks' words below a drawing, in drawing units."""
+"""Room for tick labels below a drawing, in drawing units."""
 _LABELS: Final = 150
 _ROW: Final = 34
 _ROW_GAP: Final = 12
 _REFERENCE: Final = 22
-"""Room above the rows for what a line across them stands for."""
+"""Room above the rows for the label of a reference line."""
 _COLUMNS_TOP: Final = 24
 _COLUMNS_HEIGHT: Final = 170
 _COLUMNS_LEFT: Final = 72
 _MOST_INDEX_LABELS: Final = 25
 _WIDEST_COLUMN: Final = 64
 _CHARACTER: Final = 8.5
-"""Room for a character, generously: fonts differ."""
+"""Room for a character, with a margin because fonts differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Part:
     Attributes:
         value: in the axis's unit.
         style: class of the style sheet that colours it.
-        title: what it says under the pointer.
-        text: written on it where there is room.
+        title: its tooltip.
+        text: label on it, if there is room.
     """
 
     value: float
@@ -49,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rectangle, in drawing units, and what is written on it."""
+    """A rectangle, in drawing units, and its label."""
 
     x: float
     y: float
@@ -71,17 +71,17 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Everything that a template needs to draw.
+    """The data that a template renders.
 
     Attributes:
-        summary: the chart in one sentence, for those who do not see it.
+        summary: the chart in one sentence, for screen readers.
         height: drawing units.
-        left: where bars begin, in drawing units.
-        bottom: where bars end and ticks' words begin, in drawing units.
+        left: start of the bars, in drawing units.
+        bottom: end of the bars and start of the tick labels, in drawing units.
         axis: the axis of values.
         bars: in the order they are painted.
         labels: of rows or columns.
-        reference: place of a dashed line across the bars, and what it stands for; ``None`` for none.
+        reference: position and label of a dashed line across the bars; ``None`` for none.
     """
 
     summary: str
@@ -108,7 +108,7 @@ def row_chart(
     Args:
         summary: the chart in one sentence.
         rows: label and parts of each; an empty label takes no room.
-        text: writes a value of the axis.
+        text: formats a value of the axis.
         stacked: parts follow one another; otherwise each starts at zero, and later ones are drawn on top, thinner.
         unit: ticks are round multiples of this.
         reference: a value of interest and its name, for a dashed line across all rows.

@@ -14,9 +14,9 @@ from acestep_otel.profiler.report.html.quantities import ABSENT, duration, short
 from acestep_otel.profiler.report.html.rendering import render_page, write_page
 
 _FIGURES: Final = ("Wall", "LM", "DiT", "VAE")
-"""What the columns of a result file are called."""
+"""Headings of the columns of a result file."""
 _FARTHEST: Final = 3
-"""Times the longest bar, where the threshold still has its line."""
+"""Multiple of the longest bar up to which the threshold has a line."""
 
 
 def render_comparison_page(comparison: Comparison, command: str | None = None) -> str:
@@ -24,7 +24,7 @@ def render_comparison_page(comparison: Comparison, command: str | None = None) -
 
     Args:
         comparison: of two result files.
-        command: what was typed, to be copied.
+        command: the command, to be copied.
     """
     return render_page(
         "comparison.html.j2",
@@ -53,13 +53,13 @@ def write_comparison_page(path: Path, comparison: Comparison, command: str | Non
     """Write the page.
 
     Raises:
-        OSError: it could not be written; what was there before is unchanged.
+        OSError: it could not be written; the previous file is unchanged.
     """
     write_page(path, render_comparison_page(comparison, command))
 
 
 def _verdict(comparison: Comparison) -> str:
-    """One sentence: what came out, over all cells that both files measured."""
+    """The result in one sentence, over all cells that both files measured."""
     if comparison.regressions:
         count, cells = len(comparison.regressions), sum(map(bool, map(comparison.slower, comparison.cells)))
         found = "1 regression" if count == 1 else f"{count} regressions"
@@ -90,11 +90,11 @@ def _differences(comparison: Comparison) -> Table | None:
 
 
 def _chart(comparison: Comparison) -> Chart | None:
-    """Wall time of B over that of A, a bar for each cell; ``None`` when no cell has both."""
+    """Wall time of B over that of A, a bar for each cell; ``None`` if no cell has both."""
     drawn = {compared: ratio for compared in comparison.cells if (ratio := compared.ratios["wall_time"]) is not None}
     if not drawn:
         return None
-    # A threshold far beyond every bar would leave nothing of them.
+    # A threshold far beyond every bar would make the bars invisible.
     limit = (comparison.threshold, f"{_ratio(comparison.threshold)}: more does not pass")
     return row_chart(
         "Wall time of B over that of A: "
@@ -145,7 +145,7 @@ def _short(compared: ComparedCell) -> str:
 
 
 def _shown(compared: ComparedCell, column: str, comparison: Comparison) -> str:
-    """A ratio, with as many digits as show that it does not pass."""
+    """A ratio, with enough digits to show that it does not pass."""
     if column in comparison.slower(compared):
         return compared.change(column, comparison.threshold).replace("x ", "× ", 1)
     return _ratio(compared.ratios[column])

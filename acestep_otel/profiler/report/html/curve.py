@@ -21,7 +21,7 @@ class Reading:
     Attributes:
         time: seconds.
         value: in the axis's unit.
-        title: what it says under the pointer.
+        title: its tooltip.
     """
 
     time: float
@@ -50,7 +50,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A reading's place, in drawing units."""
+    """The position of a reading, in drawing units."""
 
     x: float
     y: float
@@ -63,7 +63,7 @@ class Line:
 
     Attributes:
         style: class of the style sheet.
-        path: SVG path: level until the next reading, then straight up or down.
+        path: SVG path: horizontal until the next reading, then vertical.
         points: of the readings.
     """
 
@@ -85,18 +85,18 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class CurveChart:
-    """Everything that a template needs to draw.
+    """The data that a template renders.
 
     Attributes:
-        summary: the chart in one sentence, for those who do not see it.
+        summary: the chart in one sentence, for screen readers.
         height: drawing units.
-        left: where time begins, in drawing units.
+        left: start of the time axis, in drawing units.
         bottom: position of zero and of the time labels, in drawing units.
         times: the axis of time.
         values: the axis of values.
         lines: in the order they are painted.
         segments: painted over them.
-        reference: place of a dashed line across the drawing, and what it stands for; ``None`` for none.
+        reference: position and label of a dashed line across the drawing; ``None`` for none.
     """
 
     summary: str
@@ -121,15 +121,15 @@ def curve_chart(
     unit: float = 1.0,
     reference: tuple[float, str] | None = None,
 ) -> CurveChart:
-    """Lay out curves and levels over a stretch of time.
+    """Lay out curves and levels over an interval of time.
 
     Args:
         summary: the chart in one sentence.
         series: the curves, from back to front.
-        levels: values of stretches of time.
+        levels: values of intervals of time.
         duration: seconds from the left to the right.
-        time_text: writes a time.
-        value_text: writes a value.
+        time_text: formats a time.
+        value_text: formats a value.
         unit: ticks of values are round multiples of this.
         reference: a value of interest and its name, for a dashed line.
     """

@@ -29,7 +29,7 @@ COMPONENTS: Final[dict[Component, str]] = {
     "audio_save": "audio",
     "other": OTHER,
 }
-"""Of the rows that together make up the wall time, in their order."""
+"""Colours of the rows that sum to the wall time, in their order."""
 
 
 def colour_of(span_name: str) -> str:
@@ -65,7 +65,7 @@ def argument_facts(arguments: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def preparation_facts(preparation: Preparation | None) -> tuple[str, ...]:
-    """How long loading and warm-ups took; nothing where no span shows it."""
+    """Durations of loading and warm-ups; empty if no span shows them."""
     if preparation is None:
         return ()
     named = (("models loaded in", preparation.load), ("warm-up took", preparation.warm_up))
@@ -85,7 +85,7 @@ def written(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures behind a chart.
+    """The figures of a chart.
 
     Attributes:
         columns: headings; the first one heads the names of the rows.
@@ -98,10 +98,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart, what its colours mean, and its figures.
+    """A chart, its legend and its figures.
 
     Attributes:
-        chart: the drawing; ``None`` when there is nothing to draw.
+        chart: the drawing; ``None`` if there is nothing to draw.
         legend: class of the style sheet, and meaning.
         table: the same in numbers.
     """
@@ -113,7 +113,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class CurveFigure:
-    """The same with values over time."""
+    """A figure with values over time."""
 
     chart: CurveChart
     legend: tuple[tuple[str, str], ...]

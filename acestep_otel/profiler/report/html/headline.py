@@ -1,4 +1,4 @@
-"""The top of a run: what ran, on what, and the figures that matter most."""
+"""The head of a run: the call, its models and device, and the key figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from acestep_otel.profiler.report.statistics import memory_peaks, token_statisti
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One figure: what it is, its value, and what it refers to."""
+    """One figure: its name, its value, and its reference."""
 
     label: str
     value: str
@@ -26,7 +26,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The top of a run.
+    """The head of a run.
 
     Attributes:
         title: the call.
@@ -36,8 +36,8 @@ class Headline:
         trace_id: of the trace.
         failure: class name of what ended the run, or ``None``.
         tiles: the figures.
-        bottleneck: one sentence on what took most of the time, or ``None`` when nothing did.
-        preparation: how long loading and warm-up took, as words.
+        bottleneck: one sentence on the longest component, or ``None`` if there is none.
+        preparation: durations of loading and warm-up, as text.
     """
 
     title: str
@@ -52,11 +52,11 @@ class Headline:
 
 
 def headline(run: Run, preparation: Preparation | None = None, card: int | None = None) -> Headline:
-    """Read it off the spans of a run.
+    """Compute it from the spans of a run.
 
     Args:
         run: the measured run.
-        preparation: what came before it.
+        preparation: its preparation.
         card: bytes that the card has; ``None`` off CUDA.
     """
     root = run.root.attributes
@@ -80,12 +80,12 @@ _ADVICE: Final[dict[str, str]] = {
     "vae_encode": "a shorter source or reference shortens it",
     "audio_tokenization": "a shorter recording shortens it",
     "audio_save": "another audio format or a faster disk shortens it",
-    "other": "it lies outside the models: conditioning, loading and moving weights",
+    "other": "it is spent outside of the models' rows: conditioning, loading and moving weights",
 }
 
 
 def _bottleneck(breakdown: Breakdown) -> str | None:
-    """The row without a parent that is longest, with what can be done about it."""
+    """The longest row without a parent, with advice on how to shorten it."""
     rows = [row for row in breakdown_rows(breakdown) if row.component in _ADVICE and row.value]
     if not rows:
         return None

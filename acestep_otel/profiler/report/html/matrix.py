@@ -1,4 +1,4 @@
-"""The benchmark matrix as a table whose cells are shaded by how long they took."""
+"""The benchmark matrix as a table whose cells are shaded by duration."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class MatrixSection:
     Attributes:
         models: names of the models that ran, and the language model's backend.
         setting: device, type and origin of the weights.
-        preparation: how long loading and warm-ups took, as words.
-        columns: headings of the table, but for the status.
+        preparation: durations of loading and warm-ups, as text.
+        columns: headings of the table, except the status.
         lines: the table.
         ranges: spread of the runs of each cell; ``None`` if each ran once.
         has_cards: whether there is a column of cards.
@@ -136,7 +136,7 @@ def _seconds(result: CellResult) -> tuple[float | None, ...]:
 
 
 def _shades(column: Sequence[float | None], models: Sequence[str | None]) -> list[int | None]:
-    # From zero, not from the quickest: a column of equal times should look equal, whatever its noise.
+    # From zero, not from the fastest: a column of equal times should look equal, whatever its noise.
     highest: dict[str | None, float] = {}
     for value, model in zip(column, models, strict=True):
         highest[model] = max(highest.get(model, 0.0), value or 0.0)

@@ -1,4 +1,4 @@
-"""VRAM of a run: the peak of every stage, and what was in use over time."""
+"""VRAM of a run: the peak of every stage, and the use over time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from acestep_otel.profiler.report.statistics import MemoryPeak, MemorySample, me
 
 _GIB: Final = 2.0**30
 _VISIBLE: Final = 1 / 3
-"""Of the card: a curve that stays lower would be flattened by a line at the card's size, so it has none."""
+"""Share of the card below which a curve has no line at the card's size, because the line would flatten it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class MemorySection:
 
     Attributes:
         peaks: of every stage that recorded one.
-        over_time: what was in use; ``None`` for a trace without readings.
+        over_time: use over time; ``None`` for a trace without readings.
     """
 
     peaks: Figure
@@ -37,7 +37,7 @@ def memory_section(run: Run, card: int | None) -> MemorySection | None:
 
     Args:
         run: the measured run.
-        card: bytes that the card has; ``None`` when that is not known.
+        card: memory of the card in bytes; ``None`` if it is not known.
     """
     peaks = memory_peaks(run)
     if not peaks:

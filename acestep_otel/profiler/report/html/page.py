@@ -1,4 +1,4 @@
-"""The page of a run: what it is made from."""
+"""The page of a run, and its data."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from acestep_otel.profiler.tier_test.trials import TierResult
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a page is made from.
+    """The data of a page.
 
     Attributes:
         mode: of the command line.
-        environment: what it ran on.
+        environment: hardware and versions.
         arguments: every option of the command line, given or not.
-        runs: the measured runs, in order; none when tracing was off or nothing got that far.
+        runs: the measured runs, in order; none if tracing was off or no run began.
         matrix: rows of a benchmark; none in other modes.
         tiers: rows of a tier test; none in other modes.
         failure: one line on what ended the command, or ``None``.
-        command: what was typed, to be copied; ``None`` when that is not known.
-        preparation: what came before the measured runs; ``None`` when that is not known.
+        command: the command, to be copied; ``None`` if it is not known.
+        preparation: preparation of the measured runs; ``None`` if it is not known.
     """
 
     mode: str
@@ -55,7 +55,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class RunSections:
-    """One run, ready to be drawn; a section with nothing to say is ``None``."""
+    """The sections of one run; a section without content is ``None``."""
 
     headline: Headline
     breakdown: BreakdownSection
@@ -70,7 +70,7 @@ class RunSections:
 
     @classmethod
     def of(cls, run: Run, report: Report) -> RunSections:
-        """Work out every section."""
+        """Compute every section."""
         card = card_memory(run, report.environment)
         return cls(
             headline=headline(run, report.preparation, card),
@@ -106,7 +106,7 @@ def write_report(path: Path, report: Report) -> None:
     """Write the page.
 
     Raises:
-        OSError: it could not be written; what was there before is unchanged.
+        OSError: it could not be written; the previous file is unchanged.
     """
     write_page(path, render_report(report))
 

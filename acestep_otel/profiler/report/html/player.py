@@ -1,4 +1,4 @@
-"""The songs of a run, to be played by the page itself: encoded anew, because a page loads nothing from elsewhere."""
+"""The songs of a run, for playback on the page: encoded into it, because a page loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from acestep_otel.profiler.report.spans import Run
 
 _RATE: Final = 48_000
 _BLOCK: Final = 10 * _RATE
-"""Samples that are encoded at once: the encoder keeps a whole block on its stack."""
+"""Samples per block: the encoder keeps a whole block on its stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class PlayedSong:
 
     Attributes:
         name: of its file.
-        seconds: its length in words.
+        seconds: its length as text.
         mime_type: of its file.
         sha256: of its file.
-        source: Opus in a data URL, about 5 MB for four minutes; empty where the file is gone or is no audio.
+        source: Opus in a data URL, about 5 MB for four minutes; empty if the file is missing or is no audio.
     """
 
     name: str
@@ -65,6 +65,6 @@ def _encoded(place: str) -> str:
             for block in song.blocks(_BLOCK):
                 opus.write(block)
     except (OSError, RuntimeError):
-        # A file that is no audio any more is no reason to have no page.
+        # A file that is no longer audio must not prevent the page.
         return ""
     return f"data:audio/ogg;base64,{b64encode(buffer.getvalue()).decode()}"

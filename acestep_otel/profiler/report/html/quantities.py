@@ -1,4 +1,4 @@
-"""Quantities as text, and the axis that they stand on."""
+"""Quantities as text, and the axis of a chart."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def number(value: float | None) -> str:
 
 def share(percent: float | None) -> str:
     """A percentage as ``45.2%``; ``—`` for ``None``."""
-    # Rounding can leave a residual such as -0.0; adding zero takes the sign off.
+    # Rounding can leave a residual such as -0.0; adding zero removes the sign.
     return ABSENT if percent is None else f"{round(percent, 1) + 0.0:.1f}%"
 
 
@@ -52,7 +52,7 @@ def shortened(quantity: str) -> str:
 
 
 def _unit(value: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
-    # What rounds up to one of a unit is written in it: 1.00 s, not 1,000 ms.
+    # A value that rounds up to one of a unit is written in that unit: 1.00 s, not 1,000 ms.
     return next((pair for pair in units if abs(value) >= 0.9995 * pair[0]), units[-1])
 
 
@@ -71,7 +71,7 @@ class Tick:
 
     Attributes:
         position: drawing units.
-        text: what it says.
+        text: its label.
     """
 
     position: float
@@ -80,12 +80,12 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Maps values to places in a drawing.
+    """Maps values to positions in a drawing.
 
     Attributes:
-        start: place of zero, in drawing units.
+        start: position of zero, in drawing units.
         length: drawing units from zero to ``limit``; negative for an axis that goes up.
-        limit: the largest value that has a place.
+        limit: the largest value with a position.
         ticks: from zero on.
     """
 
@@ -101,10 +101,10 @@ class Axis:
         """An axis that ends at the largest value.
 
         Args:
-            largest: of the values that will be drawn; an axis of nothing ends at one unit.
-            start: place of zero.
+            largest: largest value to draw; without values the axis ends at one unit.
+            start: position of zero.
             length: from zero to the largest value.
-            text: writes a tick's value.
+            text: formats the value of a tick.
             unit: ticks are round multiples of this (bytes: one GiB).
         """
         limit = largest if largest > 0 else unit
@@ -114,15 +114,15 @@ class Axis:
         return cls(start, length, limit, ticks)
 
     def at(self, value: float) -> float:
-        """The place of a value, in drawing units; values beyond the ends are drawn at the ends."""
+        """The position of a value, in drawing units; values beyond the ends are drawn at the ends."""
         return round(self.start + self.length * min(max(value / self.limit, 0.0), 1.0), 2)
 
     def extent(self, first: float, last: float) -> float:
-        """How long the way between two values is, in drawing units."""
+        """The distance between two values, in drawing units."""
         return round(abs(self.at(last) - self.at(first)), 2)
 
 
 def _round_step(wanted: float) -> float:
-    """The smallest round number that is no less than the one wanted."""
+    """The smallest round number that is not below the given one."""
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(factor * power for factor in _ROUND if factor * power >= wanted * (1 - 1e-9))

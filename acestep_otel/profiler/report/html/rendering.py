@@ -1,4 +1,4 @@
-"""How a page is rendered and written: it loads nothing, and runs nothing but its own."""
+"""Rendering and writing of a page, which loads nothing and runs only its own script."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from acestep_otel.profiler.report.html.charts import RIGHT
 
 
 def render_page(template: str, **variables: Any) -> str:
-    """A page as HTML: no network, no external font, style or script; all that was given is escaped.
+    """A page as HTML: no network, no external font, style or script; all data is escaped.
 
     Its content security policy allows the page's own style and script by their hashes and nothing else.
     """
@@ -44,9 +44,9 @@ def write_page(path: Path, page: str) -> None:
     """Write a page.
 
     Raises:
-        OSError: it could not be written; what was there before is unchanged.
+        OSError: it could not be written; the previous file is unchanged.
     """
-    # A file name of the command line that is no UTF-8 comes as lone surrogates, which no page can hold.
+    # A file name that is no UTF-8 contains lone surrogates, which a page cannot contain.
     text = page.encode("utf-8", errors="replace").decode("utf-8")
     with replacing(path) as stream:
         stream.write(text)

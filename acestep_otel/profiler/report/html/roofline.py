@@ -19,7 +19,7 @@ _LEFT: Final = 96
 _TOP: Final = 16
 _HEIGHT: Final = 280
 _WITHIN: Final = frozenset({semconv.LM, semconv.DIT_STEP, semconv.VAE_TILE})
-"""Spans that are the sum of others, or parts of others, and would be drawn on them; the table has them."""
+"""Spans that are sums or parts of others, and would overlap with them; only the table has them."""
 _MEANINGS: Final = {
     "compute": "compute-bound: nearer to the device's rate of operations",
     "memory": "memory-bound: nearer to its bandwidth",
@@ -29,7 +29,7 @@ _MEANINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A stage, in drawing units; ``anchor`` is the side that its name is on."""
+    """A stage, in drawing units; ``anchor`` is the side of its label."""
 
     x: float
     y: float
@@ -41,17 +41,17 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class RooflineChart:
-    """Everything that the template needs to draw.
+    """The data that the template renders.
 
     Attributes:
         summary: the chart in one sentence.
         height: drawing units.
-        left: where the plot begins.
-        bottom: where it ends.
+        left: start of the plot.
+        bottom: end of the plot.
         across: ticks of operations per byte.
         upright: ticks of operations per second.
         roof: corners of the two ceilings, as points of a polyline; empty without peaks.
-        ridge: words at the corner of the roof.
+        ridge: label at the corner of the roof.
         dots: the stages.
     """
 
@@ -68,7 +68,7 @@ class RooflineChart:
 
 @dataclass(frozen=True, slots=True)
 class RooflineSection:
-    """The drawing, what it says in words, and its figures."""
+    """The drawing, its description, and its figures."""
 
     chart: RooflineChart
     ceilings: str
@@ -107,7 +107,7 @@ def _rounded(value: float) -> str:
 
 
 def roofline_section(run: Run) -> RooflineSection | None:
-    """The work of the run's stages; ``None`` where no work is known."""
+    """The work of the run's stages; ``None`` if no work is known."""
     work = RunWork.of(run)
     stages = [(name, stage) for name, stage in work.stages.items() if stage.bytes > 0 and stage.operations > 0]
     if not stages:
@@ -159,7 +159,7 @@ def _chart(work: RunWork, stages: list[tuple[str, StageWork]]) -> RooflineChart:
     upright = _Scale.covering(rates, bottom, -_HEIGHT)
     roof, corner = "", None
     if work.rate is not None and work.bandwidth is not None and ridge is not None:
-        # From where the slope comes up through the floor, or from the left edge.
+        # From the point where the slope crosses the lower edge, or from the left edge.
         begin = max(10.0**across.first, 10.0**upright.first / work.bandwidth)
         corners = (
             (begin, begin * work.bandwidth),

@@ -1,4 +1,4 @@
-"""The sections of one run, from its spans to text and drawings; a section that has nothing to say is ``None``."""
+"""The sections of one run, as text and drawings from its spans; a section without content is ``None``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BreakdownSection:
 
 
 def breakdown_section(run: Run) -> BreakdownSection:
-    """Where the wall time went."""
+    """The breakdown of the wall time."""
     rows = list(breakdown_rows(Breakdown.of(run)))
     parts = [
         Part(
@@ -87,7 +87,7 @@ def step_section(run: Run) -> Figure | None:
     if not steps:
         return None
     has_device_clock = any(step.attributes.get(semconv.CLOCK) != "host" for step in steps)
-    # The figure of the table: the whole loop over its steps, what happens between two of them included.
+    # The figure of the table: the whole loop over its steps, including the time between two of them.
     average = Breakdown.of(run).step_average
     summary = f"{len(steps)} denoising steps" + ("" if average is None else f", {duration(average)} on average")
     return Figure(

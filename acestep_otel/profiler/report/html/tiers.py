@@ -16,9 +16,9 @@ _COLUMNS: Final = (
 
 
 def tier_section(results: Sequence[TierResult]) -> Figure | None:
-    """A chart of every row that was tried, and the figures of all; ``None`` without rows.
+    """A chart of every row that was run, and the figures of all; ``None`` without rows.
 
-    Where no memory was read there is nothing to compare with the cards, and no chart.
+    Without readings of memory there is nothing to compare with the cards, and no chart.
     """
     if not results:
         return None
@@ -45,7 +45,7 @@ def tier_section(results: Sequence[TierResult]) -> Figure | None:
 
 
 def tier_caution(results: Sequence[TierResult]) -> str | None:
-    """What keeps rows from being evidence; ``None`` when every process was held to the memory of its card."""
+    """Why rows are no evidence; ``None`` if the memory of every process was limited to that of its card."""
     seen = [result for result in results if result.observation is not None]
     uncapped = sum(not result.capped for result in seen)
     if not uncapped:

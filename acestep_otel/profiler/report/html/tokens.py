@@ -1,4 +1,4 @@
-"""What the language model did, as charts: its phases, the gaps between its passes, and its pace over the run."""
+"""The work of the language model as charts: its phases, the gaps between its passes, and its pace over the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from acestep_otel.profiler.report.statistics import TokenStatistics, token_stati
 
 @dataclass(frozen=True, slots=True)
 class TokenSection:
-    """What the language model did.
+    """The work of the language model.
 
     Attributes:
         phases: each phase from its start to its end.

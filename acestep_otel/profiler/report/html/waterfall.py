@@ -1,4 +1,4 @@
-"""The trace over time: one lane for each span, one lane for siblings that do the same thing again and again."""
+"""The trace over time: one lane for each span, and one for siblings of one name that have no children."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DURATIONS: Final = 276
 _LANE: Final = 24
 _NARROWEST: Final = 1.5
 _QUANTITIES: Final = {"s": duration, "By": size}
-"""How values are written, by their unit."""
+"""Formats of values, by their unit."""
 _COLUMNS_OF_THEIR_OWN: Final = frozenset({semconv.CLOCK, semconv.HOST_DURATION, semconv.RUN_ID})
 
 
 @dataclass(frozen=True, slots=True)
 class SpanFacts:
-    """What is known about a span, as text.
+    """The properties of a span, as text.
 
     Attributes:
         span_id: of the trace.
@@ -50,7 +50,7 @@ class SpanFacts:
 
 @dataclass(frozen=True, slots=True)
 class SpanBar:
-    """A span's place in its lane, in drawing units."""
+    """The position of a span in its lane, in drawing units."""
 
     x: float
     width: float
@@ -65,8 +65,8 @@ class Lane:
     Attributes:
         y: its middle, in drawing units.
         indent: of the label, in drawing units.
-        label: name of its spans, and how many they are.
-        duration: of all its spans together.
+        label: name and number of its spans.
+        duration: total duration of its spans.
         bars: in order of start.
     """
 
@@ -79,15 +79,15 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Waterfall:
-    """Everything that the template draws.
+    """The data that the template renders.
 
     Attributes:
         height: drawing units.
-        bottom: where lanes end and ticks' words begin, in drawing units.
+        bottom: end of the lanes and start of the tick labels, in drawing units.
         axis: time since the root started.
         lanes: from the root down, depth first.
         lane_height: drawing units.
-        durations: where the column of durations ends, in drawing units.
+        durations: end of the column of durations, in drawing units.
         spans: every span, from the root down, depth first.
     """
 
