@@ -1,23 +1,20 @@
 """From a finished recording to spans and metrics.
 
-Runs once per request, after the request's own synchronisation: resolves all marks together, makes times nest (a
-child is within its parent and does not start before its preceding sibling ended, so rows can be added up), then emits
-the spans of the tree with explicit times and records the metrics inside them, so that exemplars point at them.
+Runs once per request, after the request's own synchronisation: takes the tree with its times (``timed_stage``), emits
+its spans with explicit times and records the metrics inside them, so that exemplars point at them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
-from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer
 
 from acestep_otel import semconv
-from acestep_otel.recording.clock import HOST, Mark
+from acestep_otel.recording.clock import HOST
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.outcomes import error_type, is_out_of_memory, outcome_of, record_outcome
 from acestep_otel.recording.phase import GapSummary, PhaseTimes
@@ -32,66 +29,10 @@ from acestep_otel.recording.stage_work import (
     work_attributes,
 )
 from acestep_otel.recording.stall_watch import Scene, StallWatch
+from acestep_otel.recording.timed_stage import TimedStage, resolve
 from acestep_otel.recording.trace_tree import AttributeValue, RequestRecording, Stage, is_measured
 from acestep_otel.roofline.peaks import Peaks
-from acestep_otel.roofline.roofline import Roofline
-from acestep_otel.roofline.work import Part
 from acestep_otel.settings import Detail
-
-_LAUNCHING: Final = 0.9
-"""Share of a stage's time on the device from which on the host, busy in the same call, is what it waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    """A stage with its times."""
-
-    stage: Stage
-    start_ns: int
-    end_ns: int
-    host_seconds: float
-    phase: PhaseTimes | None
-    children: tuple[_Resolved, ...]
-
-    @property
-    def parts(self) -> list[Part]:
-        """The work of the stage and of everything below it."""
-        own = [noted.part() for noted in self.stage.passes]
-        return own + [part for child in self.children for part in child.parts]
-
-    @property
-    def own_parts(self) -> list[Part]:
-        """The same without stages that metrics count by themselves."""
-        own = [noted.part() for noted in self.stage.passes]
-        return own + [part for child in self.children if not own_stage(child.stage) for part in child.own_parts]
-
-    def roofline(self, peaks: Peaks | None) -> Roofline | None:
-        """The work against the time it took; ``None`` without work."""
-        parts = self.parts
-        return Roofline.of(parts, self.seconds, peaks) if parts and self.seconds > 0 else None
-
-    @property
-    def waits_for_host(self) -> bool:
-        """Whether the device waited for the host to launch its work, where it has a clock that can tell.
-
-        Of the diffusion, a step or a tile: the host was busy in the call nearly as long as the device took. Of a
-        phase of the language model, which is on the host's clock: by the lag of its passes. Of a decode: by its longest
-        tile, since the host itself waits at its end; of the language model by its longest phase. Other stages wait for
-        the device as well, so their host time says nothing.
-        """
-        if self.phase is not None:
-            return self.phase.waits_for_host
-        if self.stage.name in (semconv.LM, semconv.VAE_DECODE) and self.children:
-            return max(self.children, key=lambda child: child.seconds).waits_for_host
-        if self.stage.name not in (semconv.DIT, semconv.DIT_STEP, semconv.VAE_TILE):
-            return False
-        end = self.stage.end
-        on_device = end is not None and None not in (self.stage.start.event, end.event)
-        return on_device and self.host_seconds >= _LAUNCHING * self.seconds
-
-    @property
-    def seconds(self) -> float:
-        return (self.end_ns - self.start_ns) / 1e9
 
 
 class Emitter:
@@ -116,7 +57,7 @@ class Emitter:
             scrub: removes what the user wrote from exception messages.
             common: attributes that every span of the tree carries (run id, warm-up).
         """
-        tree = _resolve(recording)
+        tree = resolve(recording)
         peaks = self._peaks.of(recording.device) if tree.parts else None
         run = _Emission(self._tracer, self._instruments, self._detail, recording, scrub, common, peaks, self._stalls)
         device = peak_attributes(peaks, recording.root.attributes.get(semconv.DTYPE, ""))
@@ -184,7 +125,7 @@ class _Emission:
         self.is_measured = is_measured(common)
         self._scene = Scene(self._device, str(self._model), self._energy, self.is_measured)
 
-    def children_of(self, parent: _Resolved, parent_span: Span) -> None:
+    def children_of(self, parent: TimedStage, parent_span: Span) -> None:
         """Emit the subtrees below a span."""
         context = trace.set_span_in_context(parent_span, Context())
         for child in parent.children:
@@ -203,7 +144,7 @@ class _Emission:
             self._stalls.left(child.stage, self._device)
             _close(span, child, self._scrub)
 
-    def attributes_of(self, node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
+    def attributes_of(self, node: TimedStage) -> Iterator[tuple[str, AttributeValue]]:
         """Everything that is known about a stage."""
         stage = node.stage
         yield from stage.attributes.items()
@@ -228,11 +169,11 @@ class _Emission:
         if (roofline := node.roofline(self._peaks)) is not None:
             yield from work_attributes(roofline, roofline.bound(waits_for_host=node.waits_for_host))
 
-    def _joules(self, node: _Resolved) -> float | None:
+    def _joules(self, node: TimedStage) -> float | None:
         """Energy at the times of a span; ``None`` for one that is too short."""
         return None if self._energy is None else self._energy.between(node.start_ns, node.end_ns)
 
-    def root_energy(self, tree: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
+    def root_energy(self, tree: TimedStage) -> Iterator[tuple[str, AttributeValue]]:
         """What the energy of this request is worth, and per minute of music."""
         joules = self._joules(tree)
         if joules is None or self._energy is None or self._energy.resolution is None:
@@ -266,7 +207,7 @@ class _Emission:
                 },
             ).end(end_time=end_ns)
 
-    def _stage_metrics(self, node: _Resolved, span: Span) -> None:
+    def _stage_metrics(self, node: TimedStage, span: Span) -> None:
         stage, record = node.stage, self._instruments.record
         context = trace.set_span_in_context(span, Context())
         attributes = metric_attributes(stage, self._model)
@@ -293,7 +234,7 @@ class _Emission:
             self._phase_metrics(node, node.phase, attributes, context)
 
     def _phase_metrics(
-        self, node: _Resolved, phase: PhaseTimes, attributes: dict[str, AttributeValue], context: Context
+        self, node: TimedStage, phase: PhaseTimes, attributes: dict[str, AttributeValue], context: Context
     ) -> None:
         record = self._instruments.record
         if phase.passes_ns:
@@ -330,50 +271,6 @@ def metric_attributes(stage: Stage, model: AttributeValue) -> dict[str, Attribut
     return attributes
 
 
-def _resolve(recording: RequestRecording) -> _Resolved:
-    """Resolve every mark of the tree in one go and nest the times."""
-    marks = [mark for stage in _walk(recording.root) for mark in _marks_of(stage)]
-    times = iter(recording.clock.resolve(marks))
-    taken = {id(stage): [next(times) for _ in _marks_of(stage)] for stage in _walk(recording.root)}
-    if recording.outlasted:
-        taken[id(recording.root)][1] = max(chain.from_iterable(taken.values()))
-    start_ns, end_ns, *_ = taken[id(recording.root)]
-    # The root's start is a mark of the host.
-    offset_ns = start_ns - recording.root.start.host_ns
-    return _nest(recording.root, taken, start_ns, max(start_ns, end_ns), offset_ns)
-
-
-def _nest(stage: Stage, taken: Mapping[int, list[int]], earliest_ns: int, latest_ns: int, offset_ns: int) -> _Resolved:
-    start_ns, end_ns, *inner = taken[id(stage)]
-    start_ns = min(max(start_ns, earliest_ns), latest_ns)
-    end_ns = min(max(end_ns, start_ns), latest_ns)
-    children: list[_Resolved] = []
-    cursor_ns = start_ns
-    for child in stage.children:
-        children.append(_nest(child, taken, cursor_ns, end_ns, offset_ns))
-        cursor_ns = children[-1].end_ns
-    assert stage.end is not None
-    return _Resolved(
-        stage=stage,
-        start_ns=start_ns,
-        end_ns=end_ns,
-        host_seconds=(stage.end.host_ns - stage.start.host_ns) / 1e9,
-        phase=None if stage.phase is None else PhaseTimes.of(stage.phase, inner, offset_ns),
-        children=tuple(children),
-    )
-
-
-def _walk(stage: Stage) -> Iterator[Stage]:
-    yield stage
-    for child in stage.children:
-        yield from _walk(child)
-
-
-def _marks_of(stage: Stage) -> list[Mark]:
-    assert stage.end is not None
-    return [stage.start, stage.end, *(stage.phase.marks if stage.phase is not None else ())]
-
-
 def _finish_reasons(stage: Stage) -> dict[str, tuple[str, ...]]:
     """Why each song or text of a stage ended: of a request by its own attributes, of the planner by its last phase."""
     reasons = stage.finish_reasons
@@ -386,7 +283,7 @@ def _finish_reasons(stage: Stage) -> dict[str, tuple[str, ...]]:
     return {semconv.RESPONSE_FINISH_REASONS: reasons} if reasons else {}
 
 
-def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str, AttributeValue]]:
+def _phase_attributes(node: TimedStage, phase: PhaseTimes) -> Iterator[tuple[str, AttributeValue]]:
     # What was not measured is absent: zero would say that it took no time.
     if phase.constrained is not None:
         yield semconv.LM_CONSTRAINED_DECODING_DURATION, phase.constrained
@@ -412,7 +309,7 @@ def _phase_attributes(node: _Resolved, phase: PhaseTimes) -> Iterator[tuple[str,
         yield semconv.LM_TOKEN_GAP_MAX_INDEX, gaps.maximum_index
 
 
-def _guidance_duration(node: _Resolved) -> float | None:
+def _guidance_duration(node: TimedStage) -> float | None:
     """Seconds that the unconditional rows cost in a phase; ``None`` when they ran, or may have, uncalibrated."""
     if node.phase is None:
         return 0.0
@@ -426,7 +323,7 @@ def _guidance_duration(node: _Resolved) -> float | None:
     return decode_share * (node.phase.decode or 0.0) + prefill_share * (node.phase.prefill or 0.0)
 
 
-def _planner_attributes(node: _Resolved) -> Iterator[tuple[str, AttributeValue]]:
+def _planner_attributes(node: TimedStage) -> Iterator[tuple[str, AttributeValue]]:
     """The three rows of the breakdown below the planner's total, which they sum to."""
     phases = [child.phase for child in node.children if child.phase is not None]
     measured = [phase.constrained for phase in phases if phase.constrained is not None]
@@ -439,7 +336,7 @@ def _planner_attributes(node: _Resolved) -> Iterator[tuple[str, AttributeValue]]
     yield semconv.LM_TOKEN_GENERATION_DURATION, max(0.0, node.seconds - constrained - calibrated)
 
 
-def _close(span: Span, node: _Resolved, scrub: Scrubber) -> None:
+def _close(span: Span, node: TimedStage, scrub: Scrubber) -> None:
     if node.stage.error is not None:
         record_outcome(span, node.stage.error, scrub, node.end_ns)
     span.end(end_time=node.end_ns)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -16,36 +14,9 @@ from acestep_otel import semconv
 from acestep_otel.recording.energy import Readings
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.stalls import Evidence, RunningMedians, Stall
+from acestep_otel.recording.timed_stage import TimedStage
 from acestep_otel.recording.trace_tree import AttributeValue, Stage
 from acestep_otel.recording.vram import VramReading
-
-
-class TimedStage(Protocol):
-    """A stage with its times."""
-
-    @property
-    def stage(self) -> Stage:
-        """The stage."""
-
-    @property
-    def start_ns(self) -> int:
-        """Unix nanoseconds."""
-
-    @property
-    def end_ns(self) -> int:
-        """Unix nanoseconds."""
-
-    @property
-    def host_seconds(self) -> float:
-        """Seconds that the host was busy in the call."""
-
-    @property
-    def seconds(self) -> float:
-        """Duration."""
-
-    @property
-    def children(self) -> Sequence[TimedStage]:
-        """Stages inside it."""
 
 
 @dataclass(frozen=True, slots=True)
