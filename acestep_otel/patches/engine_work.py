@@ -1,6 +1,6 @@
 """Which passes of the engine's models a stage runs, for its operations and bytes.
 
-Only shapes and configurations are read, on the host. What they amount to (``acestep_otel.roofline.work``) is worked
+Only shapes and configurations are read, on the host. What they amount to (``acestep_otel.roofline.models``) is worked
 out when the request is over.
 """
 
@@ -13,18 +13,15 @@ from weakref import WeakKeyDictionary
 
 from acestep_otel.patches.patcher import Patch, Wrapper
 from acestep_otel.recording.trace_tree import current_recording, never_raises
-from acestep_otel.roofline.work import (
+from acestep_otel.roofline.models import (
     Blocks,
     CodeModel,
     ConditionEncoder,
     DiffusionTransformer,
-    Form,
-    Heads,
     LanguageModelPhase,
     Oobleck,
-    Pass,
-    Precision,
 )
+from acestep_otel.roofline.work import Form, Heads, Pass, Precision
 
 if TYPE_CHECKING:
     import torch
