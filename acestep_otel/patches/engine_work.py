@@ -1,6 +1,6 @@
 """The passes of the engine's models that a stage runs, for its operations and bytes.
 
-Only shapes and configurations are read, on the host. Operations and bytes (``acestep_otel.roofline.work``) are
+Only shapes and configurations are read, on the host. Operations and bytes (``acestep_otel.roofline.models``) are
 computed when the request is over.
 """
 
@@ -13,18 +13,15 @@ from weakref import WeakKeyDictionary
 
 from acestep_otel.patches.patcher import Patch, Wrapper
 from acestep_otel.recording.trace_tree import current_recording, never_raises
-from acestep_otel.roofline.work import (
+from acestep_otel.roofline.models import (
     Blocks,
     CodeModel,
     ConditionEncoder,
     DiffusionTransformer,
-    Form,
-    Heads,
     LanguageModelPhase,
     Oobleck,
-    Pass,
-    Precision,
 )
+from acestep_otel.roofline.work import Form, Heads, Pass, Precision
 
 if TYPE_CHECKING:
     import torch

@@ -19,14 +19,15 @@ from opentelemetry.trace import Span, SpanKind, Tracer
 
 from acestep_otel import semconv
 from acestep_otel.recording.background_emission import Deferral, follow_forks
-from acestep_otel.recording.call import Call, LoadDefinition, ModelLoad, RequestDefinition, StageDefinition
+from acestep_otel.recording.call import Call, LoadDefinition, RequestDefinition, StageDefinition
 from acestep_otel.recording.clock import HOST, Clocks, HostClock, host_mark
 from acestep_otel.recording.emission import Emitter, metric_attributes
 from acestep_otel.recording.energy_meter import EnergyMeter
 from acestep_otel.recording.gpu_metrics import GpuWatch
 from acestep_otel.recording.instruments import Instruments
 from acestep_otel.recording.kernel_profile import KernelProfiler, Profile
-from acestep_otel.recording.outcomes import is_out_of_memory, record_outcome
+from acestep_otel.recording.model_load import ModelLoads
+from acestep_otel.recording.outcomes import is_out_of_memory
 from acestep_otel.recording.phase import PhaseRecord
 from acestep_otel.recording.redaction import Scrubber
 from acestep_otel.recording.trace_tree import (
@@ -97,6 +98,7 @@ class RequestTracer:
         self._run_id = run_id or uuid.uuid4().hex
         self._clocks = Clocks()
         self._vram = VramTracker()
+        self._loads = ModelLoads(self._tracer, self._instruments, self._vram)
         self._energy = EnergyMeter()
         self._watchdog = Watchdog(self.settings.deadline)
         self._deferral = Deferral()
@@ -218,30 +220,7 @@ class RequestTracer:
         if load is None:
             return call.run()
         self._gpus.add(load.device)
-        attributes = {
-            **self._common(),
-            semconv.MODEL_NAME: load.model,
-            semconv.MODEL_ROLE: definition.role,
-            semconv.CLOCK: "host",
-        }
-        # Loading beside a running request uses the same memory counters, so it counts as one more request.
-        with nullcontext() if inside_request() else self._vram.request(load.device):
-            never_raises(self._vram.begin)(load.device)
-            start_ns = time.perf_counter_ns()
-            with self._tracer.start_as_current_span(
-                semconv.MODEL_LOAD, attributes=attributes, record_exception=False, set_status_on_exception=False
-            ) as span:
-                try:
-                    result = call.run()
-                except BaseException as error:
-                    never_raises(record_outcome)(span, error, Scrubber(load.user_texts))
-                    raise
-                if (failure := never_raises(definition.failure)(result)) is not None:
-                    never_raises(record_outcome)(span, failure, Scrubber(load.user_texts))
-                    return result
-                seconds = (time.perf_counter_ns() - start_ns) / 1e9
-                self._loaded(span, seconds, load)
-                return result
+        return self._loads.run(load, definition, call, self._common())
 
     def finish(self, timeout: float) -> None:
         """End every request that is still running, marked as truncated, and emit everything that has ended.
@@ -287,21 +266,6 @@ class RequestTracer:
             name, context=parent, start_time=start_ns, attributes={**self._common(), **attributes}, kind=kind
         ).end()
         return True
-
-    @never_raises
-    def _loaded(self, span: Span, seconds: float, load: ModelLoad) -> None:
-        attributes: dict[str, AttributeValue] = {
-            semconv.STAGE: semconv.stage_of(semconv.MODEL_LOAD),
-            semconv.REQUEST_MODEL: load.model,
-        }
-        self._instruments.record(semconv.STAGE_DURATION, seconds, attributes)
-        if (reading := self._vram.read(load.device)) is not None:
-            peak = reading.peak
-            span.set_attribute(semconv.VRAM_PEAK_ALLOCATED, peak.allocated)
-            span.set_attribute(semconv.VRAM_PEAK_RESERVED, peak.reserved)
-            span.set_attribute(semconv.VRAM_SHARED, peak.shared)
-            for kind, value in (("allocated", peak.allocated), ("reserved", peak.reserved)):
-                self._instruments.record(semconv.VRAM_PEAK, value, {**attributes, semconv.VRAM_KIND: kind})
 
     def _common(self) -> dict[str, AttributeValue]:
         return {semconv.RUN_ID: self._run_id, **current_annotations()}
