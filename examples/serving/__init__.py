@@ -1,1 +1,1 @@
-"""A music service in front of the engine: bounded queue, one worker, progress, cancellation, and traces of it all."""
+"""A music service in front of the engine: bounded queue, workers, progress, cancellation, and a trace per request."""

@@ -96,8 +96,8 @@ def makers_of(options: argparse.Namespace) -> list[Maker]:
 
 
 def serve(options: argparse.Namespace, makers: Sequence[Maker], telemetry: ServiceTelemetry) -> None:
-    """Answer requests until a signal comes."""
-    # Propagators and the web framework read the environment while they are imported: only now is it known to be right.
+    """Serve requests until a signal arrives."""
+    # Propagators and the web framework read the environment while they are imported: only now has it been checked.
     from examples.serving.app import PATHS, create_app
     from examples.serving.door import Door
     from examples.serving.server import Server

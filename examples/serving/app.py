@@ -31,9 +31,9 @@ CAPTION_CHARACTERS: Final = 4_096
 LYRICS_CHARACTERS: Final = 16_384
 """More than the models read: the rest would be cut."""
 FOLLOWERS: Final = 128
-"""That may watch songs at the same time; each holds a connection."""
+"""Maximum number of clients that follow songs at the same time; each uses a connection."""
 RETRY_SECONDS: Final = 2
-"""When a caller that was turned away should come again."""
+"""``Retry-After``: when a rejected caller should try again."""
 
 
 def _text(value: str) -> str:
@@ -46,7 +46,7 @@ Text = Annotated[str, AfterValidator(_text)]
 
 
 class SongRequest(BaseModel):
-    """What a caller may ask for."""
+    """What a caller may request."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -59,7 +59,7 @@ class SongRequest(BaseModel):
     thinking: bool = False
 
     def to_engine(self) -> GenerationRequest:
-        """The same as the engine takes it.
+        """The same as a request of the engine.
 
         Raises:
             InvalidRequest: a value is out of range.
@@ -78,13 +78,13 @@ class SongRequest(BaseModel):
 
 
 def create_app(makers: Sequence[Maker], telemetry: ServiceTelemetry, *, capacity: int = 16, kept: int = 16) -> FastAPI:
-    """The service around those who make songs.
+    """The service around the makers of songs.
 
     Args:
-        makers: one for each song at the same time.
+        makers: one for each song that is generated at the same time.
         telemetry: closed with the service.
-        capacity: requests that may wait at most.
-        kept: finished songs that stay on disk.
+        capacity: maximum number of waiting requests.
+        kept: maximum number of finished songs on disk.
     """
 
     @asynccontextmanager
@@ -110,7 +110,7 @@ def create_app(makers: Sequence[Maker], telemetry: ServiceTelemetry, *, capacity
 
 
 def _refuse(_request: Request, error: Exception) -> Response:
-    """What is wrong with a body, and where; nothing of what is in it, which may be private, or no JSON (NaN)."""
+    """What is wrong with a body, and where; without its content, which may be private, or not JSON (NaN)."""
     assert isinstance(error, RequestValidationError)
     known = {"body", *SongRequest.model_fields}
     faults = [

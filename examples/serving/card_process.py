@@ -41,7 +41,7 @@ logger = logging.getLogger("examples.serving")
 
 _MODULE: Final = "examples.serving.card_worker"
 _EXIT_SECONDS: Final = 10.0
-"""For the step that is under way, and the delivery of telemetry."""
+"""Seconds for the step in progress, and the delivery of telemetry."""
 _COUNT_SECONDS: Final = 2.0
 _ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 
@@ -51,7 +51,7 @@ class Unusable(Exception):
 
 
 class SongFailed(Exception):
-    """The process could not make the song.
+    """The process could not generate the song.
 
     Attributes:
         error: class name of its exception.
@@ -65,15 +65,15 @@ class SongFailed(Exception):
 
 
 class CardMaker:
-    """Makes songs in a process on a card (``examples.serving.makers.Maker``)."""
+    """Generates songs in a process on a card (``examples.serving.makers.Maker``)."""
 
     def __init__(self, card: Card, options: argparse.Namespace, cards: int) -> None:
         """Start nothing yet.
 
         Args:
-            card: that the process sees.
-            options: of the command line.
-            cards: processes that will run beside each other.
+            card: the only one that is visible to the process.
+            options: options of the command line.
+            cards: number of processes that run at the same time.
         """
         self._card = card
         self._options = argparse.Namespace(**{**vars(options), "device": card.device})
@@ -123,14 +123,14 @@ class CardMaker:
                 raise AssertionError(unexpected)
 
     def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
-        """Make the songs of a job.
+        """Generate the songs of a job.
 
         Raises:
             Cancelled: the job was cancelled.
-            SongFailed: the process could not make them.
+            SongFailed: the process could not generate them.
             WorkerDied: the process ended.
         """
-        # Imported once the variables are known to be right: propagators read theirs while they are imported.
+        # Imported once the variables have been checked: propagators read theirs while they are imported.
         from opentelemetry import propagate
 
         job.begin(self.label)
@@ -157,7 +157,7 @@ class CardMaker:
         """Every step notices."""
 
     def metrics(self) -> Sequence[Metric]:
-        """What the process counts; nothing while it does not answer."""
+        """Metrics of the process; none while it does not respond."""
         if self._process is None or self._process.poll() is not None:
             return ()
         with suppress(queue.Empty):
@@ -171,7 +171,7 @@ class CardMaker:
         return ()
 
     def close(self) -> None:
-        """Let the process deliver its telemetry and end; after some seconds without patience."""
+        """Let the process deliver its telemetry and end; it is killed if it does not within some seconds."""
         if self._process is not None:
             self._send(Stop())
             with suppress(subprocess.TimeoutExpired):
@@ -188,7 +188,7 @@ class CardMaker:
         return message
 
     def _send(self, message: FromService) -> None:
-        # One that is dead is known by its end of the pipe.
+        # A dead process is detected by its end of the pipe.
         with self._sending, suppress(OSError):
             self._connection.send(message)
 
@@ -212,12 +212,12 @@ class CardMaker:
 
 
 def worker_environment(inherited: Mapping[str, str], card: Card, cards: int) -> dict[str, str]:
-    """The environment of a card's process: it sees its card alone, and its telemetry names it.
+    """The environment of a card's process: only its card is visible to it, and its telemetry names the card.
 
     Args:
         inherited: the service's own.
-        card: that it sees.
-        cards: processes that run beside each other.
+        card: the only one that is visible to it.
+        cards: number of processes that run at the same time.
     """
     resource = {"acestep.worker": card.label, "host.name": card.host}
     if card.uuid is not None:

@@ -1,6 +1,6 @@
 """The process of one card: models loaded once, one song after the other. Started by ``card_process.py``.
 
-Its telemetry is its own: spans continue the caller's trace, and the resource of spans and metrics names the card.
+It exports its own telemetry: spans continue the caller's trace, and the resource of spans and metrics names the card.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from examples.serving.telemetry import set_up
 
 
 class _Mark(SpanProcessor):
-    """Puts attributes on every span."""
+    """Adds attributes to every span."""
 
     def __init__(self, attributes: dict[str, str]) -> None:
         self._attributes = attributes
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
-        """Put them on."""
+        """Add them."""
         span.set_attributes(self._attributes)
 
 
 def mark(telemetry: ServiceTelemetry, card: Card) -> None:
-    """Put a card on every span of this process: resource attributes are not everywhere searchable."""
+    """Add a card's attributes to every span of this process: not every backend can search resource attributes."""
     provider = telemetry.tracer_provider
     if isinstance(provider, TracerProvider):
         hardware = {} if card.uuid is None else {"hw.id": card.uuid, "hw.model": card.model}
@@ -44,7 +44,7 @@ def mark(telemetry: ServiceTelemetry, card: Card) -> None:
 
 
 class CardWorker:
-    """Makes what comes over the pipe."""
+    """Generates what is requested over the pipe."""
 
     def __init__(self, connection: Connection) -> None:
         """Listen."""
@@ -55,7 +55,7 @@ class CardWorker:
         self._stopping = False
 
     def run(self, telemetry: ServiceTelemetry, start: Start) -> None:
-        """Load the models, and make songs until the service says stop, or is gone."""
+        """Load the models, and generate songs until the service sends ``Stop``, or has ended."""
         try:
             models = load(start.options)
         except AceStepError as error:
@@ -95,7 +95,7 @@ class CardWorker:
                     case Stop():
                         break
         except (EOFError, OSError):
-            # The service is gone; its songs are of no use to a caller.
+            # The service has ended: no caller can receive its songs.
             pass
         self._stopping = True
         self._songs.put(None)
@@ -110,7 +110,7 @@ class CardWorker:
 
 def main() -> None:
     """Serve the pipe whose number is the argument."""
-    # Ctrl-C and SIGTERM are for the service, which says what to do.
+    # The service handles Ctrl-C and SIGTERM, and sends messages.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     start = connection.recv()
@@ -121,7 +121,7 @@ def main() -> None:
     finally:
         telemetry.close()
     sys.stdout.flush()
-    # Threads of libraries must not keep a process whose work is over.
+    # Threads of libraries must not keep a process alive whose work is done.
     os._exit(0)
 
 

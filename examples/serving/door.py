@@ -1,8 +1,8 @@
-"""What every request passes before the service, its framework and its instrumentation see it.
+"""Checks that every request passes before it reaches the service, its framework and its instrumentation.
 
-A public service is asked for anything: bodies without an end, made-up hosts, methods and paths, headers full of text.
-What the service does not read does not come in, so it can neither fill memory, nor become a label of a metric, nor
-end up in a span or a log line.
+A public service receives any kind of request: bodies without an end, invented hosts, methods and paths, headers full of
+text. What the service does not read is not passed on, so it can neither fill memory, nor become a label of a metric,
+nor appear in a span or a log line.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from examples.serving.errors import refuse
 
 BODY_BYTES: Final = 262_144
-"""Of a request: lyrics and caption at their limits, in the longest spelling that JSON has."""
+"""Maximum size of a body: lyrics and caption at their limits, in the longest encoding that JSON has."""
 BODY_SECONDS: Final = 10.0
-"""From the headers of a request to the end of its body."""
+"""Seconds from the headers of a request to the end of its body."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE"})
 READ: Final = frozenset({"accept", "content-length", "content-type", "if-range", "range"})
 """Headers that the service or its framework reads, beside those that carry a trace."""
 
 
 class Door:
-    """Refuses, bounds and cleans requests on their way to an application."""
+    """Rejects, limits and cleans requests before an application."""
 
     def __init__(self, app: ASGIApp, paths: re.Pattern[str]) -> None:
-        """Stand before an application.
+        """Wrap an application.
 
         Args:
-            app: gets what passes.
-            paths: that it has.
+            app: receives the requests that pass.
+            paths: its paths.
         """
         self._app = app
         self._paths = paths
@@ -89,7 +89,7 @@ class _TooLarge(Exception):
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes | None:
-    """The body of a request; ``None`` when its caller went away."""
+    """The body of a request; ``None`` if its caller disconnected."""
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if not declared.isdigit() or len(declared) > 12 or int(declared) > BODY_BYTES:
         raise _TooLarge

@@ -1,4 +1,4 @@
-"""Answers to what cannot be done, without a word of the request in them or in a log."""
+"""Error responses, without any text of the request in them or in a log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ logger = logging.getLogger("examples.serving")
 
 
 class ContainErrors:
-    """Middleware inside the instrumentation: an error's message may quote the request, so it goes no further."""
+    """Middleware inside the instrumentation: an error's message may quote the request, so it is not passed on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 500 for an error, and say where it was."""
+        """Answer 500 for an error, and log its location."""
         started = False
 
         async def note(message: Message) -> None:
@@ -37,7 +37,7 @@ class ContainErrors:
 
 
 class Interrupted(Exception):
-    """An answer that had begun could not be ended."""
+    """A response that had begun could not be completed."""
 
 
 async def refuse(status: int, detail: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -54,16 +54,16 @@ class Job:
     """One request.
 
     Attributes:
-        request: what to make.
-        waiting: its place in the queue, and the context of its caller.
+        request: what to generate.
+        waiting: its wait in the queue, and the context of its caller.
         events: what subscribers receive.
         id: random; not in any metric.
-        state: where it is.
-        cancelled: asked to stop.
-        files: the songs, once they are made.
+        state: its current state.
+        cancelled: whether it was requested to stop.
+        files: the songs, once they are generated.
         error: class of the error that ended it.
-        worker: card that made it, or makes it; ``None`` for the only device.
-        attempts: how often it was begun.
+        worker: card that generates or generated it; ``None`` for the only device.
+        attempts: how often it was started.
     """
 
     request: GenerationRequest
@@ -79,10 +79,10 @@ class Job:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self, worker: str | None) -> None:
-        """A worker has begun: the wait is over.
+        """A worker has begun; ends the wait.
 
         Args:
-            worker: card that makes it; ``None`` for the only device.
+            worker: card that generates it; ``None`` for the only device.
         """
         self.worker = worker
         self.waiting.leave()

@@ -1,7 +1,7 @@
 """Load for the service: ``python -m examples.serving.load --clients 8 --seconds 60``.
 
-Clients in a closed loop: each asks for a song, follows its progress to the end, and asks for the next. With more
-clients than places in the queue the service turns some away, who come again after the time that it names.
+Clients in a closed loop: each requests a song, follows its progress to the end, and requests the next. With more
+clients than places in the queue the service rejects some, which try again after the time that it names.
 
 The mix, drawn from a seed:
 
@@ -14,7 +14,7 @@ share  song                                how it ends
 10 %   10 s of audio, 4 steps, thinking    the same
 =====  ==================================  ==========================================
 
-Every request carries a ``traceparent``; one in twenty asks for its trace with ``X-Force-Trace``.
+Every request carries a ``traceparent``; one in twenty forces its trace with ``X-Force-Trace``.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ CANCELLED_SHARE: Final = 0.1
 FORCED_SHARE: Final = 0.05
 _FINAL: Final = ("done", "failed", "cancelled")
 _ASK_SECONDS: Final = 0.5
-"""Between two questions about a song whose events broke off."""
+"""Seconds between two queries of a song whose events were interrupted."""
 CAPTION: Final = "A driving synth-pop track with a warm analogue bass and gated drums"
 
 
 @dataclass
 class Report:
-    """What the clients saw.
+    """Results of the clients.
 
     Attributes:
         ended: accepted requests by the state they ended in.
@@ -59,7 +59,7 @@ class Report:
         latencies: seconds from the accepted request to the finished song.
         traces: trace id of each accepted request.
         waits: seconds from the accepted request to a worker that took it.
-        finished: when each finished song ended, by the monotonic clock, and the card that made it.
+        finished: when each finished song ended, by the monotonic clock, and the card that generated it.
     """
 
     ended: Counter[str] = field(default_factory=Counter)
@@ -88,14 +88,14 @@ def quantile(values: Sequence[float], share: float) -> float:
 async def run_load(
     url: str, *, clients: int, seconds: float, seed: int = 0, song: Mapping[str, Any] | None = None
 ) -> Report:
-    """Keep clients busy for some time, and let the songs that were begun then come to their end.
+    """Keep clients busy for some time, then let the songs in progress end.
 
     Args:
         url: of the service.
-        clients: that ask at the same time.
-        seconds: after which no client asks again.
+        clients: number of clients at the same time.
+        seconds: after which no client requests another song.
         seed: of the mix.
-        song: that every client asks for, and lets come to its end; the mix when not given.
+        song: the song that every client requests and follows to its end; the mix when not given.
     """
     report = Report()
     deadline = time.monotonic() + seconds
@@ -112,7 +112,7 @@ async def client_of(
     number: int,
     fixed: Mapping[str, Any] | None = None,
 ) -> None:
-    """Ask for one song after the other; the numbers of a client of another seed are others."""
+    """Request one song after the other; a client of another seed draws other numbers."""
     draw = random.Random(f"{seed}/{number}")
     while time.monotonic() < deadline:
         drawn = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
@@ -144,10 +144,10 @@ async def client_of(
 async def _follow(http: httpx.AsyncClient, song: str, *, cancel: bool) -> tuple[str, float | None, str | None]:
     """The state that a song ended in, when a worker first took it, and which.
 
-    The state is that of the last event, or asked for where the events broke off or were refused.
+    The state is that of the last event, or queried if the events were interrupted or rejected.
     """
     state, taken, worker = "lost", None, None
-    # A stream that ends is no proof that the song did.
+    # The end of a stream does not prove that the song has ended.
     with suppress(httpx.ReadError, httpx.RemoteProtocolError):
         async with http.stream("GET", f"{song}/events") as events:
             async for line in events.aiter_lines():
@@ -171,12 +171,12 @@ async def _follow(http: httpx.AsyncClient, song: str, *, cancel: bool) -> tuple[
 
 
 def shown_latency(seconds: float | None) -> str:
-    """A latency in words; ``—`` for none."""
+    """A latency as text; ``—`` for none."""
     return "—" if seconds is None else f"{seconds:.2f} s"
 
 
 def main() -> None:
-    """Load a service, and print what its clients saw."""
+    """Load a service, and print the results of its clients."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
     parser.add_argument("--clients", type=whole_number(1, 10_000), default=8, help="concurrent clients")

@@ -13,61 +13,61 @@ from examples.serving.jobs import Job
 
 
 class WorkerDied(Exception):
-    """The process that made a song ended before the song was made."""
+    """The process that generated a song ended before the song was complete."""
 
 
 class Maker(Protocol):
-    """Makes one song at a time; used by one thread."""
+    """Generates one song at a time; used by one thread."""
 
     @property
     def label(self) -> str | None:
         """Its card; ``None`` for the only device."""
 
     def start(self) -> None:
-        """Be ready for the next song; returns at once if it is already.
+        """Get ready for the next song; returns immediately if it is ready.
 
         Raises:
             WorkerDied: it could not be started.
         """
 
     def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
-        """Make the songs of a job, in the current context.
+        """Generate the songs of a job, in the current context.
 
         Args:
-            job: what to make; told to ``begin`` when its first step does.
+            job: what to generate; its ``begin`` is called when work on it begins.
             folder: where the files go.
             report: called with the progress; raises ``Cancelled`` to stop.
 
         Raises:
             Cancelled: the job was cancelled.
-            SongFailed: the song could not be made.
+            SongFailed: the song could not be generated.
             WorkerDied: the process ended.
         """
 
     def cancel(self) -> None:
-        """Stop what is made now, where no step would notice: it waits for a process."""
+        """Stop the current job if it still waits for a process, so that no step would notice the cancellation."""
 
     def metrics(self) -> Sequence[Metric]:
-        """What its process counts; nothing for this process, whose registry has it."""
+        """Metrics of its process; none for this process, whose registry has them."""
 
     def close(self) -> None:
         """End, and deliver its telemetry."""
 
 
 class OwnMaker:
-    """Makes songs in this process (``Maker``)."""
+    """Generates songs in this process (``Maker``)."""
 
     label: str | None = None
 
     def __init__(self, models: Models) -> None:
-        """Make songs with loaded models."""
+        """Generate songs with loaded models."""
         self._models = models
 
     def start(self) -> None:
         """It is always ready."""
 
     def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
-        """Make the songs of a job."""
+        """Generate the songs of a job."""
         job.begin(None)
         result = generate_music(self._models, job.request, save_dir=folder, progress=report)
         return [song.path for song in result.songs if song.path is not None]
@@ -76,7 +76,7 @@ class OwnMaker:
         """Every step notices."""
 
     def metrics(self) -> Sequence[Metric]:
-        """Nothing: they are in this process's registry."""
+        """None: they are in this process's registry."""
         return ()
 
     def close(self) -> None:

@@ -22,11 +22,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """Make this.
+    """Generate this.
 
     Attributes:
         job_id: of the job.
-        request: what to make.
+        request: what to generate.
         carrier: the caller's context: its trace, its baggage, its sampling decision.
         folder: where the files go.
     """
@@ -46,12 +46,12 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Send your metrics."""
+    """Send the metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Cancel what you make, deliver your telemetry, and end."""
+    """Cancel the current song, deliver the telemetry, and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The songs are made."""
+    """The songs are generated."""
 
     files: Sequence[Path]
 
@@ -89,7 +89,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The songs were not made.
+    """The songs were not generated.
 
     Attributes:
         error: class name of the exception; its message may quote the request.

@@ -15,7 +15,7 @@ def load(options: argparse.Namespace) -> Models:
     """The models that the options name.
 
     Raises:
-        AceStepError: there are none of that name, or they do not fit.
+        AceStepError: they do not exist, or do not fit.
     """
     if not options.tiny:
         settings = EnvironmentSettings.read(os.environ)
@@ -30,6 +30,6 @@ def load(options: argparse.Namespace) -> Models:
                 fused_render=settings.fused_render,
             )
         )
-    # Two threads on a busy machine make tiny models slower, not faster.
+    # On a busy machine, tiny models are slower with two threads.
     torch.set_num_threads(1)
     return load_models(ModelSelection(dit=TINY_DIT, lm=TINY_LM, device="cpu"))

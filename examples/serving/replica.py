@@ -1,7 +1,7 @@
 """The replica of the service on Ray Serve: one card, models loaded once, one song at a time.
 
 Ray Serve frees the slot of a cancelled request while its code still runs. The lock is what keeps two songs off one
-card: it is held until the thread that makes the song has stopped.
+card: it is held until the thread that generates the song has stopped.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Replica:
         self._lock = asyncio.Lock()
 
     async def make(self, request: GenerationRequest, carrier: Mapping[str, str]) -> AsyncIterator[FromReplica]:
-        """Make the songs of a request: says that it has begun, how far it is, and what came of it.
+        """Generate the songs of a request: yields that it has begun, its progress, and its result.
 
         Args:
-            request: what to make.
+            request: what to generate.
             carrier: the caller's context: its trace, its baggage, its sampling decision.
         """
         async with self._lock:
@@ -78,7 +78,7 @@ class Replica:
                     if not isinstance(event, Progress):
                         return
             finally:
-                # The caller may be gone: then it ends at its next step, and only then the card is free.
+                # If the caller has disconnected, the song ends at its next step; only then is the card free.
                 cancelled.set()
                 await asyncio.shield(thread)
 

@@ -1,8 +1,8 @@
 """The HTTP server: uvicorn with bounds that a public service needs.
 
 Connections that send no request, or do not read their answer, are closed in time. There are never more of them than the
-process has files for: when all places are taken, one that never sent a request makes room, the one that has waited
-longest first. Uvicorn itself has neither.
+process has files for: when all are in use, the one that has waited longest without a request is closed. Uvicorn itself
+has neither.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 logger = logging.getLogger("examples.serving")
 
 REQUEST_SECONDS: Final = 10.0
-"""From the opening of a connection, or the first byte on one that is kept, to the end of a request's headers."""
+"""Seconds from the opening of a connection, or the first byte on a kept one, to the end of a request's headers."""
 SEND_SECONDS: Final = 30.0
-"""That a caller may leave a part of an answer unread."""
+"""Seconds that a caller may leave a part of a response unread."""
 GRACE_SECONDS: Final = 2
 """Seconds for open connections when the service stops."""
 CONNECTIONS: Final = 512
@@ -46,7 +46,7 @@ class Closed:
         self._reported: float | None = None
 
     def add(self) -> None:
-        """Count one, and say so where the last line is old enough."""
+        """Count one, and log the number if the last line is old enough."""
         self._count += 1
         now = time.monotonic()
         if self._reported is None or now - self._reported >= _REPORT_SECONDS:
@@ -61,7 +61,7 @@ class BoundedProtocol(H11Protocol):
     closed = Closed()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, and make room where there is none."""
+        """Begin, and close another connection if there is no room."""
         self._has_served = False
         self._waiting_since = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
@@ -83,12 +83,12 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """The caller reads too slowly."""
+        """Called when the caller reads too slowly."""
         super().pause_writing()
         self._unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """Called when it has read."""
         self._unread.cancel()
         super().resume_writing()
 
@@ -120,7 +120,7 @@ class BoundedProtocol(H11Protocol):
 
 
 def _is_about_the_server(record: logging.LogRecord) -> bool:
-    """Whether a log record is not about one answer that has no end, of which there may be any number."""
+    """Whether a log record is not about a response without an end, of which there may be any number."""
     return "without completing response" not in record.getMessage()
 
 
@@ -140,10 +140,10 @@ class Server(uvicorn.Server):
 
         Args:
             app: to serve.
-            stop: called before open connections are waited for: what they follow comes to its end.
+            stop: called before the wait for open connections; ends the songs that they follow.
             host: address to listen on.
             port: to listen on.
-            drain: waits, before anything is stopped, for what was accepted.
+            drain: waits for accepted songs, before anything is stopped.
         """
         limit = connection_limit()
         protocol = type("Protocol", (BoundedProtocol,), {"limit": limit, "closed": Closed()})
@@ -155,13 +155,13 @@ class Server(uvicorn.Server):
                 http=protocol,
                 ws="none",
                 loop="asyncio",
-                # asyncio accepts so many at once before it looks at any of them.
+                # asyncio accepts this many at the same time before it handles any of them.
                 backlog=max(1, limit // 4),
                 timeout_graceful_shutdown=GRACE_SECONDS,
-                # Its warnings are about single requests, as many as a caller likes.
+                # Its warnings are about single requests, so callers decide their number.
                 log_level="error",
                 server_header=False,
-                # A caller's word about who it is would stand on its span.
+                # A caller's statement of its own address would be on its span.
                 proxy_headers=False,
             )
         )

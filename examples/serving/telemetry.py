@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 UNTRACED = "healthz,metrics,events"
-"""Paths that are asked all the time, or for as long as a song takes, and say nothing about it."""
+"""Paths that are requested all the time, or for the duration of a song, and whose spans give no information."""
 
 
 def set_up() -> acestep_otel.ServiceTelemetry:
-    """Trace the engine, with the SDK of ``opentelemetry-instrument`` where there is one.
+    """Trace the engine, with the SDK of ``opentelemetry-instrument`` if it is used.
 
     Raises:
         acestep_otel.SetupError: an ``OTEL_*`` variable has a value that cannot be used.
@@ -30,7 +30,7 @@ class Together:
     """Metrics of several processes as one registry: those of a worker have its card as a label."""
 
     def __init__(self, own: Iterable[Metric], workers: Iterable[tuple[str | None, Iterable[Metric]]]) -> None:
-        """Put them together.
+        """Combine them.
 
         Args:
             own: this process's.
@@ -55,7 +55,7 @@ class Together:
 
 def instrument(app: FastAPI, telemetry: acestep_otel.ServiceTelemetry) -> None:
     """Trace the HTTP interface as well, unless ``opentelemetry-instrument`` does so."""
-    # Imported once the variables are known to be right: propagators read theirs while they are imported.
+    # Imported once the variables have been checked: propagators read theirs while they are imported.
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
     if FastAPIInstrumentor().is_instrumented_by_opentelemetry:

@@ -1,7 +1,7 @@
 """Workers behind one bounded queue: a thread for each maker, and a full queue rejects at once.
 
-A worker whose process dies is started again. Its song is made elsewhere, once: it does not wait in the queue again, it
-is the next that a worker takes.
+A worker whose process dies is started again. Its song is retried elsewhere, once: it does not wait in the queue again,
+but is the next that a worker takes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from examples.serving.makers import Maker, WorkerDied
 logger = logging.getLogger("examples.serving")
 
 ATTEMPTS: Final = 2
-"""How often a song is begun whose workers die."""
+"""Maximum number of attempts for a song whose workers die."""
 RESTART_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Between two tries to start a worker."""
+"""Seconds between two attempts to start a worker."""
 
 
 class QueueFull(Exception):
@@ -39,7 +39,7 @@ class Closed(Exception):
 
 
 class Workers:
-    """Threads that take songs from one queue, each with a maker of its own."""
+    """Threads that take songs from one queue, each with its own maker."""
 
     def __init__(
         self, makers: Sequence[Maker], folder: Path, *, queue: QueueTelemetry, capacity: int, kept: int
@@ -47,11 +47,11 @@ class Workers:
         """Start a thread for each maker.
 
         Args:
-            makers: those who make songs, ready to do so.
+            makers: generate the songs; each is ready.
             folder: songs are written below it.
             queue: records accepted, finished and rejected requests.
-            capacity: requests that may wait at most.
-            kept: finished songs that stay on disk; the oldest go first.
+            capacity: maximum number of waiting requests.
+            kept: maximum number of finished songs on disk; the oldest are deleted first.
         """
         self._makers = makers
         self._folder = folder
@@ -78,7 +78,7 @@ class Workers:
 
     @property
     def ready(self) -> int:
-        """Workers that make songs, or could make one now."""
+        """Workers that generate songs, or could generate one now."""
         return len(self._ready)
 
     @property
@@ -87,10 +87,10 @@ class Workers:
         return len(self._waiting)
 
     def require_room(self) -> None:
-        """Refuse before any work is done for a request.
+        """Reject before any work is done for a request.
 
         Raises:
-            QueueFull: as many as may wait do so already.
+            QueueFull: the maximum number of requests is waiting.
             Closed: the service is shutting down.
         """
         if self._closed or self._draining:
@@ -103,7 +103,7 @@ class Workers:
         """Put a job at the end of the queue.
 
         Raises:
-            QueueFull: others were faster.
+            QueueFull: the queue has filled up meanwhile.
         """
         with self._changed:
             if self._closed or self._draining or len(self._waiting) >= self._capacity:
@@ -116,11 +116,11 @@ class Workers:
             self._changed.notify_all()
 
     def find(self, job_id: str) -> Job | None:
-        """A job that is known still."""
+        """A job that is still known."""
         return self._jobs.get(job_id)
 
     def cancel(self, job: Job) -> None:
-        """Stop a job: at once when it waits, between two steps when it runs."""
+        """Stop a job: immediately if it waits, between two steps if it runs."""
         with self._changed:
             job.cancelled = True
             if job in self._waiting:
@@ -132,7 +132,7 @@ class Workers:
             maker.cancel()
 
     def drain(self, seconds: float) -> None:
-        """Take no more jobs, and wait until those that were accepted are done."""
+        """Accept no more jobs, and wait until the accepted ones are done."""
         with self._changed:
             self._draining = True
             self._changed.wait_for(lambda: not self._waiting and not self._running, seconds)
@@ -164,7 +164,7 @@ class Workers:
         maker.close()
 
     def _start(self, maker: Maker) -> bool:
-        """Have a maker ready, however often that takes; returns whether it still matters."""
+        """Get a maker ready, with as many attempts as needed; returns whether it is still needed."""
         for seconds in chain(RESTART_SECONDS, repeat(RESTART_SECONDS[-1])):
             if self._closed:
                 return False
@@ -198,7 +198,8 @@ class Workers:
             )
 
         try:
-            # One that is cancelled from here on ends inside: a wait that ended with a worker has a song in its trace.
+            # A job that is cancelled from here on ends inside the song: a wait that ended with a worker has a song in
+            # its trace.
             job.files = tuple(maker.make(job, self._folder / job.id, report))
         except Cancelled:
             # One that no worker had begun waited until now.
@@ -218,7 +219,7 @@ class Workers:
             self._finish(job, "done", songs=len(job.files))
 
     def _try_again(self, job: Job) -> None:
-        """Put a job whose worker died before all others, once; the song may be what killed it."""
+        """Put a job whose worker died before all others, once; the song itself may be the cause."""
         if job.cancelled or self._closed:
             self._finish(job, "cancelled")
         elif job.attempts >= ATTEMPTS:
@@ -234,7 +235,7 @@ class Workers:
     def _finish(self, job: Job, state: str, **details: object) -> None:
         with self._changed:
             finished = [other for other in self._jobs.values() if other.state in FINAL]
-            # Room for this one as well, whose subscribers are notified last, when the others are gone.
+            # Room for this one too, whose subscribers are notified last, when the others have ended.
             for old in finished[: max(0, len(finished) + 1 - self._kept)]:
                 del self._jobs[old.id]
                 shutil.rmtree(self._folder / old.id, ignore_errors=True)
