@@ -52,7 +52,7 @@ def production() -> dashboard.Dashboard:
         board(
             "acestep-production",
             "Production",
-            "A service that makes songs: rate, errors, queue, duration by stage, pace, cost, memory, slowest traces.",
+            "A music service: rate, errors, queue, duration by stage, pace, cost, memory, slowest traces.",
             from_="now-1h",
             refresh="30s",
         )
@@ -78,9 +78,7 @@ def _now() -> stat.Panel:
     per_second = f"sum({rate(semconv.REQUESTS)})"
     failed, cancelled = (f"(sum({rate(semconv.REQUESTS, kind)}) or vector(0))" for kind in (_FAILED, _CANCELLED))
     shown = stats(
-        Text(
-            "Now", "Requests per second, share that fails, share whose callers went away, requests in progress.", "none"
-        ),
+        Text("Now", "Requests per second, share that fails, share that was cancelled, requests in progress.", "none"),
         Query(per_second, "requests/s"),
         Query(f"{failed} / ({per_second} > 0)", "failing"),
         Query(f"{cancelled} / ({per_second} > 0)", "cancelled"),
@@ -101,7 +99,7 @@ def _requests() -> timeseries.Panel:
 
 def _active() -> timeseries.Panel:
     return time_series(
-        Text("In progress", "Requests that are being worked on, by machine.", "none"),
+        Text("In progress", "Requests that are being processed, by machine.", "none"),
         Query(f"sum by ({HOST}) ({selected(semconv.REQUESTS_ACTIVE)})", "{{host_name}}"),
         size=Size(8),
     )
@@ -125,7 +123,7 @@ def _durations() -> timeseries.Panel:
 def _duration_map() -> heatmap.Panel:
     counts = f"sum by (le) (increase({selected(semconv.REQUEST_DURATION, part='bucket')}[{RATE}]))"
     return heat_map(
-        Text("Duration over time", "How many requests took how long; a dot leads to the trace.", "s"),
+        Text("Duration over time", "Distribution of the durations; a dot leads to the trace.", "s"),
         Query(counts, exemplars=True),
     )
 
@@ -134,8 +132,8 @@ def _queue_wait() -> timeseries.Panel:
     return time_series(
         Text(
             "Wait in the queue",
-            "From a request's acceptance until a worker took it: median and 95th percentile; a dot leads to the trace. "
-            "Empty for a service that has no queue, or does not declare it (acestep_otel.queue_telemetry).",
+            "From the acceptance of a request until a worker starts it: median and 95th percentile; a dot leads to the "
+            "trace. Empty for a service that has no queue, or does not declare it (acestep_otel.queue_telemetry).",
             "s",
         ),
         *_median_and_95th(semconv.QUEUE_WAIT_DURATION, matchers=f'{_OUTCOME}="ok"'),
@@ -145,7 +143,7 @@ def _queue_wait() -> timeseries.Panel:
 
 def _queue_length() -> timeseries.Panel:
     return time_series(
-        Text("Queue", "Requests that wait for a worker, and how many may wait at most, by machine.", "none"),
+        Text("Queue", "Requests that wait for a worker, and the limit of the queue, by machine.", "none"),
         Query(f"sum by ({HOST}) ({selected(semconv.QUEUE_LENGTH)})", "waiting {{host_name}}"),
         Query(f"sum by ({HOST}) ({selected(semconv.QUEUE_CAPACITY)})", "capacity {{host_name}}"),
         size=Size(8),
@@ -154,7 +152,7 @@ def _queue_length() -> timeseries.Panel:
 
 def _queue_rejected() -> timeseries.Panel:
     return time_series(
-        Text("Turned away", "Requests per second that found the queue full, by machine.", "reqps"),
+        Text("Rejected requests", "Requests per second that found the queue full, by machine.", "reqps"),
         Query(f"sum by ({HOST}) ({rate(semconv.QUEUE_REJECTED)})", "{{host_name}}"),
         size=Size(8),
     )
@@ -171,9 +169,9 @@ def _use() -> timeseries.Panel:
     busy = rate(semconv.STAGE_DURATION, _WORK, part="sum")
     return time_series(
         Text(
-            "Use of the device",
-            "Share of the time in which each stage runs, over all instances chosen: 1 is one device that never rests. "
-            "On CUDA by the device's clock.",
+            "Device utilisation",
+            "Share of the time in which each stage runs, over all instances chosen: 1 is one device that is always "
+            "busy. On CUDA by the device's clock.",
             "percentunit",
         ),
         Query(f"sum by ({STAGE}) ({busy})", f"{{{{{STAGE}}}}}"),
@@ -222,7 +220,7 @@ def _compute() -> timeseries.Panel:
     return time_series(
         Text(
             "Seconds of compute per second of audio",
-            "Wall time of a request over the audio it made: below 1 is faster than real time.",
+            "Wall time of a request over the duration of its audio: below 1 is faster than real time.",
             "s",
         ),
         *_median_and_95th(semconv.AUDIO_COMPUTE_DURATION, MODEL),
@@ -231,7 +229,7 @@ def _compute() -> timeseries.Panel:
 
 def _audio() -> timeseries.Panel:
     return time_series(
-        Text("Audio made", "Seconds of audio per second, over all songs.", "none"),
+        Text("Audio generated", "Seconds of audio per second, over all songs.", "none"),
         Query(f"sum by ({MODEL}) ({rate(semconv.AUDIO_SECONDS)})", f"{{{{{MODEL}}}}}"),
     )
 
@@ -288,7 +286,7 @@ def _memory() -> timeseries.Panel:
     kind = label(semconv.VRAM_KIND)
     return time_series(
         Text(
-            "VRAM", "Highest peak of the last request's stages, and what the process may take. Empty off CUDA.", "bytes"
+            "VRAM", "Highest peak of the last request's stages, and the limit of the process. Empty off CUDA.", "bytes"
         ),
         Query(f"max by ({kind}, {HOST}) ({selected(semconv.VRAM_PEAK)})", f"{{{{{kind}}}}} {{{{host_name}}}}"),
         Query(f"min by ({HOST}) ({selected(semconv.VRAM_LIMIT)})", "limit {{host_name}}"),
@@ -332,7 +330,7 @@ def _gpu_use() -> timeseries.Panel:
     return time_series(
         Text(
             "GPU use",
-            "Share of the time in which a card ran a kernel, of any process, as its driver says. Empty without NVML.",
+            "Share of the time in which a card ran a kernel, of any process, by its driver. Empty without NVML.",
             "percentunit",
         ),
         Query(busiest, _CARD_LEGEND),
@@ -345,7 +343,7 @@ def _gpu_memory() -> timeseries.Panel:
         for metric in (semconv.HW_GPU_MEMORY_USAGE, semconv.HW_GPU_MEMORY_LIMIT)
     )
     return time_series(
-        Text("GPU memory", "In use on a card, by any process, and all that it has. Empty without NVML.", "bytes"),
+        Text("GPU memory", "In use on a card, by any process, and its total memory. Empty without NVML.", "bytes"),
         Query(used, f"used {_CARD_LEGEND}"),
         Query(limit, f"limit {_CARD_LEGEND}"),
     )

@@ -100,7 +100,7 @@ def _key_metrics() -> stat.Panel:
 def _tokens_per_second() -> stat.Panel:
     rate = f"1 / {last(semconv.PROFILE_TOKEN_DURATION)}"
     return stats(
-        Text("Tokens/sec", "Tokens written over the duration of their phase, of the last measured run.", "none"),
+        Text("Tokens/sec", "Tokens generated over the duration of their phase, of the last measured run.", "none"),
         Query(f"max by ({', '.join((*_WHO, STAGE))}) ({rate})", f"{{{{{STAGE}}}}} · {_SHOWN}", instant=True),
         size=Size(6, 5),
         decimals=0,
@@ -184,15 +184,15 @@ def _step_quantiles() -> stat.Panel:
 
 
 def _steps() -> heatmap.Panel:
-    return _buckets("Denoising steps", "How many steps took how long; a dot leads to the trace.", "dit")
+    return _buckets("Denoising steps", "Distribution of the durations; a dot leads to the trace.", "dit")
 
 
 def _tiles() -> heatmap.Panel:
-    return _buckets("VAE tiles", "How many tiles took how long; a dot leads to the trace.", "vae")
+    return _buckets("VAE tiles", "Distribution of the durations; a dot leads to the trace.", "vae")
 
 
 def _tokens() -> heatmap.Panel:
-    return _buckets("Time per token", "How many phases took how long for a token; a dot leads to the trace.", "token")
+    return _buckets("Time per token", "Distribution over the phases; a dot leads to the trace.", "token")
 
 
 def _buckets(title: str, description: str, of: str) -> heatmap.Panel:

@@ -155,7 +155,7 @@ def test_the_boundary_table_names_the_tier_of_each_size() -> None:
 
 
 def test_the_use_of_the_device_counts_no_stage_inside_another() -> None:
-    (panel,) = [p for path in BOARDS for p in panels(load(path)) if p["title"] == "Use of the device"]
+    (panel,) = [p for path in BOARDS for p in panels(load(path)) if p["title"] == "Device utilisation"]
     left_out = re.findall(r'acestep_stage!=?~?"([^"]+)"', panel["targets"][0]["expr"])
     # Steps and tiles have histograms of their own.
     nested = {
