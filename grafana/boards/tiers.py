@@ -144,9 +144,7 @@ def _passed() -> stat.Panel:
 def _boundary() -> table.Panel:
     minimum = f"max by (job, {HOST}, {_CAPABILITY}) ({last(semconv.TIER_BOUNDARY)})"
     return data_table(
-        Text(
-            "Boundary analysis", "For each capability, the smallest card that has it, with every larger card.", "bytes"
-        ),
+        Text("Boundary analysis", "For each capability, the smallest card that has it like all larger ones.", "bytes"),
         Labels({"job": "Run", HOST: "Machine", _CAPABILITY: "Capability"}, sort=("job", HOST)),
         Column("Min Tier", minimum, ranges=tuple(_tiers_by_memory())),
         Column("VRAM", minimum, decimals=0),
