@@ -15,14 +15,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from opentelemetry.trace import Span, StatusCode, Tracer, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from acestep.cards import Card, models_of
+from acestep.cards import Card
 from acestep.types import GenerationRequest
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.benchmark.cells import planner_songs
-from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, longest_first
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult
 from acestep_otel.profiler.benchmark.protocol import (
     Done,
     Employment,
@@ -34,8 +32,9 @@ from acestep_otel.profiler.benchmark.protocol import (
     encode_employment,
     encode_order,
 )
+from acestep_otel.profiler.benchmark.workers import combined, orders_of, warn_of_different_models
 from acestep_otel.profiler.children.cards import card_attributes, chosen_cards
-from acestep_otel.profiler.children.processes import Child, Children, Ending, telemetry_environment
+from acestep_otel.profiler.children.processes import Child, Children, Ending, carrier_of, telemetry_environment
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Environment
@@ -128,12 +127,9 @@ class CardCells:
             self._end()
             raise
         ready = [worker.ready for worker in self._workers if worker.ready is not None]
-        # One matrix for all: the limits of the smallest.
-        self.memory = min(said.memory for said in ready)
-        accelerators = [accelerator for said in ready for accelerator in said.environment.accelerators]
-        self.environment = replace(ready[0].environment, accelerators=tuple(accelerators))
-        if len(models := models_of(self.cards)) > 1:
-            warn(f"cards are of different models ({', '.join(models)}): compare does not accept such a result file")
+        together = combined(ready)
+        self.memory, self.environment = together.memory, together.environment
+        warn_of_different_models(self.cards)
         return self
 
     def __exit__(
@@ -148,8 +144,7 @@ class CardCells:
             RunFailed: no card is left for the remaining cells.
         """
         cells = list(requests)
-        songs = planner_songs(requests)
-        self._waiting.extend(Order(cells.index(cell), cell, songs) for cell in longest_first(cells))
+        self._waiting.extend(orders_of(requests))
         try:
             with CellBar(cells, enabled=not self._options.no_progress) as bar:
                 for worker in self._workers:
@@ -202,13 +197,11 @@ class CardCells:
         attributes = {**card_attributes(worker.card), semconv.CLOCK: "host"}
         below = set_span_in_context(self._root)
         worker.span = self._tracer.start_span(semconv.BENCHMARK_PROCESS, context=below, attributes=attributes)
-        carrier: dict[str, str] = {}
-        TraceContextTextMapPropagator().inject(carrier, set_span_in_context(worker.span))
         inherited = worker.card.environment(os.environ, cards=len(self.cards))
         options = replace(self._options, device=worker.card.device)
         worker.child = self._children.start(
             _MODULE,
-            telemetry_environment(inherited, options, trace_parent=carrier["traceparent"]),
+            telemetry_environment(inherited, options, trace_parent=carrier_of(worker.span)["traceparent"]),
             encode_employment(Employment(options, worker.card)),
         )
 

@@ -16,16 +16,16 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from opentelemetry.trace import Span, StatusCode, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from acestep.cards import Card, models_of
+from acestep.cards import Card
 from acestep.types import GenerationRequest
 from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
-from acestep_otel.profiler.benchmark.cells import planner_songs
-from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure, longest_first
+from acestep_otel.profiler.benchmark.matrix import Cell, CellResult, Failure
 from acestep_otel.profiler.benchmark.protocol import Order, Ready
+from acestep_otel.profiler.benchmark.workers import combined, orders_of, warn_of_different_models
 from acestep_otel.profiler.children.cards import card_attributes, card_json
+from acestep_otel.profiler.children.processes import carrier_of, send_where_options_say
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Environment
@@ -108,8 +108,7 @@ class RayCells:
         except BaseException:
             self._end()
             raise
-        if len(models := models_of(self.cards)) > 1:
-            warn(f"cards are of different models ({', '.join(models)}): compare does not accept such a result file")
+        warn_of_different_models(self.cards)
         return self
 
     def __exit__(
@@ -125,8 +124,7 @@ class RayCells:
             RunFailed: no actor is left for the remaining cells.
         """
         cells = list(requests)
-        songs = planner_songs(requests)
-        self._waiting.extend(Order(cells.index(cell), cell, songs) for cell in longest_first(cells))
+        self._waiting.extend(orders_of(requests))
         left = len(cells)
         try:
             with CellBar(cells, enabled=not self._options.no_progress) as bar:
@@ -215,10 +213,8 @@ class RayCells:
             said, calls[call].card, _ = answer
             ready.append(said)
         self.cards = tuple(actor.card for actor in self._actors if actor.card is not None)
-        # One matrix for all: the limits of the smallest.
-        self.memory = min(said.memory for said in ready)
-        accelerators = [accelerator for said in ready for accelerator in said.environment.accelerators]
-        self.environment = replace(ready[0].environment, accelerators=tuple(accelerators))
+        together = combined(ready)
+        self.memory, self.environment = together.memory, together.environment
 
     def _receive(self, call: Any, bar: CellBar) -> CellResult | None:
         """Process the end of a call; returns a row if a cell is complete."""
@@ -253,7 +249,7 @@ class RayCells:
     def _load(self, actor: _Actor) -> None:
         assert actor.card is not None
         actor.span.set_attributes(card_attributes(actor.card))
-        self._calls[actor.handle.load.remote(_carrier(actor.span))] = actor
+        self._calls[actor.handle.load.remote(carrier_of(actor.span))] = actor
 
     def _describe(self, model_name: str, placement: tuple[str, ...]) -> None:
         """Print the placement of the models once: it is equal for every actor."""
@@ -271,7 +267,7 @@ class RayCells:
         actor.order = order = self._waiting.popleft()
         self._attempts[order] = self._attempts.get(order, 0) + 1
         bar.start(order.cell, actor.card)
-        self._calls[actor.handle.run.remote(order, _carrier(actor.span))] = actor
+        self._calls[actor.handle.run.remote(order, carrier_of(actor.span))] = actor
 
     def _over(self, actor: _Actor, bar: CellBar, failure: Failure) -> CellResult | None:
         order, actor.order = actor.order, None
@@ -339,19 +335,8 @@ def actor_environment(inherited: Mapping[str, str], options: Options) -> dict[st
     environment = {name: value for name, value in inherited.items() if name.startswith(("OTEL_", "ACESTEP_"))}
     # Spans go through the driver, which outlives the actor.
     environment["OTEL_TRACES_EXPORTER"] = "none"
-    if options.otlp_endpoint is not None:
-        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
-        environment.pop("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", None)
-    if options.otlp_protocol is not None:
-        environment["OTEL_EXPORTER_OTLP_PROTOCOL"] = options.otlp_protocol
-        environment.pop("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", None)
+    send_where_options_say(environment, options)
     return environment
-
-
-def _carrier(span: Span) -> dict[str, str]:
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier, set_span_in_context(span))
-    return carrier
 
 
 def _reason(error: Exception) -> str:

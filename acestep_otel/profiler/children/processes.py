@@ -21,6 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
+from opentelemetry.trace import Span, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 import acestep_otel
 from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.options import Options
@@ -96,15 +99,32 @@ def telemetry_environment(
             filter(None, (str(Path(acestep_otel.__file__).parent.parent), inherited.get("PYTHONPATH")))
         ),
     }
+    send_where_options_say(environment, options)
+    if trace_parent is not None:
+        environment[TRACE_PARENT] = trace_parent
+    return environment
+
+
+def send_where_options_say(environment: dict[str, str], options: Options) -> None:
+    """Change the environment of a worker, so that its metrics go where the command line says.
+
+    Args:
+        environment: of the worker; variables for metrics alone would precede those for all signals.
+        options: of the command line.
+    """
     if options.otlp_endpoint is not None:
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
         environment.pop("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", None)
     if options.otlp_protocol is not None:
         environment["OTEL_EXPORTER_OTLP_PROTOCOL"] = options.otlp_protocol
         environment.pop("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", None)
-    if trace_parent is not None:
-        environment[TRACE_PARENT] = trace_parent
-    return environment
+
+
+def carrier_of(span: Span) -> dict[str, str]:
+    """A span in W3C form, by header: what a worker's spans are below."""
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier, set_span_in_context(span))
+    return carrier
 
 
 class Child:

@@ -16,8 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from opentelemetry.trace import Span, StatusCode, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Span, StatusCode
 
 from acestep.cards import Card, models_of
 from acestep.validation import validate
@@ -25,7 +24,7 @@ from acestep_otel import __version__, semconv
 from acestep_otel.errors import SetupError
 from acestep_otel.profiler.benchmark.matrix import Failure
 from acestep_otel.profiler.children.cards import card_attributes, card_lines, chosen_cards
-from acestep_otel.profiler.children.processes import Child, Children, Ending
+from acestep_otel.profiler.children.processes import Child, Children, Ending, carrier_of
 from acestep_otel.profiler.errors import RunFailed
 from acestep_otel.profiler.options import Options
 from acestep_otel.profiler.report.environment import Environment
@@ -252,12 +251,10 @@ class _Child:
         card = {} if self.card is None else card_attributes(self.card)
         attributes = {**trial_attributes(self.job.trials[0]), **card, semconv.CLOCK: "host"}
         self._span = self._test.tracer.start_span(semconv.TIER_PROCESS, attributes=attributes)
-        carrier: dict[str, str] = {}
-        TraceContextTextMapPropagator().inject(carrier, set_span_in_context(self._span))
         inherited: Mapping[str, str] = os.environ
         if self.card is not None:
             inherited = self.card.environment(inherited, cards=len(self._test.cards))
-        environment = child_environment(inherited, self.job, trace_parent=carrier["traceparent"])
+        environment = child_environment(inherited, self.job, trace_parent=carrier_of(self._span)["traceparent"])
         return start_child(children, self.job, environment, self._test.options.tier_timeout)
 
     def end_spans(self, ending: Ending | None = None) -> None:
