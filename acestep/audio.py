@@ -91,13 +91,14 @@ def require_format(name: str) -> AudioFormat:
     return AUDIO_FORMATS[name]
 
 
-def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac") -> Path:
+def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac", threads: int = 1) -> Path:
     """Write one song, whole or not at all.
 
     Args:
         audio: float32 on the host, shape ``[2, samples]``, 48 kHz.
         path_stem: path of the file, without the suffix.
         format: a name of ``AUDIO_FORMATS``.
+        threads: that may encode, where the format allows for several.
 
     Returns:
         Path of the file. A file of that name is replaced.
@@ -107,7 +108,7 @@ def save_audio(audio: torch.Tensor, path_stem: Path, format: str = "flac") -> Pa
     """
     path = song_path(path_stem, format)
     try:
-        _write_atomically(path, _encode(audio, require_format(format)))
+        _write_atomically(path, _encode(audio, require_format(format), threads))
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioWriteError(f"{path} could not be written: {error}") from error
     return path
@@ -326,10 +327,10 @@ def _peak(audio: torch.Tensor) -> torch.Tensor:
     return torch.maximum(samples.amax(dim=-1), -samples.amin(dim=-1))[..., None, None]
 
 
-def _encode(audio: torch.Tensor, entry: AudioFormat) -> bytes:
+def _encode(audio: torch.Tensor, entry: AudioFormat, threads: int) -> bytes:
     samples = (_rounded(audio) if entry.encoding == "PCM_16" else audio).T.contiguous().numpy()
     if entry.container == "FLAC":
-        return encode_flac(samples, SAMPLE_RATE, FLAC_EFFORT)
+        return encode_flac(samples, SAMPLE_RATE, FLAC_EFFORT, threads)
     # In memory first: libsndfile does not report a full disk, and closes with a file that looks whole.
     buffer = io.BytesIO()
     with soundfile.SoundFile(

@@ -2,8 +2,7 @@
 
 libsndfile encodes on one thread. The frames of a stream are independent of each other, except that each has a number.
 So pieces are encoded separately, and their frames get the numbers that they have in the whole. The checksums of a frame
-follow from the old ones, without reading its audio again. A piece has a fixed length, so the file does not depend on
-the number of processors.
+follow from the old ones, without reading its audio again.
 
 Source: RFC 9639, sections 8.2 (STREAMINFO) and 9 (frames).
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -40,13 +38,14 @@ _CRC_16: Final = (0x8005, 16)
 """Polynomial and width of the checksums, RFC 9639 sections 9.1.8 and 9.3."""
 
 
-def encode_flac(samples: Any, rate: int, effort: float) -> bytes:
+def encode_flac(samples: Any, rate: int, effort: float, threads: int) -> bytes:
     """Encode 16-bit samples.
 
     Args:
         samples: int16, shape ``[samples, channels]``, in C order.
         rate: samples per second, one that FLAC has a code for.
         effort: of libFLAC, 0 to 1.
+        threads: that may be used. With one the song is encoded at once, because pieces need a second MD5.
 
     Returns:
         The content of a file.
@@ -55,14 +54,14 @@ def encode_flac(samples: Any, rate: int, effort: float) -> bytes:
         soundfile.SoundFileError: libsndfile cannot encode it.
     """
     starts = range(0, len(samples), PIECE_SAMPLES)
-    if len(starts) < 2:
+    if threads < 2 or len(starts) < 2:
         return b"".join(_encoded(samples, rate, effort))
 
     def piece(start: int) -> list[bytes]:
         metadata, *frames = _encoded(samples[start : start + PIECE_SAMPLES], rate, effort)
         return [metadata, *_renumbered(metadata, frames, start // FRAME_SAMPLES)]
 
-    with ThreadPoolExecutor(min(len(starts) + 1, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(len(starts) + 1, threads)) as pool:
         digest = pool.submit(lambda: hashlib.md5(samples, usedforsecurity=False).digest())
         try:
             pieces = list(pool.map(piece, starts))

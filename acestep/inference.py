@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,9 +130,11 @@ class MusicPipeline:
     def save_songs(self, songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
         """Write every song to ``directory``, all at once, and return the songs with their paths."""
         stems = song_stems(directory, [song.seed for song in songs])
+        processors = os.cpu_count() or 1
         # libsndfile releases the interpreter lock while it encodes.
-        with ThreadPoolExecutor(max_workers=min(len(songs), os.cpu_count() or 1)) as pool:
-            paths = pool.map(lambda song, stem: save_audio(song.audio, stem, audio_format), songs, stems)
+        with ThreadPoolExecutor(max_workers=min(len(songs), processors)) as pool:
+            save = partial(save_audio, format=audio_format, threads=processors // len(songs))
+            paths = pool.map(save, [song.audio for song in songs], stems)
             return tuple(replace(song, path=path) for song, path in zip(songs, paths, strict=True))
 
     def _plan(self, resolved: ResolvedRequest, progress: ProgressCallback | None) -> Plan | None:
