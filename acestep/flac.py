@@ -55,10 +55,10 @@ def encode_flac(samples: Any, rate: int, effort: float, threads: int) -> bytes:
     """
     starts = range(0, len(samples), PIECE_SAMPLES)
     if threads < 2 or len(starts) < 2:
-        return b"".join(_encoded(samples, rate, effort))
+        return _encoded(samples, rate, effort).getvalue()
 
     def piece(start: int) -> list[bytes]:
-        metadata, *frames = _encoded(samples[start : start + PIECE_SAMPLES], rate, effort)
+        metadata, *frames = _divided(_encoded(samples[start : start + PIECE_SAMPLES], rate, effort))
         return [metadata, *_renumbered(metadata, frames, start // FRAME_SAMPLES)]
 
     with ThreadPoolExecutor(min(len(starts) + 1, threads)) as pool:
@@ -66,7 +66,7 @@ def encode_flac(samples: Any, rate: int, effort: float, threads: int) -> bytes:
         try:
             pieces = list(pool.map(piece, starts))
         except _UnexpectedForm:
-            return b"".join(_encoded(samples, rate, effort))
+            return _encoded(samples, rate, effort).getvalue()
         frames = [frame for _, *frames in pieces for frame in frames]
         return b"".join([_completed(pieces[0][0], frames, len(samples), digest.result()), *frames])
 
@@ -87,13 +87,18 @@ class _Writes(io.BytesIO):
         return super().write(data)
 
 
-def _encoded(samples: Any, rate: int, effort: float) -> list[bytes]:
-    """Metadata and frames of one stream, by libsndfile, which releases the interpreter lock meanwhile."""
+def _encoded(samples: Any, rate: int, effort: float) -> _Writes:
+    """One stream, by libsndfile, which releases the interpreter lock meanwhile."""
     file = _Writes()
     with soundfile.SoundFile(
         file, "w", rate, channels=samples.shape[1], format="FLAC", subtype="PCM_16", compression_level=effort
     ) as encoder:
         encoder.write(samples)
+    return file
+
+
+def _divided(file: _Writes) -> list[bytes]:
+    """Metadata and frames of a stream."""
     content = file.getvalue()
     audio = _metadata_length(content)
     # At its end the encoder goes back to complete the metadata.
