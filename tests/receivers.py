@@ -257,8 +257,14 @@ def grpc_answering(
 
 
 @contextmanager
-def tls_port(folder: Path, host: str = IPV4) -> Iterator[int]:
-    """A TLS port with a self-signed certificate that answers nothing beyond the handshake."""
+def tls_port(folder: Path, host: str = IPV4, *, refuses_plain_text: bool = False) -> Iterator[int]:
+    """A TLS port with a self-signed certificate that answers nothing beyond the handshake.
+
+    Args:
+        folder: for the certificate.
+        host: that it listens on.
+        refuses_plain_text: by status 400, as servers in Go and nginx do when the answer is not lost.
+    """
     chain, key = folder / "chain.pem", folder / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
@@ -274,8 +280,19 @@ def tls_port(folder: Path, host: str = IPV4) -> Iterator[int]:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with connection, suppress(OSError), context.wrap_socket(connection, server_side=True) as channel:
-                channel.recv(1)
+            with connection, suppress(OSError):
+                # A handshake begins with a record of type 22.
+                if refuses_plain_text and connection.recv(1, socket.MSG_PEEK) != b"\x16":
+                    connection.recv(65_536)
+                    connection.sendall(
+                        b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+                    )
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65_536):
+                        pass
+                    continue
+                with context.wrap_socket(connection, server_side=True) as channel:
+                    channel.recv(1)
 
     family = socket.AF_INET6 if host == IPV6 else socket.AF_INET
     with socket.create_server((host.strip("[]"), 0), family=family) as listener:

@@ -18,8 +18,13 @@ _NOT_NOW: Final = frozenset({"500", "502", "503", "504", "UNAVAILABLE", "INTERNA
 
 
 def diagnosed(answer: Answer, target: OtlpTarget) -> Answer:
-    """The answer; after a closed or unintelligible connection the port is checked, because it may require TLS."""
-    if target.tls or answer.cause not in ("other-protocol", "tls-there", "timeout", "failed"):
+    """The answer; after a closed or unintelligible connection the port is checked, because it may require TLS.
+
+    Servers in Go and nginx answer plain text on a TLS port with status 400 and close. Whether that answer is read, or the
+    connection breaks before, depends on timing.
+    """
+    suspect = answer.cause in ("other-protocol", "tls-there", "timeout", "failed") or answer.status.startswith("400")
+    if target.tls or not suspect:
         return answer
     cause = "tls-there" if speaks_tls(target) else "other-protocol" if answer.cause == "tls-there" else answer.cause
     return Answer(cause, answer.status, answer.words)

@@ -172,6 +172,19 @@ def test_a_port_that_requires_tls_is_detected(doctor: Doctor, protocol: tuple[st
         ]
 
 
+def test_a_port_that_refuses_plain_text_with_a_status_is_detected(doctor: Doctor, tmp_path: Path) -> None:
+    with tls_port(tmp_path, refuses_plain_text=True) as port:
+        assert doctor("--otlp-endpoint", f"http://127.0.0.1:{port}", *HTTP) == 1
+        assert doctor.advice == [f"write https://127.0.0.1:{port} in --otlp-endpoint"]
+
+
+def test_a_bad_request_without_tls_is_left_as_it_is(doctor: Doctor) -> None:
+    with answering(400) as endpoint:
+        assert doctor("--otlp-endpoint", endpoint, *HTTP) == 1
+    assert "400 Bad Request" in doctor.said
+    assert doctor.advice == ["look at the receiver's log: it does not accept what was sent"]
+
+
 @pytest.mark.parametrize("spoken", ["grpc", "http/protobuf"])
 def test_the_other_protocol_is_named_and_right(doctor: Doctor, spoken: str) -> None:
     receiver = http_receiver if spoken == "grpc" else grpc_receiver
