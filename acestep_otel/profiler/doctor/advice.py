@@ -20,8 +20,8 @@ _NOT_NOW: Final = frozenset({"500", "502", "503", "504", "UNAVAILABLE", "INTERNA
 def diagnosed(answer: Answer, target: OtlpTarget) -> Answer:
     """The answer; after a closed or unintelligible connection the port is checked, because it may require TLS.
 
-    Servers in Go and nginx answer plain text on a TLS port with status 400 and close. Whether that answer is read, or the
-    connection breaks before, depends on timing.
+    Servers in Go and nginx answer plain text on a TLS port with status 400 and close. Whether that answer is read, or
+    the connection breaks before, depends on timing.
     """
     suspect = answer.cause in ("other-protocol", "tls-there", "timeout", "failed") or answer.status.startswith("400")
     if target.tls or not suspect:
