@@ -188,20 +188,20 @@ def check_output_directory(path: Path) -> None:
 
 
 def normalise_peak(audio: torch.Tensor, dbfs: float) -> torch.Tensor:
-    """Scale each song so that its loudest sample has a given level; silence stays silence.
+    """Scale each song in place, so that its loudest sample has a given level; silence stays silence.
 
     Args:
         audio: shape ``[..., channels, samples]``; the channels of a song share one gain.
         dbfs: level in dB below full scale, 0 or less.
     """
     peak = _peak(audio)
-    return audio * torch.where(peak > 0, 10.0 ** (dbfs / 20.0) / peak, 1.0)
+    return audio.mul_(torch.where(peak > 0, 10.0 ** (dbfs / 20.0) / peak, 1.0))
 
 
 def prevent_clipping(audio: torch.Tensor) -> torch.Tensor:
-    """Scale a song down to full scale where it is louder (shape ``[..., channels, samples]``)."""
-    peak = _peak(audio)
-    return audio / peak.clamp(min=1.0) if (peak > 1.0).any() else audio
+    """Scale each song that is louder than full scale down to it, in place (shape ``[..., channels, samples]``)."""
+    # Without asking whether it is louder: the answer of a GPU would have to be waited for.
+    return audio.div_(_peak(audio).clamp(min=1.0))
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]

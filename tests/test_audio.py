@@ -133,9 +133,11 @@ def test_samples_are_rounded_to_the_nearest_and_stop_at_full_scale(tmp_path, nam
     assert read[:, 0].tolist() == [0, 0, 1, 0, -1, 32_767, -32_768]
 
 
-def test_a_song_that_does_not_clip_is_not_copied():
-    quiet = tone(amplitude=0.2)
-    assert audio.prevent_clipping(quiet) is quiet
+@pytest.mark.parametrize("scale", [audio.prevent_clipping, lambda song: audio.normalise_peak(song, -1.0)])
+def test_a_level_is_set_in_place(scale):
+    song = tone(amplitude=2.0)
+    assert scale(song) is song
+    assert song.abs().max() <= 1.0
 
 
 @pytest.mark.parametrize("directory", ["file", "file/below", "/proc/songs"])
@@ -155,20 +157,20 @@ def test_the_peak_of_every_song_ends_at_the_level_asked_for(amplitude, dbfs):
 def test_both_channels_of_a_song_share_one_gain():
     song = tone()
     song[1] *= 0.25
-    levelled = audio.normalise_peak(song, -1.0)
+    levelled = audio.normalise_peak(song.clone(), -1.0)
     assert torch.allclose(levelled[1] / levelled[0].abs().max(), song[1] / song[0].abs().max(), atol=1e-6)
 
 
 def test_silence_stays_silence():
     silence = torch.zeros(2, 100)
-    assert torch.equal(audio.normalise_peak(silence, -1.0), silence)
-    assert torch.equal(audio.prevent_clipping(silence), silence)
+    assert torch.equal(audio.normalise_peak(silence.clone(), -1.0), silence)
+    assert torch.equal(audio.prevent_clipping(silence.clone()), silence)
 
 
 def test_clipping_is_prevented_and_a_quiet_song_is_unchanged():
     assert audio.prevent_clipping(tone(amplitude=3.0)).abs().max() == pytest.approx(1.0)
     quiet = tone(amplitude=0.2)
-    assert torch.equal(audio.prevent_clipping(quiet), quiet)
+    assert torch.equal(audio.prevent_clipping(quiet.clone()), quiet)
 
 
 def test_the_path_stem_keeps_its_dots(tmp_path: Path):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -24,6 +25,26 @@ logger = logging.getLogger(__name__)
 _TOLERANCE: Final = 0.1
 """Relative difference that rounding to bfloat16 explains, over all layers."""
 _TRIED_FRAMES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedSongs:
+    """Songs on the host.
+
+    Attributes:
+        audio: float32, shape ``[songs, 2, samples]``, at their level.
+        extremes: lowest and highest sample of each song before its level was set, float32, shape ``[songs, 2]``; NaN
+            or infinity where a sample is.
+        decoding: how they were decoded.
+    """
+
+    audio: torch.Tensor
+    extremes: torch.Tensor
+    decoding: VaeDecoding
+
+
+SetLevel = Callable[[torch.Tensor], torch.Tensor]
+"""Brings a decoded song to its level, in place or not: float32, shape ``[2, samples]``, where the VAE is."""
 
 
 class VaeDecoder:
@@ -71,40 +92,48 @@ class VaeDecoder:
     @stage_errors("vae.decode")
     @torch.inference_mode()
     def decode(
-        self, latents: torch.Tensor, fallbacks: Sequence[DecodeStep], progress: ProgressCallback | None = None
-    ) -> tuple[torch.Tensor, VaeDecoding]:
+        self,
+        latents: torch.Tensor,
+        fallbacks: Sequence[DecodeStep],
+        progress: ProgressCallback | None = None,
+        set_level: SetLevel = torch.Tensor.float,
+    ) -> DecodedSongs:
         """Latents to audio on the host, by the first way that has enough memory.
 
         Args:
             latents: shape ``[songs, frames, channels]``.
             fallbacks: ways to try in order, for ``frames``.
             progress: called after the work of every tile has been submitted to the device.
-
-        Returns:
-            float32 on the host, shape ``[songs, 2, samples]``, and how it was decoded.
+            set_level: applied to each song before it is copied, where the device passes over the samples in a fraction
+                of the host's time.
 
         Raises:
             OutOfMemory: not even the last way had enough.
         """
         for attempt, step in enumerate(fallbacks, start=1):
             try:
-                audio = self.decode_at(latents, step, progress)
+                audio, extremes = self.decode_at(latents, step, progress, set_level)
             except torch.OutOfMemoryError:
                 if attempt == len(fallbacks):
                     raise
             else:
-                return audio, VaeDecoding(
+                decoding = VaeDecoding(
                     rung=step.location,
                     tile_length=step.plan.tile_length,
                     overlap=step.plan.overlap,
                     tiles=latents.shape[0] * len(step.plan.tiles),
                     attempts=attempt,
                 )
+                return DecodedSongs(audio, extremes, decoding)
         raise ValueError("one way to decode or more is needed")
 
     def decode_at(
-        self, latents: torch.Tensor, step: DecodeStep, progress: ProgressCallback | None = None
-    ) -> torch.Tensor:
+        self,
+        latents: torch.Tensor,
+        step: DecodeStep,
+        progress: ProgressCallback | None = None,
+        set_level: SetLevel = torch.Tensor.float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents to audio by one way; the copy to the host is the request's one wait for the device.
 
         Songs are decoded one after the other, so a tile's memory does not grow with the batch.
@@ -113,15 +142,17 @@ class VaeDecoder:
             latents: shape ``[songs, frames, channels]``.
             step: where and in which tiles.
             progress: called after every tile.
+            set_level: see ``decode``.
 
         Returns:
-            float32 on the host, shape ``[songs, 2, samples]``.
+            Audio and extremes (see ``DecodedSongs``).
         """
         if step.location == "cpu" and self.models.device.type != "cpu":
             with self.offloader.on_host("vae", self.models.vae):
                 # In float32: processors without bfloat16 arithmetic emulate it, which takes many times as long.
-                return self._decode_tiles(latents.cpu(), step, deepcopy(self.models.vae).float(), progress)
-        return self._decode_tiles(latents, step, self.models.vae, progress)
+                vae = deepcopy(self.models.vae).float()
+                return _on_host(self._decode_tiles(latents.cpu(), step, vae, progress), set_level)
+        return _on_host(self._decode_tiles(latents, step, self.models.vae, progress), set_level)
 
     def _decode_tiles(
         self, latents: torch.Tensor, step: DecodeStep, vae: Any, progress: ProgressCallback | None
@@ -135,7 +166,7 @@ class VaeDecoder:
             audio[tile.song, :, start:stop] = self.decode_tile(latents, tile=tile, vae=vae)
             if progress is not None:
                 progress(Progress("vae.decode", tile.index + 1, len(tiles)))
-        return _on_host(audio)
+        return audio
 
     def decode_tile(self, latents: torch.Tensor, *, tile: SongTile, vae: Any) -> torch.Tensor:
         """The decoder over one tile.
@@ -163,15 +194,24 @@ _PINNED_LIMIT: Final = 2**30
 """Bytes of audio that are copied to the host through memory that cannot be swapped, which is ten times as fast."""
 
 
-def _on_host(audio: torch.Tensor) -> torch.Tensor:
-    """Songs as float32 on the host; the request's one wait for the device."""
-    if not audio.is_cuda or audio.numel() * torch.float32.itemsize > _PINNED_LIMIT:
-        return audio.cpu().float()
-    copied = torch.empty(audio.shape, dtype=torch.float32, pin_memory=True)
-    for own, song in zip(copied, audio, strict=True):
-        own.copy_(song.float(), non_blocking=True)
-    torch.cuda.current_stream(audio.device).synchronize()
-    return copied
+def _on_host(audio: torch.Tensor, set_level: SetLevel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Songs at their level and their extremes, float32 on the host; the request's one wait for the device."""
+    pins = audio.is_cuda and audio.numel() * torch.float32.itemsize <= _PINNED_LIMIT
+    whole, extremes = None, []
+    # One at a time: the memory for the copy in float32 does not grow with the batch.
+    for index, song in enumerate(audio):
+        samples = song.float()
+        extremes.append(torch.stack(torch.aminmax(samples)))
+        levelled = set_level(samples)
+        if whole is None:
+            # A tensor of inference mode could not be changed in place by whoever gets the song.
+            with torch.inference_mode(False):
+                whole = torch.empty((len(audio), *levelled.shape), pin_memory=pins)
+        whole[index].copy_(levelled, non_blocking=pins)
+    if whole is None:
+        raise ValueError("one song or more is needed")
+    # After the songs in the device's order, so they have arrived as well.
+    return whole, torch.stack(extremes).cpu()
 
 
 @torch.inference_mode()

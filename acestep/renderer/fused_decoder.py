@@ -14,9 +14,8 @@ from torch import nn
 
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability with bfloat16 arithmetic and shared memory for the blocks."""
-TILE: Final = {"T_BLOCK": 128, "N_BLOCK": 128, "K_BLOCK": 64, "num_warps": 8, "num_stages": 3}
-"""Sizes of a block. Of those tried on an H100 the fastest at 512 channels and within 4 % of it at 128 and 256; at 1,024
-channels a ``K_BLOCK`` of 128 was faster, which takes more shared memory than every supported GPU has."""
+WIDE_SHARED_MEMORY: Final = 160 * 1024
+"""Bytes of shared memory per block from which the larger blocks of Hopper are used."""
 _NARROWEST: Final = 16
 """Columns of the narrowest matrix that tensor cores multiply."""
 
@@ -60,18 +59,64 @@ def _by_tap(layer: Any) -> torch.Tensor:
     return weight
 
 
+def block_sizes(channels: int, out_channels: int, taps: int, stride: int, *, by_descriptor: bool) -> dict[str, int]:
+    """Sizes of a block and launch options: of those tried on an H100 the fastest for each kind of layer.
+
+    A convolution of one tap and an upsampling move more bytes than they compute: smaller blocks, more of them at once.
+    Without descriptors every combination fits into the 99 KiB of shared memory of the smallest supported GPU.
+
+    Args:
+        channels: of the input.
+        out_channels: of the result.
+        taps: of the kernel.
+        stride: above 1, a transposed convolution.
+        by_descriptor: the device copies blocks by tensor descriptors.
+    """
+    t_block, k_block, warps = 128, 64, 8
+    if taps == 1:
+        # All of 128 channels in one block leave no loop, so nothing is prefetched and the memory is not exceeded.
+        t_block, k_block = 64, 128 if channels == 128 else 64
+    elif stride > 1:
+        t_block, warps = (64, 8) if out_channels <= 128 else (128, 4)
+    elif by_descriptor and out_channels > 128:
+        t_block = 256
+    return {
+        "T_BLOCK": t_block,
+        "N_BLOCK": min(128, max(_NARROWEST, _largest_power_of_two(out_channels))),
+        "K_BLOCK": min(k_block, _largest_power_of_two(channels)),
+        "num_warps": warps,
+        "num_stages": 3,
+    }
+
+
+def _largest_power_of_two(number: int) -> int:
+    """The largest that divides a number."""
+    return number & -number
+
+
+def copies_by_descriptor(device: torch.device) -> bool:
+    """Whether the device copies blocks of tensors by itself (Hopper and later) and has the memory for large ones."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    properties: Any = torch.cuda.get_device_properties(device)
+    return bool(properties.shared_memory_per_block_optin >= WIDE_SHARED_MEMORY)
+
+
 class FusedDecoder:
     """Decodes with diffusers' ``OobleckDecoder``, whose weights were laid out (``lay_out``).
 
     Args:
         decoder: the model, whose weights are read where they are.
+        by_descriptor: let the device copy blocks by tensor descriptors; where it can, when not given.
     """
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: Any, *, by_descriptor: bool | None = None) -> None:
         from acestep.renderer import kernels
 
         self._kernels: Any = kernels
         self._decoder = decoder
+        device = decoder.conv1.weight.device
+        self._by_descriptor = copies_by_descriptor(device) if by_descriptor is None else by_descriptor
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Audio of one song.
@@ -164,15 +209,23 @@ class FusedDecoder:
         **constants: Any,
     ) -> None:
         columns, channels = constants["STRIDE"] * layer.out_channels, layer.in_channels
-        tile = {**TILE, "N_BLOCK": min(TILE["N_BLOCK"], max(_NARROWEST, layer.out_channels & -layer.out_channels))}
-        tile["K_BLOCK"] = min(TILE["K_BLOCK"], channels & -channels)
-        programs = -(-rows // tile["T_BLOCK"]) * -(-columns // tile["N_BLOCK"])
-        # A pointer that is not read has to be some tensor.
+        # A descriptor's block is inside of the weights of one tap.
+        by_descriptor = self._by_descriptor and layer.out_channels >= _NARROWEST
+        sizes = block_sizes(
+            channels, layer.out_channels, constants["TAPS"], constants["STRIDE"], by_descriptor=by_descriptor
+        )
+        programs = -(-rows // sizes["T_BLOCK"]) * -(-columns // sizes["N_BLOCK"])
         # Weights that were laid out are not copied.
         weight = _by_tap(layer).contiguous()
+        sources: tuple[Any, Any] = (x, weight)
+        if by_descriptor:
+            sources = (
+                _described(x, sizes["T_BLOCK"], sizes["K_BLOCK"]),
+                _described(weight.view(-1, layer.out_channels), sizes["K_BLOCK"], sizes["N_BLOCK"]),
+            )
+        # A pointer that is not read has to be some tensor.
         self._kernels.convolve[(programs,)](
-            x,
-            weight,
+            *sources,
             weight if layer.bias is None else layer.bias,
             plain,
             weight if activation is None else activation.alpha,
@@ -187,6 +240,14 @@ class FusedDecoder:
             OUT_CHANNELS=layer.out_channels,
             HAS_BIAS=layer.bias is not None,
             STORES_ACTIVATED=activation is not None,
+            BY_DESCRIPTOR=by_descriptor,
             **constants,
-            **tile,
+            **sizes,
         )
+
+
+def _described(tensor: torch.Tensor, *block: int) -> Any:
+    """A descriptor of a contiguous matrix, for blocks of a size."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(tensor, list(block))

@@ -122,8 +122,8 @@ def _snake(x, alpha_ptr, beta_ptr, channel):
 
 @triton.jit
 def convolve(
-    x_ptr,
-    weight_ptr,
+    x_source,
+    weight_source,
     bias_ptr,
     residual_ptr,
     alpha_ptr,
@@ -142,6 +142,7 @@ def convolve(
     HAS_RESIDUAL: tl.constexpr,
     STORES_PLAIN: tl.constexpr,
     STORES_ACTIVATED: tl.constexpr,
+    BY_DESCRIPTOR: tl.constexpr,
     T_BLOCK: tl.constexpr,
     N_BLOCK: tl.constexpr,
     K_BLOCK: tl.constexpr,
@@ -152,29 +153,39 @@ def convolve(
     residual; stored plain, with the snake activation of what comes next, or both. With a ``STRIDE`` above 1 it is a
     transposed convolution of twice as many taps: a row of the result is ``STRIDE`` samples side by side, and both
     inputs that a sample depends on are taps. ``weight`` has the shape ``[taps, channels, out channels]``.
+
+    ``BY_DESCRIPTOR``, both sources are tensor descriptors of two dimensions, from which the device copies whole blocks
+    (and zeros outside of them) without the threads' help; ``N_BLOCK`` divides the out channels. Otherwise pointers.
     """
     COLUMNS: tl.constexpr = STRIDE * OUT_CHANNELS
     blocks: tl.constexpr = tl.cdiv(COLUMNS, N_BLOCK)
     steps: tl.constexpr = CHANNELS // K_BLOCK
-    t = (tl.program_id(0) // blocks) * T_BLOCK + tl.arange(0, T_BLOCK)
-    n = (tl.program_id(0) % blocks) * N_BLOCK + tl.arange(0, N_BLOCK)
+    t0 = (tl.program_id(0) // blocks) * T_BLOCK
+    n0 = (tl.program_id(0) % blocks) * N_BLOCK
+    t, n = t0 + tl.arange(0, T_BLOCK), n0 + tl.arange(0, N_BLOCK)
     k = tl.arange(0, K_BLOCK)
     real = n < COLUMNS
     sample, column = n // OUT_CHANNELS, n % OUT_CHANNELS
     total = tl.zeros((T_BLOCK, N_BLOCK), tl.float32)
     for step in range(TAPS * steps):
         tap = step // steps
-        channel = (step % steps) * K_BLOCK + k
-        source = t + first + tap * dilation
-        x = tl.load(
-            x_ptr + source.to(tl.int64)[:, None] * CHANNELS + channel[None, :],
-            mask=((source >= 0) & (source < frames))[:, None],
-            other=0.0,
-        )
-        # The earlier input reaches a sample through the later taps.
-        row = tap if STRIDE == 1 else (TAPS - 1 - tap) * STRIDE + sample
-        w_ptrs = weight_ptr + (row * CHANNELS * OUT_CHANNELS + column)[None, :] + channel[:, None] * OUT_CHANNELS
-        w = tl.load(w_ptrs) if COLUMNS % N_BLOCK == 0 else tl.load(w_ptrs, mask=real[None, :], other=0.0)
+        if BY_DESCRIPTOR:
+            start = (step % steps) * K_BLOCK
+            x = x_source.load([t0 + first + tap * dilation, start])
+            row = tap if STRIDE == 1 else (TAPS - 1 - tap) * STRIDE + n0 // OUT_CHANNELS
+            w = weight_source.load([row * CHANNELS + start, n0 % OUT_CHANNELS])
+        else:
+            channel = (step % steps) * K_BLOCK + k
+            source = t + first + tap * dilation
+            x = tl.load(
+                x_source + source.to(tl.int64)[:, None] * CHANNELS + channel[None, :],
+                mask=((source >= 0) & (source < frames))[:, None],
+                other=0.0,
+            )
+            # The earlier input reaches a sample through the later taps.
+            row = tap if STRIDE == 1 else (TAPS - 1 - tap) * STRIDE + sample
+            w_ptrs = weight_source + (row * CHANNELS * OUT_CHANNELS + column)[None, :] + channel[:, None] * OUT_CHANNELS
+            w = tl.load(w_ptrs) if COLUMNS % N_BLOCK == 0 else tl.load(w_ptrs, mask=real[None, :], other=0.0)
         total = tl.dot(x, w, total, input_precision="ieee")
     if HAS_BIAS:
         total += tl.load(bias_ptr + column, mask=real, other=0.0)[None, :].to(tl.float32)

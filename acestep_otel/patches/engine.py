@@ -31,8 +31,9 @@ from acestep_otel.settings import Detail
 
 if TYPE_CHECKING:
     from acestep.checkpoints import Models, ModelSelection
+    from acestep.renderer.decoder import DecodedSongs
     from acestep.renderer.vae import TilePlan
-    from acestep.types import GenerationRequest, GenerationResult, VaeDecoding
+    from acestep.types import GenerationRequest, GenerationResult
 
 
 def is_imported() -> bool:
@@ -182,8 +183,8 @@ def _decoding(call: Call) -> Attributes:
     return {semconv.BATCH_SIZE: latents.shape[0], semconv.LATENT_FRAMES: latents.shape[1]}
 
 
-def _decoded(_call: Call, _stage: Stage, decoded: tuple[Any, VaeDecoding]) -> Attributes:
-    decoding = decoded[1]
+def _decoded(_call: Call, _stage: Stage, decoded: DecodedSongs) -> Attributes:
+    decoding = decoded.decoding
     return {
         semconv.VAE_RUNG: decoding.rung,
         semconv.VAE_TILE_LENGTH: decoding.tile_length,

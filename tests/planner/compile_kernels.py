@@ -62,6 +62,7 @@ def compiled(kernel: Any, options: dict[str, int], capability: int, types: dict[
         "cubin_bytes": len(result.asm["cubin"]),
         "shared_memory": result.metadata.shared,
         "asynchronous_copies": ptx.count("cp.async.cg"),
+        "descriptor_copies": ptx.count("cp.async.bulk.tensor"),
         "tensor_core_products": ptx.count("mma.sync"),
     }
 

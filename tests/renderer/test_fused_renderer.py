@@ -17,7 +17,7 @@ from acestep.renderer import velocity as velocity_module
 from acestep.renderer.conditioning import Conditions
 from acestep.renderer.decode_fallbacks import DecodeSettings, decode_bytes_per_frame
 from acestep.renderer.decoder import VaeDecoder, decoder_agrees
-from acestep.renderer.fused_decoder import FusedDecoder, can_fuse, knows, lay_out
+from acestep.renderer.fused_decoder import WIDE_SHARED_MEMORY, FusedDecoder, can_fuse, knows, lay_out
 from acestep.renderer.fused_transformer import FusedTransformer
 from acestep.renderer.fused_transformer import can_fuse as can_fuse_transformer
 from acestep.renderer.fused_transformer import knows as knows_transformer
@@ -74,16 +74,18 @@ def test_a_condition_that_all_songs_share_is_encoded_once(models: RendererModels
     assert [tensor.shape for tensor in shared] == [tensor.shape for tensor in single]
 
 
+@pytest.mark.parametrize("by_descriptor", [False, True], ids=["by pointers", "by descriptors"])
 @pytest.mark.parametrize("by_tap", [False, True], ids=["weights as they were loaded", "weights laid out"])
 @pytest.mark.parametrize("frames", [1, 3])
 @torch.inference_mode()
-def test_the_audio_is_that_of_the_model(models: RendererModels, frames: int, by_tap: bool) -> None:
+def test_the_audio_is_that_of_the_model(models: RendererModels, frames: int, by_tap: bool, by_descriptor: bool) -> None:
     """Correct with weights in either order; only the order of the kernels is fast."""
     latents = torch.randn(1, models.vae.config.decoder_input_channels, frames)
     vae = copy.deepcopy(models.vae)
     expected = vae.decode(latents, return_dict=False)[0]
     lay_out(vae.decoder, by_tap=by_tap)
-    assert difference(FusedDecoder(vae.decoder)(latents), expected) < 1e-4
+    found = FusedDecoder(vae.decoder, by_descriptor=by_descriptor)(latents)
+    assert difference(found, expected) < 1e-4
 
 
 def test_weights_keep_their_values_in_the_order_of_the_kernels(models: RendererModels) -> None:
@@ -185,4 +187,7 @@ def test_the_kernels_compile_for_a_gpu_and_fit_it(capability: int) -> None:
     assert {kernel["name"] for kernel in kernels} == {"modulated_norm", "norm_heads", "gated", "convolve"}
     for kernel in kernels:
         assert kernel["cubin_bytes"] > 0
-        assert kernel["shared_memory"] <= SHARED_MEMORY
+        by_descriptor = kernel.get("by_descriptor", False)
+        assert kernel["shared_memory"] <= (WIDE_SHARED_MEMORY if by_descriptor else SHARED_MEMORY)
+        assert bool(kernel["descriptor_copies"]) == by_descriptor
+    assert any(kernel["descriptor_copies"] for kernel in kernels) == (capability >= 90)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from acestep.renderer.decode_fallbacks import DecodeStep
 from acestep.renderer.diffusion import make_schedule
 from acestep.renderer.models import RendererModels
 from acestep.renderer.prompts import CODES_INSTRUCTION
-from acestep.renderer.renderer import Renderer, RenderRequest
+from acestep.renderer.renderer import Renderer, RenderRequest, at_level
 from acestep.renderer.vae import plan_tiles
 from acestep.synthetic.renderer import build_renderer_models
 from acestep.types import Progress, SamplerSettings, SongMetadata
@@ -276,7 +277,9 @@ class TestSteps:
         conditions, noise = base.condition(asked), base.noise(asked.seeds, asked.frames)
         with NoReadBack():
             latents = base.denoise(conditions, make_schedule(2, 1.0), base.guidance(asked), noise)
-            base.decoder.decode(latents, [DecodeStep("cpu", plan_tiles(asked.frames, 50, 9))])
+            base.decoder.decode(
+                latents, [DecodeStep("cpu", plan_tiles(asked.frames, 50, 9))], None, partial(at_level, request=asked)
+            )
 
 
 class NoReadBack(TorchDispatchMode):
@@ -324,10 +327,19 @@ class TestStages:
 
     def test_tiles_join_to_what_one_decode_gives(self, turbo):
         latents = turbo.noise([1, 2], 200)
-        whole, _ = turbo.decoder.decode(latents, [DecodeStep("cpu", plan_tiles(200, 200, 9))])
-        tiled, decoding = turbo.decoder.decode(latents, [DecodeStep("cpu", plan_tiles(200, 64, 9))])
-        assert decoding.tiles == 2 * 4
-        assert (tiled - whole).abs().max() < TOLERANCE
+        whole, tiled = (
+            turbo.decoder.decode(latents, [DecodeStep("cpu", plan_tiles(200, length, 9))]) for length in (200, 64)
+        )
+        assert tiled.decoding.tiles == 2 * 4
+        assert (tiled.audio - whole.audio).abs().max() < TOLERANCE
+
+    def test_the_extremes_are_those_before_the_level_is_set(self, turbo):
+        latents = turbo.noise([1, 2], 130)
+        way = [DecodeStep("cpu", plan_tiles(130, 130, 9))]
+        plain = turbo.decoder.decode(latents, way)
+        silent = turbo.decoder.decode(latents, way, None, torch.zeros_like)
+        assert not silent.audio.any()
+        assert torch.equal(silent.extremes, torch.stack(torch.aminmax(plain.audio.flatten(1), dim=1), dim=1))
 
     def test_progress_is_reported_after_every_step_and_tile(self, turbo):
         reported: list[Progress] = []
