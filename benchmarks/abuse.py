@@ -35,7 +35,8 @@ import httpx
 from benchmarks.arguments import minutes, output_file, whole_number
 from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
-from benchmarks.soak import EXIT_SECONDS, Memory, growth, wait_until_healthy
+from benchmarks.service import wait_until_healthy
+from benchmarks.soak import EXIT_SECONDS, Memory, growth
 from benchmarks.trace_store import TraceStore, trace_store
 from examples.serving.load import Report, run_load, shown_latency
 

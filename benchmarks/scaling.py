@@ -23,8 +23,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -43,7 +41,6 @@ from acestep.errors import AceStepError
 from acestep_otel import semconv
 from acestep_otel.profiler.report.spans import FinishedSpan
 from benchmarks.arguments import output_file, whole_number
-from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
 
 if TYPE_CHECKING:
@@ -172,34 +169,16 @@ def measure_matrix(options: argparse.Namespace) -> list[dict[str, Any]]:
 def run_service(count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Start and load a service on some cards."""
     # Only this part needs the service's dependencies.
-    from benchmarks.soak import wait_until_healthy
+    from benchmarks.service import running_service
     from examples.serving.load import run_load
 
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
     clients = CLIENTS_PER_CARD * count
-    command = [
-        sys.executable,
-        "-m",
-        "examples.serving",
-        *models(tiny=options.tiny),
-        "--gpus",
-        gpus(count, tiny=options.tiny),
-    ]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--queue", str(clients), "--kept", str(4 * clients)],
-        env={**os.environ, "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"},
-    )
-    try:
-        wait_until_healthy(url, process)
+    arguments = [*models(tiny=options.tiny), "--gpus", gpus(count, tiny=options.tiny)]
+    arguments += ["--queue", str(clients), "--kept", str(4 * clients)]
+    with running_service(arguments, {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}) as url:
         start = time.monotonic()
         song = {"duration": options.duration, "inference_steps": 8, "seed": 1}
         report = asyncio.run(run_load(url, clients=clients, seconds=WARM_UP_SECONDS + options.seconds, song=song))
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-    finally:
-        process.kill()
-        process.wait()
     return {"count": count, "clients": clients, **seen(report, start + WARM_UP_SECONDS, options.seconds)}
 
 

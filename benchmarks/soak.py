@@ -30,10 +30,10 @@ from acestep_otel import semconv
 from benchmarks.arguments import minutes, output_file, whole_number
 from benchmarks.collectors import free_port
 from benchmarks.environment import environment, write_result
+from benchmarks.service import wait_until_healthy
 from benchmarks.trace_store import StoredSpan, TraceStore, trace_store
 from examples.serving.load import Report, run_load, shown_latency
 
-START_SECONDS: Final = 120
 EXIT_SECONDS: Final = 10.0
 """Limit of the exit: two for open connections, five for telemetry, and the rest for a step of a busy machine."""
 SAMPLE_SECONDS: Final = 1.0
@@ -99,23 +99,6 @@ def fault_of(trace: Sequence[StoredSpan]) -> str | None:
     if len(by_name.get(semconv.DIT_STEP, ())) != by_name[semconv.DIT][0].attributes[semconv.DIT_STEPS]:
         return "a step is missing"
     return None
-
-
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait for the service.
-
-    Raises:
-        SystemExit: it ended, or did not start in time.
-    """
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(f"{url}/healthz").raise_for_status()
-        except httpx.HTTPError:
-            time.sleep(0.2)
-        else:
-            return
-    raise SystemExit("the service did not start")
 
 
 def soak(store: TraceStore, *, seconds: float, clients: int, queue: int) -> dict[str, Any]:

@@ -16,17 +16,19 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from acestep_otel import semconv
 
-KEPT = frozenset({semconv.OUTCOME, semconv.ERROR_TYPE, semconv.DIT_STEPS, semconv.TRUNCATED})
+KEPT = frozenset({semconv.OUTCOME, semconv.ERROR_TYPE, semconv.DIT_STEPS, semconv.TRUNCATED, semconv.PROFILE_FILE})
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSpan:
-    """What is kept of a span; ``parent_id`` is empty for a root."""
+    """What is kept of a span; ``parent_id`` is empty for a root, times are Unix nanoseconds."""
 
     name: str
     span_id: bytes
     parent_id: bytes
     attributes: Mapping[str, Any]
+    start_ns: int = 0
+    end_ns: int = 0
 
 
 class TraceStore:
@@ -50,7 +52,8 @@ class TraceStore:
                             for pair in span.attributes
                             if pair.key in KEPT
                         }
-                        stored = StoredSpan(span.name, span.span_id, span.parent_span_id, kept)
+                        times = span.start_time_unix_nano, span.end_time_unix_nano
+                        stored = StoredSpan(span.name, span.span_id, span.parent_span_id, kept, *times)
                         self._traces[span.trace_id.hex()].append(stored)
 
     def look(self, message: bytes) -> None:

@@ -14,8 +14,12 @@ CAPTION = "A driving synth-pop track with a warm analogue bass, gated drums and 
 LYRICS = "[Verse 1]\nCity lights are folding into morning\n[Chorus]\nRun with me until the colours fade"
 
 
-def prepare(options: argparse.Namespace) -> tuple[Models, GenerationRequest]:
+def prepare(options: argparse.Namespace, placement: Placement | None = None) -> tuple[Models, GenerationRequest]:
     """The models and the song that the options name.
+
+    Args:
+        options: those of ``add_model_options``.
+        placement: of the models; that of the options when not given.
 
     Raises:
         SystemExit: with one line, where there are no such models or the song cannot be made.
@@ -23,12 +27,12 @@ def prepare(options: argparse.Namespace) -> tuple[Models, GenerationRequest]:
     song = _request(options)
     try:
         validate(song)
-        return _load(options), song
+        return _load(options, placement or Placement(compile=options.compile)), song
     except AceStepError as error:
         raise SystemExit(f"error: {in_flags(error)}") from None
 
 
-def _load(options: argparse.Namespace) -> Models:
+def _load(options: argparse.Namespace, placement: Placement) -> Models:
     tiny = options.weights == "tiny"
     lm = TINY_LM if tiny else options.lm
     return load_models(
@@ -37,7 +41,7 @@ def _load(options: argparse.Namespace) -> Models:
             lm=lm if options.thinking else None,
             weights="synthetic",
             device=str(options.device),
-            placement=Placement(compile=options.compile),
+            placement=placement,
             fused_render=not options.plain,
         )
     )

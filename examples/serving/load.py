@@ -26,7 +26,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -117,28 +117,55 @@ async def client_of(
     while time.monotonic() < deadline:
         drawn = draw.choices([song for _, song in MIX], [share for share, _ in MIX])[0]
         song = drawn if fixed is None else fixed
-        # Not from the seed: two loads must not continue each other's traces.
-        trace_id = secrets.token_hex(16)
-        headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
-        if draw.random() < FORCED_SHARE:
-            headers["X-Force-Trace"] = "true"
-        start = time.monotonic()
-        answer = await http.post("/songs", json={"caption": CAPTION, **song}, headers=headers)
-        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            report.turned_away += 1
-            await asyncio.sleep(float(answer.headers["Retry-After"]))
-            continue
-        answer.raise_for_status()
-        report.traces.append(trace_id)
-        accepted = time.monotonic()
-        cancel = fixed is None and draw.random() < CANCELLED_SHARE
-        state, taken, worker = await _follow(http, answer.headers["Location"], cancel=cancel)
-        report.ended[state] += 1
-        if taken is not None:
-            report.waits.append(max(0.0, taken - accepted))
-        if state == "done":
-            report.latencies.append(time.monotonic() - start)
-            report.finished.append((time.monotonic(), worker))
+        headers = {"X-Force-Trace": "true"} if draw.random() < FORCED_SHARE else {}
+        await request_song(
+            http, report, song, headers, cancels=lambda: fixed is None and draw.random() < CANCELLED_SHARE
+        )
+
+
+async def request_song(
+    http: httpx.AsyncClient,
+    report: Report,
+    song: Mapping[str, Any],
+    headers: Mapping[str, str],
+    *,
+    cancels: Callable[[], bool] = lambda: False,
+) -> str | None:
+    """Request one song and follow it to its end; if the queue is full, wait as long as the service says.
+
+    Args:
+        http: connected to the service.
+        report: gets the result.
+        song: the body.
+        headers: besides ``traceparent``.
+        cancels: called for an accepted song: whether to cancel it while it is made.
+
+    Returns:
+        Trace id of the request; ``None`` if it was turned away.
+    """
+    # Not from a seed: two loads must not continue each other's traces.
+    trace_id = secrets.token_hex(16)
+    start = time.monotonic()
+    answer = await http.post(
+        "/songs",
+        json={"caption": CAPTION, **song},
+        headers={"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01", **headers},
+    )
+    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        report.turned_away += 1
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
+        return None
+    answer.raise_for_status()
+    report.traces.append(trace_id)
+    accepted = time.monotonic()
+    state, taken, worker = await _follow(http, answer.headers["Location"], cancel=cancels())
+    report.ended[state] += 1
+    if taken is not None:
+        report.waits.append(max(0.0, taken - accepted))
+    if state == "done":
+        report.latencies.append(time.monotonic() - start)
+        report.finished.append((time.monotonic(), worker))
+    return trace_id
 
 
 async def _follow(http: httpx.AsyncClient, song: str, *, cancel: bool) -> tuple[str, float | None, str | None]:

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from acestep import choose_cards
 from acestep_otel import semconv
 from benchmarks.collectors import free_port
-from benchmarks.soak import wait_until_healthy
+from benchmarks.service import wait_until_healthy
 from examples.serving import __main__ as service_main
 from examples.serving.app import create_app
 from examples.serving.card_process import CardMaker, Unusable, worker_environment

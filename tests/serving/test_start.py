@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from benchmarks.collectors import free_port
-from benchmarks.soak import wait_until_healthy
+from benchmarks.service import wait_until_healthy
 from examples.serving import __main__ as service
 from examples.serving import load
 from tests.services import INSTRUMENT, ROOT

@@ -1,0 +1,69 @@
+"""Provoked stalls: a run of the program on the tiny models, and its reduction of known songs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_otel import semconv
+from benchmarks import stalls
+from benchmarks.stalls import ReportedStall, Row, Song, Usual, on_planned
+
+
+def song(*, steps: tuple[float, ...] = (0.1, 0.1), tiles: tuple[float, ...] = (0.001,), **known: Any) -> Song:
+    decode = {"tiles": 1, "tile_length": 250, "attempts": 1, "rung": "gpu"}
+    given = {"seconds": 0.5, "stalls": (), "decode": decode, "moved": 0.0, "retries": 0, "out_of_memory": 0}
+    return Song(steps=steps, tiles=tiles, **{**given, **known})
+
+
+def test_a_song_is_compared_with_the_medians_of_the_normal_ones() -> None:
+    usual = Usual.of([song(seconds=0.5), song(seconds=0.7), song(seconds=0.6, steps=(0.1, 9.0))])
+    assert usual == Usual(seconds=0.6, step=0.1, frame=0.001)
+    assert usual.slowest(song(steps=(0.1, 0.3), tiles=(0.012,))) == pytest.approx(12)
+
+
+def test_a_row_has_the_stalls_and_the_counters_of_its_songs() -> None:
+    stall = ReportedStall("vae.tile", 0, 0.9, 9.0, 0.1, "allocator", "1 allocator retries")
+    row = Row("fragmented", (song(stalls=(stall,), retries=1, seconds=1.4), song(retries=2)))
+    found = row.result(Usual(0.5, 0.1, 0.001))
+    assert [each["cause"] for each in found["stalls"]] == ["allocator"]
+    assert (found["allocator_retries"], found["compared"]) == (3, 6)
+    assert (found["wall_seconds"], found["normal_seconds"]) == ([1.4, 0.5], 0.5)
+
+
+def test_memory_is_filled_after_the_tiles_are_planned_and_only_inside_the_block(tiny_models: Any) -> None:
+    decoder = tiny_models.renderer.decoder
+    planned = decoder.fallbacks(250)
+    calls: list[str] = []
+    with on_planned(decoder, lambda: calls.append("filled")):
+        assert decoder.fallbacks(250) == planned
+    decoder.fallbacks(250)
+    assert calls == ["filled"]
+
+
+def test_a_run_on_the_cpu_reports_the_hang_while_it_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "stalls.json"
+    song_options = ["--device", "cpu", "--duration", "10", "--inference-steps", "2"]
+    monkeypatch.setattr("sys.argv", ["stalls", *song_options, "--songs", "2", "--output", str(output)])
+    stalls.main()
+    found = json.loads(output.read_text("utf-8"))
+    by_case = {case["case"]: case for case in found["cases"]}
+    assert [case["case"] for case in found["skipped"]] == ["full-card"]
+    assert "full-card: skipped, cpu has no caching allocator that retries" in capsys.readouterr().out
+    assert by_case["normal"]["compared"] == 2 * (2 + 1)
+    assert by_case["offload"].keys() == by_case["normal"].keys()
+    assert found["events"] == found["counted_by_the_metric"]
+    hang = by_case["hang"]
+    assert hang["arrived_while_it_hung"]
+    (snapshot,) = hang["snapshots"]
+    assert snapshot[semconv.HANG_STAGE] == "vae.tile"
+    assert snapshot[semconv.VAE_TILE_INDEX] == 0
+    assert "stalls.py" in snapshot[semconv.HANG_STACK]
+    assert hang["wall_seconds"][0] >= hang["deadline_seconds"]
+    # The same tile is a stall once it has ended.
+    assert [stall["span"] for stall in hang["stalls"]] == ["vae.tile"]
