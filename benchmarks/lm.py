@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=whole_number, nargs="+", default=[1, 4], help="songs written together")
     parser.add_argument("--codes", type=whole_number, default=300, help="codes of the long run; the short one has half")
     parser.add_argument("--generate-tokens", type=whole_number, default=64, help="the same for generate, which is slow")
+    parser.add_argument("--no-generate", action="store_true", help="leave out generate of transformers")
     parser.add_argument("--profile", action="store_true", help="list the kernels of a pass (CUDA)")
     parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
@@ -73,12 +74,7 @@ def main() -> None:
         for songs in options.batch_size:
             row = {"model": name, "songs": songs, **rates(backend, songs, options), **constrained}
             rows.append(row)
-            print(
-                f"{name:22}{songs:>6}{row['decode_path']:>7}{row['pt']:>9.1f}{row['generate_eager']:>9.1f}"
-                f"{row['generate_static']:>9.1f}{row['ratio_eager']:>7.1f}{row['ratio_static']:>8.1f}"
-                f"{row['constrained_us_per_token']:>9.1f} µs{row['constrained_share']:>5.1%}",
-                flush=True,
-            )
+            print(shown(row), flush=True)
             # Written after each row: the reference takes minutes, and finished results should not be lost.
             write_result(options.output, {"environment": environment(), "rows": rows, "kernels_of_a_pass": profiles})
         if options.profile and device.type == "cuda":
@@ -92,6 +88,16 @@ def main() -> None:
     write_result(options.output, {"environment": environment(), "rows": rows, "kernels_of_a_pass": profiles})
 
 
+def shown(row: dict[str, Any]) -> str:
+    """A row of the printed table; a dash for what was not run."""
+    widths = {"generate_eager": 9, "generate_static": 9, "ratio_eager": 7, "ratio_static": 8}
+    reference = "".join(f"{row[key]:>{width}.1f}" if key in row else f"{'-':>{width}}" for key, width in widths.items())
+    return (
+        f"{row['model']:22}{row['songs']:>6}{row['decode_path']:>7}{row['pt']:>9.1f}{reference}"
+        f"{row['constrained_us_per_token']:>9.1f} µs{row['constrained_share']:>5.1%}"
+    )
+
+
 def rates(backend: PtBackend, songs: int, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second over all songs: this backend with guidance, `generate` without."""
     prompts, model = Prompts(backend.model.vocabulary), backend.model
@@ -102,6 +108,8 @@ def rates(backend: PtBackend, songs: int, options: argparse.Namespace) -> dict[s
 
     own = songs * decode_rate(write, options.codes)
     result: dict[str, Any] = {"pt": own, "decode_path": backend.decode_path}
+    if options.no_generate:
+        return result
     reference = causal_model(model)
     ids = torch.tensor([conditional] * songs, device=model.device)
     for kind, cache in (("eager", None), ("static", "static")):

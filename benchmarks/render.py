@@ -9,8 +9,9 @@ detail `step`; steps and tiles are medians of their spans, so of the device's cl
 frames. Wall time is the median of songs that follow two others, without saving; saving is timed by itself.
 
 The floor of a row is the larger of two times: its operations (`torch.utils.flop_counter`) at the rate of a large matrix
-product, and the weights, read once, at the rate of a large copy. Both rates are measured first. Operations are those of
-the matrix products and convolutions; attention, a tenth of them at most, is left out.
+product, and the weights, read once, at the rate of a large copy; share is the floor over the time taken. Both rates are
+measured first. Operations are those of the matrix products and convolutions; attention, a tenth of them at most, is
+left out.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main() -> None:
         device = ceilings(models)
     print(", ".join(f"{name} {value:.3g}" for name, value in device.items()))
     rows: list[dict[str, Any]] = []
-    titles = ("songs", "s", "wall ms", "step ms", "floor", "tile ms", "floor", "save s")
+    titles = ("songs", "s", "wall ms", "step ms", "floor", "share", "tile ms", "floor", "share", "save s")
     print(f"{'form':12}" + "".join(f"{title:>9}" for title in titles))
     # The default form last: it stores the VAE's weights in another order.
     for form in FORMS[options.no_diffusers :]:
@@ -99,10 +100,15 @@ def shown(row: dict[str, Any]) -> str:
         value = row.get(name)
         return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
 
-    figures = ("step_ms", "step_floor_ms", "tile_ms", "tile_floor_ms", "save_seconds")
+    def share(stage: str) -> str:
+        return f"{row[f'{stage}_floor_ms'] / row[f'{stage}_ms']:>9.0%}" if f"{stage}_ms" in row else f"{'-':>9}"
+
+    stages = "".join(
+        figure(f"{stage}_ms", 9) + figure(f"{stage}_floor_ms", 9) + share(stage) for stage in ("step", "tile")
+    )
     return (
         f"{row['form']:12}{row['songs']:>9}{row['duration']:>9}{figure('wall_ms', 9, 1)}"
-        f"{''.join(figure(name, 9) for name in figures)}"
+        f"{stages}{figure('save_seconds', 9)}"
     )
 
 
