@@ -9,7 +9,8 @@ median, its cause and its evidence, beside the wall time of the song and that of
 * ``normal``: nothing is provoked. Every stall is a false alarm.
 * ``full-card`` (CUDA): when the decode has been planned, other memory of the process fills the card, as that of another
   request would. ``fragmented``: it was released again, and the allocator keeps it in blocks of 20 MiB. ``leaves 1.1``:
-  it stays, and leaves 1.1 times what the decode of a normal song takes. A normal song follows each of them.
+  it stays, and leaves 1.1 times what the decode of a normal song takes. Filling is not part of the wall time. A normal
+  song follows each of them.
 * ``offload``: models are in host memory while they are not used. Where the moves are outside of steps and tiles, the
   layer reports them as spans of their own, and not as stalls. The first song after loading is not part of it.
 * ``hang``: a tile does not end. The snapshot has to arrive while it hangs.
@@ -22,14 +23,13 @@ case.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final
 
@@ -41,7 +41,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from acestep.checkpoints import Models
+from acestep.errors import AceStepError
 from acestep.inference import generate_music
+from acestep.renderer.decode_fallbacks import DecodeStep
 from acestep.renderer.decoder import VaeDecoder
 from acestep.types import GenerationRequest, Placement
 from acestep_otel import semconv
@@ -62,6 +64,10 @@ COMPARED_FROM: Final = 6
 MOST_WARM_UPS: Final = 12
 BLOCK: Final = 20 * 2**20
 """Bytes of a block of the fragmented cache: no tensor of a tile fits into it."""
+SPARED_BLOCKS: Final = 4
+"""Blocks that the driver keeps: it cannot give out all that it calls free."""
+PART: Final = 2**30
+"""Bytes of a tensor that fills the card."""
 GRANULE: Final = 2 * 2**20
 """The allocator's large blocks are multiples of this."""
 SHOWN_FRAMES: Final = 6
@@ -227,61 +233,70 @@ def allocator(device: torch.device) -> tuple[int, int]:
 
 
 @contextmanager
-def on_planned(decoder: VaeDecoder, action: Any) -> Iterator[None]:
-    """Call something each time that the tiles of a decode have been planned, before it begins."""
+def on_planned(decoder: VaeDecoder, action: Callable[[], object]) -> Iterator[list[float]]:
+    """Call something each time that the tiles of a decode have been planned, before it begins; yields its seconds."""
     plan = decoder.fallbacks
+    spent: list[float] = []
 
-    def planned(frames: int) -> Any:
+    def planned(frames: int) -> tuple[DecodeStep, ...]:
         steps = plan(frames)
+        if decoder.models.device.type == "cuda":
+            torch.cuda.synchronize(decoder.models.device)
+        begun = time.perf_counter()
         action()
+        spent.append(time.perf_counter() - begun)
         return steps
 
     decoder.fallbacks = planned  # type: ignore[method-assign]
     try:
-        yield
+        yield spent
     finally:
         del decoder.fallbacks
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory of the card that no process has, once the allocator's cache is empty."""
-    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 
 
 @contextmanager
-def filled(decoder: VaeDecoder, leaves: int) -> Iterator[None]:
+def filled(decoder: VaeDecoder, leaves: int) -> Iterator[list[float]]:
     """Other memory of the process is in use from the planning of the decode on, and leaves some bytes."""
-    device, held = decoder.models.device, list[torch.Tensor]()
+    device = decoder.models.device
+    held: list[torch.Tensor] = []
 
     def fill() -> None:
-        size = (free_bytes(device) - leaves) // GRANULE * GRANULE
-        held.append(torch.empty(max(0, size), dtype=torch.uint8, device=device))
+        size = max(0, free_bytes(device) - leaves)
+        for part in (PART,) * (size // PART) + (size % PART // GRANULE * GRANULE,):
+            try:
+                held.append(torch.empty(part, dtype=torch.uint8, device=device))
+            except torch.OutOfMemoryError:
+                # The driver keeps some of what it calls free.
+                break
 
     try:
-        with on_planned(decoder, fill):
-            yield
+        with on_planned(decoder, fill) as spent:
+            yield spent
     finally:
         held.clear()
         torch.cuda.empty_cache()
 
 
 @contextmanager
-def fragmented(decoder: VaeDecoder) -> Iterator[None]:
+def fragmented(decoder: VaeDecoder) -> Iterator[list[float]]:
     """The allocator keeps all memory that is free when the decode has been planned, in small blocks."""
     device = decoder.models.device
 
     def fill() -> None:
-        blocks = [
-            torch.empty(BLOCK, dtype=torch.uint8, device=device) for _ in range((free_bytes(device) - BLOCK) // BLOCK)
-        ]
+        count = max(0, free_bytes(device) // BLOCK - SPARED_BLOCKS)
+        blocks = [torch.empty(BLOCK, dtype=torch.uint8, device=device) for _ in range(count)]
         # Back to the allocator, not to the driver.
         blocks.clear()
 
     try:
-        with on_planned(decoder, fill):
-            yield
+        with on_planned(decoder, fill) as spent:
+            yield spent
     finally:
         torch.cuda.empty_cache()
 
@@ -357,7 +372,8 @@ def show(row: Row, usual: Usual) -> None:
     print(
         f"{row.case:14}{len(row.songs):>6}{len(found['stalls']):>8}{found['slowest_ratio']:>8.1f}x"
         f"{found['allocator_retries']:>9}{found['out_of_memory']:>5}{median(found['wall_seconds']):>9.3f}"
-        f"{usual.seconds:>9.3f}{median(found['moved_seconds']):>9.3f}  {decode}"
+        f"{usual.seconds:>9.3f}{median(found['moved_seconds']):>9.3f}  {decode}",
+        flush=True,
     )
     for stall in found["stalls"]:
         print(
@@ -381,11 +397,22 @@ def full_card(layer: Layer, models: Models, request: GenerationRequest, until: f
         if time.monotonic() > until:
             print(f"{name}: left out, there is no time")
             continue
-        with way:
-            song = layer.generate(models, request)
-        yield Row(name, (song,))
+        try:
+            with way as spent:
+                song = layer.generate(models, request)
+        except (AceStepError, RuntimeError) as error:
+            print(f"{name}: no song, {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        yield Row(name, (replace(song, seconds=song.seconds - sum(spent)),))
         # Also keeps the running medians those of normal songs.
         yield Row("  afterwards", (layer.generate(models, request),))
+
+
+def offload(layer: Layer, options: argparse.Namespace, request: GenerationRequest) -> Iterator[Row]:
+    """Songs of models that are on the host between uses, compared by the layer with those that were not."""
+    models, _ = prepare(options, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
+    yield Row("offload, first", (layer.generate(models, request),))
+    yield Row("offload", tuple(layer.generate(models, request) for _ in range(options.songs)))
 
 
 def hang(models: Models, request: GenerationRequest, deadline: float) -> dict[str, Any]:
@@ -468,54 +495,50 @@ def main() -> None:
     until = time.monotonic() + 60 * options.minutes
     chosen = options.case or CASES
     models, request = prepare(options)
-    result: dict[str, Any] = {"cases": [], "skipped": []}
+    result: dict[str, Any] = {"cases": [], "skipped": [], "events": 0, "counted_by_the_metric": 0}
 
     def keep(found: dict[str, Any]) -> None:
         result["cases"].append(found)
         write_result(options.output, {"environment": environment(), **result})
 
-    def skip(case: str, why: str) -> None:
-        print(f"{case}: skipped, {why}")
-        result["skipped"].append({"case": case, "reason": why})
+    def begins(case: str) -> bool:
+        if case == "full-card" and options.device.type != "cuda":
+            why = f"{options.device} has no caching allocator that retries"
+        elif time.monotonic() > until:
+            why = "there is no time"
+        else:
+            return case in chosen
+        if case in chosen:
+            print(f"{case}: skipped, {why}")
+            result["skipped"].append({"case": case, "reason": why})
+        return False
+
+    def run(layer: Layer, rows: Iterable[Row]) -> None:
+        for row in rows:
+            show(row, usual)
+            result["events"] += sum(len(song.stalls) for song in row.songs)
+            keep(row.result(usual))
 
     with Layer().watching() as layer:
         layer.warm_up(models, request)
         normal = Row(NORMAL, tuple(layer.generate(models, request) for _ in range(options.songs)))
         usual = Usual.of(normal.songs)
-        rows = [normal]
         print(TITLE)
-        show(normal, usual)
-        keep(normal.result(usual))
-        if "full-card" in chosen and options.device.type != "cuda":
-            skip("full-card", f"{options.device} has no caching allocator that retries")
-        elif "full-card" in chosen:
-            for row in full_card(layer, models, request, until):
-                rows.append(row)
-                show(row, usual)
-                keep(row.result(usual))
-        if "offload" in chosen and time.monotonic() > until:
-            skip("offload", "there is no time")
-        elif "offload" in chosen:
-            del models
-            gc.collect()
-            if options.device.type == "cuda":
-                torch.cuda.empty_cache()
-            models, _ = prepare(options, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
-            first = Row("offload, first", (layer.generate(models, request),))
-            later = Row("offload", tuple(layer.generate(models, request) for _ in range(options.songs)))
-            for row in (first, later):
-                rows.append(row)
-                show(row, usual)
-                keep(row.result(usual))
-        events, counted = sum(len(song.stalls) for row in rows for song in row.songs), layer.counted()
-        print(f"{events} events; {counted} by the metric {semconv.STALLS.name}")
-        result |= {"events": events, "counted_by_the_metric": counted}
-    if "hang" in chosen and time.monotonic() > until:
-        skip("hang", "there is no time")
-    elif "hang" in chosen:
+        run(layer, [normal])
+        if begins("full-card"):
+            run(layer, full_card(layer, models, request, until))
+        result["counted_by_the_metric"] += layer.counted()
+    if begins("hang"):
         found = hang(models, request, deadline=max(1.0, 4 * usual.seconds))
         show_hang(found)
         keep({**found, "normal_seconds": usual.seconds})
+    if begins("offload"):
+        with Layer().watching() as layer:
+            layer.warm_up(models, request)
+            run(layer, offload(layer, options, request))
+            result["counted_by_the_metric"] += layer.counted()
+    counted = result["counted_by_the_metric"]
+    print(f"{result['events']} events in the rows; {counted} stalls by the metric {semconv.STALLS.name}")
     write_result(options.output, {"environment": environment(), **result})
 
 
