@@ -513,7 +513,7 @@ def main() -> None:
             result["skipped"].append({"case": case, "reason": why})
         return False
 
-    def run(layer: Layer, rows: Iterable[Row]) -> None:
+    def run(rows: Iterable[Row]) -> None:
         for row in rows:
             show(row, usual)
             result["events"] += sum(len(song.stalls) for song in row.songs)
@@ -524,9 +524,9 @@ def main() -> None:
         normal = Row(NORMAL, tuple(layer.generate(models, request) for _ in range(options.songs)))
         usual = Usual.of(normal.songs)
         print(TITLE)
-        run(layer, [normal])
+        run([normal])
         if begins("full-card"):
-            run(layer, full_card(layer, models, request, until))
+            run(full_card(layer, models, request, until))
         result["counted_by_the_metric"] += layer.counted()
     if begins("hang"):
         found = hang(models, request, deadline=max(1.0, 4 * usual.seconds))
@@ -535,7 +535,7 @@ def main() -> None:
     if begins("offload"):
         with Layer().watching() as layer:
             layer.warm_up(models, request)
-            run(layer, offload(layer, options, request))
+            run(offload(layer, options, request))
             result["counted_by_the_metric"] += layer.counted()
     counted = result["counted_by_the_metric"]
     print(f"{result['events']} events in the rows; {counted} stalls by the metric {semconv.STALLS.name}")
