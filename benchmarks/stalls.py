@@ -11,8 +11,9 @@ median, its cause and its evidence, beside the wall time of the song and that of
   request would. ``fragmented``: it was released again, and the allocator keeps it in blocks of 20 MiB. ``leaves 1.1``:
   it stays, and leaves 1.1 times what the decode of a normal song takes. Filling is not part of the wall time. A normal
   song follows each of them.
-* ``offload``: models are in host memory while they are not used. Where the moves are outside of steps and tiles, the
-  layer reports them as spans of their own, and not as stalls. The first song after loading is not part of it.
+* ``offload`` (not on the CPU): models are in host memory while they are not used. The engine moves them before and
+  after the steps and tiles, so the moves are spans of their own (``moved s``) and no stalls. ``in a tile``: the other
+  models are moved to the device and back while a tile decodes, as code does that loads a model when it is first called.
 * ``hang``: a tile does not end. The snapshot has to arrive while it hangs.
 
 ``slowest`` is the check from outside: the longest step or tile over the median of the normal case, computed here from
@@ -45,6 +46,8 @@ from acestep.errors import AceStepError
 from acestep.inference import generate_music
 from acestep.renderer.decode_fallbacks import DecodeStep
 from acestep.renderer.decoder import VaeDecoder
+from acestep.renderer.renderer import Renderer
+from acestep.renderer.vae import SongTile
 from acestep.types import GenerationRequest, Placement
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -72,6 +75,9 @@ GRANULE: Final = 2 * 2**20
 """The allocator's large blocks are multiples of this."""
 SHOWN_FRAMES: Final = 6
 """Innermost frames of a snapshot's stack that are printed; the result has all of them."""
+FETCHED: Final = ("transformer", "text_encoder", "condition_encoder")
+FETCHES: Final = 3
+"""Times that these models are fetched in one tile, so that it takes 0.1 s also where that is fast."""
 HANG_LIMIT: Final = 30.0
 """Seconds beyond the deadline after which a tile hangs no longer, with or without a snapshot."""
 
@@ -408,40 +414,72 @@ def full_card(layer: Layer, models: Models, request: GenerationRequest, until: f
         yield Row("  afterwards", (layer.generate(models, request),))
 
 
-def offload(layer: Layer, options: argparse.Namespace, request: GenerationRequest) -> Iterator[Row]:
-    """Songs of models that are on the host between uses, compared by the layer with those that were not."""
-    models, _ = prepare(options, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
-    yield Row("offload, first", (layer.generate(models, request),))
-    yield Row("offload", tuple(layer.generate(models, request) for _ in range(options.songs)))
+@contextmanager
+def inside_tiles(action: Callable[[], None]) -> Iterator[None]:
+    """Call something inside of every tile, before it is decoded; the layer has to be switched on in the block."""
+    decode_tile = VaeDecoder.decode_tile
+
+    def with_action(self: VaeDecoder, latents: torch.Tensor, *, tile: SongTile, vae: Any) -> torch.Tensor:
+        action()
+        return decode_tile(self, latents, tile=tile, vae=vae)
+
+    VaeDecoder.decode_tile = with_action  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        VaeDecoder.decode_tile = decode_tile  # type: ignore[method-assign]
+
+
+def offload(models: Models, options: argparse.Namespace, request: GenerationRequest) -> Iterator[Row | int]:
+    """Songs of models that are on the host between uses, compared by the layer with those of ``models``.
+
+    Yields:
+        Rows, and last the number of stalls by the metric.
+    """
+    layer, fetched = Layer(), list[Renderer]()
+
+    def fetch() -> None:
+        # Once, in the first tile after it was asked for.
+        for renderer in fetched[:1]:
+            fetched.clear()
+            others = {name: getattr(renderer.models, name) for name in FETCHED}
+            for _ in range(FETCHES):
+                with renderer.offloader.on_device(**others):
+                    pass
+
+    with inside_tiles(fetch), layer.watching():
+        layer.warm_up(models, request)
+        offloaded, _ = prepare(options, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
+        yield Row("offload, first", (layer.generate(offloaded, request),))
+        yield Row("offload", tuple(layer.generate(offloaded, request) for _ in range(options.songs)))
+        fetched.append(offloaded.renderer)
+        yield Row("  in a tile", (layer.generate(offloaded, request),))
+        yield layer.counted()
 
 
 def hang(models: Models, request: GenerationRequest, deadline: float) -> dict[str, Any]:
-    """A song whose last tile does not end before the snapshot has arrived."""
+    """A song whose first tile does not end before the snapshot has arrived."""
     layer = Layer(deadline)
-    decode_tile = VaeDecoder.decode_tile
     hangs, arrived = [False], list[float]()
 
-    def hanging_tile(self: VaeDecoder, latents: torch.Tensor, *, tile: Any, vae: Any) -> torch.Tensor:
+    def sleep() -> None:
         begun = time.monotonic()
         while hangs[0] and not arrived and time.monotonic() < begun + deadline + HANG_LIMIT:
             time.sleep(0.05)
             if any(span.name == semconv.REQUEST_HANG for span in layer.exporter.get_finished_spans()):
                 arrived.append(time.monotonic() - begun)
-        return decode_tile(self, latents, tile=tile, vae=vae)
 
-    VaeDecoder.decode_tile = hanging_tile  # type: ignore[method-assign]
     log = logging.getLogger("acestep_otel")
     level = log.level
     # The same snapshot goes to the log, and is printed here.
     log.setLevel(logging.ERROR)
     try:
-        with layer.watching():
+        with inside_tiles(sleep), layer.watching():
             layer.warm_up(models, request)
             hangs[0] = True
             song = layer.generate(models, request)
             snapshots = [span for span in layer.exporter.get_finished_spans() if span.name == semconv.REQUEST_HANG]
     finally:
-        VaeDecoder.decode_tile = decode_tile  # type: ignore[method-assign]
         log.setLevel(level)
     return {
         "case": "hang",
@@ -504,6 +542,8 @@ def main() -> None:
     def begins(case: str) -> bool:
         if case == "full-card" and options.device.type != "cuda":
             why = f"{options.device} has no caching allocator that retries"
+        elif case == "offload" and options.device.type == "cpu":
+            why = "models that run on the CPU are not offloaded"
         elif time.monotonic() > until:
             why = "there is no time"
         else:
@@ -529,14 +569,15 @@ def main() -> None:
             run(full_card(layer, models, request, until))
         result["counted_by_the_metric"] += layer.counted()
     if begins("hang"):
-        found = hang(models, request, deadline=max(1.0, 4 * usual.seconds))
-        show_hang(found)
-        keep({**found, "normal_seconds": usual.seconds})
+        hung = hang(models, request, deadline=max(1.0, 4 * usual.seconds))
+        show_hang(hung)
+        keep({**hung, "normal_seconds": usual.seconds})
     if begins("offload"):
-        with Layer().watching() as layer:
-            layer.warm_up(models, request)
-            run(offload(layer, options, request))
-            result["counted_by_the_metric"] += layer.counted()
+        for found in offload(models, options, request):
+            if isinstance(found, Row):
+                run([found])
+            else:
+                result["counted_by_the_metric"] += found
     counted = result["counted_by_the_metric"]
     print(f"{result['events']} events in the rows; {counted} stalls by the metric {semconv.STALLS.name}")
     write_result(options.output, {"environment": environment(), **result})

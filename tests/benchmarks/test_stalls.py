@@ -53,10 +53,9 @@ def test_a_run_on_the_cpu_reports_the_hang_while_it_hangs(
     stalls.main()
     found = json.loads(output.read_text("utf-8"))
     by_case = {case["case"]: case for case in found["cases"]}
-    assert [case["case"] for case in found["skipped"]] == ["full-card"]
+    assert [case["case"] for case in found["skipped"]] == ["full-card", "offload"]
     assert "full-card: skipped, cpu has no caching allocator that retries" in capsys.readouterr().out
     assert by_case["normal"]["compared"] == 2 * (2 + 1)
-    assert by_case["offload"].keys() == by_case["normal"].keys()
     assert found["events"] == found["counted_by_the_metric"]
     hang = by_case["hang"]
     assert hang["arrived_while_it_hung"]
