@@ -67,6 +67,8 @@ COMPARED_FROM: Final = 6
 MOST_WARM_UPS: Final = 12
 BLOCK: Final = 20 * 2**20
 """Bytes of a block of the fragmented cache: no tensor of a tile fits into it."""
+AUDIO: Final = 2**27
+"""Bytes of one larger block, for the audio of ten minutes: it is allocated before the first tile."""
 SPARED_BLOCKS: Final = 4
 """Blocks that the driver keeps: it cannot give out all that it calls free."""
 PART: Final = 2**30
@@ -295,8 +297,9 @@ def fragmented(decoder: VaeDecoder) -> Iterator[list[float]]:
     device = decoder.models.device
 
     def fill() -> None:
-        count = max(0, free_bytes(device) // BLOCK - SPARED_BLOCKS)
-        blocks = [torch.empty(BLOCK, dtype=torch.uint8, device=device) for _ in range(count)]
+        count = max(0, (free_bytes(device) - AUDIO) // BLOCK - SPARED_BLOCKS)
+        sizes = (AUDIO, *(BLOCK,) * count)
+        blocks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
         # Back to the allocator, not to the driver.
         blocks.clear()
 
