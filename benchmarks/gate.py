@@ -4,13 +4,17 @@
 
 Simulated: normal times with a standard deviation within a session and another one between sessions. Measured: every
 process generates the same songs; many times, some are drawn as the baseline and two as candidates. Nothing has changed
-between them, so every failure is a false alarm. ``--sessions FILE`` uses the times of an earlier result.
+between them, so every failure is a false alarm. ``--sessions FILE`` uses the times of an earlier result. Processes run
+one after the other, and the result is written after each; with 20 s for a start, 150 s are enough for five:
+
+    python -m benchmarks.gate --device cuda --weights synthetic --processes 5 --repeat 7 --minutes 2
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -21,7 +25,7 @@ from statistics import median
 
 from acestep.inference import generate_music
 from acestep_otel.profiler.benchmark.gate import DEFAULT_TOLERANCE, is_worse, spread_between
-from benchmarks.arguments import whole_number
+from benchmarks.arguments import minutes, whole_number
 from benchmarks.environment import add_model_options, environment, write_result
 from benchmarks.workload import prepare
 
@@ -88,6 +92,7 @@ def main() -> None:
     add_model_options(parser)
     parser.add_argument("--processes", type=whole_number, default=12)
     parser.add_argument("--repeat", type=whole_number, default=7, help="songs of each process")
+    parser.add_argument("--minutes", type=minutes, default=math.inf, help="after these no further process begins")
     parser.add_argument("--sessions", type=Path, help="result of an earlier run, whose times are used")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -107,9 +112,15 @@ def main() -> None:
             print(f"{spread:>9g}{drift:>9g}{'yes' if confirmed else 'no':>11}{found[0]:>16.2f}{words}")
     command = [sys.executable, "-m", "benchmarks.gate", "--child", *sys.argv[1:]]
     sessions = [] if options.sessions is None else json.loads(options.sessions.read_text())["sessions"]
-    for _ in range(0 if sessions else options.processes):
+    until = time.monotonic() + 60 * options.minutes
+    for number in range(0 if sessions else options.processes):
+        if sessions and time.monotonic() > until:
+            print(f"{options.processes - number} processes are left out, there is no time")
+            break
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         sessions.append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"process {number + 1} of {options.processes}: median {median(sessions[-1]):.3f} s", flush=True)
+        write_result(options.output, {**environment(), "simulated": rates, "sessions": sessions})
     measured = [failures(sessions, count) for count in BASELINES if count + 2 <= len(sessions)]
     medians = [median(runs) for runs in sessions]
     print(f"measured: {len(sessions)} equal processes, medians {min(medians):.3f} to {max(medians):.3f} s")

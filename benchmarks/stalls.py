@@ -9,9 +9,11 @@ median, its cause and its evidence, beside the wall time of the song and that of
 * ``normal``: nothing is provoked. Every stall is a false alarm.
 * ``full-card`` (CUDA): when the decode has been planned, other memory of the process fills the card, as that of another
   request would. ``fragmented``: it was released again, and the allocator keeps it in blocks of 20 MiB. ``leaves 1.1``:
-  it stays, and leaves 1.1 times what the decode of a normal song takes. A normal song follows each of them.
-* ``offload``: models are in host memory while they are not used. Where the moves are outside of steps and tiles, the
-  layer reports them as spans of their own, and not as stalls. The first song after loading is not part of it.
+  it stays, and leaves 1.1 times what the decode of a normal song takes. Filling is not part of the wall time. A normal
+  song follows each of them.
+* ``offload`` (not on the CPU): models are in host memory while they are not used. The engine moves them before and
+  after the steps and tiles, so the moves are spans of their own (``moved s``) and no stalls. ``in a tile``: the other
+  models are moved to the device and back while a tile decodes, as code does that loads a model when it is first called.
 * ``hang``: a tile does not end. The snapshot has to arrive while it hangs.
 
 ``slowest`` is the check from outside: the longest step or tile over the median of the normal case, computed here from
@@ -22,14 +24,13 @@ case.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Final
 
@@ -41,8 +42,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from acestep.checkpoints import Models
+from acestep.errors import AceStepError
 from acestep.inference import generate_music
+from acestep.renderer.decode_fallbacks import DecodeStep
 from acestep.renderer.decoder import VaeDecoder
+from acestep.renderer.renderer import Renderer
+from acestep.renderer.vae import SongTile
 from acestep.types import GenerationRequest, Placement
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -62,10 +67,19 @@ COMPARED_FROM: Final = 6
 MOST_WARM_UPS: Final = 12
 BLOCK: Final = 20 * 2**20
 """Bytes of a block of the fragmented cache: no tensor of a tile fits into it."""
+AUDIO: Final = 2**27
+"""Bytes of one larger block, for the audio of ten minutes: it is allocated before the first tile."""
+SPARED_BLOCKS: Final = 4
+"""Blocks that the driver keeps: it cannot give out all that it calls free."""
+PART: Final = 2**30
+"""Bytes of a tensor that fills the card."""
 GRANULE: Final = 2 * 2**20
 """The allocator's large blocks are multiples of this."""
 SHOWN_FRAMES: Final = 6
 """Innermost frames of a snapshot's stack that are printed; the result has all of them."""
+FETCHED: Final = ("transformer", "text_encoder", "condition_encoder")
+FETCHES: Final = 3
+"""Times that these models are fetched in one tile, so that it takes 0.1 s also where that is fast."""
 HANG_LIMIT: Final = 30.0
 """Seconds beyond the deadline after which a tile hangs no longer, with or without a snapshot."""
 
@@ -227,61 +241,71 @@ def allocator(device: torch.device) -> tuple[int, int]:
 
 
 @contextmanager
-def on_planned(decoder: VaeDecoder, action: Any) -> Iterator[None]:
-    """Call something each time that the tiles of a decode have been planned, before it begins."""
+def on_planned(decoder: VaeDecoder, action: Callable[[], object]) -> Iterator[list[float]]:
+    """Call something each time that the tiles of a decode have been planned, before it begins; yields its seconds."""
     plan = decoder.fallbacks
+    spent: list[float] = []
 
-    def planned(frames: int) -> Any:
+    def planned(frames: int) -> tuple[DecodeStep, ...]:
         steps = plan(frames)
+        if decoder.models.device.type == "cuda":
+            torch.cuda.synchronize(decoder.models.device)
+        begun = time.perf_counter()
         action()
+        spent.append(time.perf_counter() - begun)
         return steps
 
     decoder.fallbacks = planned  # type: ignore[method-assign]
     try:
-        yield
+        yield spent
     finally:
         del decoder.fallbacks
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory of the card that no process has, once the allocator's cache is empty."""
-    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 
 
 @contextmanager
-def filled(decoder: VaeDecoder, leaves: int) -> Iterator[None]:
+def filled(decoder: VaeDecoder, leaves: int) -> Iterator[list[float]]:
     """Other memory of the process is in use from the planning of the decode on, and leaves some bytes."""
-    device, held = decoder.models.device, list[torch.Tensor]()
+    device = decoder.models.device
+    held: list[torch.Tensor] = []
 
     def fill() -> None:
-        size = (free_bytes(device) - leaves) // GRANULE * GRANULE
-        held.append(torch.empty(max(0, size), dtype=torch.uint8, device=device))
+        size = max(0, free_bytes(device) - leaves)
+        for part in (PART,) * (size // PART) + (size % PART // GRANULE * GRANULE,):
+            try:
+                held.append(torch.empty(part, dtype=torch.uint8, device=device))
+            except torch.OutOfMemoryError:
+                # The driver keeps some of what it calls free.
+                break
 
     try:
-        with on_planned(decoder, fill):
-            yield
+        with on_planned(decoder, fill) as spent:
+            yield spent
     finally:
         held.clear()
         torch.cuda.empty_cache()
 
 
 @contextmanager
-def fragmented(decoder: VaeDecoder) -> Iterator[None]:
+def fragmented(decoder: VaeDecoder) -> Iterator[list[float]]:
     """The allocator keeps all memory that is free when the decode has been planned, in small blocks."""
     device = decoder.models.device
 
     def fill() -> None:
-        blocks = [
-            torch.empty(BLOCK, dtype=torch.uint8, device=device) for _ in range((free_bytes(device) - BLOCK) // BLOCK)
-        ]
+        count = max(0, (free_bytes(device) - AUDIO) // BLOCK - SPARED_BLOCKS)
+        sizes = (AUDIO, *(BLOCK,) * count)
+        blocks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
         # Back to the allocator, not to the driver.
         blocks.clear()
 
     try:
-        with on_planned(decoder, fill):
-            yield
+        with on_planned(decoder, fill) as spent:
+            yield spent
     finally:
         torch.cuda.empty_cache()
 
@@ -357,7 +381,8 @@ def show(row: Row, usual: Usual) -> None:
     print(
         f"{row.case:14}{len(row.songs):>6}{len(found['stalls']):>8}{found['slowest_ratio']:>8.1f}x"
         f"{found['allocator_retries']:>9}{found['out_of_memory']:>5}{median(found['wall_seconds']):>9.3f}"
-        f"{usual.seconds:>9.3f}{median(found['moved_seconds']):>9.3f}  {decode}"
+        f"{usual.seconds:>9.3f}{median(found['moved_seconds']):>9.3f}  {decode}",
+        flush=True,
     )
     for stall in found["stalls"]:
         print(
@@ -381,40 +406,83 @@ def full_card(layer: Layer, models: Models, request: GenerationRequest, until: f
         if time.monotonic() > until:
             print(f"{name}: left out, there is no time")
             continue
-        with way:
-            song = layer.generate(models, request)
-        yield Row(name, (song,))
+        try:
+            with way as spent:
+                song = layer.generate(models, request)
+        except (AceStepError, RuntimeError) as error:
+            print(f"{name}: no song, {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        yield Row(name, (replace(song, seconds=song.seconds - sum(spent)),))
         # Also keeps the running medians those of normal songs.
         yield Row("  afterwards", (layer.generate(models, request),))
 
 
-def hang(models: Models, request: GenerationRequest, deadline: float) -> dict[str, Any]:
-    """A song whose last tile does not end before the snapshot has arrived."""
-    layer = Layer(deadline)
+@contextmanager
+def inside_tiles(action: Callable[[], None]) -> Iterator[None]:
+    """Call something inside of every tile, before it is decoded; the layer has to be switched on in the block."""
     decode_tile = VaeDecoder.decode_tile
+
+    def with_action(self: VaeDecoder, latents: torch.Tensor, *, tile: SongTile, vae: Any) -> torch.Tensor:
+        action()
+        return decode_tile(self, latents, tile=tile, vae=vae)
+
+    VaeDecoder.decode_tile = with_action  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        VaeDecoder.decode_tile = decode_tile  # type: ignore[method-assign]
+
+
+def offload(models: Models, options: argparse.Namespace, request: GenerationRequest) -> Iterator[Row | int]:
+    """Songs of models that are on the host between uses, compared by the layer with those of ``models``.
+
+    Yields:
+        Rows, and last the number of stalls by the metric.
+    """
+    layer, fetched = Layer(), list[Renderer]()
+
+    def fetch() -> None:
+        # Once, in the first tile after it was asked for.
+        for renderer in fetched[:1]:
+            fetched.clear()
+            others = {name: getattr(renderer.models, name) for name in FETCHED}
+            for _ in range(FETCHES):
+                with renderer.offloader.on_device(**others):
+                    pass
+
+    with inside_tiles(fetch), layer.watching():
+        layer.warm_up(models, request)
+        offloaded, _ = prepare(options, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
+        yield Row("offload, first", (layer.generate(offloaded, request),))
+        yield Row("offload", tuple(layer.generate(offloaded, request) for _ in range(options.songs)))
+        fetched.append(offloaded.renderer)
+        yield Row("  in a tile", (layer.generate(offloaded, request),))
+        yield layer.counted()
+
+
+def hang(models: Models, request: GenerationRequest, deadline: float) -> dict[str, Any]:
+    """A song whose first tile does not end before the snapshot has arrived."""
+    layer = Layer(deadline)
     hangs, arrived = [False], list[float]()
 
-    def hanging_tile(self: VaeDecoder, latents: torch.Tensor, *, tile: Any, vae: Any) -> torch.Tensor:
+    def sleep() -> None:
         begun = time.monotonic()
         while hangs[0] and not arrived and time.monotonic() < begun + deadline + HANG_LIMIT:
             time.sleep(0.05)
             if any(span.name == semconv.REQUEST_HANG for span in layer.exporter.get_finished_spans()):
                 arrived.append(time.monotonic() - begun)
-        return decode_tile(self, latents, tile=tile, vae=vae)
 
-    VaeDecoder.decode_tile = hanging_tile  # type: ignore[method-assign]
     log = logging.getLogger("acestep_otel")
     level = log.level
     # The same snapshot goes to the log, and is printed here.
     log.setLevel(logging.ERROR)
     try:
-        with layer.watching():
+        with inside_tiles(sleep), layer.watching():
             layer.warm_up(models, request)
             hangs[0] = True
             song = layer.generate(models, request)
             snapshots = [span for span in layer.exporter.get_finished_spans() if span.name == semconv.REQUEST_HANG]
     finally:
-        VaeDecoder.decode_tile = decode_tile  # type: ignore[method-assign]
         log.setLevel(level)
     return {
         "case": "hang",
@@ -468,54 +536,53 @@ def main() -> None:
     until = time.monotonic() + 60 * options.minutes
     chosen = options.case or CASES
     models, request = prepare(options)
-    result: dict[str, Any] = {"cases": [], "skipped": []}
+    result: dict[str, Any] = {"cases": [], "skipped": [], "events": 0, "counted_by_the_metric": 0}
 
     def keep(found: dict[str, Any]) -> None:
         result["cases"].append(found)
         write_result(options.output, {"environment": environment(), **result})
 
-    def skip(case: str, why: str) -> None:
-        print(f"{case}: skipped, {why}")
-        result["skipped"].append({"case": case, "reason": why})
+    def begins(case: str) -> bool:
+        if case == "full-card" and options.device.type != "cuda":
+            why = f"{options.device} has no caching allocator that retries"
+        elif case == "offload" and options.device.type == "cpu":
+            why = "models that run on the CPU are not offloaded"
+        elif time.monotonic() > until:
+            why = "there is no time"
+        else:
+            return case in chosen
+        if case in chosen:
+            print(f"{case}: skipped, {why}")
+            result["skipped"].append({"case": case, "reason": why})
+        return False
+
+    def run(rows: Iterable[Row]) -> None:
+        for row in rows:
+            show(row, usual)
+            result["events"] += sum(len(song.stalls) for song in row.songs)
+            keep(row.result(usual))
 
     with Layer().watching() as layer:
         layer.warm_up(models, request)
         normal = Row(NORMAL, tuple(layer.generate(models, request) for _ in range(options.songs)))
         usual = Usual.of(normal.songs)
-        rows = [normal]
         print(TITLE)
-        show(normal, usual)
-        keep(normal.result(usual))
-        if "full-card" in chosen and options.device.type != "cuda":
-            skip("full-card", f"{options.device} has no caching allocator that retries")
-        elif "full-card" in chosen:
-            for row in full_card(layer, models, request, until):
-                rows.append(row)
-                show(row, usual)
-                keep(row.result(usual))
-        if "offload" in chosen and time.monotonic() > until:
-            skip("offload", "there is no time")
-        elif "offload" in chosen:
-            del models
-            gc.collect()
-            if options.device.type == "cuda":
-                torch.cuda.empty_cache()
-            models, _ = prepare(options, Placement(offload_to_cpu=True, offload_dit_to_cpu=True))
-            first = Row("offload, first", (layer.generate(models, request),))
-            later = Row("offload", tuple(layer.generate(models, request) for _ in range(options.songs)))
-            for row in (first, later):
-                rows.append(row)
-                show(row, usual)
-                keep(row.result(usual))
-        events, counted = sum(len(song.stalls) for row in rows for song in row.songs), layer.counted()
-        print(f"{events} events; {counted} by the metric {semconv.STALLS.name}")
-        result |= {"events": events, "counted_by_the_metric": counted}
-    if "hang" in chosen and time.monotonic() > until:
-        skip("hang", "there is no time")
-    elif "hang" in chosen:
-        found = hang(models, request, deadline=max(1.0, 4 * usual.seconds))
-        show_hang(found)
-        keep({**found, "normal_seconds": usual.seconds})
+        run([normal])
+        if begins("full-card"):
+            run(full_card(layer, models, request, until))
+        result["counted_by_the_metric"] += layer.counted()
+    if begins("hang"):
+        hung = hang(models, request, deadline=max(1.0, 4 * usual.seconds))
+        show_hang(hung)
+        keep({**hung, "normal_seconds": usual.seconds})
+    if begins("offload"):
+        for found in offload(models, options, request):
+            if isinstance(found, Row):
+                run([found])
+            else:
+                result["counted_by_the_metric"] += found
+    counted = result["counted_by_the_metric"]
+    print(f"{result['events']} events in the rows; {counted} stalls by the metric {semconv.STALLS.name}")
     write_result(options.output, {"environment": environment(), **result})
 
 

@@ -100,13 +100,14 @@ class StallWatch:
         if before is not None and after is not None:
             retries, errors = after.retries - before.retries, after.out_of_memory - before.out_of_memory
         conditions = [] if scene.card is None else scene.card.conditions(node.start_ns, node.end_ns)
-        moved = [child.stage for child in parent.children if child.stage.name == semconv.OFFLOAD_MOVE]
+        inside = (*parent.children, *node.children)
+        moved = [child.stage for child in inside if child.stage.name == semconv.OFFLOAD_MOVE]
         end = node.stage.end
         on_device = end is not None and None not in (node.stage.start.event, end.event)
         return Evidence(
             retries=max(0, retries),
             out_of_memory=max(0, errors, int(stage.attributes.get(semconv.VAE_ATTEMPTS, 1)) - 1),
-            moved=tuple(str(move.attributes.get(semconv.OFFLOAD_MODEL, "")) for move in moved),
+            moved=tuple(dict.fromkeys(str(move.attributes.get(semconv.OFFLOAD_MODEL, "")) for move in moved)),
             on_host=stage.attributes.get(semconv.VAE_RUNG) == "cpu" and not scene.device.startswith("cpu"),
             throttled=reduce(or_, (condition.reasons for condition in conditions), 0),
             memory_share=max((condition.memory_share for condition in conditions), default=None),

@@ -124,6 +124,25 @@ def test_a_tile_that_stalls_has_an_event_and_is_counted_by_its_cause(retries: in
     assert counted.attributes[semconv.STALL_CAUSE] == cause
 
 
+@pytest.mark.parametrize("inside", [semconv.VAE_DECODE, semconv.VAE_TILE])
+def test_a_model_that_moved_in_the_decode_or_in_the_tile_itself_explains_a_stall(inside: str) -> None:
+    bench = Bench()
+    bench.emit(decode())
+
+    def moving(root: Stage) -> None:
+        decode(slow=True)(root)
+        vae = root.children[-1]
+        parent = vae if inside == semconv.VAE_DECODE else vae.children[-1]
+        attributes = {semconv.OFFLOAD_MODEL: "transformer", semconv.OFFLOAD_DIRECTION: "to_device"}
+        add(parent, semconv.OFFLOAD_MOVE, 120 * MS, 400 * MS, attributes=attributes)
+        add(parent, semconv.OFFLOAD_MOVE, 400 * MS, 800 * MS, attributes=attributes)
+
+    bench.emit(moving)
+    (event,) = stalled(bench)
+    assert event[semconv.STALL_CAUSE] == "offload"
+    assert event[semconv.STALL_EVIDENCE] == "moved inside the stage: transformer"
+
+
 def test_retries_of_an_earlier_request_explain_nothing() -> None:
     bench = Bench()
     bench.emit(decode(retries=5))
