@@ -328,7 +328,7 @@ def _peak(audio: torch.Tensor) -> torch.Tensor:
 
 
 def _encode(audio: torch.Tensor, entry: AudioFormat, threads: int) -> bytes:
-    samples = (_rounded(audio) if entry.encoding == "PCM_16" else audio).T.contiguous().numpy()
+    samples: Any = RoundedSamples(audio) if entry.encoding == "PCM_16" else audio.T.contiguous().numpy()
     if entry.container == "FLAC":
         return encode_flac(samples, SAMPLE_RATE, FLAC_EFFORT, threads)
     # In memory first: libsndfile does not report a full disk, and closes with a file that looks whole.
@@ -341,9 +341,29 @@ def _encode(audio: torch.Tensor, entry: AudioFormat, threads: int) -> bytes:
     return buffer.getvalue()
 
 
-def _rounded(audio: torch.Tensor) -> torch.Tensor:
-    """As int16, rounded as libsndfile does it, but not sample by sample on one thread."""
-    return (audio * 32_768.0).round_().clamp_(-32_768, 32_767).to(torch.int16)
+class RoundedSamples:
+    """A song in 16 bits, computed for the slice that is read: rounded as libsndfile does it, full scale at most.
+
+    Args:
+        audio: float32 on the host, shape ``[channels, samples]``.
+    """
+
+    def __init__(self, audio: torch.Tensor) -> None:
+        self._audio = audio.numpy()
+
+    def __len__(self) -> int:
+        return int(self._audio.shape[1])
+
+    def __getitem__(self, samples: slice) -> np.ndarray[tuple[int, int], np.dtype[np.int16]]:
+        """int16, shape ``[samples, channels]``."""
+        audio = self._audio[:, samples]
+        rounded = np.empty((audio.shape[1], audio.shape[0]), np.int16)
+        # In blocks that stay in the processor's cache.
+        for start in range(0, len(rounded), _BLOCK_SAMPLES):
+            block = audio[:, start : start + _BLOCK_SAMPLES] * np.float32(32_768)
+            np.clip(np.rint(block, out=block), -32_768, 32_767, out=block)
+            rounded[start : start + _BLOCK_SAMPLES] = block.T
+        return rounded
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

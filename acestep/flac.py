@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
@@ -42,7 +42,8 @@ def encode_flac(samples: Any, rate: int, effort: float, threads: int) -> bytes:
     """Encode 16-bit samples.
 
     Args:
-        samples: int16, shape ``[samples, channels]``, in C order.
+        samples: int16, shape ``[samples, channels]``, in C order: an array, or an object that returns one for a slice
+            and has the length. Slices are taken on several threads.
         rate: samples per second, one that FLAC has a code for.
         effort: of libFLAC, 0 to 1.
         threads: that may be used. With one the song is encoded at once, because pieces need a second MD5.
@@ -55,20 +56,30 @@ def encode_flac(samples: Any, rate: int, effort: float, threads: int) -> bytes:
     """
     starts = range(0, len(samples), PIECE_SAMPLES)
     if threads < 2 or len(starts) < 2:
-        return _encoded(samples, rate, effort).getvalue()
+        return _encoded(samples[:], rate, effort).getvalue()
 
-    def piece(start: int) -> list[bytes]:
-        metadata, *frames = _divided(_encoded(samples[start : start + PIECE_SAMPLES], rate, effort))
+    def piece(start: int, cut: Future[Any]) -> list[bytes]:
+        metadata, *frames = _divided(_encoded(cut.result(), rate, effort))
         return [metadata, *_renumbered(metadata, frames, start // FRAME_SAMPLES)]
 
     with ThreadPoolExecutor(min(len(starts) + 1, threads)) as pool:
-        digest = pool.submit(lambda: hashlib.md5(samples, usedforsecurity=False).digest())
+        # All in front of what waits for them, so that waiting never blocks the pool.
+        cuts = [pool.submit(samples.__getitem__, slice(start, start + PIECE_SAMPLES)) for start in starts]
+        digest = pool.submit(_digest, cuts)
         try:
-            pieces = list(pool.map(piece, starts))
+            pieces = list(pool.map(piece, starts, cuts))
         except _UnexpectedForm:
-            return _encoded(samples, rate, effort).getvalue()
+            return _encoded(samples[:], rate, effort).getvalue()
         frames = [frame for _, *frames in pieces for frame in frames]
         return b"".join([_completed(pieces[0][0], frames, len(samples), digest.result()), *frames])
+
+
+def _digest(cuts: list[Future[Any]]) -> bytes:
+    """MD5 of the samples, in order."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for cut in cuts:
+        digest.update(cut.result())
+    return digest.digest()
 
 
 class _UnexpectedForm(Exception):

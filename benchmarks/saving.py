@@ -1,10 +1,11 @@
-"""How long does a song take to encode as FLAC: at once on one thread, and in pieces as the engine does it?
+"""How long does a song take to be saved as FLAC: encoded at once on one thread, and in pieces as the engine does it?
 
     python -m benchmarks.saving --output benchmarks/results/saving.json
 
-Both ways take turns on the same samples (tones under noise, 16 bits, 48 kHz stereo); the median of each is shown.
-Several songs are encoded at the same time, as those of a request are, and the processors are divided among them. Bytes
-are those of the pieces over those of the whole.
+The ways take turns on the same audio (tones under noise, float32, 48 kHz stereo), which is rounded to 16 bits; the
+median of each is shown. Several songs are encoded at the same time, as those of a request are, and the processors are
+divided among them. *Saved* is the engine's way with the file, as a request does it. Bytes are those of the pieces over
+those of the whole.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 
-from acestep.audio import FLAC_EFFORT
+from acestep.audio import FLAC_EFFORT, RoundedSamples, save_audio
 from acestep.flac import encode_flac
 from acestep.types import SAMPLE_RATE
 from benchmarks.arguments import output_file, whole_number
@@ -39,50 +43,62 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     print(f"{os.cpu_count()} processors")
-    print(f"{'songs':>6}{'s':>6}{'at once':>11}{'in pieces':>11}{'ratio':>8}{'bytes':>9}")
+    print(f"{'songs':>6}{'s':>6}" + "".join(f"{title:>11}" for title in WAYS) + f"{'ratio':>8}{'bytes':>9}")
     for duration in options.duration:
-        samples = music(duration)
+        audio = music(duration)
         for songs in options.songs:
-            seconds: dict[str, list[float]] = {"at once": [], "in pieces": []}
+            seconds: dict[str, list[float]] = {name: [] for name in WAYS}
             sizes = {}
             for _ in range(options.repeat):
-                in_pieces = partial(encoded_in_pieces, threads=(os.cpu_count() or 1) // songs)
-                for name, encode in (("at once", encoded_at_once), ("in pieces", in_pieces)):
+                for name, encode in WAYS.items():
                     start = time.perf_counter()
-                    sizes[name] = together(encode, samples, songs)
+                    sizes[name] = together(encode, audio, songs)
                     seconds[name].append(time.perf_counter() - start)
             row = {name: median(times) for name, times in seconds.items()}
             ratio, size = row["in pieces"] / row["at once"], sizes["in pieces"] / sizes["at once"]
             rows.append({"songs": songs, "duration": duration, "seconds": row, "ratio": ratio, "bytes": size})
-            print(f"{songs:>6}{duration:>6}{row['at once']:>9.3f} s{row['in pieces']:>9.3f} s{ratio:>8.2f}{size:>9.5f}")
+            times = "".join(f"{row[name]:>9.3f} s" for name in WAYS)
+            print(f"{songs:>6}{duration:>6}{times}{ratio:>8.2f}{size:>9.5f}")
     write_result(options.output, {"environment": environment(), "processors": os.cpu_count(), "rows": rows})
 
 
-def together(encode: Callable[[Any], int], samples: Any, songs: int) -> int:
+def together(encode: Callable[[Any, int], int], audio: torch.Tensor, songs: int) -> int:
     """Bytes of one of the songs."""
-    with ThreadPoolExecutor(min(songs, os.cpu_count() or 1)) as pool:
-        return max(pool.map(encode, [samples] * songs))
+    processors = os.cpu_count() or 1
+    with ThreadPoolExecutor(min(songs, processors)) as pool:
+        return max(pool.map(partial(encode, threads=processors // songs), [audio] * songs))
 
 
-def encoded_in_pieces(samples: Any, threads: int) -> int:
-    """The engine's way."""
-    return len(encode_flac(samples, SAMPLE_RATE, FLAC_EFFORT, threads))
-
-
-def encoded_at_once(samples: Any) -> int:
+def encoded_at_once(audio: torch.Tensor, threads: int) -> int:  # noqa: ARG001
     """By libsndfile alone."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE, "PCM_16", format="FLAC", compression_level=FLAC_EFFORT)
+    soundfile.write(
+        buffer, RoundedSamples(audio)[:], SAMPLE_RATE, "PCM_16", format="FLAC", compression_level=FLAC_EFFORT
+    )
     return len(buffer.getvalue())
 
 
-def music(duration: int) -> Any:
-    """int16, shape ``[samples, 2]``."""
+def encoded_in_pieces(audio: torch.Tensor, threads: int) -> int:
+    """The engine's way."""
+    return len(encode_flac(RoundedSamples(audio), SAMPLE_RATE, FLAC_EFFORT, threads))
+
+
+def saved(audio: torch.Tensor, threads: int) -> int:
+    """The engine's way, to a file of the temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save_audio(audio, Path(folder) / "song", "flac", threads).stat().st_size
+
+
+WAYS = {"at once": encoded_at_once, "in pieces": encoded_in_pieces, "saved": saved}
+
+
+def music(duration: int) -> torch.Tensor:
+    """float32, shape ``[2, samples]``."""
     length, generator = duration * SAMPLE_RATE, np.random.default_rng(1)
-    moments = np.arange(length)[:, None] / SAMPLE_RATE
-    tones = np.sin(2 * np.pi * np.array([[220.0, 330.0]]) * moments) * np.sin(moments) ** 2
-    noise = generator.standard_normal((length, 1)) + 0.1 * generator.standard_normal((length, 2))
-    return np.ascontiguousarray((8_000 * tones + 400 * noise).astype(np.int16))
+    moments = np.arange(length) / SAMPLE_RATE
+    tones = np.sin(2 * np.pi * np.array([[220.0], [330.0]]) * moments) * np.sin(moments) ** 2
+    noise = generator.standard_normal((1, length)) + 0.1 * generator.standard_normal((2, length))
+    return torch.from_numpy((0.25 * tones + 0.0125 * noise).astype(np.float32))
 
 
 if __name__ == "__main__":
