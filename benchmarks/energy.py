@@ -151,7 +151,7 @@ def main() -> None:
     write_result(
         options.output,
         {
-            **environment(),
+            "environment": environment(),
             "idle_watts": idle,
             "resolution": resolution,
             "songs": [{**asdict(each), "ratio": each.ratio} for each in songs],
