@@ -124,10 +124,10 @@ def main() -> None:
     measured = [failures(sessions, count) for count in BASELINES if count + 2 <= len(sessions)]
     medians = [median(runs) for runs in sessions]
     print(f"measured: {len(sessions)} equal processes, medians {min(medians):.3f} to {max(medians):.3f} s")
-    for found in measured:
+    for alarms in measured:
         print(
-            f"  baseline of {found['baselines']}: {100 * found['failed_alone']:.2f} % fail, "
-            f"{100 * found['failed_confirmed']:.2f} % when confirmed"
+            f"  baseline of {alarms['baselines']}: {100 * alarms['failed_alone']:.2f} % fail, "
+            f"{100 * alarms['failed_confirmed']:.2f} % when confirmed"
         )
     write_result(
         options.output, {**environment(), "simulated": rates, "sessions": sessions, "measured_false_alarms": measured}
