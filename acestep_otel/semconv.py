@@ -590,7 +590,8 @@ STALL_EVENT: Final = "acestep.stall"
 STALL_CAUSE = _attribute(
     "acestep.stall.cause",
     str,
-    "out_of_memory, allocator, offload, throttled, driver_spill, host, or unknown if no counter explains it.",
+    "out_of_memory, allocator (retries, or memory from the driver), offload, throttled, driver_spill, host, or unknown "
+    "if no counter explains it.",
 )
 STALL_EVIDENCE = _attribute("acestep.stall.evidence", str, "Evidence of the cause.")
 STALL_RATIO = _attribute("acestep.stall.ratio", float, "Duration over the running median.", "1")

@@ -120,17 +120,18 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         sessions.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"process {number + 1} of {options.processes}: median {median(sessions[-1]):.3f} s", flush=True)
-        write_result(options.output, {**environment(), "simulated": rates, "sessions": sessions})
+        write_result(options.output, {"environment": environment(), "simulated": rates, "sessions": sessions})
     measured = [failures(sessions, count) for count in BASELINES if count + 2 <= len(sessions)]
     medians = [median(runs) for runs in sessions]
     print(f"measured: {len(sessions)} equal processes, medians {min(medians):.3f} to {max(medians):.3f} s")
-    for found in measured:
+    for alarms in measured:
         print(
-            f"  baseline of {found['baselines']}: {100 * found['failed_alone']:.2f} % fail, "
-            f"{100 * found['failed_confirmed']:.2f} % when confirmed"
+            f"  baseline of {alarms['baselines']}: {100 * alarms['failed_alone']:.2f} % fail, "
+            f"{100 * alarms['failed_confirmed']:.2f} % when confirmed"
         )
     write_result(
-        options.output, {**environment(), "simulated": rates, "sessions": sessions, "measured_false_alarms": measured}
+        options.output,
+        {"environment": environment(), "simulated": rates, "sessions": sessions, "measured_false_alarms": measured},
     )
 
 

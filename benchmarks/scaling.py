@@ -15,7 +15,8 @@ Three parts, all of them unless ``--part`` names one:
 * ``disturb``: one cell on the first card alone, and then with the same work on all cards: power, PCIe and the host's
   cores are shared. Clocks and power are the driver's, read twice a second.
 
-Everything that is measured runs in separate processes; this one does not use CUDA before they have ended.
+Everything that is measured runs in separate processes; this one does not use CUDA. The result is written after each
+number of cards.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -30,7 +32,8 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -139,8 +142,8 @@ def losses(one: dict[str, Any], several: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def measure_matrix(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The matrix on each number of cards."""
+def measure_matrix(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The matrix on each number of cards; yields the runs until now after each."""
     runs: list[dict[str, Any]] = []
     for count in options.counts:
         run = run_matrix(gpus(count, tiny=options.tiny), options, *options.matrix)
@@ -160,7 +163,7 @@ def measure_matrix(options: argparse.Namespace) -> list[dict[str, Any]]:
             f"{run['speed_up_of_the_command']:.2f}; "
             + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in run["share_of_the_time"].items())
         )
-    return runs
+        yield runs
 
 
 # --- The service --------------------------------------------------------------------------------------------------
@@ -208,8 +211,8 @@ def seen(report: Report, start: float, seconds: float) -> dict[str, Any]:
     }
 
 
-def measure_service(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The service on each number of cards."""
+def measure_service(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The service on each number of cards; yields the runs until now after each."""
     runs: list[dict[str, Any]] = []
     for count in options.counts:
         run = run_service(count, options)
@@ -227,7 +230,7 @@ def measure_service(options: argparse.Namespace) -> list[dict[str, Any]]:
             f"{speed_up:.2f}, efficiency {run['efficiency']:.1%}; p95 of the queue wait {wait:.2f} s with "
             f"{CLIENTS_PER_CARD} clients per card, x {run['p95_wait_over_one_card']:.2f} of one card"
         )
-    return runs
+        yield runs
 
 
 # --- Whether cards disturb each other -----------------------------------------------------------------------------
@@ -271,8 +274,8 @@ class Clocks:
                 self._samples[label].append((clock, pynvml.nvmlDeviceGetPowerUsage(handle) / 1000))
 
 
-def measure_disturbance(options: argparse.Namespace) -> dict[str, Any]:
-    """The same cell alone and beside the same work on all other cards."""
+def measure_disturbance(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The same cell alone and beside the same work on all other cards; yields once."""
     count = max(options.counts)
     cards = choose_cards(gpus(count, tiny=options.tiny))
     # On the CPU every process counts as a card, and all share the cores.
@@ -305,7 +308,7 @@ def measure_disturbance(options: argparse.Namespace) -> dict[str, Any]:
             f"{options.duration:g} s x 1, {thinking}: {row['wall_time']:.3f} s alone; with {count} cards busy "
             f"x {on_the_first:.3f} on the same card, x {statistics.median([on_the_first, *others]):.3f} in the middle"
         )
-    return {"cards": count, "alone": alone, "beside": beside, "ratios": ratios, "clocks_beside": clocks.means()}
+    yield {"cards": count, "alone": alone, "beside": beside, "ratios": ratios, "clocks_beside": clocks.means()}
 
 
 def earlier(word: str) -> dict[str, Any]:
@@ -320,7 +323,7 @@ def earlier(word: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and write the result after each part."""
+    """Measure, print, and write the result after each number of cards of each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=whole_number, nargs="+", default=[1, 2], help="numbers of cards, ascending")
     parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; default: all parts")
@@ -347,17 +350,26 @@ def main() -> None:
         parser.error(f"--counts {max(options.counts)}: {error}")
     for card in cards:
         print(card)
+    # In a process of its own, because it uses CUDA.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        described = process.submit(environment).result()
     result: dict[str, Any] = {
+        "environment": described,
         "counts": options.counts,
         "matrix_options": options.matrix,
         "song_seconds": options.duration,
         "clients_per_card": CLIENTS_PER_CARD,
     }
-    measures = {"matrix": measure_matrix, "service": measure_service, "disturb": measure_disturbance}
+    measures: dict[str, Callable[[argparse.Namespace], Iterator[Any]]] = {
+        "matrix": measure_matrix,
+        "service": measure_service,
+        "disturb": measure_disturbance,
+    }
     for part in options.part or PARTS:
-        result[part] = measures[part](options)
-        # One after the other, so that the failure of a part does not affect the others.
-        write_result(options.output, {"environment": environment(), **result})
+        # Written after each number of cards: a failure or an interruption loses none that has been measured.
+        for measured in measures[part](options):
+            result[part] = measured
+            write_result(options.output, result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ median, its cause and its evidence, beside the wall time of the song and that of
 * ``full-card`` (CUDA): when the decode has been planned, other memory of the process fills the card, as that of another
   request would. ``fragmented``: it was released again, and the allocator keeps it in blocks of 20 MiB. ``leaves 1.1``:
   it stays, and leaves 1.1 times what the decode of a normal song takes. Filling is not part of the wall time. A normal
-  song follows each of them.
+  song follows each of them: the allocator's cache is empty, so that it may wait for memory from the driver (``driver``:
+  allocations that the driver served).
 * ``offload`` (not on the CPU): models are in host memory while they are not used. The engine moves them before and
   after the steps and tiles, so the moves are spans of their own (``moved s``) and no stalls. ``in a tile``: the other
   models are moved to the device and back while a tile decodes, as code does that loads a model when it is first called.
@@ -110,6 +111,7 @@ class Song:
         moved: seconds in which models moved between host and device.
         retries: that the allocator counted meanwhile; zero off CUDA.
         out_of_memory: allocations that failed, likewise.
+        driver_allocations: that the driver served, likewise.
     """
 
     seconds: float
@@ -120,6 +122,7 @@ class Song:
     moved: float
     retries: int
     out_of_memory: int
+    driver_allocations: int
 
 
 class Layer:
@@ -185,6 +188,7 @@ class Layer:
             moved=sum(duration(span) for span in spans if span.name == semconv.OFFLOAD_MOVE),
             retries=after[0] - before[0],
             out_of_memory=after[1] - before[1],
+            driver_allocations=after[2] - before[2],
         )
 
     def counted(self) -> int:
@@ -229,12 +233,12 @@ def stalls_of(spans: Sequence[ReadableSpan]) -> Iterator[ReportedStall]:
                 )
 
 
-def allocator(device: torch.device) -> tuple[int, int]:
-    """Retries and failures that the allocator has counted since the process began; zeros off CUDA."""
+def allocator(device: torch.device) -> tuple[int, int, int]:
+    """Retries, failures and allocations from the driver since the process began, by the allocator; zeros off CUDA."""
     if device.type != "cuda":
-        return 0, 0
+        return 0, 0, 0
     counters = torch.cuda.memory_stats(device)
-    return counters["num_alloc_retries"], counters["num_ooms"]
+    return counters["num_alloc_retries"], counters["num_ooms"], counters["num_device_alloc"]
 
 
 # --- What fills the card ------------------------------------------------------------------------------------------
@@ -363,14 +367,15 @@ class Row:
             "slowest_ratio": max(usual.slowest(song) for song in self.songs),
             "allocator_retries": sum(song.retries for song in self.songs),
             "out_of_memory": sum(song.out_of_memory for song in self.songs),
+            "driver_allocations": sum(song.driver_allocations for song in self.songs),
             "moved_seconds": [song.moved for song in self.songs],
             "decode": [song.decode for song in self.songs],
         }
 
 
 TITLE: Final = (
-    f"{'case':14}{'songs':>6}{'stalls':>8}{'slowest':>9}{'retries':>9}{'OOM':>5}{'wall s':>9}{'normal':>9}"
-    f"{'moved s':>9}  decode"
+    f"{'case':14}{'songs':>6}{'stalls':>8}{'slowest':>9}{'retries':>9}{'OOM':>5}{'driver':>8}{'wall s':>9}"
+    f"{'normal':>9}{'moved s':>9}  decode"
 )
 
 
@@ -380,8 +385,8 @@ def show(row: Row, usual: Usual) -> None:
     decode = f"{last['tiles']} tiles of {last['tile_length']} frames, attempt {last['attempts']}, {last['rung']}"
     print(
         f"{row.case:14}{len(row.songs):>6}{len(found['stalls']):>8}{found['slowest_ratio']:>8.1f}x"
-        f"{found['allocator_retries']:>9}{found['out_of_memory']:>5}{median(found['wall_seconds']):>9.3f}"
-        f"{usual.seconds:>9.3f}{median(found['moved_seconds']):>9.3f}  {decode}",
+        f"{found['allocator_retries']:>9}{found['out_of_memory']:>5}{found['driver_allocations']:>8}"
+        f"{median(found['wall_seconds']):>9.3f}{usual.seconds:>9.3f}{median(found['moved_seconds']):>9.3f}  {decode}",
         flush=True,
     )
     for stall in found["stalls"]:

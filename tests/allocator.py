@@ -14,6 +14,7 @@ class Allocator:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allocated = self.allocated_peak = 0
         self.reserved = 0
+        self.retries = self.out_of_memory = self.driver_allocations = 0
         self.reads = self.resets = 0
         monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", self.counters)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
@@ -28,6 +29,9 @@ class Allocator:
         return {
             "allocated_bytes": {"all": {"current": self.allocated, "peak": self.allocated_peak}},
             "reserved_bytes": {"all": {"current": self.reserved, "peak": self.reserved}},
+            "num_alloc_retries": self.retries,
+            "num_ooms": self.out_of_memory,
+            "num_device_alloc": self.driver_allocations,
         }
 
     def reset(self, _device: torch.device) -> None:

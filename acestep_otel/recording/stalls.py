@@ -27,6 +27,8 @@ _FEWEST: Final = 5
 """Fewest durations that have a median."""
 _KEPT: Final = 101
 _SHAPES: Final = 64
+_WAITED: Final = 1 - 1 / STALL_FACTOR
+"""Share of a stall that is beyond the median, at least: for so long the host was busy if it caused the stall."""
 _FULL: Final = 0.97
 """Share of the card's memory from which a driver that can spill is assumed to do so."""
 
@@ -87,6 +89,7 @@ class Evidence:
         retries: times that the allocator freed its cache and tried again, during the stage.
         out_of_memory: ways to decode that ran out of memory before this one, or errors that the allocator counted.
         moved: names of models that moved between host and device inside the stage.
+        driver_allocations: times that the driver gave the allocator memory, during the stage.
         on_host: whether the stage ran on the host instead of the device.
         throttled: NVML's reasons for low clocks, as bits, all that were seen.
         memory_share: highest share of the card's memory in use, by all processes; ``None`` without NVML.
@@ -96,6 +99,7 @@ class Evidence:
     retries: int = 0
     out_of_memory: int = 0
     moved: tuple[str, ...] = ()
+    driver_allocations: int = 0
     on_host: bool = False
     throttled: int = 0
     memory_share: float | None = None
@@ -103,11 +107,17 @@ class Evidence:
 
     @property
     def cause(self) -> tuple[Cause, str]:
-        """The most likely cause and its evidence. Signs of a full card come first, because they cause the others."""
+        """The most likely cause and its evidence. Signs of a full card come first, because they cause the others.
+
+        A model that moves, or a driver that spills, allocates as well; so memory from the driver is a cause only after
+        them, and only where the host, which waits for the driver, was busy for as long as the stall.
+        """
         reasons = [words for bit, words in THROTTLE_REASONS.items() if self.throttled & bit]
-        if self.on_host or self.out_of_memory:
+        if self.out_of_memory:
             where = "on the host, " if self.on_host else ""
             return "out_of_memory", f"{where}after {self.out_of_memory} attempts that ran out of memory"
+        if self.on_host:
+            return "host", "decoded on the host by choice: compilation, another thread, or swapped memory"
         if self.retries:
             return "allocator", f"{self.retries} allocator retries: memory was fragmented or full"
         if self.moved:
@@ -116,7 +126,10 @@ class Evidence:
             return "throttled", ", ".join(reasons)
         if self.memory_share is not None and self.memory_share >= _FULL and driver_can_spill():
             return "driver_spill", f"{100 * self.memory_share:.0f} % of the card's memory in use"
-        if self.host_share is not None and self.host_share >= 0.9:
+        if self.driver_allocations and (self.host_share is None or self.host_share >= _WAITED):
+            words = "allocations from the driver: the allocator's cache was empty or too small"
+            return "allocator", f"{self.driver_allocations} {words}"
+        if self.host_share is not None and self.host_share >= _WAITED:
             return "host", "the device waited for the host: compilation, another thread, or a slow disk"
         return "unknown", "no counter explains it"
 

@@ -46,6 +46,7 @@ class VramReading:
         peak: of both since the last reset.
         retries: times that the allocator freed its cache and requested memory again, since the process began.
         out_of_memory: times that an allocation failed, likewise.
+        driver_allocations: times that the driver gave it memory (``cudaMalloc``, ``cuMemMap``), likewise.
     """
 
     allocated: int
@@ -53,6 +54,7 @@ class VramReading:
     peak: VramPeak
     retries: int = 0
     out_of_memory: int = 0
+    driver_allocations: int = 0
 
 
 class VramTracker:
@@ -106,6 +108,7 @@ class VramTracker:
             peak,
             retries=int(counters.get("num_alloc_retries", 0)),
             out_of_memory=int(counters.get("num_ooms", 0)),
+            driver_allocations=int(counters.get("num_device_alloc", 0)),
         )
 
     def limit(self, device: torch.device) -> int | None:

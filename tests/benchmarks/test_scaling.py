@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from acestep_otel import semconv
 from acestep_otel.profiler.report.spans import FinishedSpan
+from benchmarks import scaling
 from benchmarks.scaling import from_trace, gpus, losses, seen
 from examples.serving.load import Report, quantile
 
@@ -60,6 +65,26 @@ def test_songs_are_counted_between_the_warm_up_and_the_end_of_the_load() -> None
 def test_too_short_a_load_is_no_figure() -> None:
     with pytest.raises(SystemExit, match="1 songs ended within 20 s: choose more --seconds"):
         seen(Report(finished=[(12.0, None)]), 10.0, 20.0)
+
+
+def test_a_part_that_is_cut_off_keeps_the_numbers_of_cards_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_matrix(cards: str, *_options: Any) -> dict[str, Any]:
+        if cards == "cpu:4":
+            raise KeyboardInterrupt
+        return {"cards": cards, "command_seconds": 20.0, **(ONE if cards == "cpu:1" else TWO), "rows": []}
+
+    output = tmp_path / "scaling.json"
+    monkeypatch.setattr(scaling, "run_matrix", run_matrix)
+    monkeypatch.setattr("sys.argv", ["scaling", "--tiny", "--counts", "1", "2", "4", "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        scaling.main()
+    found = json.loads(output.read_text("utf-8"))
+    assert [run["count"] for run in found["matrix"]] == [1, 2]
+    assert found["matrix"][1]["speed_up"] == pytest.approx(10 / 6)
+    assert "service" not in found
+    assert found["environment"]["command"].endswith(f"--output {output}")
 
 
 def test_cards_are_the_first_of_the_host() -> None:

@@ -19,8 +19,9 @@ GIB = 2**30
 
 def song(*, steps: tuple[float, ...] = (0.1, 0.1), tiles: tuple[float, ...] = (0.001,), **known: Any) -> Song:
     decode = {"tiles": 1, "tile_length": 250, "attempts": 1, "rung": "gpu"}
-    given = {"seconds": 0.5, "stalls": (), "decode": decode, "moved": 0.0, "retries": 0, "out_of_memory": 0}
-    return Song(steps=steps, tiles=tiles, **{**given, **known})
+    given = {"seconds": 0.5, "stalls": (), "decode": decode, "moved": 0.0}
+    counts = {"retries": 0, "out_of_memory": 0, "driver_allocations": 0}
+    return Song(steps=steps, tiles=tiles, **{**given, **counts, **known})
 
 
 def test_a_song_is_compared_with_the_medians_of_the_normal_ones() -> None:
@@ -31,10 +32,10 @@ def test_a_song_is_compared_with_the_medians_of_the_normal_ones() -> None:
 
 def test_a_row_has_the_stalls_and_the_counters_of_its_songs() -> None:
     stall = ReportedStall("vae.tile", 0, 0.9, 9.0, 0.1, "allocator", "1 allocator retries")
-    row = Row("fragmented", (song(stalls=(stall,), retries=1, seconds=1.4), song(retries=2)))
+    row = Row("fragmented", (song(stalls=(stall,), retries=1, seconds=1.4), song(retries=2, driver_allocations=7)))
     found = row.result(Usual(0.5, 0.1, 0.001))
     assert [each["cause"] for each in found["stalls"]] == ["allocator"]
-    assert (found["allocator_retries"], found["compared"]) == (3, 6)
+    assert (found["allocator_retries"], found["driver_allocations"], found["compared"]) == (3, 7, 6)
     assert (found["wall_seconds"], found["normal_seconds"]) == ([1.4, 0.5], 0.5)
 
 

@@ -32,19 +32,19 @@ MS = 1_000_000
 class Bench:
     """An emitter with an in-memory exporter and metric reader."""
 
-    def __init__(self, detail: Detail = Detail.STEP) -> None:
+    def __init__(self, detail: Detail = Detail.STEP, device: torch.device = CPU) -> None:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.reader = InMemoryMetricReader()
         self.tracer = provider.get_tracer("test")
         self.emitter = Emitter(self.tracer, Instruments(MeterProvider([self.reader]).get_meter("test")), detail)
-        self.detail = detail
+        self.detail, self.device = detail, device
 
     def emit(self, build, scrub=(), clock=HostClock, **common):
         request = Stage(semconv.GENERATE_MUSIC, Mark(0), device_clock=False, end=Mark(1_000 * MS))
         request.attributes[semconv.REQUEST_MODEL] = "acestep-v15-tiny"
-        recording = RequestRecording(request, clock=clock(), device=CPU, detail=self.detail, vram=VramTracker())
+        recording = RequestRecording(request, clock=clock(), device=self.device, detail=self.detail, vram=VramTracker())
         build(request)
         root = self.tracer.start_span(semconv.GENERATE_MUSIC, start_time=recording.clock.resolve([Mark(0)])[0])
         self.emitter.emit(recording, root, Scrubber(scrub), {semconv.RUN_ID: "run", **common})

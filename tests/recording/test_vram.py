@@ -61,6 +61,14 @@ def test_below_detail_token_steps_cost_no_reading(allocator: Allocator) -> None:
     assert (stage.vram is not None, allocator.reads) == (True, 1)
 
 
+def test_one_reading_has_all_counts_of_the_allocator(allocator: Allocator) -> None:
+    allocator.retries, allocator.out_of_memory, allocator.driver_allocations = 2, 1, 40
+    found = VramTracker().read(CUDA)
+    assert found is not None
+    assert (found.retries, found.out_of_memory, found.driver_allocations) == (2, 1, 40)
+    assert allocator.reads == 1
+
+
 def test_off_cuda_nothing_is_read(allocator: Allocator) -> None:
     request = recording(torch.device("cpu"))
     stage = request.begin("acestep.dit", detail=Detail.STAGE, device_clock=False, tracks_memory=True)
