@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from acestep_otel import semconv
-from benchmarks import stalls
-from benchmarks.stalls import ReportedStall, Row, Song, Usual, on_planned
+from benchmarks import memory_pressure, stalls
+from benchmarks.memory_pressure import on_planned
+from benchmarks.stalls import ReportedStall, Row, Song, Usual
 
 GIB = 2**30
 
@@ -67,22 +68,22 @@ def card(monkeypatch: pytest.MonkeyPatch) -> tuple[SimpleNamespace, list[int]]:
 
 def test_a_filled_card_leaves_what_was_asked_for(card: tuple[Any, list[int]]) -> None:
     decoder, allocated = card
-    with stalls.filled(decoder, GIB // 2 + 1) as spent:
+    with memory_pressure.filled(decoder, GIB // 2 + 1) as spent:
         assert allocated == []
         assert decoder.fallbacks(250) == (250,)
     # The allocator's granularity is 2 MiB.
-    assert 10 * GIB - sum(allocated) == GIB // 2 + stalls.GRANULE
+    assert 10 * GIB - sum(allocated) == GIB // 2 + memory_pressure.GRANULE
     assert len(spent) == 1
 
 
 def test_a_fragmented_cache_has_no_room_for_a_tile_but_for_the_audio(card: tuple[Any, list[int]]) -> None:
     decoder, allocated = card
-    with stalls.fragmented(decoder):
+    with memory_pressure.fragmented(decoder):
         decoder.fallbacks(250)
     audio, *blocks = allocated
     assert audio >= 600 * 48_000 * 2 * 2
-    assert set(blocks) == {stalls.BLOCK}
-    assert 0 < 10 * GIB - sum(allocated) <= (stalls.SPARED_BLOCKS + 1) * stalls.BLOCK
+    assert set(blocks) == {memory_pressure.BLOCK}
+    assert 0 < 10 * GIB - sum(allocated) <= (memory_pressure.SPARED_BLOCKS + 1) * memory_pressure.BLOCK
 
 
 def test_a_run_on_the_cpu_reports_the_hang_while_it_hangs(
