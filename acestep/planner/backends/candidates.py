@@ -12,7 +12,7 @@ import torch
 
 from acestep.cuda_graphs import TensorFunction, captured
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.fused_sampling import can_sample, fused_sample
+from acestep.planner.backends.fused_sampling import drawing
 from acestep.planner.sampling import sample
 from acestep.types import SamplingSettings
 
@@ -107,7 +107,7 @@ class Chooser:
         # A mask is passed as a tensor, so that all places of a grammar share one recorded choice.
         inputs = (hidden, keys) if candidates.bias is None else (hidden, keys, candidates.bias)
 
-        draw = fused_sample if can_sample(hidden.device) else sample
+        draw = drawing(hidden.device)
 
         def among(hidden: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
             return choose(replace(candidates, bias=bias), sampling, hidden, keys, draw)

@@ -211,6 +211,8 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
         settings["gpu_memory_utilization"] = min((weights + reservation.bytes + spare) / total, 1.0)
         # Of kernels that are not used: attention is FlashAttention's.
         settings["kernel_config"] = {"enable_flashinfer_autotune": False}
+        # A block of the cache holds several blocks of keys of the engine's kernels.
+        settings["block_size"] = _BLOCK
         settings["compilation_config"] = {
             "cudagraph_capture_sizes": [1, *range(2, reservation.rows + 1, 2)],
             # A pass with prompts has more tokens than any recording.
