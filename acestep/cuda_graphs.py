@@ -135,6 +135,26 @@ def _stream(tensor: torch.Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
+def reserve_workspaces(device: torch.device) -> None:
+    """Allocate what matrix products of this thread need, run directly and recorded, before a model is in use.
+
+    The workspaces stay for the life of the process. Created later they would be a part of memory that a model has freed,
+    or of a recording's, and keep all of it.
+    """
+    if device.type != "cuda":
+        return
+    # PyTorch's stubs leave streams untyped.
+    cuda: Any = torch.cuda
+    with cuda.device(device):
+        cuda.empty_cache()
+        one = torch.ones(1, 1, device=device)
+        one.mm(one)
+        cuda.synchronize()
+        with cuda.stream(_capture_stream(device)):
+            one.mm(one)
+        cuda.synchronize()
+
+
 _CAPTURING: Final = threading.Lock()
 
 

@@ -1,10 +1,11 @@
 """Starting, tracing and unloading vLLM (R14)."""
 
 import gc
+import logging
 import os
 import random
 import weakref
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from acestep import blueprints
 from acestep.errors import BackendUnavailable
+from acestep.planner.backends.pt.cache import KeyValueCache
+from acestep.planner.backends.pt.fused import FusedLayers, LayerWeights
 from acestep.planner.backends.registry import create_planner
+from acestep.planner.backends.vllm import backend as backend_module
 from acestep.planner.backends.vllm import engine
 from acestep.planner.backends.vllm.backend import VllmBackend
+from acestep.planner.backends.vllm.decode import PagedDecode, decoder_weights
+from acestep.planner.backends.vllm.hooks import HiddenStatesModel
+from acestep.planner.backends.vllm.selection import TokenSelector
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -95,6 +102,55 @@ def test_a_compiled_model_is_freed_and_compiled_once(tiny, conditional, monkeypa
     assert written[0] == written[1]
     assert compiled[0] == compiled[1]
     assert compiled[0]
+
+
+def test_decode_passes_are_compared_with_prompts_before_they_are_used(tiny, monkeypatch, caplog):
+    """Kernels that compute something else, on whatever GPU, are not used."""
+    starts = []
+
+    def started(engine):
+        starts.append(engine)
+        return HiddenStatesModel.fuses
+
+    monkeypatch.setattr(backend_module, "fuses", started)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert (backend.decode_path, len(starts), caplog.records) == ("fused", 1, [])
+    backend.unload()
+
+    select = TokenSelector.select
+
+    def of_wrong_states(selector, hidden, rows):
+        return select(selector, hidden if len(selector.seen or ()) == 0 else -hidden, rows)
+
+    monkeypatch.setattr(TokenSelector, "select", of_wrong_states)
+    with caplog.at_level(logging.WARNING):
+        backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert (backend.decode_path, len(starts)) == (None, 3)
+    assert "differ by 200.0 %" in caplog.text
+    assert len(backend.generate_codes([1, 2, 3], None, 2, SAMPLED, [1]).ids[0]) == 2
+    backend.unload()
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there the engine itself compares its passes")
+def test_the_kernels_read_the_weights_where_vllm_has_them(tiny, monkeypatch):
+    taken = []
+
+    def of(model):
+        # vLLM's CPU build packs weights after they are loaded.
+        weights = decoder_weights(model)
+        layers = tuple(
+            LayerWeights(**{field.name: getattr(layer, field.name).clone() for field in fields(layer)})
+            for layer in weights.layers
+        )
+        taken.append(replace(weights, layers=layers))
+
+    monkeypatch.setattr(PagedDecode, "of", of)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    backend.unload()
+    cache = KeyValueCache(tiny, 8)
+    hidden = FusedLayers(taken[0])(torch.tensor([5, 6, 7, 8]), torch.arange(4), cache.addresses, 4)
+    expected = tiny.body(torch.tensor([[5, 6, 7, 8]])).last_hidden_state[0]
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_vllm_for_another_device_says_so(tiny):

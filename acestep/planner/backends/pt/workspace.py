@@ -20,7 +20,7 @@ from acestep.types import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCE: Final = 0.1
+TOLERANCE: Final = 0.1
 """Relative difference that rounding to bfloat16 explains, over all layers."""
 _TRIED_TOKENS: Final = 4
 
@@ -121,7 +121,7 @@ def kernels_agree(model: LanguageModel) -> bool:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     else:
-        if difference < _TOLERANCE and codes[0] == codes[1]:
+        if difference < TOLERANCE and codes[0] == codes[1]:
             return True
         reason = f"their hidden states differ by {difference:.1%}, and codes {codes} are drawn"
     logger.warning("the language model decodes without its own kernels, many times slower: %s", reason)

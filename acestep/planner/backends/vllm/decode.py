@@ -7,6 +7,8 @@ in vLLM's model.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from acestep.planner.backends.pt.fused import (
     knows,
 )
 
+logger = logging.getLogger(__name__)
+
 
 class PagedDecode:
     """Decode passes over the pages of vLLM's cache.
@@ -31,15 +35,38 @@ class PagedDecode:
 
     def __init__(self, model: Any) -> None:
         self._attentions = [layer.self_attn.attn for layer in model.model.layers]
-        self._layers = FusedLayers(decoder_weights(model))
+        self._weights = decoder_weights(model)
+        self._layers = FusedLayers(self._weights)
 
     @classmethod
     def of(cls, model: Any) -> PagedDecode | None:
         """For a model whose weights are loaded; ``None`` where the kernels do not run, or do not know the model."""
-        weight = model.model.embed_tokens.weight
-        page = model.vllm_config.cache_config.block_size
-        fits = can_run(weight.device, weight.dtype) and knows(model.config) and page % ATTENTION_TILE["KEY_BLOCK"] == 0
-        return cls(model) if fits else None
+        weight, page = model.model.embed_tokens.weight, model.vllm_config.cache_config.block_size
+        if not (
+            can_run(weight.device, weight.dtype) and knows(model.config) and page % ATTENTION_TILE["KEY_BLOCK"] == 0
+        ):
+            return None
+        try:
+            decode = cls(model)
+            decode._try(page)
+        except torch.OutOfMemoryError:
+            raise
+        # Whatever else a compiler or driver raises: vLLM's own model still works.
+        except Exception as error:
+            logger.warning(
+                "vLLM decodes without the engine's kernels, more slowly: %s: %s", type(error).__name__, error
+            )
+            return None
+        return decode
+
+    def _try(self, page: int) -> None:
+        """Build and launch the kernels, on one page that serves all layers."""
+        config = self._weights
+        shape = (1, config.kv_heads, page, 2 * config.head_dim)
+        scratch = [config.embedding.new_zeros(shape)] * len(config.layers)
+        ids = torch.zeros(1, dtype=torch.int32, device=config.embedding.device)
+        self._run(ids, ids + 1, ids.view(1, 1), scratch)
+        torch.accelerator.synchronize(config.embedding.device)
 
     @property
     def layer_name(self) -> str:
@@ -61,9 +88,13 @@ class PagedDecode:
         Returns:
             Hidden states after the last norm, shape ``[rows, hidden]``.
         """
-        # [pages, key-value heads, slots, 2 * head size], in whatever order vLLM lays them out.
-        caches = [attention.kv_cache for attention in self._attentions]
-        size = caches[0].shape[-1] // 2
+        return self._run(ids, lengths, pages, [attention.kv_cache for attention in self._attentions])
+
+    def _run(
+        self, ids: torch.Tensor, lengths: torch.Tensor, pages: torch.Tensor, caches: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """The same; caches have shape ``[pages, key-value heads, slots, 2 * head size]``, laid out in any order."""
+        size = self._weights.head_dim
         page_stride, head_stride, slot_stride, _ = caches[0].stride()
         cache = CacheAddresses(
             keys=[cache[..., :size] for cache in caches],

@@ -21,13 +21,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from acestep.cuda_graphs import reserve_workspaces
 from acestep.errors import BackendUnavailable, OutOfMemory
 from acestep.planner.backends.vllm.selection import TokenSelector
 from acestep.planner.budget import LanguageModel, bytes_per_position
 
 _ARCHITECTURE: Final = "AceStepForCausalLM"
 _LOAD_FORMAT: Final = "acestep"
-_BLOCK: Final = 128
+BLOCK: Final = 128
 """Positions in a block of keys and values, the engine's largest default: what a row may take beyond its own."""
 _ENVIRONMENT: Final = {
     # The scheduler and the worker in this process, not in children.
@@ -78,7 +79,9 @@ class Reservation:
         return cls(rows, model.context_limit, reserved)
 
 
-def build_engine(model: LanguageModel, device: torch.device, reservation: Reservation, selector: TokenSelector) -> Any:
+def build_engine(
+    model: LanguageModel, device: torch.device, reservation: Reservation, selector: TokenSelector, fuse: bool
+) -> Any:
     """Start an engine with the weights of a loaded model, which it copies.
 
     Args:
@@ -86,6 +89,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         device: where the engine runs.
         reservation: of rows, and of memory for keys and values.
         selector: decides the tokens.
+        fuse: run small decode passes in the kernels of the PyTorch backend, where they can run.
 
     Returns:
         ``vllm.v1.engine.llm_engine.LLMEngine``.
@@ -114,13 +118,10 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         if model_parallel_is_initialized():
             # Engines share the process's groups of workers: stopping one would stop the other.
             raise BackendUnavailable("vLLM already runs in this process: unload that language model first")
-        if device.type == "cuda":
-            # Its workspace stays for the life of the process: created later, it would keep a block of the engine's
-            # memory.
-            torch.ones(1, 1, device=device).mm(torch.ones(1, 1, device=device))
+        reserve_workspaces(device)
         _register_loader(model)
         ModelRegistry.register_model(_ARCHITECTURE, HiddenStatesModel)
-        HiddenStatesModel.selector = selector
+        HiddenStatesModel.selector, HiddenStatesModel.fuses = selector, fuse
         try:
             config = EngineArgs(model=_config_folder(model), **_settings(model, device, reservation))
             engine_config = config.create_engine_config()
@@ -150,6 +151,11 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         # Its recorded metrics are not read: statistics of requests come with their output.
         engine.logger_manager = None
         return engine
+
+
+def fuses(engine: Any) -> bool:
+    """Whether an engine runs small decode passes in the kernels of the PyTorch backend."""
+    return engine.model_executor.driver_worker.worker.model_runner.model.decode is not None
 
 
 def close_engine(engine: Any) -> None:
@@ -188,7 +194,7 @@ def _forget_compiled(model: torch.nn.Module) -> None:
 
 
 def _settings(model: LanguageModel, device: torch.device, reservation: Reservation) -> dict[str, Any]:
-    spare = reservation.rows * _BLOCK * bytes_per_position(model)
+    spare = reservation.rows * BLOCK * bytes_per_position(model)
     settings: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
@@ -212,7 +218,7 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
         # Of kernels that are not used: attention is FlashAttention's.
         settings["kernel_config"] = {"enable_flashinfer_autotune": False}
         # A block of the cache holds several blocks of keys of the engine's kernels.
-        settings["block_size"] = _BLOCK
+        settings["block_size"] = BLOCK
         settings["compilation_config"] = {
             "cudagraph_capture_sizes": [1, *range(2, reservation.rows + 1, 2)],
             # A pass with prompts has more tokens than any recording.

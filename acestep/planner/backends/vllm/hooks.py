@@ -29,10 +29,12 @@ class HiddenStatesModel(Qwen3ForCausalLM):
         decode: runs these passes; ``None`` where the kernels cannot run.
         selector: of the engine that is started. It is an attribute of the class, because vLLM creates the instance and
             keeps the class of a configuration for the life of the process; it runs one engine at a time.
+        fuses: whether that engine may use the kernels.
     """
 
     decode: PagedDecode | None = None
     selector: ClassVar[TokenSelector | None] = None
+    fuses: ClassVar[bool] = False
 
     def forward(
         self,
@@ -58,7 +60,8 @@ class HiddenStatesModel(Qwen3ForCausalLM):
         """Load the weights, and pass the head to the selector."""
         loaded = super().load_weights(weights)
         started_selector().bind(self.lm_head.weight.data)
-        self.decode = PagedDecode.of(self)
+        if self.fuses:
+            self.decode = PagedDecode.of(self)
         return loaded
 
     @staticmethod

@@ -192,6 +192,9 @@ class TokenSelector:
     Songs have slots in tables on the device: their noise, their step, and whether their hidden states were finite. One
     recorded function reads and writes these, so a pass of songs alone needs nothing from the host.
 
+    Attributes:
+        seen: where it is not ``None``, receives the hidden states of each row at each pass.
+
     Args:
         songs: most songs that run together.
         length: most codes of a song.
@@ -210,6 +213,7 @@ class TokenSelector:
         self._layouts: dict[tuple[Row | None, ...], _Layout] = {}
         self._chooser = Chooser()
         self._head: torch.Tensor | None = None
+        self.seen: dict[Row, torch.Tensor] | None = None
 
     @property
     def head(self) -> torch.Tensor:
@@ -273,6 +277,10 @@ class TokenSelector:
         Returns:
             Token ids, int64, shape ``[batch]``.
         """
+        if self.seen is not None:
+            self.seen |= {
+                row: state.float() for row, state in zip(rows, hidden.clone(), strict=True) if row is not None
+            }
         layout = self._layouts.get(rows)
         if layout is None:
             if len(self._layouts) >= _LAYOUT_LIMIT:
