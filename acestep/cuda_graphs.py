@@ -138,8 +138,8 @@ def _stream(tensor: torch.Tensor) -> int:
 def reserve_workspaces(device: torch.device) -> None:
     """Allocate what matrix products of this thread need, run directly and recorded, before a model is in use.
 
-    The workspaces stay for the life of the process. Created later they would be a part of memory that a model has freed,
-    or of a recording's, and keep all of it.
+    The workspaces stay for the life of the process. Created later, they would be part of memory that a model has freed,
+    or of a recording's memory, and keep all of it.
     """
     if device.type != "cuda":
         return

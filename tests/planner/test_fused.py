@@ -146,7 +146,12 @@ def test_a_pass_over_pages_is_that_over_rows(tiny: LanguageModel, page: int, hea
             cache = torch.zeros(count + 1, page, heads, 2 * size).transpose(1, 2)
         cache[order] = layer.transpose(1, 2)
         caches.append(cache)
-    decode = PagedDecode(as_in_vllm(tiny, caches))
+    # vLLM makes its models with PyTorch's default dtype set to theirs.
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        decode = PagedDecode(as_in_vllm(tiny, caches))
+    finally:
+        torch.set_default_dtype(torch.float32)
     for step in range(2):
         ids = torch.tensor([40, 80, 120]) + step
         places = torch.tensor([*(length + step + 1 for length in lengths), 0], dtype=torch.int32)

@@ -173,10 +173,10 @@ class FusedLayers:
         self._share = fitting(OUTPUT_TILE, width, width)["N_BLOCK"]
         self._hidden, self._scaled = (self._lanes(width, embedding.dtype) for _ in range(2))
         self._squares = self._lanes(width // self._share, torch.float32)
-        # Attention's shares of one lane, head and program.
+        # Attention's shares of one lane, head and program; PyTorch's default dtype may be another where they are made.
         shares = (kernels.LANE_LIMIT, weights.heads, ATTENTION_TILE["SPLITS"])
-        self._mixed = torch.empty(*shares, weights.head_dim, device=embedding.device)
-        self._maxima, self._sums = (torch.empty(shares, device=embedding.device) for _ in range(2))
+        self._mixed = embedding.new_empty(*shares, weights.head_dim, dtype=torch.float32)
+        self._maxima, self._sums = (embedding.new_empty(shares, dtype=torch.float32) for _ in range(2))
         # Back at zero after every launch.
         self._arrivals = torch.zeros(kernels.LANE_LIMIT, weights.kv_heads, dtype=torch.int32, device=embedding.device)
 

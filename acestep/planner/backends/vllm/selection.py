@@ -230,7 +230,7 @@ class TokenSelector:
         self._keys = torch.zeros(songs + 1, self._length, dtype=torch.long, device=device)
         self._steps = torch.zeros(songs + 1, dtype=torch.long, device=device)
         # Over all hidden states of a song: NaN and infinity persist once they occur.
-        self._sums = torch.zeros(songs + 1, device=device)
+        self._sums = torch.zeros(songs + 1, dtype=torch.float32, device=device)
         self._ones = torch.ones(1 << songs.bit_length(), dtype=torch.long, device=device)
         self._spares = torch.full((1 << songs.bit_length(),), songs, dtype=torch.long, device=device)
 
