@@ -9,8 +9,9 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from acestep.cuda_graphs import CapturedCall
 from acestep.errors import BackendFailed, BudgetExceeded, OutOfMemory
-from acestep.planner.backends import CodesPhase
+from acestep.planner.backends import CodesPhase, candidates
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.vllm.engine import Reservation
 from acestep.planner.backends.vllm.hooks import HiddenStatesModel, SelectingProcessor, SelectingSampler
@@ -94,6 +95,34 @@ def test_requests_of_several_threads_share_passes_and_do_not_touch_each_other(
     assert [tokens.ids for tokens in together] == [tokens.ids for tokens in alone]
     assert [tokens.forwards for tokens in together] == [tokens.forwards for tokens in alone]
     assert backend._engine.passes - before < sum(tokens.forwards for tokens in alone) * 0.8
+
+
+class Replayed(CapturedCall):
+    """What CUDA records: replayed, it reads the inputs that it holds, and overwrites its own output."""
+
+    def __init__(self, function, *examples):
+        self.inputs = [example.clone() for example in examples]
+        self._function, self._output = function, function(*self.inputs)
+
+    def replay(self):
+        return self._output.copy_(self._function(*self.inputs))
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there everything is recorded")
+def test_recorded_draws_follow_the_songs_of_each_batch(backend, conditional, unconditional, monkeypatch):
+    work = [
+        lambda: backend.generate_codes(conditional, unconditional, 30, SAMPLED, [1]),
+        lambda: backend.generate_codes(conditional, unconditional, 20, SAMPLED, [2, 3]),
+        lambda: backend.generate_codes(conditional, None, 25, SAMPLED, [4]),
+    ]
+    expected = [job().ids for job in work]
+    chooser = backend._selector._chooser
+    chooser.clear()
+    monkeypatch.setattr(candidates, "captured", Replayed)
+    with ThreadPoolExecutor(len(work)) as pool:
+        assert [future.result().ids for future in [pool.submit(job) for job in work]] == expected
+    assert [job().ids for job in work] == expected
+    chooser.clear()
 
 
 def test_more_requests_than_there_is_room_for_wait_their_turn(backend, conditional, unconditional):

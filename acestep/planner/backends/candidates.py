@@ -117,12 +117,18 @@ class Chooser:
 
     def recorded(self, kind: Hashable, function: TensorFunction, *examples: torch.Tensor) -> TensorFunction:
         """The recording of a function for a kind of inputs; made when the kind first occurs."""
-        if kind not in self._recorded:
-            self._recorded[kind] = captured(function, *examples)
+        run = self.find(kind)
+        if run is None:
+            run = self._recorded[kind] = captured(function, *examples)
             if len(self._recorded) > _RECORDED_LIMIT:
                 self._recorded.popitem(last=False)
-        self._recorded.move_to_end(kind)
-        return self._recorded[kind]
+        return run
+
+    def find(self, kind: Hashable) -> TensorFunction | None:
+        """The recording for a kind of inputs, if it has occurred."""
+        if kind in self._recorded:
+            self._recorded.move_to_end(kind)
+        return self._recorded.get(kind)
 
     def clear(self) -> None:
         """Free all recordings."""

@@ -109,8 +109,9 @@ class SelectingSampler:
         self._selector = selector
         self._sampler = sampler
         self._rows: dict[int, Row | None] = {}
-        self._ones = torch.ones(rows, dtype=torch.int32, device=device)
-        self._zeros = torch.zeros_like(self._ones)
+        ones, zeros = (torch.full((rows,), number, dtype=torch.int32, device=device) for number in (1, 0))
+        # Of each number of rows: slicing them at every pass takes longer than it looks.
+        self._counts = [(ones[:count], zeros[:count]) for count in range(rows + 1)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)
@@ -128,12 +129,13 @@ class SelectingSampler:
 
         rows = tuple(map(self._rows.get, input_batch.idx_mapping_np.tolist()))
         tokens = self._selector.select(hidden, rows)
+        sampled, rejected = self._counts[len(rows)]
         return SamplerOutput(
             sampled_token_ids=tokens.view(-1, 1),
             logprobs_tensors=None,
             num_nans=None,
-            num_sampled=self._ones[: len(rows)],
-            num_rejected=self._zeros[: len(rows)],
+            num_sampled=sampled,
+            num_rejected=rejected,
         )
 
 

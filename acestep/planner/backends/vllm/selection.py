@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from acestep.cuda_graphs import CapturedCall
 from acestep.planner.backends.candidates import Candidates, Chooser, choose, to_device
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.fused_sampling import drawing
@@ -315,11 +316,22 @@ class TokenSelector:
             self._steps.index_add_(0, slots, self._ones[: len(slots)])
             return drawn
 
-        rows = hidden.index_select(0, group.order)
         kind = ("codes", group.sampling, group.guided, len(group.slots))
-        # Recording runs the function once: on the spare slot.
-        run = self._chooser.recorded(kind, advance, rows, self._spares[: len(group.slots)])
-        return run(rows, group.slots).index_select(0, group.songs)
+        run = self._chooser.find(kind)
+        if run is None:
+            # Recording runs the function once: on the spare slot.
+            rows, spares = hidden.index_select(0, group.order), self._spares[: len(group.slots)]
+            run = self._chooser.recorded(kind, advance, rows, spares)
+        if isinstance(run, CapturedCall):
+            torch.index_select(hidden, 0, group.order, out=run.inputs[0])
+            if run.holds is not group:
+                # Songs stay for many passes.
+                run.inputs[1].copy_(group.slots)
+                run.holds = group
+            drawn = run.replay()
+        else:
+            drawn = run(hidden.index_select(0, group.order), group.slots)
+        return drawn.index_select(0, group.songs)
 
     def _lay_out(self, rows: tuple[Row | None, ...]) -> _Layout:
         places = {row: place for place, row in enumerate(rows) if row is not None}
