@@ -24,6 +24,8 @@ TYPES = {
     "table_width": "i32",
 }
 """Of the kernels' parameters; all others point to weights and hidden states in bfloat16."""
+PAGED: dict[str, str] = TYPES | dict.fromkeys(("ids_ptr", "places_ptr", "rows_ptr"), "*i32")
+"""The same where vLLM launches them."""
 
 
 def main(name: str, capability: int, page: int) -> None:
@@ -42,7 +44,8 @@ def main(name: str, capability: int, page: int) -> None:
         (kernels.gate, {"N": inner, **norm, **fitting(GATE_TILE, inner, hidden)}),
         (kernels.project_onto, {"K": inner, "N": hidden, **fitting(OUTPUT_TILE, hidden, inner)}),
     ]
-    print(json.dumps([compiled(kernel, options, capability) for kernel, options in launches]))
+    types = PAGED if page else TYPES
+    print(json.dumps([compiled(kernel, options, capability, types) for kernel, options in launches]))
 
 
 def compiled(kernel: Any, options: dict[str, int], capability: int, types: dict[str, str] = TYPES) -> dict[str, Any]:
