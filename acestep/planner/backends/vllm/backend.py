@@ -61,9 +61,6 @@ class VllmBackend(PlannerBackend[Candidates]):
         self._device = device
         reservation = Reservation.for_songs(model, songs, memory_limit)
         self._start(model, reservation, fuse)
-        if self._fuses and not self._decodes_as_it_prefills():
-            self._engine.close()
-            self._start(model, reservation, False)
         self.budget = PlannerBudget(
             context_limit=reservation.context_limit,
             bytes_per_position=bytes_per_position(model),
@@ -78,6 +75,19 @@ class VllmBackend(PlannerBackend[Candidates]):
         self._fuses = fuses(engine)
         positions = reservation.bytes // bytes_per_position(model)
         self._engine = SharedEngine(engine, self._selector, reservation, positions, self._device)
+        if self._fuses:
+            # These are no requests of a user: a trace does not show them.
+            tracing, engine.output_processor.tracing_enabled = engine.output_processor.tracing_enabled, False
+            agree = False
+            try:
+                agree = self._decodes_as_it_prefills()
+            finally:
+                engine.output_processor.tracing_enabled = tracing
+                del engine
+                if not agree:
+                    self._engine.close()
+            if not agree:
+                self._start(model, reservation, fuse=False)
 
     def _decodes_as_it_prefills(self) -> bool:
         """Whether the kernels agree with vLLM's model on this GPU, driver and Triton version.
