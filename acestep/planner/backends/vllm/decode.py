@@ -42,9 +42,10 @@ class PagedDecode:
     def of(cls, model: Any) -> PagedDecode | None:
         """For a model whose weights are loaded; ``None`` where the kernels do not run, or do not know the model."""
         weight, page = model.model.embed_tokens.weight, model.vllm_config.cache_config.block_size
-        if not (
-            can_run(weight.device, weight.dtype) and knows(model.config) and page % ATTENTION_TILE["KEY_BLOCK"] == 0
-        ):
+        runs = can_run(weight.device, weight.dtype) and knows(model.config)
+        # Other kinds of attention lay the cache out in other ways.
+        backend = model.model.layers[0].self_attn.attn.attn_backend
+        if not (runs and backend.get_name() == "FLASH_ATTN" and page % ATTENTION_TILE["KEY_BLOCK"] == 0):
             return None
         try:
             decode = cls(model)
@@ -61,12 +62,12 @@ class PagedDecode:
 
     def _try(self, page: int) -> None:
         """Build and launch the kernels, on one page that serves all layers."""
-        config = self._weights
-        shape = (1, config.kv_heads, page, 2 * config.head_dim)
-        scratch = [config.embedding.new_zeros(shape)] * len(config.layers)
-        ids = torch.zeros(1, dtype=torch.int32, device=config.embedding.device)
+        weights = self._weights
+        shape = (1, weights.kv_heads, page, 2 * weights.head_dim)
+        scratch = [weights.embedding.new_zeros(shape)] * len(weights.layers)
+        ids = torch.zeros(1, dtype=torch.int32, device=weights.embedding.device)
         self._run(ids, ids + 1, ids.view(1, 1), scratch)
-        torch.accelerator.synchronize(config.embedding.device)
+        torch.accelerator.synchronize(weights.embedding.device)
 
     @property
     def layer_name(self) -> str:
