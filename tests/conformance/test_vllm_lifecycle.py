@@ -28,6 +28,7 @@ from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.planner.backends.vllm.decode import PagedDecode, decoder_weights
 from acestep.planner.backends.vllm.hooks import HiddenStatesModel
 from acestep.planner.backends.vllm.selection import TokenSelector
+from acestep.synthetic.language_model import build_language_model
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -128,6 +129,45 @@ def test_decode_passes_are_compared_with_prompts_before_they_are_used(tiny, monk
     assert (backend.decode_path, len(starts)) == (None, 3)
     assert "differ by 200.0 %" in caplog.text
     assert len(backend.generate_codes([1, 2, 3], None, 2, SAMPLED, [1]).ids[0]) == 2
+    backend.unload()
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="what is recorded cannot read lengths")
+def test_passes_of_one_token_in_each_row_go_to_the_kernels(tiny, conditional, unconditional, monkeypatch):
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    expected = backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids
+    backend.unload()
+    lengths = []
+
+    class Decode:
+        def __init__(self, model):
+            self._body, self.layer_name = model.model, model.model.layers[0].self_attn.attn.layer_name
+
+        def takes(self, tokens):
+            return tokens <= 2
+
+        def __call__(self, ids, row_lengths, pages):
+            assert len(ids) == len(row_lengths) == len(pages)
+            lengths.append(sorted(row_lengths.tolist()))
+            return self._body(ids, row_lengths.long() - 1)
+
+    monkeypatch.setattr(PagedDecode, "of", Decode)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert backend.decode_path == "fused"
+    lengths.clear()
+    assert backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids == expected
+    prompts = sorted(map(len, (conditional, unconditional)))
+    assert lengths == [[length + step for length in prompts] for step in range(1, 6)]
+    backend.unload()
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the kernels run on CUDA, in bfloat16")
+def test_the_kernels_agree_with_vllm_at_true_size(conditional, unconditional):
+    model = build_language_model("acestep-5Hz-lm-0.6B", device=DEVICE, dtype=torch.bfloat16)
+    backend = VllmBackend(model, device=DEVICE, songs=2)
+    assert backend.decode_path == "fused"
+    songs = backend.generate_codes(conditional, unconditional, 40, SAMPLED, [1, 2]).ids
+    assert [len(set(song)) > 20 for song in songs] == [True, True]
     backend.unload()
 
 
