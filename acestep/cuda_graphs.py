@@ -150,7 +150,7 @@ def reserve_workspaces(device: torch.device) -> None:
         one = torch.ones(1, 1, device=device)
         one.mm(one)
         cuda.synchronize()
-        with cuda.stream(_capture_stream(device)):
+        with cuda.stream(capture_stream(device)):
             one.mm(one)
         cuda.synchronize()
 
@@ -167,7 +167,7 @@ def _recording(graph: Any, pool: Any) -> Iterator[None]:
     cuda: Any = torch.cuda
     current = cuda.current_stream()
     with _CAPTURING:
-        side = _capture_stream(current.device)
+        side = capture_stream(current.device)
         side.wait_stream(current)
         with cuda.stream(side):
             graph.capture_begin(**({} if pool is None else {"pool": pool}), capture_error_mode="thread_local")
@@ -183,7 +183,7 @@ def _recording(graph: Any, pool: Any) -> Iterator[None]:
 
 
 @cache
-def _capture_stream(device: torch.device) -> Any:
+def capture_stream(device: torch.device) -> Any:
     """The one stream that is used for recording: matrix products take a workspace of 32 MiB on every stream."""
     # PyTorch's stubs leave streams untyped.
     cuda: Any = torch.cuda

@@ -13,7 +13,7 @@ import random
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from acestep.cuda_graphs import reserve_workspaces
+from acestep.cuda_graphs import capture_stream, reserve_workspaces
 from acestep.errors import BackendUnavailable, OutOfMemory
 from acestep.planner.backends.vllm.selection import TokenSelector
 from acestep.planner.budget import LanguageModel, bytes_per_position
@@ -130,7 +130,7 @@ def build_engine(
             if device.type == "cuda":
                 # The executor takes the number of the device from here.
                 engine_config.device_config.device = torch.device("cuda", device.index or 0)
-            with _without_progress_bars():
+            with _recorded_here(device):
                 engine = LLMEngine(
                     vllm_config=engine_config,
                     executor_class=Executor.get_class(engine_config),
@@ -302,13 +302,22 @@ def _process_as_it_was() -> Iterator[None]:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Recording graphs shows a bar that no setting turns off."""
+def _recorded_here(device: torch.device) -> Iterator[None]:
+    """Let the engine record its graphs on the stream that all recordings use, without a bar that no setting turns off.
+
+    It would create a stream at every start, each with a workspace that stays for the life of the process.
+    """
+    from vllm.distributed.parallel_state import GraphCaptureContext, get_tp_group
     from vllm.v1.worker.gpu import cudagraph_utils
 
-    bar = cudagraph_utils.tqdm
-    cudagraph_utils.tqdm = lambda iterable, **_: iterable
-    try:
+    def graph_capture(device: torch.device) -> Any:
+        return get_tp_group().graph_capture(GraphCaptureContext(capture_stream(device)))
+
+    with ExitStack() as undo:
+        changes: dict[str, Any] = {"tqdm": lambda iterable, **_: iterable}
+        if device.type == "cuda":
+            changes["graph_capture"] = graph_capture
+        for name, change in changes.items():
+            undo.callback(setattr, cudagraph_utils, name, getattr(cudagraph_utils, name))
+            setattr(cudagraph_utils, name, change)
         yield
-    finally:
-        cudagraph_utils.tqdm = bar
