@@ -36,7 +36,7 @@ SHARED_MEMORY = 101_376
 def rows(model: LanguageModel, prompts: list[list[int]], fuse: bool, capacity: int = 800) -> DecodeState:
     cache = KeyValueCache(model, len(prompts) * capacity)
     cache.set_row_capacity(capacity)
-    fused = FusedForward(model, cache) if fuse else None
+    fused = FusedForward(model, cache.addresses) if fuse else None
     return DecodeState.start(model, cache, prompts, fused=fused)
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.nn import functional
 
 from acestep.cuda_graphs import TensorFunction, captured
 from acestep.planner.budget import LanguageModel
-
-if TYPE_CHECKING:
-    from acestep.planner.backends.pt.cache import KeyValueCache
 
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability whose tensor cores multiply bfloat16 and whose shared memory holds the blocks."""
@@ -326,9 +323,9 @@ class FusedForward:
         cache: of the rows.
     """
 
-    def __init__(self, model: LanguageModel, cache: KeyValueCache) -> None:
+    def __init__(self, model: LanguageModel, cache: CacheAddresses) -> None:
         self._layers = FusedLayers(DecoderWeights.of_body(model.body))
-        self._cache = cache.addresses
+        self._cache = cache
         self._passes: dict[tuple[int, int], TensorFunction] = {}
 
     def fits(self, rows: int, tokens: int) -> bool:

@@ -81,7 +81,7 @@ class Workspace:
         shared = cache.shared_with(prompts[0])
         cache.held = []
         if self.fuses and self._fused is None:
-            self._fused = FusedForward(self.model, cache)
+            self._fused = FusedForward(self.model, cache.addresses)
         return DecodeState.start(self.model, cache, prompts, items=items, shared=shared, fused=self._fused)
 
     def _reserve(self, rows: int, positions: int) -> KeyValueCache:
@@ -151,5 +151,5 @@ def start_apart(model: LanguageModel, prompts: Sequence[Sequence[int]], items: i
     capacity = len(prompts[0]) + _TRIED_TOKENS
     cache = KeyValueCache(model, items * len(prompts) * capacity)
     cache.set_row_capacity(capacity)
-    fused = FusedForward(model, cache) if fuse else None
+    fused = FusedForward(model, cache.addresses) if fuse else None
     return DecodeState.start(model, cache, prompts, items=items, fused=fused)
