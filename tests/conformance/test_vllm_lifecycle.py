@@ -7,6 +7,7 @@ import random
 import weakref
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,12 +23,9 @@ from acestep.errors import BackendUnavailable
 from acestep.planner.backends.pt.cache import KeyValueCache
 from acestep.planner.backends.pt.fused import FusedLayers, LayerWeights
 from acestep.planner.backends.registry import create_planner
-from acestep.planner.backends.vllm import backend as backend_module
 from acestep.planner.backends.vllm import engine
 from acestep.planner.backends.vllm.backend import VllmBackend
 from acestep.planner.backends.vllm.decode import PagedDecode, decoder_weights
-from acestep.planner.backends.vllm.hooks import HiddenStatesModel
-from acestep.planner.backends.vllm.selection import TokenSelector
 from acestep.synthetic.language_model import build_language_model
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
@@ -105,59 +103,81 @@ def test_a_compiled_model_is_freed_and_compiled_once(tiny, conditional, monkeypa
     assert compiled[0]
 
 
-def test_decode_passes_are_compared_with_prompts_before_they_are_used(tiny, monkeypatch, caplog):
-    """Kernels that compute something else, on whatever GPU, are not used."""
-    starts = []
+def warnings_of(caplog) -> list[str]:
+    """The engine's own, without those of vLLM."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("acestep")]
 
-    def started(engine):
-        starts.append(engine)
-        return HiddenStatesModel.fuses
 
-    monkeypatch.setattr(backend_module, "fuses", started)
+class Body:
+    """In the place of the kernels: vLLM's own model runs the passes that go to them."""
+
+    lengths: ClassVar[list[list[int]]] = []
+
+    def __init__(self, model):
+        self._body, self.layer_name = model.model, model.model.layers[0].self_attn.attn.layer_name
+
+    def takes(self, tokens):
+        return tokens <= 2
+
+    def __call__(self, ids, row_lengths, pages):
+        assert len(ids) == len(row_lengths) == len(pages)
+        self.lengths.append(sorted(row_lengths.tolist()))
+        return self._body(ids, row_lengths.long() - 1)
+
+
+class Wrong(Body):
+    def __call__(self, ids, row_lengths, pages):
+        return -super().__call__(ids, row_lengths, pages)
+
+
+class Broken(Body):
+    def __call__(self, ids, row_lengths, pages):
+        raise AttributeError("no such kernel")
+
+
+class Unbuildable(Body):
+    def __init__(self, model):
+        super().__init__(model)
+        # What fails later, where vLLM records its passes.
+        del model.model
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="what is recorded cannot read lengths")
+def test_passes_of_one_token_in_each_row_go_to_the_kernels(tiny, conditional, unconditional, monkeypatch, caplog):
     backend = VllmBackend(tiny, device=DEVICE, songs=1)
-    assert (backend.decode_path, len(starts), caplog.records) == ("fused", 1, [])
+    assert backend.decode_path is None
+    expected = backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids
     backend.unload()
-
-    select = TokenSelector.select
-
-    def of_wrong_states(selector, hidden, rows):
-        return select(selector, hidden if len(selector.seen or ()) == 0 else -hidden, rows)
-
-    monkeypatch.setattr(TokenSelector, "select", of_wrong_states)
-    with caplog.at_level(logging.WARNING):
-        backend = VllmBackend(tiny, device=DEVICE, songs=1)
-    assert (backend.decode_path, len(starts)) == (None, 3)
-    assert "differ by 200.0 %" in caplog.text
-    assert len(backend.generate_codes([1, 2, 3], None, 2, SAMPLED, [1]).ids[0]) == 2
+    monkeypatch.setattr(PagedDecode, "of", Body)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert (backend.decode_path, warnings_of(caplog)) == ("fused", [])
+    Body.lengths.clear()
+    assert backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids == expected
+    prompts = sorted(map(len, (conditional, unconditional)))
+    assert Body.lengths == [[length + step for length in prompts] for step in range(1, 6)]
     backend.unload()
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="what is recorded cannot read lengths")
-def test_passes_of_one_token_in_each_row_go_to_the_kernels(tiny, conditional, unconditional, monkeypatch):
-    backend = VllmBackend(tiny, device=DEVICE, songs=1)
-    expected = backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids
+@pytest.mark.parametrize(
+    ("kernels", "said"),
+    [(Wrong, "hidden states differ by"), (Broken, "AttributeError: no such kernel"), (Unbuildable, "no attribute")],
+    ids=["wrong result", "fails in a pass", "fails at the start"],
+)
+def test_kernels_that_fail_are_not_used_and_a_warning_is_logged(tiny, conditional, monkeypatch, caplog, kernels, said):
+    monkeypatch.setattr(PagedDecode, "of", kernels)
+    with caplog.at_level(logging.WARNING, "acestep"):
+        backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert [said in message for message in warnings_of(caplog)] == [True]
+    assert backend.decode_path is None
+    assert len(backend.generate_codes(conditional, None, 3, SAMPLED, [1]).ids[0]) == 3
     backend.unload()
-    lengths = []
 
-    class Decode:
-        def __init__(self, model):
-            self._body, self.layer_name = model.model, model.model.layers[0].self_attn.attn.layer_name
 
-        def takes(self, tokens):
-            return tokens <= 2
-
-        def __call__(self, ids, row_lengths, pages):
-            assert len(ids) == len(row_lengths) == len(pages)
-            lengths.append(sorted(row_lengths.tolist()))
-            return self._body(ids, row_lengths.long() - 1)
-
-    monkeypatch.setattr(PagedDecode, "of", Decode)
-    backend = VllmBackend(tiny, device=DEVICE, songs=1)
-    assert backend.decode_path == "fused"
-    lengths.clear()
-    assert backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids == expected
-    prompts = sorted(map(len, (conditional, unconditional)))
-    assert lengths == [[length + step for length in prompts] for step in range(1, 6)]
+def test_the_kernels_can_be_turned_off(tiny, monkeypatch):
+    monkeypatch.setattr(PagedDecode, "of", Wrong)
+    backend = create_planner("vllm", tiny, 1, HERE, fused_decode=False).backend
+    assert backend.decode_path is None
     backend.unload()
 
 

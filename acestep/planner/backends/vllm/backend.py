@@ -10,13 +10,13 @@ from typing import Final
 
 import torch
 
-from acestep.errors import BackendFailed
-from acestep.planner.backends.base import PlannerBackend
+from acestep.errors import BackendFailed, BackendUnavailable
+from acestep.planner.backends.base import PlannerBackend, free_memory
 from acestep.planner.backends.candidates import Candidates
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.phases import COMPOSING, CodesPhase, PhaseTokens, TextPhase
 from acestep.planner.backends.pt.workspace import TOLERANCE
-from acestep.planner.backends.vllm.engine import BLOCK, Reservation, build_engine, fuses
+from acestep.planner.backends.vllm.engine import BLOCK, Reservation, build_engine
 from acestep.planner.backends.vllm.rows import EngineRows, RowRequest, SharedEngine
 from acestep.planner.backends.vllm.selection import CodesSelection, TextSelection, TokenSelector
 from acestep.planner.budget import LanguageModel, PlannerBudget, bytes_per_position
@@ -69,56 +69,63 @@ class VllmBackend(PlannerBackend[Candidates]):
         )
 
     def _start(self, model: LanguageModel, reservation: Reservation, fuse: bool) -> None:
+        """Start an engine; without the kernels if it does not start with them, or if they disagree with its model."""
         codes = TokenChoice.codes(self.vocabulary.layout)
         self._selector = TokenSelector(reservation.rows, reservation.context_limit, codes, self._device)
-        engine = build_engine(model, self._device, reservation, self._selector, fuse)
-        self._fuses = fuses(engine)
-        positions = reservation.bytes // bytes_per_position(model)
-        self._engine = SharedEngine(engine, self._selector, reservation, positions, self._device)
-        if self._fuses:
-            # These are no requests of a user: a trace does not show them.
-            tracing, engine.output_processor.tracing_enabled = engine.output_processor.tracing_enabled, False
-            agree = False
-            try:
-                agree = self._decodes_as_it_prefills()
-            finally:
+        reason = None
+        try:
+            engine = build_engine(model, self._device, reservation, self._selector, fuse)
+        except BackendUnavailable as error:
+            if not self._selector.fuses:
+                raise
+            reason = str(error.__cause__ or error)
+        else:
+            positions = reservation.bytes // bytes_per_position(model)
+            self._engine = SharedEngine(engine, self._selector, reservation, positions, self._device)
+            if self._selector.fuses:
+                # The requests of the comparison are not a user's: a trace does not show them.
+                tracing, engine.output_processor.tracing_enabled = engine.output_processor.tracing_enabled, False
+                reason = self._disagreement()
                 engine.output_processor.tracing_enabled = tracing
-                del engine
-                if not agree:
+                if reason is not None:
                     self._engine.close()
-            if not agree:
-                self._start(model, reservation, fuse=False)
+            del engine
+        if reason is not None:
+            logger.warning("vLLM decodes without the engine's kernels, more slowly: %s", reason)
+            free_memory(self._device)
+            self._start(model, reservation, fuse=False)
 
-    def _decodes_as_it_prefills(self) -> bool:
-        """Whether the kernels agree with vLLM's model on this GPU, driver and Triton version.
+    def _disagreement(self) -> str | None:
+        """How the kernels differ from vLLM's model on this GPU, driver and Triton version; ``None`` if they agree.
 
         Compares the hidden states of a token after two that were decoded with those after a prompt that contains them.
-        If they differ, a warning is logged. The longer row continues on a new page.
+        The longer row continues on a new page.
         """
         prompts = [list(range(2 * BLOCK - 1)), list(range(60, 85))]
         states: list[torch.Tensor] = []
-        for _ in range(2):
-            phase = _cut_short(prompts, 1, 3 if not states else 1)
-            selection = CodesSelection(phase)
-            self._selector.seen = {}
-            with EngineRows(self._engine, COMPOSING, _groups(phase), selection) as rows:
-                rows.finish()
-            states.append(torch.stack([self._selector.seen[selection.number, row] for row in range(2)]))
-            prompts = [[*prompt, *rows.written[row][:2]] for row, prompt in enumerate(prompts)]
+        try:
+            for count in (3, 1):
+                phase = _cut_short(prompts, 1, count)
+                selection = CodesSelection(phase)
+                self._selector.seen = {}
+                with EngineRows(self._engine, COMPOSING, _groups(phase), selection) as rows:
+                    rows.finish()
+                states.append(torch.stack([self._selector.seen[selection.number, row] for row in range(2)]))
+                prompts = [[*prompt, *rows.written[row][:2]] for row, prompt in enumerate(prompts)]
+        except torch.OutOfMemoryError:
+            self._engine.close()
+            raise
+        # Whatever else a driver raises: vLLM's own model still works.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
         self._selector.seen = None
         difference = float((states[0] - states[1]).norm() / states[1].norm())
-        if difference < TOLERANCE:
-            return True
-        logger.warning(
-            "vLLM decodes without the engine's kernels, more slowly: their hidden states differ by %.1f %%",
-            100 * difference,
-        )
-        return False
+        return None if difference < TOLERANCE else f"their hidden states differ by {difference:.1%}"
 
     @property
     def decode_path(self) -> str | None:
         """``fused``, or ``None`` where vLLM's model runs all passes."""
-        return "fused" if self._fuses else None
+        return "fused" if self._selector.fuses else None
 
     def prefill(self, rows: EngineRows) -> None:
         """The first pass: it processes the prompts and gives the first token of each row."""

@@ -141,8 +141,11 @@ def build_engine(
         except torch.OutOfMemoryError:
             cleanup_dist_env_and_memory()
             raise
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             cleanup_dist_env_and_memory()
+            # The kernels can fail in ways of their own: the caller can do without them.
+            if not (selector.fuses or isinstance(error, ValueError | RuntimeError)):
+                raise
             raise BackendUnavailable(
                 f"vLLM did not start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
             ) from error
@@ -151,11 +154,6 @@ def build_engine(
         # Its recorded metrics are not read: statistics of requests come with their output.
         engine.logger_manager = None
         return engine
-
-
-def fuses(engine: Any) -> bool:
-    """Whether an engine runs small decode passes in the kernels of the PyTorch backend."""
-    return engine.model_executor.driver_worker.worker.model_runner.model.decode is not None
 
 
 def close_engine(engine: Any) -> None:

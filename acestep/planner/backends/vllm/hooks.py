@@ -62,6 +62,7 @@ class HiddenStatesModel(Qwen3ForCausalLM):
         started_selector().bind(self.lm_head.weight.data)
         if self.fuses:
             self.decode = PagedDecode.of(self)
+            started_selector().fuses = self.decode is not None
         return loaded
 
     @staticmethod

@@ -194,6 +194,7 @@ class TokenSelector:
     recorded function reads and writes these, so a pass of songs alone needs nothing from the host.
 
     Attributes:
+        fuses: whether the engine runs small decode passes in the kernels of the PyTorch backend.
         seen: where it is not ``None``, receives the hidden states of each row at each pass.
 
     Args:
@@ -214,6 +215,7 @@ class TokenSelector:
         self._layouts: dict[tuple[Row | None, ...], _Layout] = {}
         self._chooser = Chooser()
         self._head: torch.Tensor | None = None
+        self.fuses = False
         self.seen: dict[Row, torch.Tensor] | None = None
 
     @property
