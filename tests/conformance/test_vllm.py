@@ -1,5 +1,9 @@
 """What is special to the vLLM backend (R14)."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -95,6 +99,19 @@ def test_requests_of_several_threads_share_passes_and_do_not_touch_each_other(
     assert [tokens.ids for tokens in together] == [tokens.ids for tokens in alone]
     assert [tokens.forwards for tokens in together] == [tokens.forwards for tokens in alone]
     assert backend._engine.passes - before < sum(tokens.forwards for tokens in alone) * 0.8
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there the kernels need no interpreter")
+def test_the_kernels_continue_on_pages_that_vllm_has_written(backend, conditional, unconditional):
+    """From the first page of a row to its second, and with the runner that vLLM has on CUDA."""
+    prompts = [conditional + [9] * (125 - len(conditional)), unconditional]
+    expected = backend.generate_codes(*prompts, 6, SAMPLED, [1, 2])
+    command = [sys.executable, "-m", "tests.conformance.decode_on_pages", json.dumps([prompts, 6])]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(done.stdout.splitlines()[-1])
+    assert written == {"path": "fused", "passes": [4] * 5, "codes": [list(song) for song in expected.ids]}
 
 
 class Replayed(CapturedCall):
