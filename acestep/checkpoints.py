@@ -68,7 +68,7 @@ class ModelSelection:
         adapters: LoRA, DoRA and LoKr adapters of the diffusion transformer. Requests choose among them; on a
             quantised transformer they are part of the weights.
         decode: how the VAE decodes.
-        fused_decode: use the fused Triton kernels of the pt backend if supported (CUDA, bfloat16).
+        fused_decode: use the fused Triton kernels of the pt and vllm backends if supported (CUDA, bfloat16).
         fused_render: use the renderer's fused Triton kernels and recorded CUDA graphs if supported.
         fetch: called with a name and ``checkpoint_root`` if the weights are missing; may download them.
         seed: seed of synthetic weights.

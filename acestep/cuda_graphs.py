@@ -135,6 +135,26 @@ def _stream(tensor: torch.Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
+def reserve_workspaces(device: torch.device) -> None:
+    """Allocate what matrix products of this thread need, run directly and recorded, before a model is in use.
+
+    The workspaces stay for the life of the process. Created later, they would be part of memory that a model has freed,
+    or of a recording's memory, and keep all of it.
+    """
+    if device.type != "cuda":
+        return
+    # PyTorch's stubs leave streams untyped.
+    cuda: Any = torch.cuda
+    with cuda.device(device):
+        cuda.empty_cache()
+        one = torch.ones(1, 1, device=device)
+        one.mm(one)
+        cuda.synchronize()
+        with cuda.stream(capture_stream(device)):
+            one.mm(one)
+        cuda.synchronize()
+
+
 _CAPTURING: Final = threading.Lock()
 
 
@@ -147,7 +167,7 @@ def _recording(graph: Any, pool: Any) -> Iterator[None]:
     cuda: Any = torch.cuda
     current = cuda.current_stream()
     with _CAPTURING:
-        side = _capture_stream(current.device)
+        side = capture_stream(current.device)
         side.wait_stream(current)
         with cuda.stream(side):
             graph.capture_begin(**({} if pool is None else {"pool": pool}), capture_error_mode="thread_local")
@@ -163,7 +183,7 @@ def _recording(graph: Any, pool: Any) -> Iterator[None]:
 
 
 @cache
-def _capture_stream(device: torch.device) -> Any:
+def capture_stream(device: torch.device) -> Any:
     """The one stream that is used for recording: matrix products take a workspace of 32 MiB on every stream."""
     # PyTorch's stubs leave streams untyped.
     cuda: Any = torch.cuda

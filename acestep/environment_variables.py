@@ -42,7 +42,7 @@ class EnvironmentSettings:
         memory_limit: GiB that the process may use of a CUDA card; ``None`` for all of it.
         gpu_memory: GiB that decide the tier; ``None`` for the device's own.
         compile: compile the models.
-        fused_decode: use the fused kernels of the pt backend.
+        fused_decode: use the fused kernels of the pt and vllm backends.
         fused_render: use the renderer's kernels and recorded CUDA graphs.
         decode: how the VAE decodes.
     """

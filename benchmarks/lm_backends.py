@@ -3,6 +3,7 @@
     python -m benchmarks.lm_backends                                           # the tiny model on pt, CPU
     python -m benchmarks.lm_backends --device cuda --backend pt vllm           # 0.6B and 1.7B at true size
     python -m benchmarks.lm_backends --device cuda --backend vllm --profile    # and where the time of a pass goes
+    python -m benchmarks.lm_backends --device cuda --backend pt --starts-only  # only memory after each stop
 
 Codes are written with guidance. For songs written together a rate is that of decoding alone, from the difference
 between a long and a short run. For requests that overlap it is all codes over the time from the first request's arrival
@@ -30,6 +31,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from acestep.checkpoints import ModelSelection, load_language_model
+from acestep.cuda_graphs import reserve_workspaces
 from acestep.devices import default_dtype
 from acestep.offloading import ModelOffloader
 from acestep.planner.backends import PlannerBackend
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--arrival", type=whole_number, default=50, help="milliseconds from one arrival to the next")
     parser.add_argument("--codes", type=whole_number, default=300, help="codes of a run")
     parser.add_argument("--starts", type=whole_number, default=3, help="times that the backend is started")
+    parser.add_argument("--starts-only", action="store_true", help="start and stop, without the loads")
     parser.add_argument("--profile", action="store_true", help="list kernels and host functions of a pass (CUDA)")
     parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
@@ -74,12 +77,14 @@ def main() -> None:
         parser.error("a rate is the difference of a run and of one half as long: 2 codes or more")
     if options.device.type == "cpu":
         torch.set_num_threads(1)
+    # What PyTorch keeps for the life of the process, for each thread that multiplies matrices, is not a backend's.
+    reserve_workspaces(options.device)
     result: dict[str, Any] = {"environment": environment(), "starts": [], "rates": [], "passes": []}
     for name in options.lm or (TRUE_SIZES if options.device.type == "cuda" else TINY):
         for kind in options.backend:
             for start in range(options.starts):
                 backend, row = started(name, kind, options)
-                if start == 0:
+                if start == 0 and not options.starts_only:
                     for load in loads(backend, options):
                         result["rates"].append({"model": name, "backend": kind, **load})
                         print(
@@ -163,11 +168,16 @@ def stopped(backend: PlannerBackend[Any], free_before: float, options: argparse.
     backend.unload()
     seconds = time.perf_counter() - begin
     gc.collect()
-    return {
+    left = {
         "stop_seconds": round(seconds, 2),
         "mebibytes_in_use": round(used, 1),
         "mebibytes_left_behind": round(free_before - free_mebibytes(options.device), 1),
     }
+    if options.device.type == "cuda":
+        # Of what is in use afterwards: tensors that exist, and blocks that PyTorch has not returned to the driver.
+        left["mebibytes_allocated"] = round(torch.cuda.memory_allocated(options.device) / 2**20, 1)
+        left["mebibytes_reserved"] = round(torch.cuda.memory_reserved(options.device) / 2**20, 1)
+    return left
 
 
 def free_mebibytes(device: torch.device) -> float:

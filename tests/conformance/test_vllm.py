@@ -1,5 +1,9 @@
 """What is special to the vLLM backend (R14)."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -9,8 +13,9 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from acestep.cuda_graphs import CapturedCall
 from acestep.errors import BackendFailed, BudgetExceeded, OutOfMemory
-from acestep.planner.backends import CodesPhase
+from acestep.planner.backends import CodesPhase, candidates
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.vllm.engine import Reservation
 from acestep.planner.backends.vllm.hooks import HiddenStatesModel, SelectingProcessor, SelectingSampler
@@ -94,6 +99,47 @@ def test_requests_of_several_threads_share_passes_and_do_not_touch_each_other(
     assert [tokens.ids for tokens in together] == [tokens.ids for tokens in alone]
     assert [tokens.forwards for tokens in together] == [tokens.forwards for tokens in alone]
     assert backend._engine.passes - before < sum(tokens.forwards for tokens in alone) * 0.8
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there the kernels need no interpreter")
+def test_the_kernels_continue_on_pages_that_vllm_has_written(backend, conditional, unconditional):
+    """From the first page of a row to its second, and with the runner that vLLM has on CUDA."""
+    prompts = [conditional + [9] * (125 - len(conditional)), unconditional]
+    expected = backend.generate_codes(*prompts, 6, SAMPLED, [1, 2])
+    command = [sys.executable, "-m", "tests.conformance.decode_on_pages", json.dumps([prompts, 6])]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(done.stdout.splitlines()[-1])
+    assert written == {"path": "fused", "passes": [4] * 5, "codes": [list(song) for song in expected.ids]}
+
+
+class Replayed(CapturedCall):
+    """What CUDA records: replayed, it reads the inputs that it holds, and overwrites its own output."""
+
+    def __init__(self, function, *examples):
+        self.inputs = [example.clone() for example in examples]
+        self._function, self._output = function, function(*self.inputs)
+
+    def replay(self):
+        return self._output.copy_(self._function(*self.inputs))
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there everything is recorded")
+def test_recorded_draws_follow_the_songs_of_each_batch(backend, conditional, unconditional, monkeypatch):
+    work = [
+        lambda: backend.generate_codes(conditional, unconditional, 30, SAMPLED, [1]),
+        lambda: backend.generate_codes(conditional, unconditional, 20, SAMPLED, [2, 3]),
+        lambda: backend.generate_codes(conditional, None, 25, SAMPLED, [4]),
+    ]
+    expected = [job().ids for job in work]
+    chooser = backend._selector._chooser
+    chooser.clear()
+    monkeypatch.setattr(candidates, "captured", Replayed)
+    with ThreadPoolExecutor(len(work)) as pool:
+        assert [future.result().ids for future in [pool.submit(job) for job in work]] == expected
+    assert [job().ids for job in work] == expected
+    chooser.clear()
 
 
 def test_more_requests_than_there_is_room_for_wait_their_turn(backend, conditional, unconditional):

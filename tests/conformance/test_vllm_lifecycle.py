@@ -1,11 +1,13 @@
 """Starting, tracing and unloading vLLM (R14)."""
 
 import gc
+import logging
 import os
 import random
 import weakref
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,9 +20,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from acestep import blueprints
 from acestep.errors import BackendUnavailable
+from acestep.planner.backends.pt.cache import KeyValueCache
+from acestep.planner.backends.pt.fused import FusedLayers, LayerWeights
 from acestep.planner.backends.registry import create_planner
 from acestep.planner.backends.vllm import engine
 from acestep.planner.backends.vllm.backend import VllmBackend
+from acestep.planner.backends.vllm.decode import PagedDecode, decoder_weights
+from acestep.synthetic.language_model import build_language_model
 from acestep.types import SamplingSettings, SongwritingSettings
 from acestep_otel import semconv
 from acestep_otel.instrumentor import AceStepInstrumentor
@@ -95,6 +101,116 @@ def test_a_compiled_model_is_freed_and_compiled_once(tiny, conditional, monkeypa
     assert written[0] == written[1]
     assert compiled[0] == compiled[1]
     assert compiled[0]
+
+
+def warnings_of(caplog) -> list[str]:
+    """The engine's own, without those of vLLM."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("acestep")]
+
+
+class Body:
+    """In the place of the kernels: vLLM's own model runs the passes that go to them."""
+
+    lengths: ClassVar[list[list[int]]] = []
+
+    def __init__(self, model):
+        self._body, self.layer_name = model.model, model.model.layers[0].self_attn.attn.layer_name
+
+    def takes(self, tokens):
+        return tokens <= 2
+
+    def __call__(self, ids, row_lengths, pages):
+        assert len(ids) == len(row_lengths) == len(pages)
+        self.lengths.append(sorted(row_lengths.tolist()))
+        return self._body(ids, row_lengths.long() - 1)
+
+
+class Wrong(Body):
+    def __call__(self, ids, row_lengths, pages):
+        return -super().__call__(ids, row_lengths, pages)
+
+
+class Broken(Body):
+    def __call__(self, ids, row_lengths, pages):
+        raise AttributeError("no such kernel")
+
+
+class Unbuildable(Body):
+    def __init__(self, model):
+        super().__init__(model)
+        # What fails later, where vLLM records its passes.
+        del model.model
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="what is recorded cannot read lengths")
+def test_passes_of_one_token_in_each_row_go_to_the_kernels(tiny, conditional, unconditional, monkeypatch, caplog):
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert backend.decode_path is None
+    expected = backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids
+    backend.unload()
+    monkeypatch.setattr(PagedDecode, "of", Body)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert (backend.decode_path, warnings_of(caplog)) == ("fused", [])
+    Body.lengths.clear()
+    assert backend.generate_codes(conditional, unconditional, 6, SAMPLED, [1]).ids == expected
+    prompts = sorted(map(len, (conditional, unconditional)))
+    assert Body.lengths == [[length + step for length in prompts] for step in range(1, 6)]
+    backend.unload()
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="what is recorded cannot read lengths")
+@pytest.mark.parametrize(
+    ("kernels", "said"),
+    [(Wrong, "hidden states differ by"), (Broken, "AttributeError: no such kernel"), (Unbuildable, "no attribute")],
+    ids=["wrong result", "fails in a pass", "fails at the start"],
+)
+def test_kernels_that_fail_are_not_used_and_a_warning_is_logged(tiny, conditional, monkeypatch, caplog, kernels, said):
+    monkeypatch.setattr(PagedDecode, "of", kernels)
+    with caplog.at_level(logging.WARNING, "acestep"):
+        backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    assert [said in message for message in warnings_of(caplog)] == [True]
+    assert backend.decode_path is None
+    assert len(backend.generate_codes(conditional, None, 3, SAMPLED, [1]).ids[0]) == 3
+    backend.unload()
+
+
+def test_the_kernels_can_be_turned_off(tiny, monkeypatch):
+    monkeypatch.setattr(PagedDecode, "of", Wrong)
+    backend = create_planner("vllm", tiny, 1, HERE, fused_decode=False).backend
+    assert backend.decode_path is None
+    backend.unload()
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="the kernels run on CUDA, in bfloat16")
+def test_the_kernels_agree_with_vllm_at_true_size(conditional, unconditional):
+    model = build_language_model("acestep-5Hz-lm-0.6B", device=DEVICE, dtype=torch.bfloat16)
+    backend = VllmBackend(model, device=DEVICE, songs=2)
+    assert backend.decode_path == "fused"
+    songs = backend.generate_codes(conditional, unconditional, 40, SAMPLED, [1, 2]).ids
+    assert [len(set(song)) > 20 for song in songs] == [True, True]
+    backend.unload()
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there the engine itself compares its passes")
+def test_the_kernels_read_the_weights_where_vllm_has_them(tiny, monkeypatch):
+    taken = []
+
+    def of(model):
+        # vLLM's CPU build packs weights after they are loaded.
+        weights = decoder_weights(model)
+        layers = tuple(
+            LayerWeights(**{field.name: getattr(layer, field.name).clone() for field in fields(layer)})
+            for layer in weights.layers
+        )
+        taken.append(replace(weights, layers=layers))
+
+    monkeypatch.setattr(PagedDecode, "of", of)
+    backend = VllmBackend(tiny, device=DEVICE, songs=1)
+    backend.unload()
+    cache = KeyValueCache(tiny, 8)
+    hidden = FusedLayers(taken[0])(torch.tensor([5, 6, 7, 8]), torch.arange(4), cache.addresses, 4)
+    expected = tiny.body(torch.tensor([[5, 6, 7, 8]])).last_hidden_state[0]
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_vllm_for_another_device_says_so(tiny):

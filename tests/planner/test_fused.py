@@ -16,9 +16,10 @@ from acestep.planner.backends import candidates
 from acestep.planner.backends.pt import PtBackend, workspace
 from acestep.planner.backends.pt.cache import KeyValueCache
 from acestep.planner.backends.pt.decode_state import DecodeState
-from acestep.planner.backends.pt.fused import FusedForward, can_fuse, knows
+from acestep.planner.backends.pt.fused import FusedForward, FusedLayers, can_fuse, knows
 from acestep.planner.backends.pt.workspace import kernels_agree
 from acestep.planner.backends.registry import create_planner
+from acestep.planner.backends.vllm.decode import PagedDecode
 from acestep.planner.budget import LanguageModel
 from acestep.planner.grammar import MetadataGrammar
 from acestep.planner.prompts import Prompts
@@ -35,7 +36,7 @@ SHARED_MEMORY = 101_376
 def rows(model: LanguageModel, prompts: list[list[int]], fuse: bool, capacity: int = 800) -> DecodeState:
     cache = KeyValueCache(model, len(prompts) * capacity)
     cache.set_row_capacity(capacity)
-    fused = FusedForward(model, cache) if fuse else None
+    fused = FusedForward(model, cache.addresses) if fuse else None
     return DecodeState.start(model, cache, prompts, fused=fused)
 
 
@@ -100,6 +101,66 @@ def test_a_row_does_not_depend_on_the_others_to_the_last_bit(tiny: LanguageModel
     assert torch.equal(states[0].hidden[0], states[1].hidden[0])
 
 
+def as_in_vllm(model: LanguageModel, caches: list[torch.Tensor]) -> SimpleNamespace:
+    """The parts of vLLM's ``Qwen3ForCausalLM`` that a pass of the kernels reads; some of its projections are joined."""
+
+    def joined(*projections: torch.nn.Module) -> SimpleNamespace:
+        return SimpleNamespace(weight=torch.cat([projection.weight for projection in projections]))
+
+    layers = [
+        SimpleNamespace(
+            input_layernorm=layer.input_layernorm,
+            post_attention_layernorm=layer.post_attention_layernorm,
+            self_attn=SimpleNamespace(
+                qkv_proj=joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                q_norm=layer.self_attn.q_norm,
+                k_norm=layer.self_attn.k_norm,
+                o_proj=layer.self_attn.o_proj,
+                attn=SimpleNamespace(kv_cache=cache),
+            ),
+            mlp=SimpleNamespace(
+                gate_up_proj=joined(layer.mlp.gate_proj, layer.mlp.up_proj), down_proj=layer.mlp.down_proj
+            ),
+        )
+        for layer, cache in zip(model.body.layers, caches, strict=True)
+    ]
+    body = SimpleNamespace(layers=layers, embed_tokens=model.body.embed_tokens, norm=model.body.norm)
+    return SimpleNamespace(config=model.body.config, model=body)
+
+
+@pytest.mark.parametrize("heads_first", [False, True], ids=["slots first", "heads first"])
+@pytest.mark.parametrize("page", [32, 128])
+def test_a_pass_over_pages_is_that_over_rows(tiny: LanguageModel, page: int, heads_first: bool) -> None:
+    lengths = [150, 31, 64]
+    state = rows(tiny, [list(range(length)) for length in lengths], True, capacity=256)
+    layers, slots, heads, size = state.cache.keys.shape
+    count = slots // page
+    # A page before those of the rows, which are in any order, and a row that is not there.
+    order = 1 + torch.randperm(count, generator=torch.Generator().manual_seed(1))
+    table = torch.cat([order.view(len(lengths), -1), torch.zeros(1, count // len(lengths), dtype=torch.long)])
+    held = torch.cat([state.cache.keys, state.cache.values], dim=-1).view(layers, count, page, heads, 2 * size)
+    caches = []
+    for layer in held:
+        cache = torch.zeros(count + 1, heads, page, 2 * size)
+        if not heads_first:
+            cache = torch.zeros(count + 1, page, heads, 2 * size).transpose(1, 2)
+        cache[order] = layer.transpose(1, 2)
+        caches.append(cache)
+    # vLLM makes its models with PyTorch's default dtype set to theirs.
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        decode = PagedDecode(as_in_vllm(tiny, caches))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for step in range(2):
+        ids = torch.tensor([40, 80, 120]) + step
+        places = torch.tensor([*(length + step + 1 for length in lengths), 0], dtype=torch.int32)
+        state.advance(ids.unsqueeze(1))
+        hidden = decode(torch.cat([ids, torch.zeros(1, dtype=torch.long)]).int(), places, table.int())
+        assert torch.equal(hidden[:3], state.hidden)
+    assert not any(cache[0].any() for cache in caches)
+
+
 def test_kernels_are_tried_before_they_are_used(tiny: LanguageModel, caplog, monkeypatch) -> None:
     monkeypatch.setattr(workspace, "can_fuse", lambda model: True)
     assert PtBackend(tiny).decode_path == "fused"
@@ -113,7 +174,7 @@ def test_kernels_are_tried_before_they_are_used(tiny: LanguageModel, caplog, mon
 )
 def test_kernels_that_fail_are_not_used_and_a_warning_is_logged(tiny, caplog, monkeypatch, broken, said) -> None:
     monkeypatch.setattr(workspace, "can_fuse", lambda model: True)
-    monkeypatch.setattr(FusedForward, "_feed_forward", broken)
+    monkeypatch.setattr(FusedLayers, "_feed_forward", broken)
     with caplog.at_level(logging.WARNING):
         backend = PtBackend(tiny)
         assert backend.decode_path == "eager"
@@ -134,7 +195,7 @@ def test_running_out_of_memory_is_not_a_verdict_on_the_kernels(tiny: LanguageMod
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(FusedForward, "_feed_forward", full)
+    monkeypatch.setattr(FusedLayers, "_feed_forward", full)
     with pytest.raises(torch.OutOfMemoryError):
         kernels_agree(tiny)
 
@@ -162,10 +223,11 @@ def test_off_cuda_the_body_does_all_passes(tiny: LanguageModel) -> None:
     assert PtBackend(tiny).decode_path == "eager"
 
 
+@pytest.mark.parametrize("page", [0, 128], ids=["rows", "pages"])
 @pytest.mark.parametrize(("name", "capability"), [("acestep-5Hz-lm-1.7B", 90), ("acestep-5Hz-lm-4B", 80)])
-def test_the_kernels_compile_for_a_gpu_and_fit_it(name: str, capability: int) -> None:
+def test_the_kernels_compile_for_a_gpu_and_fit_it(name: str, capability: int, page: int) -> None:
     # In a process of its own, as Triton decides once whether to compile or to interpret.
-    command = [sys.executable, "-m", "tests.planner.compile_kernels", name, str(capability)]
+    command = [sys.executable, "-m", "tests.planner.compile_kernels", name, str(capability), str(page)]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from acestep.planner.backends import candidates
 from acestep.planner.backends.candidates import Candidates, Chooser, choose
-from acestep.planner.backends.fused_sampling import can_sample, fused_sample
+from acestep.planner.backends.fused_sampling import drawing, fused_sample
 from acestep.planner.sampling import item_keys, sample
 from acestep.types import SamplingSettings
 
@@ -50,7 +50,7 @@ def test_other_settings_are_drawn_operation_by_operation(asked: SamplingSettings
 
 
 def test_only_cuda_draws_in_kernels() -> None:
-    assert not can_sample(CPU)
+    assert drawing(CPU) is sample
 
 
 def test_a_choice_is_the_same_in_kernels(monkeypatch) -> None:
@@ -58,5 +58,5 @@ def test_a_choice_is_the_same_in_kernels(monkeypatch) -> None:
     keys = item_keys(3, "lm.codes", 2)
     found = Candidates(weights, first=50)
     expected = choose(found, SamplingSettings(), hidden, keys)
-    monkeypatch.setattr(candidates, "can_sample", lambda _: True)
+    monkeypatch.setattr(candidates, "drawing", lambda _: fused_sample)
     assert torch.equal(Chooser()(found, SamplingSettings(), hidden, keys), expected)

@@ -12,7 +12,7 @@ import torch
 
 from acestep.cuda_graphs import TensorFunction, captured
 from acestep.planner.backends.choices import TokenChoice
-from acestep.planner.backends.fused_sampling import can_sample, fused_sample
+from acestep.planner.backends.fused_sampling import drawing
 from acestep.planner.sampling import sample
 from acestep.types import SamplingSettings
 
@@ -107,7 +107,7 @@ class Chooser:
         # A mask is passed as a tensor, so that all places of a grammar share one recorded choice.
         inputs = (hidden, keys) if candidates.bias is None else (hidden, keys, candidates.bias)
 
-        draw = fused_sample if can_sample(hidden.device) else sample
+        draw = drawing(hidden.device)
 
         def among(hidden: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
             return choose(replace(candidates, bias=bias), sampling, hidden, keys, draw)
@@ -117,12 +117,18 @@ class Chooser:
 
     def recorded(self, kind: Hashable, function: TensorFunction, *examples: torch.Tensor) -> TensorFunction:
         """The recording of a function for a kind of inputs; made when the kind first occurs."""
-        if kind not in self._recorded:
-            self._recorded[kind] = captured(function, *examples)
+        run = self.find(kind)
+        if run is None:
+            run = self._recorded[kind] = captured(function, *examples)
             if len(self._recorded) > _RECORDED_LIMIT:
                 self._recorded.popitem(last=False)
-        self._recorded.move_to_end(kind)
-        return self._recorded[kind]
+        return run
+
+    def find(self, kind: Hashable) -> TensorFunction | None:
+        """The recording for a kind of inputs, if it has occurred."""
+        if kind in self._recorded:
+            self._recorded.move_to_end(kind)
+        return self._recorded.get(kind)
 
     def clear(self) -> None:
         """Free all recordings."""

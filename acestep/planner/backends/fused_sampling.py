@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -18,6 +19,11 @@ _BLOCK: Final = 1_024
 def can_sample(device: torch.device) -> bool:
     """Whether the kernels can run on a device."""
     return device.type == "cuda" and find_spec("triton") is not None
+
+
+def drawing(device: torch.device) -> Callable[[torch.Tensor, SamplingSettings, torch.Tensor], torch.Tensor]:
+    """How a token per row of logits is drawn on a device."""
+    return fused_sample if can_sample(device) else sample
 
 
 def fused_sample(logits: torch.Tensor, settings: SamplingSettings, keys: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ class Start:
     Attributes:
         device: the device that it runs on.
         songs: songs generated together, for which an engine reserves memory.
-        fused_decode: use the fused kernels of pt if supported.
+        fused_decode: use the fused kernels of pt and vllm if supported.
     """
 
     device: torch.device
@@ -79,7 +79,7 @@ def _start_vllm(model: LanguageModel, start: Start) -> VllmBackend:
     if free is not None:
         weights = sum(parameter.nbytes for parameter in model.body.parameters())
         limit = int(max(free - weights, 0) * _RESERVED_SHARE)
-    return VllmBackend(model, device=start.device, songs=start.songs, memory_limit=limit)
+    return VllmBackend(model, device=start.device, songs=start.songs, memory_limit=limit, fuse=start.fused_decode)
 
 
 def _start_pt(model: LanguageModel, start: Start) -> PtBackend:
@@ -159,7 +159,7 @@ def create_planner(
         model: the loaded language model.
         songs: songs generated together, for which an engine reserves memory.
         offloader: that of the language model, for the device that it runs on; an engine never leaves the device.
-        fused_decode: use the fused kernels of pt if supported.
+        fused_decode: use the fused kernels of pt and vllm if supported.
 
     Raises:
         BackendUnavailable: the backend cannot run here.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from acestep.cuda_graphs import reserve_workspaces
 from acestep.errors import InvalidOutput
 from acestep.planner.backends.base import PlannerBackend, free_memory, seconds_of, unloaded
 from acestep.planner.backends.candidates import Candidates
@@ -40,6 +41,7 @@ class PtBackend(PlannerBackend[Candidates]):
 
     def __init__(self, model: LanguageModel, *, fuse: bool | None = None) -> None:
         super().__init__(model)
+        reserve_workspaces(model.device)
         self._loaded: Workspace | None = Workspace(model, fuse)
         self.budget = PlannerBudget.of(model, self.held_bytes)
 

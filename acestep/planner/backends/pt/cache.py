@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from acestep.planner.backends.pt.fused import CacheAddresses
 from acestep.planner.budget import LanguageModel
 
 
@@ -46,6 +47,13 @@ class KeyValueCache:
     def slots(self) -> int:
         """Room over all rows."""
         return self.keys.shape[1]
+
+    @property
+    def addresses(self) -> CacheAddresses:
+        """The buffers for the engine's kernels; not valid after ``grown``."""
+        _, _, heads, size = self.keys.shape
+        keys, values = self.keys.unbind(), self.values.unbind()
+        return CacheAddresses(keys, values, self.row_slots, slot_stride=heads * size, head_stride=size)
 
     @property
     def nbytes(self) -> int:

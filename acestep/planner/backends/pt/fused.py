@@ -1,19 +1,17 @@
-"""A forward pass of Qwen3 over a few tokens, in Triton kernels on the weights of the ``transformers`` body."""
+"""A forward pass of Qwen3 over a few tokens, in Triton kernels, wherever its weights, keys and values are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.nn import functional
 
 from acestep.cuda_graphs import TensorFunction, captured
 from acestep.planner.budget import LanguageModel
-
-if TYPE_CHECKING:
-    from acestep.planner.backends.pt.cache import KeyValueCache
 
 _CAPABILITY: Final = (8, 0)
 """Oldest compute capability whose tensor cores multiply bfloat16 and whose shared memory holds the blocks."""
@@ -27,12 +25,16 @@ ATTENTION_TILE: Final = {"KEY_BLOCK": 32, "SPLITS": 16, "num_warps": 2, "num_sta
 
 def can_fuse(model: LanguageModel) -> bool:
     """Whether the kernels can run on the model's device in its dtype."""
+    return can_run(model.device, model.dtype) and knows(model.body.config)
+
+
+def can_run(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels can run on a device in a dtype."""
     return (
-        model.device.type == "cuda"
-        and model.dtype == torch.bfloat16
-        and torch.cuda.get_device_capability(model.device) >= _CAPABILITY
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and torch.cuda.get_device_capability(device) >= _CAPABILITY
         and find_spec("triton") is not None
-        and knows(model.body.config)
     )
 
 
@@ -52,6 +54,264 @@ def knows(config: Any) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerWeights:
+    """Weights of a decoder layer; of a projection, shape ``[out, in]``."""
+
+    input_norm: torch.Tensor
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    query_norm: torch.Tensor
+    key_norm: torch.Tensor
+    output: torch.Tensor
+    inner_norm: torch.Tensor
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderWeights:
+    """Weights of a Qwen3 body, wherever they are.
+
+    Attributes:
+        embedding: shape ``[vocabulary, hidden]``.
+        layers: in order.
+        norm: the last one.
+        frequencies: of the rotary embedding, float32, shape ``[head size / 2]``.
+        epsilon: of all norms.
+        heads: of queries.
+        kv_heads: of keys and values.
+    """
+
+    embedding: torch.Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor
+    frequencies: torch.Tensor
+    epsilon: float
+    heads: int
+    kv_heads: int
+
+    @classmethod
+    def of_body(cls, body: Any) -> DecoderWeights:
+        """Those of a body of ``transformers``."""
+        layers = tuple(
+            LayerWeights(
+                input_norm=layer.input_layernorm.weight,
+                query=layer.self_attn.q_proj.weight,
+                key=layer.self_attn.k_proj.weight,
+                value=layer.self_attn.v_proj.weight,
+                query_norm=layer.self_attn.q_norm.weight,
+                key_norm=layer.self_attn.k_norm.weight,
+                output=layer.self_attn.o_proj.weight,
+                inner_norm=layer.post_attention_layernorm.weight,
+                gate=layer.mlp.gate_proj.weight,
+                up=layer.mlp.up_proj.weight,
+                down=layer.mlp.down_proj.weight,
+            )
+            for layer in body.layers
+        )
+        return cls(
+            embedding=body.embed_tokens.weight,
+            layers=layers,
+            norm=body.norm.weight,
+            frequencies=body.rotary_emb.inv_freq,
+            epsilon=body.norm.variance_epsilon,
+            heads=body.config.num_attention_heads,
+            kv_heads=body.config.num_key_value_heads,
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return len(self.layers[0].query_norm)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CacheAddresses:
+    """Where keys and values of each row are.
+
+    Attributes:
+        keys: one buffer per layer.
+        values: the same.
+        rows: the number of slots of every row, int64, shape ``[]``; or with pages, which of them each row has, int32,
+            shape ``[rows, pages]``.
+        page: slots of a page; 0 where the slots of a row are consecutive.
+        page_stride: elements from one page to the next.
+        slot_stride: elements from one slot to the next.
+        head_stride: elements from one head to the next.
+    """
+
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    rows: torch.Tensor
+    slot_stride: int
+    head_stride: int
+    page: int = 0
+    page_stride: int = 0
+
+
+class FusedLayers:
+    """The layers' launches for a few tokens, one per lane, with the memory that they share.
+
+    Args:
+        weights: of the model.
+    """
+
+    def __init__(self, weights: DecoderWeights) -> None:
+        from acestep.planner.backends.pt import kernels
+
+        self._kernels: Any = kernels
+        self._weights = weights
+        embedding = weights.embedding
+        # Every layer uses the same memory. Hidden states, and what the norm after them starts from:
+        width = embedding.shape[1]
+        self._share = fitting(OUTPUT_TILE, width, width)["N_BLOCK"]
+        self._hidden, self._scaled = (self._lanes(width, embedding.dtype) for _ in range(2))
+        self._squares = self._lanes(width // self._share, torch.float32)
+        # Attention's shares of one lane, head and program; PyTorch's default dtype may be another where they are made.
+        shares = (kernels.LANE_LIMIT, weights.heads, ATTENTION_TILE["SPLITS"])
+        self._mixed = embedding.new_empty(*shares, weights.head_dim, dtype=torch.float32)
+        self._maxima, self._sums = (embedding.new_empty(shares, dtype=torch.float32) for _ in range(2))
+        # Back at zero after every launch.
+        self._arrivals = torch.zeros(kernels.LANE_LIMIT, weights.kv_heads, dtype=torch.int32, device=embedding.device)
+
+    @property
+    def lane_limit(self) -> int:
+        """Most tokens of a pass."""
+        return int(self._kernels.LANE_LIMIT)
+
+    def __call__(self, ids: torch.Tensor, places: torch.Tensor, cache: CacheAddresses, tokens: int) -> torch.Tensor:
+        """Run tokens after those of the cache, which gets their keys and values.
+
+        Args:
+            ids: shape ``[lanes]``, ``tokens`` of each row.
+            places: of the tokens in their rows, the same shape; negative where a lane is to be skipped.
+            cache: of the rows.
+            tokens: of each row.
+
+        Returns:
+            Hidden states after the last norm, shape ``[lanes, hidden]``.
+        """
+        weights, layers = self._weights, self._weights.layers
+        next_norms = [*(layer.input_norm for layer in layers[1:]), weights.norm]
+        self._embed(ids, layers[0].input_norm)
+        for index, (layer, next_norm) in enumerate(zip(layers, next_norms, strict=True)):
+            self._attend(layer, index, places, cache, tokens)
+            self._feed_forward(layer, len(places), next_norm)
+        hidden = self._hidden[: len(places)]
+        return functional.rms_norm(hidden, weights.norm.shape, weights.norm, weights.epsilon)
+
+    def _embed(self, ids: torch.Tensor, next_norm: torch.Tensor) -> None:
+        width = self._hidden.shape[1]
+        self._kernels.embed[(width // self._share,)](
+            ids,
+            self._weights.embedding,
+            next_norm,
+            self._hidden,
+            self._scaled,
+            self._squares,
+            len(ids),
+            N=width,
+            N_BLOCK=self._share,
+            num_warps=1,
+        )
+
+    def _attend(
+        self, layer: LayerWeights, index: int, places: torch.Tensor, cache: CacheAddresses, tokens: int
+    ) -> None:
+        """The attention half of a layer: adds to the hidden states."""
+        kernels, weights, lanes = self._kernels, self._weights, len(places)
+        q_size, kv_size = len(layer.query), len(layer.key)
+        qkv = self._hidden.new_empty(lanes, q_size + 2 * kv_size)
+        tile = fitting(INPUT_TILE, kv_size, self._hidden.shape[1])
+        kernels.project_inputs[(qkv.shape[1] // tile["N_BLOCK"],)](
+            self._scaled,
+            self._squares,
+            layer.query,
+            layer.key,
+            layer.value,
+            qkv,
+            lanes,
+            weights.epsilon,
+            Q=q_size,
+            KV=kv_size,
+            **self._norm_sizes(),
+            **tile,
+        )
+        attended = self._hidden.new_empty(lanes, q_size)
+        kernels.attend[(lanes, weights.kv_heads, ATTENTION_TILE["SPLITS"])](
+            qkv,
+            layer.query_norm,
+            layer.key_norm,
+            weights.frequencies,
+            places,
+            cache.keys[index],
+            cache.values[index],
+            cache.rows,
+            cache.rows.stride(0) if cache.page else 0,
+            self._mixed,
+            self._maxima,
+            self._sums,
+            self._arrivals,
+            attended,
+            weights.epsilon,
+            weights.head_dim**-0.5,
+            TOKENS=tokens,
+            HEADS=weights.heads,
+            KV_HEADS=weights.kv_heads,
+            HALF=weights.head_dim // 2,
+            PAGE=cache.page,
+            PAGE_STRIDE=cache.page_stride,
+            SLOT_STRIDE=cache.slot_stride,
+            HEAD_STRIDE=cache.head_stride,
+            **ATTENTION_TILE,
+        )
+        self._project_onto(attended, layer.output, layer.inner_norm)
+
+    def _feed_forward(self, layer: LayerWeights, lanes: int, next_norm: torch.Tensor) -> None:
+        """The other half: adds to the hidden states."""
+        inner, width = layer.gate.shape
+        activated = self._hidden.new_empty(lanes, inner)
+        tile = fitting(GATE_TILE, inner, width)
+        self._kernels.gate[(inner // tile["N_BLOCK"],)](
+            self._scaled,
+            self._squares,
+            layer.gate,
+            layer.up,
+            activated,
+            lanes,
+            self._weights.epsilon,
+            N=inner,
+            **self._norm_sizes(),
+            **tile,
+        )
+        self._project_onto(activated, layer.down, next_norm)
+
+    def _project_onto(self, lanes: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
+        n, k = weight.shape
+        self._kernels.project_onto[(n // self._share,)](
+            lanes,
+            weight,
+            next_norm,
+            self._hidden,
+            self._scaled,
+            self._squares,
+            len(lanes),
+            K=k,
+            N=n,
+            **fitting(OUTPUT_TILE, n, k),
+        )
+
+    def _norm_sizes(self) -> dict[str, int]:
+        """Of what a norm is finished from."""
+        return {"K": self._hidden.shape[1], "SHARES": self._squares.shape[1]}
+
+    def _lanes(self, width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(self._kernels.LANE_LIMIT, width, device=self._weights.embedding.device, dtype=dtype)
+
+
 class FusedForward:
     """The body's forward pass for a few tokens over all rows.
 
@@ -63,35 +323,14 @@ class FusedForward:
         cache: of the rows.
     """
 
-    def __init__(self, model: LanguageModel, cache: KeyValueCache) -> None:
-        from acestep.planner.backends.pt import kernels
-
-        self._kernels: Any = kernels
-        self._body: Any = model.body
+    def __init__(self, model: LanguageModel, cache: CacheAddresses) -> None:
+        self._layers = FusedLayers(DecoderWeights.of_body(model.body))
         self._cache = cache
-        self._device = model.device
-        config: Any = model.body.config
-        self._heads, self._kv_heads, self._head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        # Every layer uses the same memory. Hidden states, and what the norm after them starts from:
-        width = config.hidden_size
-        self._share = fitting(OUTPUT_TILE, width, width)["N_BLOCK"]
-        self._hidden, self._scaled = (self._lanes(width, model.dtype) for _ in range(2))
-        self._squares = self._lanes(width // self._share, torch.float32)
-        # Attention's shares of one lane, head and program.
-        shares = (kernels.LANE_LIMIT, self._heads, ATTENTION_TILE["SPLITS"])
-        self._mixed = torch.empty(*shares, self._head_dim, device=model.device)
-        self._maxima, self._sums = (torch.empty(shares, device=model.device) for _ in range(2))
-        # Back at zero after every launch.
-        self._arrivals = torch.zeros(kernels.LANE_LIMIT, self._kv_heads, dtype=torch.int32, device=model.device)
         self._passes: dict[tuple[int, int], TensorFunction] = {}
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether a pass over ``tokens`` tokens in each row is small enough."""
-        return bool(rows * _padded(tokens) <= self._kernels.LANE_LIMIT)
+        return rows * _padded(tokens) <= self._layers.lane_limit
 
     def __call__(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Run tokens after those of the cache.
@@ -116,110 +355,7 @@ class FusedForward:
 
     def _run(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         rows, tokens = ids.shape
-        places = places.flatten()
-        layers, last_norm = self._body.layers, self._body.norm
-        next_norms = [*(layer.input_layernorm for layer in layers[1:]), last_norm]
-        self._embed(ids.flatten(), layers[0].input_layernorm)
-        for index, (layer, next_norm) in enumerate(zip(layers, next_norms, strict=True)):
-            self._attend(layer, index, places, tokens)
-            self._feed_forward(layer, len(places), next_norm)
-        hidden = self._hidden[: len(places)]
-        normed = functional.rms_norm(hidden, last_norm.weight.shape, last_norm.weight, last_norm.variance_epsilon)
-        return normed.view(rows, tokens, -1)
-
-    def _embed(self, ids: torch.Tensor, next_norm: Any) -> None:
-        width = self._hidden.shape[1]
-        self._kernels.embed[(width // self._share,)](
-            ids,
-            self._body.embed_tokens.weight,
-            next_norm.weight,
-            self._hidden,
-            self._scaled,
-            self._squares,
-            len(ids),
-            N=width,
-            N_BLOCK=self._share,
-            num_warps=1,
-        )
-
-    def _attend(self, layer: Any, index: int, places: torch.Tensor, tokens: int) -> None:
-        """The attention half of a layer: adds to the hidden states."""
-        kernels, attention, lanes = self._kernels, layer.self_attn, len(places)
-        q_size, kv_size = self._heads * self._head_dim, self._kv_heads * self._head_dim
-        qkv = self._hidden.new_empty(lanes, q_size + 2 * kv_size)
-        tile = fitting(INPUT_TILE, kv_size, self._hidden.shape[1])
-        kernels.project_inputs[(qkv.shape[1] // tile["N_BLOCK"],)](
-            self._scaled,
-            self._squares,
-            attention.q_proj.weight,
-            attention.k_proj.weight,
-            attention.v_proj.weight,
-            qkv,
-            lanes,
-            layer.input_layernorm.variance_epsilon,
-            Q=q_size,
-            KV=kv_size,
-            **self._norm_sizes(),
-            **tile,
-        )
-        attended = self._hidden.new_empty(lanes, q_size)
-        kernels.attend[(lanes, self._kv_heads, ATTENTION_TILE["SPLITS"])](
-            qkv,
-            attention.q_norm.weight,
-            attention.k_norm.weight,
-            self._body.rotary_emb.inv_freq,
-            places,
-            self._cache.keys[index],
-            self._cache.values[index],
-            self._cache.row_slots,
-            self._mixed,
-            self._maxima,
-            self._sums,
-            self._arrivals,
-            attended,
-            attention.q_norm.variance_epsilon,
-            self._head_dim**-0.5,
-            TOKENS=tokens,
-            HEADS=self._heads,
-            KV_HEADS=self._kv_heads,
-            HALF=self._head_dim // 2,
-            **ATTENTION_TILE,
-        )
-        self._project_onto(attended, attention.o_proj.weight, layer.post_attention_layernorm)
-
-    def _feed_forward(self, layer: Any, lanes: int, next_norm: Any) -> None:
-        """The other half: adds to the hidden states."""
-        weights = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
-        inner, width = weights[0].shape
-        activated = self._hidden.new_empty(lanes, inner)
-        tile = fitting(GATE_TILE, inner, width)
-        epsilon = layer.post_attention_layernorm.variance_epsilon
-        self._kernels.gate[(inner // tile["N_BLOCK"],)](
-            self._scaled, self._squares, *weights, activated, lanes, epsilon, N=inner, **self._norm_sizes(), **tile
-        )
-        self._project_onto(activated, layer.mlp.down_proj.weight, next_norm)
-
-    def _project_onto(self, lanes: torch.Tensor, weight: torch.Tensor, next_norm: Any) -> None:
-        n, k = weight.shape
-        self._kernels.project_onto[(n // self._share,)](
-            lanes,
-            weight,
-            next_norm.weight,
-            self._hidden,
-            self._scaled,
-            self._squares,
-            len(lanes),
-            K=k,
-            N=n,
-            **fitting(OUTPUT_TILE, n, k),
-        )
-
-    def _norm_sizes(self) -> dict[str, int]:
-        """Of what a norm is finished from."""
-        return {"K": self._hidden.shape[1], "SHARES": self._squares.shape[1]}
-
-    def _lanes(self, width: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(self._kernels.LANE_LIMIT, width, device=self._device, dtype=dtype)
+        return self._layers(ids.flatten(), places.flatten(), self._cache, tokens).view(rows, tokens, -1)
 
 
 def weight_addresses(model: LanguageModel) -> tuple[int, ...]:

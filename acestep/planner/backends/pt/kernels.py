@@ -202,6 +202,16 @@ def _rotated(low, high, norm_ptr, frequencies, place, eps, HALF: tl.constexpr):
 
 
 @triton.jit
+def _slot(pages_ptr, place, PAGE: tl.constexpr, PAGE_STRIDE: tl.constexpr, SLOT_STRIDE: tl.constexpr):
+    """Where a position of a row begins, relative to the row or, in pages, to the buffer."""
+    slot = place * SLOT_STRIDE
+    if PAGE > 0:
+        page = tl.load(pages_ptr + place // PAGE).to(tl.int64)
+        slot = page * PAGE_STRIDE + place % PAGE * SLOT_STRIDE
+    return slot
+
+
+@triton.jit
 def attend(
     qkv_ptr,
     q_norm_ptr,
@@ -210,7 +220,8 @@ def attend(
     places_ptr,
     keys_ptr,
     values_ptr,
-    row_slots_ptr,
+    rows_ptr,
+    table_width,
     partial_ptr,
     maxima_ptr,
     sums_ptr,
@@ -222,6 +233,10 @@ def attend(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    SLOT_STRIDE: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
@@ -229,6 +244,10 @@ def attend(
 
     The last share also takes the keys of this pass, and writes the lane's own to the cache. The last program to finish
     combines the shares.
+
+    A row's slots are consecutive (``PAGE`` is 0, and ``rows_ptr`` points to the number of slots of each row), or in
+    pages of ``PAGE`` slots, a multiple of ``KEY_BLOCK`` (``rows_ptr`` points to a table of ``table_width`` pages per
+    row).
     """
     lane, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -255,19 +274,24 @@ def attend(
     dtype = keys_ptr.dtype.element_ty
     q_low, q_high = q_low.to(dtype), q_high.to(dtype)
 
-    SLOT: tl.constexpr = KV_HEADS * D
-    cache = tl.load(row_slots_ptr) * row * SLOT + kv_head * D
+    cache = kv_head * HEAD_STRIDE
+    pages_ptr = rows_ptr
+    if PAGE == 0:
+        cache = tl.load(rows_ptr) * row * SLOT_STRIDE + kv_head * HEAD_STRIDE
+    else:
+        pages_ptr += row * table_width
     maximum = tl.full((_LANES,), float("-inf"), tl.float32)
     total = tl.zeros((_LANES,), tl.float32)
     mixed = tl.zeros((_LANES, D), tl.float32)
     share = tl.cdiv(tl.cdiv(cached, SPLITS), KEY_BLOCK) * KEY_BLOCK
     for start in range(split * share, tl.minimum((split + 1) * share, cached), KEY_BLOCK):
-        key = start + tl.arange(0, KEY_BLOCK)
-        inside = key < cached
-        k_ptrs = keys_ptr + cache + key[:, None] * SLOT + half[None, :]
+        block = tl.arange(0, KEY_BLOCK)
+        inside = start + block < cached
+        slots = cache + _slot(pages_ptr, start, PAGE, PAGE_STRIDE, SLOT_STRIDE) + block[:, None] * SLOT_STRIDE
+        k_ptrs = keys_ptr + slots + half[None, :]
         k_low = tl.load(k_ptrs, mask=inside[:, None], other=0.0)
         k_high = tl.load(k_ptrs + HALF, mask=inside[:, None], other=0.0)
-        v = tl.load(values_ptr + cache + key[:, None] * SLOT + d[None, :], mask=inside[:, None], other=0.0)
+        v = tl.load(values_ptr + slots + d[None, :], mask=inside[:, None], other=0.0)
         scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
         scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee") * scale
         scores = tl.where(inside[None, :], scores, float("-inf"))
@@ -294,7 +318,7 @@ def attend(
             k_low, k_high = k_low.to(dtype), k_high.to(dtype)
             v = tl.load(k_ptr + KV_HEADS * D + d)
             if other == lane:
-                slot = cache + place * SLOT
+                slot = cache + _slot(pages_ptr, place, PAGE, PAGE_STRIDE, SLOT_STRIDE)
                 tl.store(keys_ptr + slot + half[None, :], k_low)
                 tl.store(keys_ptr + slot + HALF + half[None, :], k_high)
                 tl.store(values_ptr + slot + d, v)

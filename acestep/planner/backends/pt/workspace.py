@@ -20,7 +20,7 @@ from acestep.types import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCE: Final = 0.1
+TOLERANCE: Final = 0.1
 """Relative difference that rounding to bfloat16 explains, over all layers."""
 _TRIED_TOKENS: Final = 4
 
@@ -81,7 +81,7 @@ class Workspace:
         shared = cache.shared_with(prompts[0])
         cache.held = []
         if self.fuses and self._fused is None:
-            self._fused = FusedForward(self.model, cache)
+            self._fused = FusedForward(self.model, cache.addresses)
         return DecodeState.start(self.model, cache, prompts, items=items, shared=shared, fused=self._fused)
 
     def _reserve(self, rows: int, positions: int) -> KeyValueCache:
@@ -121,7 +121,7 @@ def kernels_agree(model: LanguageModel) -> bool:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     else:
-        if difference < _TOLERANCE and codes[0] == codes[1]:
+        if difference < TOLERANCE and codes[0] == codes[1]:
             return True
         reason = f"their hidden states differ by {difference:.1%}, and codes {codes} are drawn"
     logger.warning("the language model decodes without its own kernels, many times slower: %s", reason)
@@ -151,5 +151,5 @@ def start_apart(model: LanguageModel, prompts: Sequence[Sequence[int]], items: i
     capacity = len(prompts[0]) + _TRIED_TOKENS
     cache = KeyValueCache(model, items * len(prompts) * capacity)
     cache.set_row_capacity(capacity)
-    fused = FusedForward(model, cache) if fuse else None
+    fused = FusedForward(model, cache.addresses) if fuse else None
     return DecodeState.start(model, cache, prompts, items=items, fused=fused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -9,16 +10,19 @@ from typing import Final
 
 import torch
 
-from acestep.errors import BackendFailed
-from acestep.planner.backends.base import PlannerBackend
+from acestep.errors import BackendFailed, BackendUnavailable
+from acestep.planner.backends.base import PlannerBackend, free_memory
 from acestep.planner.backends.candidates import Candidates
 from acestep.planner.backends.choices import TokenChoice
 from acestep.planner.backends.phases import COMPOSING, CodesPhase, PhaseTokens, TextPhase
-from acestep.planner.backends.vllm.engine import Reservation, build_engine
+from acestep.planner.backends.pt.workspace import TOLERANCE
+from acestep.planner.backends.vllm.engine import BLOCK, Reservation, build_engine
 from acestep.planner.backends.vllm.rows import EngineRows, RowRequest, SharedEngine
 from acestep.planner.backends.vllm.selection import CodesSelection, TextSelection, TokenSelector
 from acestep.planner.budget import LanguageModel, PlannerBudget, bytes_per_position
 from acestep.types import SamplingSettings
+
+logger = logging.getLogger(__name__)
 
 _TIMED_PASSES: Final = 16
 
@@ -35,6 +39,7 @@ class VllmBackend(PlannerBackend[Candidates]):
         device: where the engine runs.
         songs: songs generated together, over all requests.
         memory_limit: bytes for keys and values at most; ``None`` reserves the worst case.
+        fuse: run small decode passes in the kernels of the PyTorch backend, if they run and agree with vLLM's model.
 
     Raises:
         BackendUnavailable: vLLM cannot run here.
@@ -44,22 +49,83 @@ class VllmBackend(PlannerBackend[Candidates]):
     name = "vllm"
 
     def __init__(
-        self, model: LanguageModel, *, device: torch.device, songs: int, memory_limit: int | None = None
+        self,
+        model: LanguageModel,
+        *,
+        device: torch.device,
+        songs: int,
+        memory_limit: int | None = None,
+        fuse: bool = True,
     ) -> None:
         super().__init__(model)
         self._device = device
         reservation = Reservation.for_songs(model, songs, memory_limit)
-        codes = TokenChoice.codes(self.vocabulary.layout)
-        self._selector = TokenSelector(reservation.rows, reservation.context_limit, codes, device)
-        engine = build_engine(model, device, reservation, self._selector)
-        positions = reservation.bytes // bytes_per_position(model)
-        self._engine = SharedEngine(engine, self._selector, reservation, positions, device)
+        self._start(model, reservation, fuse)
         self.budget = PlannerBudget(
             context_limit=reservation.context_limit,
             bytes_per_position=bytes_per_position(model),
             free_bytes=lambda: reservation.bytes,
             row_limit=reservation.rows,
         )
+
+    def _start(self, model: LanguageModel, reservation: Reservation, fuse: bool) -> None:
+        """Start an engine; without the kernels if it does not start with them, or if they disagree with its model."""
+        codes = TokenChoice.codes(self.vocabulary.layout)
+        self._selector = TokenSelector(reservation.rows, reservation.context_limit, codes, self._device)
+        reason = None
+        try:
+            engine = build_engine(model, self._device, reservation, self._selector, fuse)
+        except BackendUnavailable as error:
+            if not self._selector.fuses:
+                raise
+            reason = str(error.__cause__ or error)
+        else:
+            positions = reservation.bytes // bytes_per_position(model)
+            self._engine = SharedEngine(engine, self._selector, reservation, positions, self._device)
+            if self._selector.fuses:
+                # The requests of the comparison are not a user's: a trace does not show them.
+                tracing, engine.output_processor.tracing_enabled = engine.output_processor.tracing_enabled, False
+                reason = self._disagreement()
+                engine.output_processor.tracing_enabled = tracing
+                if reason is not None:
+                    self._engine.close()
+            del engine
+        if reason is not None:
+            logger.warning("vLLM decodes without the engine's kernels, more slowly: %s", reason)
+            free_memory(self._device)
+            self._start(model, reservation, fuse=False)
+
+    def _disagreement(self) -> str | None:
+        """How the kernels differ from vLLM's model on this GPU, driver and Triton version; ``None`` if they agree.
+
+        Compares the hidden states of a token after two that were decoded with those after a prompt that contains them.
+        The longer row continues on a new page.
+        """
+        prompts = [list(range(2 * BLOCK - 1)), list(range(60, 85))]
+        states: list[torch.Tensor] = []
+        try:
+            for count in (3, 1):
+                phase = _cut_short(prompts, 1, count)
+                selection = CodesSelection(phase)
+                self._selector.seen = {}
+                with EngineRows(self._engine, COMPOSING, _groups(phase), selection) as rows:
+                    rows.finish()
+                states.append(torch.stack([self._selector.seen[selection.number, row] for row in range(2)]))
+                prompts = [[*prompt, *rows.written[row][:2]] for row, prompt in enumerate(prompts)]
+        except torch.OutOfMemoryError:
+            self._engine.close()
+            raise
+        # Whatever else a driver raises: vLLM's own model still works.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        self._selector.seen = None
+        difference = float((states[0] - states[1]).norm() / states[1].norm())
+        return None if difference < TOLERANCE else f"their hidden states differ by {difference:.1%}"
+
+    @property
+    def decode_path(self) -> str | None:
+        """``fused``, or ``None`` where vLLM's model runs all passes."""
+        return "fused" if self._selector.fuses else None
 
     def prefill(self, rows: EngineRows) -> None:
         """The first pass: it processes the prompts and gives the first token of each row."""

@@ -13,7 +13,7 @@ import random
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +21,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from acestep.cuda_graphs import capture_stream, reserve_workspaces
 from acestep.errors import BackendUnavailable, OutOfMemory
 from acestep.planner.backends.vllm.selection import TokenSelector
 from acestep.planner.budget import LanguageModel, bytes_per_position
 
 _ARCHITECTURE: Final = "AceStepForCausalLM"
 _LOAD_FORMAT: Final = "acestep"
-_BLOCK: Final = 128
+BLOCK: Final = 128
 """Positions in a block of keys and values, the engine's largest default: what a row may take beyond its own."""
 _ENVIRONMENT: Final = {
     # The scheduler and the worker in this process, not in children.
@@ -78,7 +79,9 @@ class Reservation:
         return cls(rows, model.context_limit, reserved)
 
 
-def build_engine(model: LanguageModel, device: torch.device, reservation: Reservation, selector: TokenSelector) -> Any:
+def build_engine(
+    model: LanguageModel, device: torch.device, reservation: Reservation, selector: TokenSelector, fuse: bool
+) -> Any:
     """Start an engine with the weights of a loaded model, which it copies.
 
     Args:
@@ -86,6 +89,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         device: where the engine runs.
         reservation: of rows, and of memory for keys and values.
         selector: decides the tokens.
+        fuse: run small decode passes in the kernels of the PyTorch backend, where they can run.
 
     Returns:
         ``vllm.v1.engine.llm_engine.LLMEngine``.
@@ -114,13 +118,10 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         if model_parallel_is_initialized():
             # Engines share the process's groups of workers: stopping one would stop the other.
             raise BackendUnavailable("vLLM already runs in this process: unload that language model first")
-        if device.type == "cuda":
-            # Its workspace stays for the life of the process: created later, it would keep a block of the engine's
-            # memory.
-            torch.ones(1, 1, device=device).mm(torch.ones(1, 1, device=device))
+        reserve_workspaces(device)
         _register_loader(model)
         ModelRegistry.register_model(_ARCHITECTURE, HiddenStatesModel)
-        HiddenStatesModel.selector = selector
+        HiddenStatesModel.selector, HiddenStatesModel.fuses = selector, fuse
         try:
             config = EngineArgs(model=_config_folder(model), **_settings(model, device, reservation))
             engine_config = config.create_engine_config()
@@ -129,7 +130,7 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
             if device.type == "cuda":
                 # The executor takes the number of the device from here.
                 engine_config.device_config.device = torch.device("cuda", device.index or 0)
-            with _without_progress_bars():
+            with _recorded_here(device):
                 engine = LLMEngine(
                     vllm_config=engine_config,
                     executor_class=Executor.get_class(engine_config),
@@ -140,8 +141,11 @@ def build_engine(model: LanguageModel, device: torch.device, reservation: Reserv
         except torch.OutOfMemoryError:
             cleanup_dist_env_and_memory()
             raise
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             cleanup_dist_env_and_memory()
+            # The kernels can fail in ways of their own: the caller can do without them.
+            if not (selector.fuses or isinstance(error, ValueError | RuntimeError)):
+                raise
             raise BackendUnavailable(
                 f"vLLM did not start: {' '.join(str(error).split())} (or use `lm_backend` pt)"
             ) from error
@@ -188,7 +192,7 @@ def _forget_compiled(model: torch.nn.Module) -> None:
 
 
 def _settings(model: LanguageModel, device: torch.device, reservation: Reservation) -> dict[str, Any]:
-    spare = reservation.rows * _BLOCK * bytes_per_position(model)
+    spare = reservation.rows * BLOCK * bytes_per_position(model)
     settings: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
@@ -211,6 +215,8 @@ def _settings(model: LanguageModel, device: torch.device, reservation: Reservati
         settings["gpu_memory_utilization"] = min((weights + reservation.bytes + spare) / total, 1.0)
         # Of kernels that are not used: attention is FlashAttention's.
         settings["kernel_config"] = {"enable_flashinfer_autotune": False}
+        # A block of the cache holds several blocks of keys of the engine's kernels.
+        settings["block_size"] = BLOCK
         settings["compilation_config"] = {
             "cudagraph_capture_sizes": [1, *range(2, reservation.rows + 1, 2)],
             # A pass with prompts has more tokens than any recording.
@@ -294,13 +300,22 @@ def _process_as_it_was() -> Iterator[None]:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Recording graphs shows a bar that no setting turns off."""
+def _recorded_here(device: torch.device) -> Iterator[None]:
+    """Let the engine record its graphs on the stream that all recordings use, without a bar that no setting turns off.
+
+    It would create a stream at every start, each with a workspace that stays for the life of the process.
+    """
+    from vllm.distributed.parallel_state import GraphCaptureContext, get_tp_group
     from vllm.v1.worker.gpu import cudagraph_utils
 
-    bar = cudagraph_utils.tqdm
-    cudagraph_utils.tqdm = lambda iterable, **_: iterable
-    try:
+    def graph_capture(device: torch.device) -> Any:
+        return get_tp_group().graph_capture(GraphCaptureContext(capture_stream(device)))
+
+    with ExitStack() as undo:
+        changes: dict[str, Any] = {"tqdm": lambda iterable, **_: iterable}
+        if device.type == "cuda":
+            changes["graph_capture"] = graph_capture
+        for name, change in changes.items():
+            undo.callback(setattr, cudagraph_utils, name, getattr(cudagraph_utils, name))
+            setattr(cudagraph_utils, name, change)
         yield
-    finally:
-        cudagraph_utils.tqdm = bar

@@ -10,23 +10,47 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 
+from acestep.planner.backends.vllm.decode import PagedDecode
 from acestep.planner.backends.vllm.selection import PHASE, ROW, Row, TokenSelector
 
 
 class HiddenStatesModel(Qwen3ForCausalLM):
     """Qwen3 whose logits are its hidden states: the selector needs logits of few tokens, of guided hidden states.
 
+    Small decode passes run in the engine's own kernels.
+
     Attributes:
+        decode: runs these passes; ``None`` where the kernels cannot run.
         selector: of the engine that is started. It is an attribute of the class, because vLLM creates the instance and
             keeps the class of a configuration for the life of the process; it runs one engine at a time.
+        fuses: whether that engine may use the kernels.
     """
 
+    decode: PagedDecode | None = None
     selector: ClassVar[TokenSelector | None] = None
+    fuses: ClassVar[bool] = False
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states of all tokens; vLLM records the call for batches with one token in each row."""
+        if self.decode is not None and self.decode.takes(len(input_ids)):
+            # There is none while vLLM measures its memory.
+            metadata: Any = get_forward_context().attn_metadata
+            if metadata and (rows := metadata[self.decode.layer_name]).max_query_len == 1:
+                return self.decode(input_ids, rows.seq_lens, rows.block_table)
+        hidden: torch.Tensor = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        return hidden
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The hidden states."""
@@ -36,15 +60,27 @@ class HiddenStatesModel(Qwen3ForCausalLM):
         """Load the weights, and pass the head to the selector."""
         loaded = super().load_weights(weights)
         started_selector().bind(self.lm_head.weight.data)
+        if self.fuses:
+            self.decode = PagedDecode.of(self)
+            started_selector().fuses = self.decode is not None
         return loaded
 
     @staticmethod
     def get_model_state_cls() -> type[Any]:
         """The state with the sampler, for Model Runner V2."""
+        from vllm.config import CUDAGraphMode
         from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
         class SelectingState(DefaultModelState):
-            """A state whose model supplies its own sampler."""
+            """A state whose model supplies its own sampler, and its own decode passes."""
+
+            def prepare_attn(self, input_batch: Any, cudagraph_mode: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+                """What attention needs to know of a batch: nothing, where a pass of the kernels is replayed."""
+                decode, replays = self.model.decode, cudagraph_mode == CUDAGraphMode.FULL
+                if replays and decode is not None and decode.takes(input_batch.num_tokens_after_padding):
+                    return {}
+                metadata: dict[str, Any] = super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)
+                return metadata
 
             def custom_sampler(self, sampler: Any) -> tuple[Any, None]:
                 """The selector's, around the engine's."""
@@ -74,8 +110,9 @@ class SelectingSampler:
         self._selector = selector
         self._sampler = sampler
         self._rows: dict[int, Row | None] = {}
-        self._ones = torch.ones(rows, dtype=torch.int32, device=device)
-        self._zeros = torch.zeros_like(self._ones)
+        ones, zeros = (torch.full((rows,), number, dtype=torch.int32, device=device) for number in (1, 0))
+        # Of each number of rows: slicing them at every pass takes longer than it looks.
+        self._counts = [(ones[:count], zeros[:count]) for count in range(rows + 1)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)
@@ -93,12 +130,13 @@ class SelectingSampler:
 
         rows = tuple(map(self._rows.get, input_batch.idx_mapping_np.tolist()))
         tokens = self._selector.select(hidden, rows)
+        sampled, rejected = self._counts[len(rows)]
         return SamplerOutput(
             sampled_token_ids=tokens.view(-1, 1),
             logprobs_tensors=None,
             num_nans=None,
-            num_sampled=self._ones[: len(rows)],
-            num_rejected=self._zeros[: len(rows)],
+            num_sampled=sampled,
+            num_rejected=rejected,
         )
 
 

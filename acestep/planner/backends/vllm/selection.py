@@ -16,8 +16,10 @@ from typing import Final
 import numpy as np
 import torch
 
+from acestep.cuda_graphs import CapturedCall
 from acestep.planner.backends.candidates import Candidates, Chooser, choose, to_device
 from acestep.planner.backends.choices import TokenChoice
+from acestep.planner.backends.fused_sampling import drawing
 from acestep.planner.backends.phases import CodesPhase, TextPhase
 from acestep.types import SamplingSettings
 
@@ -191,6 +193,10 @@ class TokenSelector:
     Songs have slots in tables on the device: their noise, their step, and whether their hidden states were finite. One
     recorded function reads and writes these, so a pass of songs alone needs nothing from the host.
 
+    Attributes:
+        fuses: whether the engine runs small decode passes in the kernels of the PyTorch backend.
+        seen: where it is not ``None``, receives the hidden states of each row at each pass.
+
     Args:
         songs: most songs that run together.
         length: most codes of a song.
@@ -209,6 +215,8 @@ class TokenSelector:
         self._layouts: dict[tuple[Row | None, ...], _Layout] = {}
         self._chooser = Chooser()
         self._head: torch.Tensor | None = None
+        self.fuses = False
+        self.seen: dict[Row, torch.Tensor] | None = None
 
     @property
     def head(self) -> torch.Tensor:
@@ -224,7 +232,9 @@ class TokenSelector:
         # One more than there are: the spare slot, which batches are filled up with.
         self._keys = torch.zeros(songs + 1, self._length, dtype=torch.long, device=device)
         self._steps = torch.zeros(songs + 1, dtype=torch.long, device=device)
-        self._finite = torch.ones(songs + 1, dtype=torch.bool, device=device)
+        # Over all hidden states of a song: NaN and infinity persist once they occur.
+        self._sums = torch.zeros(songs + 1, dtype=torch.float32, device=device)
+        self._ones = torch.ones(1 << songs.bit_length(), dtype=torch.long, device=device)
         self._spares = torch.full((1 << songs.bit_length(),), songs, dtype=torch.long, device=device)
 
     def release(self) -> None:
@@ -234,7 +244,7 @@ class TokenSelector:
         self._head = None
         self._chooser.clear()
         self._layouts.clear()
-        del self._keys, self._steps, self._finite, self._spares
+        del self._keys, self._steps, self._sums, self._ones, self._spares
 
     def add(self, selection: CodesSelection | TextSelection) -> None:
         """Start a phase."""
@@ -248,7 +258,7 @@ class TokenSelector:
         slot = selection.slots[song] = self._free.pop()
         self._keys[slot, : selection.phase.count] = to_device(selection.keys[song], self._device)
         self._steps[slot : slot + 1].zero_()
-        self._finite[slot : slot + 1].fill_(True)
+        self._sums[slot : slot + 1].zero_()
 
     def remove(self, selection: CodesSelection | TextSelection) -> bool:
         """End a phase that was added; returns whether its hidden states were finite, and waits for the device."""
@@ -258,7 +268,7 @@ class TokenSelector:
             return bool(self._text_finite.pop(selection.number))
         slots = list(selection.slots.values())
         self._free += slots
-        return bool(self._finite[slots].all())
+        return bool(self._sums[slots].isfinite().all())
 
     def select(self, hidden: torch.Tensor, rows: tuple[Row | None, ...]) -> torch.Tensor:
         """Decide the next token of every row of a batch.
@@ -270,6 +280,10 @@ class TokenSelector:
         Returns:
             Token ids, int64, shape ``[batch]``.
         """
+        if self.seen is not None:
+            self.seen |= {
+                row: state.float() for row, state in zip(rows, hidden.clone(), strict=True) if row is not None
+            }
         layout = self._layouts.get(rows)
         if layout is None:
             if len(self._layouts) >= _LAYOUT_LIMIT:
@@ -298,17 +312,28 @@ class TokenSelector:
             steps = self._steps[slots]
             # The step of the spare slot increases without limit.
             keys = self._keys[slots, steps.clamp(max=self._length - 1)]
-            drawn = choose(Candidates.of(self._codes, self.head), group.sampling, hidden, keys)
-            finite = hidden.isfinite().all(dim=-1).view(-1, len(slots)).all(dim=0)
-            self._finite.index_copy_(0, slots, self._finite[slots] & finite)
-            self._steps.index_copy_(0, slots, steps + 1)
+            drawn = choose(Candidates.of(self._codes, self.head), group.sampling, hidden, keys, drawing(hidden.device))
+            sums = hidden.view(-1, len(slots), hidden.shape[1]).sum(dim=(0, 2), dtype=torch.float32)
+            self._sums.index_add_(0, slots, sums)
+            self._steps.index_add_(0, slots, self._ones[: len(slots)])
             return drawn
 
-        rows = hidden.index_select(0, group.order)
         kind = ("codes", group.sampling, group.guided, len(group.slots))
-        # Recording runs the function once: on the spare slot.
-        run = self._chooser.recorded(kind, advance, rows, self._spares[: len(group.slots)])
-        return run(rows, group.slots).index_select(0, group.songs)
+        run = self._chooser.find(kind)
+        if run is None:
+            # Recording runs the function once: on the spare slot.
+            rows, spares = hidden.index_select(0, group.order), self._spares[: len(group.slots)]
+            run = self._chooser.recorded(kind, advance, rows, spares)
+        if isinstance(run, CapturedCall):
+            torch.index_select(hidden, 0, group.order, out=run.inputs[0])
+            if run.holds is not group:
+                # Songs stay for many passes.
+                run.inputs[1].copy_(group.slots)
+                run.holds = group
+            drawn = run.replay()
+        else:
+            drawn = run(hidden.index_select(0, group.order), group.slots)
+        return drawn.index_select(0, group.songs)
 
     def _lay_out(self, rows: tuple[Row | None, ...]) -> _Layout:
         places = {row: place for place, row in enumerate(rows) if row is not None}
