@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,8 @@ def serve(options: argparse.Namespace, makers: Sequence[Maker], telemetry: Servi
     try:
         server.run()
     finally:
+        # Libraries of native code report objects that the last collection leaves behind.
+        gc.unfreeze()
         if options.ray is not None:
             stop_replicas()
 
