@@ -28,6 +28,7 @@ MOST_CPU_WORKERS: Final = 64
 _FORM: Final = re.compile(r"all|cpu:[1-9][0-9]?|[0-9]{1,3}(,[0-9]{1,3})*")
 _EXPLAINED: Final = "choose GPUs by number (0,1,3), all, or cpu:N for N processes on the CPU"
 _THREADS: Final = "OMP_NUM_THREADS"
+"""Environment variable: threads of PyTorch's operations on the host, one for each processor if it is not set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,13 @@ class Card:
 
         Args:
             inherited: environment of the parent.
-            cards: number of processes that run at the same time; those on the CPU share its cores.
+            cards: number of processes that run at the same time and share the processors of the host. Otherwise each
+                would have a thread on every processor, and an operation ends with the last of its threads.
         """
-        if self.uuid is not None:
+        if self.uuid is not None and cards == 1:
             return {**inherited, VISIBLE: self.uuid}
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return {_THREADS: str(max(1, cores // cards)), **inherited}
+        shared = {_THREADS: str(max(1, processors() // cards)), **inherited}
+        return shared if self.uuid is None else {**shared, VISIBLE: self.uuid}
 
 
 def choose_cards(gpus: str, device: str = "auto") -> tuple[Card, ...]:
@@ -102,6 +104,11 @@ def choose_cards(gpus: str, device: str = "auto") -> tuple[Card, ...]:
 def models_of(cards: Iterable[Card]) -> tuple[str, ...]:
     """The distinct models of the cards: figures of different models must not be combined."""
     return tuple(dict.fromkeys(card.model for card in cards))
+
+
+def processors() -> int:
+    """Number of processors that this process may run on: fewer than the host's in a container that limits them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_name() -> str:

@@ -6,7 +6,6 @@ text and codes into audio; the songs are saved.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acestep.audio import save_audio
+from acestep.cards import processors
 from acestep.errors import InvalidRequest
 from acestep.planner.metadata import DURATION_RANGE
 from acestep.planner.plans import Plan, PlanRequest
@@ -130,10 +130,10 @@ class MusicPipeline:
     def save_songs(self, songs: Sequence[Song], directory: Path, audio_format: str) -> tuple[Song, ...]:
         """Write every song to ``directory``, all at once, and return the songs with their paths."""
         stems = song_stems(directory, [song.seed for song in songs])
-        processors = os.cpu_count() or 1
+        threads = processors()
         # libsndfile releases the interpreter lock while it encodes.
-        with ThreadPoolExecutor(max_workers=min(len(songs), processors)) as pool:
-            save = partial(save_audio, format=audio_format, threads=processors // len(songs))
+        with ThreadPoolExecutor(max_workers=min(len(songs), threads)) as pool:
+            save = partial(save_audio, format=audio_format, threads=threads // len(songs))
             paths = pool.map(save, [song.audio for song in songs], stems)
             return tuple(replace(song, path=path) for song, path in zip(songs, paths, strict=True))
 

@@ -10,8 +10,10 @@ Three parts, all of them unless ``--part`` names one:
   too. The losses are split into cards that wait at the end for the others, the time between requests, and requests that
   take longer than on one card.
 * ``service``: ``examples/serving`` under a closed loop: each client requests the same song, follows it to its end and
-  repeats. The load per card is the same for every number of cards. Songs per hour are counted after the warm-up; the
-  wait in the queue is from a song's acceptance to a worker.
+  repeats. The load per card is the same for every number of cards. Songs, waits and latencies are counted after the
+  warm-up; the wait in the queue is from a song's acceptance to a worker. The service's metrics split the time of a card
+  into that of a song on one card, what a song takes longer, and the gap between two songs. The processor time of the
+  service's process and of the load shows whether one of them is the limit.
 * ``disturb``: one cell on the first card alone, and then with the same work on all cards: power, PCIe and the host's
   cores are shared. Clocks and power are the driver's, read twice a second.
 
@@ -173,41 +175,74 @@ def run_service(count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Start and load a service on some cards."""
     # Only this part needs the service's dependencies.
     from benchmarks.service import running_service
-    from examples.serving.load import run_load
 
     clients = CLIENTS_PER_CARD * count
     arguments = [*models(tiny=options.tiny), "--gpus", gpus(count, tiny=options.tiny)]
     arguments += ["--queue", str(clients), "--kept", str(4 * clients)]
     with running_service(arguments, {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}) as url:
-        start = time.monotonic()
-        song = {"duration": options.duration, "inference_steps": 8, "seed": 1}
-        report = asyncio.run(run_load(url, clients=clients, seconds=WARM_UP_SECONDS + options.seconds, song=song))
-    return {"count": count, "clients": clients, **seen(report, start + WARM_UP_SECONDS, options.seconds)}
+        return {"count": count, "clients": clients, **asyncio.run(load_service(url, count, clients, options))}
 
 
-def seen(report: Report, start: float, seconds: float) -> dict[str, Any]:
+async def load_service(url: str, count: int, clients: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Load a service that is running, and read its metrics at the end of the warm-up and at the end."""
+    from benchmarks.service import Reading, seconds_per_song
+    from examples.serving.load import run_load
+
+    song = {"duration": options.duration, "inference_steps": 8, "seed": 1}
+    load = asyncio.create_task(run_load(url, clients=clients, seconds=WARM_UP_SECONDS + options.seconds, song=song))
+    await asyncio.sleep(WARM_UP_SECONDS)
+    before, own = await asyncio.to_thread(Reading.now, url), time.process_time()
+    await asyncio.sleep(options.seconds)
+    after, own = await asyncio.to_thread(Reading.now, url), time.process_time() - own
+    figures = seen(await load, before.moment, after.moment)
+    split = seconds_per_song(before, after, count)
+    split["processor"]["load"] = own / (after.songs - before.songs)
+    return {**figures, "seconds_per_song": split}
+
+
+def seen(report: Report, start: float, end: float) -> dict[str, Any]:
     """Figures of the time between warm-up and the end of the load: afterwards there are fewer clients than cards.
 
     Args:
         report: of the load.
         start: end of the warm-up, by the monotonic clock.
-        seconds: from there on that count.
+        end: of the time that counts.
     """
     from examples.serving.load import quantile
 
-    counted = sorted((moment, worker) for moment, worker in report.finished if start <= moment <= start + seconds)
+    counted = sorted((moment, worker) for moment, worker in report.finished if start <= moment <= end)
     if len(counted) < 2:
-        raise SystemExit(f"{len(counted)} songs ended within {seconds:g} s: choose more --seconds")
+        raise SystemExit(f"{len(counted)} songs ended within {end - start:.0f} s: choose more --seconds")
     # Between the first and the last end: whole songs, and no part of one at either side.
     per_hour = (len(counted) - 1) / (counted[-1][0] - counted[0][0]) * 3600
+    # The first songs wait for kernels that are built and graphs that are captured.
+    waits = [wait for moment, wait in report.waits if start <= moment <= end]
+    ended = zip(report.finished, report.latencies, strict=True)
+    latencies = [latency for (moment, _), latency in ended if start <= moment <= end]
     return {
         "songs": len(counted),
         "songs_per_hour": per_hour,
         "by_card": dict(sorted(Counter(str(worker) for _, worker in counted).items())),
-        "queue_wait_seconds": {"p50": quantile(report.waits, 0.5), "p95": quantile(report.waits, 0.95)},
-        "latency_seconds": {"p50": report.latency(0.5), "p95": report.latency(0.95)},
+        "queue_wait_seconds": {"p50": quantile(waits, 0.5), "p95": quantile(waits, 0.95)},
+        "latency_seconds": {"p50": quantile(latencies, 0.5), "p95": quantile(latencies, 0.95)},
         "ended": dict(report.ended),
         "turned_away": report.turned_away,
+    }
+
+
+def losses_of_service(one: dict[str, Any], several: dict[str, Any]) -> dict[str, float]:
+    """Where the cards' time went, as shares of all of it: they add up to 1.
+
+    Args:
+        one: ``seconds_per_song`` on the smallest number of cards.
+        several: on more.
+    """
+    alone, working, between = one["generating"], several["generating"], several["between_songs"]
+    whole = working + between
+    return {
+        "work_of_one_card": alone / whole,
+        "songs_that_took_longer": (working - alone) / whole,
+        "between_songs": between / whole,
     }
 
 
@@ -225,11 +260,23 @@ def measure_service(options: argparse.Namespace) -> Iterator[list[dict[str, Any]
             "efficiency": speed_up / count,
             "p95_wait_over_one_card": wait / first["queue_wait_seconds"]["p95"],
         }
+        split = run["seconds_per_song"]
+        if "seconds_per_song" in first:
+            run["share_of_the_time"] = losses_of_service(first["seconds_per_song"], split)
         print(
             f"service on {count}: {run['songs_per_hour']:.0f} songs of {options.duration:g} s an hour, speed-up "
             f"{speed_up:.2f}, efficiency {run['efficiency']:.1%}; p95 of the queue wait {wait:.2f} s with "
             f"{CLIENTS_PER_CARD} clients per card, x {run['p95_wait_over_one_card']:.2f} of one card"
         )
+        print(
+            f"  a song: {1000 * split['generating']:.1f} ms on its card ("
+            + ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in split["stages"].items())
+            + f"), {1000 * split['between_songs']:.1f} ms until the next; processors: "
+            + ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in split["processor"].items())
+        )
+        if "share_of_the_time" in run:
+            shares = run["share_of_the_time"].items()
+            print("  " + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in shares))
         yield runs
 
 

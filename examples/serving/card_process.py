@@ -122,21 +122,25 @@ class CardMaker:
             case unexpected:
                 raise AssertionError(unexpected)
 
-    def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
-        """Generate the songs of a job.
+    def assign(self, job: Job, folder: Path) -> None:
+        """Send a job to the process, which begins immediately."""
+        # Imported once the variables have been checked: propagators read theirs while they are imported.
+        from opentelemetry import propagate
+
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        # First of all: the card is idle until the message arrives.
+        self._send(Song(job.id, job.request, carrier, folder))
+        job.begin(self.label)
+
+    def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:  # noqa: ARG002
+        """Wait until the songs of the assigned job are generated.
 
         Raises:
             Cancelled: the job was cancelled.
             SongFailed: the process could not generate them.
             WorkerDied: the process ended.
         """
-        # Imported once the variables have been checked: propagators read theirs while they are imported.
-        from opentelemetry import propagate
-
-        job.begin(self.label)
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        self._send(Song(job.id, job.request, carrier, folder))
         while True:
             match self._next():
                 case Progress() as progress:

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 from acestep import AceStepError, Cancelled, Card, Progress, generate_music
 from acestep_otel import ServiceTelemetry
 from examples.serving.messages import Cancel, Count, Counted, Failed, FromCard, Made, Ready, Refused, Song, Start, Stop
-from examples.serving.models import load
+from examples.serving.models import freeze_objects, load
 from examples.serving.telemetry import set_up
 
 
@@ -61,6 +61,7 @@ class CardWorker:
         except AceStepError as error:
             self._send(Refused(str(error)))
             return
+        freeze_objects()
         threading.Thread(target=self._listen, daemon=True).start()
         self._send(Ready())
         while (song := self._songs.get()) is not None:

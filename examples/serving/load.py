@@ -58,15 +58,16 @@ class Report:
         turned_away: answers 429.
         latencies: seconds from the accepted request to the finished song.
         traces: trace id of each accepted request.
-        waits: seconds from the accepted request to a worker that took it.
-        finished: when each finished song ended, by the monotonic clock, and the card that generated it.
+        waits: when a worker took each song, by the monotonic clock, and seconds since the accepted request.
+        finished: when each finished song ended, by the monotonic clock, and the card that generated it; in the order of
+            ``latencies``.
     """
 
     ended: Counter[str] = field(default_factory=Counter)
     turned_away: int = 0
     latencies: list[float] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
+    waits: list[tuple[float, float]] = field(default_factory=list)
     finished: list[tuple[float, str | None]] = field(default_factory=list)
 
     @property
@@ -161,7 +162,7 @@ async def request_song(
     state, taken, worker = await _follow(http, answer.headers["Location"], cancel=cancels())
     report.ended[state] += 1
     if taken is not None:
-        report.waits.append(max(0.0, taken - accepted))
+        report.waits.append((taken, max(0.0, taken - accepted)))
     if state == "done":
         report.latencies.append(time.monotonic() - start)
         report.finished.append((time.monotonic(), worker))

@@ -30,11 +30,17 @@ class Maker(Protocol):
             WorkerDied: it could not be started.
         """
 
+    def assign(self, job: Job, folder: Path) -> None:
+        """Submit the next job, in its context, and return immediately; ``make`` follows with the same arguments.
+
+        A maker whose work is done elsewhere begins with it; the service meanwhile completes the previous job.
+        """
+
     def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
-        """Generate the songs of a job, in the current context.
+        """Generate the songs of the assigned job, in the current context.
 
         Args:
-            job: what to generate; its ``begin`` is called when work on it begins.
+            job: what to generate; its ``begin`` is called when work on it begins, here or in ``assign``.
             folder: where the files go.
             report: called with the progress; raises ``Cancelled`` to stop.
 
@@ -65,6 +71,9 @@ class OwnMaker:
 
     def start(self) -> None:
         """It is always ready."""
+
+    def assign(self, job: Job, folder: Path) -> None:
+        """Nothing: the thread that submits it generates it."""
 
     def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
         """Generate the songs of a job."""

@@ -43,6 +43,9 @@ class ReplicaMaker:
     def start(self) -> None:
         """Does nothing: Ray Serve keeps replicas ready."""
 
+    def assign(self, job: Job, folder: Path) -> None:
+        """Does nothing: Ray Serve assigns songs to replicas."""
+
     def make(self, job: Job, folder: Path, report: ProgressCallback) -> Sequence[Path]:
         """Generate the songs of a job.
 

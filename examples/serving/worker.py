@@ -11,7 +11,8 @@ import shutil
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from typing import Final
 from acestep import AceStepError, Cancelled, Progress
 from acestep_otel import CANCELLED, QueueTelemetry
 from examples.serving.card_process import SongFailed
-from examples.serving.jobs import FINAL, Job
+from examples.serving.jobs import FINAL, Job, State
 from examples.serving.makers import Maker, WorkerDied
 
 logger = logging.getLogger("examples.serving")
@@ -155,12 +156,20 @@ class Workers:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self, maker: Maker) -> None:
-        while self._start(maker) and (job := self._next(maker)) is not None:
-            # The caller's context, carried through the queue: its trace, its baggage, its sampling decision.
-            job.waiting.context.run(self._make, maker, job)
-            with self._changed:
-                del self._running[maker]
-                self._changed.notify_all()
+        while self._start(maker) and (taken := self._next(maker)) is not None:
+            self._assign(maker, taken)
+            job: Job | None = taken
+            while job is not None:
+                # The caller's context, carried through the queue: its trace, its baggage, its sampling decision.
+                finish = job.waiting.context.run(self._make, maker, job)
+                # The card generates the next song while this one's files and subscribers are dealt with.
+                following = self._following(maker)
+                job.waiting.context.run(finish)
+                if following is None:
+                    with self._changed:
+                        del self._running[maker]
+                        self._changed.notify_all()
+                job = following
         maker.close()
 
     def _start(self, maker: Maker) -> bool:
@@ -183,13 +192,31 @@ class Workers:
     def _next(self, maker: Maker) -> Job | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
-                return None
-            self._running[maker] = job = self._waiting.popleft()
-            job.attempts += 1
-            return job
+            return self._take(maker)
 
-    def _make(self, maker: Maker, job: Job) -> None:
+    def _following(self, maker: Maker) -> Job | None:
+        """The song that an intact maker goes on with immediately, if one waits."""
+        if maker not in self._ready:
+            return None
+        with self._changed:
+            job = self._take(maker)
+        if job is not None:
+            self._assign(maker, job)
+        return job
+
+    def _take(self, maker: Maker) -> Job | None:
+        if not self._waiting:
+            return None
+        self._running[maker] = job = self._waiting.popleft()
+        job.attempts += 1
+        return job
+
+    def _assign(self, maker: Maker, job: Job) -> None:
+        job.waiting.context.run(maker.assign, job, self._folder / job.id)
+
+    def _make(self, maker: Maker, job: Job) -> Callable[[], None]:
+        """Generate a song; returns what is left to do once its maker has the next one."""
+
         def report(progress: Progress) -> None:
             if job.cancelled:
                 raise Cancelled
@@ -204,19 +231,18 @@ class Workers:
         except Cancelled:
             # One that no worker had begun waited until now.
             job.waiting.leave(CANCELLED)
-            self._finish(job, "cancelled")
+            return partial(self._finish, job, "cancelled")
         except WorkerDied as error:
             self._ready.discard(maker)
             logger.warning("job %s: %s", job.id, error)
-            self._try_again(job)
+            return partial(self._try_again, job)
         except Exception as error:
             # A song that fails is not the end of the service. The message may quote the request, so it is not logged.
             job.error = error.error if isinstance(error, SongFailed) else type(error).__name__
             logger.warning("job %s failed: %s", job.id, job.error)
             stage = error.stage if isinstance(error, (AceStepError, SongFailed)) else None
-            self._finish(job, "failed", error=job.error, stage=stage)
-        else:
-            self._finish(job, "done", songs=len(job.files))
+            return partial(self._finish, job, "failed", error=job.error, stage=stage)
+        return partial(self._finish, job, "done", songs=len(job.files))
 
     def _try_again(self, job: Job) -> None:
         """Put a job whose worker died before all others, once; the song itself may be the cause."""
@@ -232,11 +258,14 @@ class Workers:
                 job.move_to("waiting", ahead=0)
                 self._changed.notify_all()
 
-    def _finish(self, job: Job, state: str, **details: object) -> None:
+    def _finish(self, job: Job, state: State, **details: object) -> None:
         with self._changed:
             finished = [other for other in self._jobs.values() if other.state in FINAL]
             # Room for this one too, whose subscribers are notified last, when the others have ended.
-            for old in finished[: max(0, len(finished) + 1 - self._kept)]:
+            expired = finished[: max(0, len(finished) + 1 - self._kept)]
+            for old in expired:
                 del self._jobs[old.id]
-                shutil.rmtree(self._folder / old.id, ignore_errors=True)
-        job.move_to(state, **details)  # type: ignore[arg-type]
+        # Without the lock: other cards take songs meanwhile.
+        for old in expired:
+            shutil.rmtree(self._folder / old.id, ignore_errors=True)
+        job.move_to(state, **details)

@@ -216,6 +216,54 @@ def test_shutdown_cancels_remaining_songs_and_leaves_no_thread(traced, tiny_mode
     assert traced.metric(semconv.QUEUE_LENGTH)[0].value == 0
 
 
+class Recorded(OwnMaker):
+    """Notes what is assigned, and the states of all jobs then."""
+
+    def __init__(self, models):
+        super().__init__(models)
+        self.jobs = []
+        self.states = []
+
+    def assign(self, job, folder):
+        self.jobs.append(job)
+        self.states.append([known.state for known in self.jobs])
+
+
+def test_a_card_has_its_next_song_before_the_previous_one_is_completed(traced, tiny_models, held):
+    maker = Recorded(tiny_models)
+    with TestClient(create_app([maker], InMemory(traced))) as client:
+        songs = [ask(client).json()["id"] for _ in range(3)]
+        held.set()
+        assert [follow(client, song)[-1]["state"] for song in songs] == ["done"] * 3
+        wait_until(lambda: client.app.state.workers._running == {})
+    assert [job.id for job in maker.jobs] == songs
+    assert maker.states == [["waiting"], ["running", "waiting"], ["done", "running", "waiting"]]
+
+
+def test_a_worker_that_died_gets_no_song_until_it_has_started_again(traced, tiny_models, held, monkeypatch):
+    maker = Recorded(tiny_models)
+    events = []
+
+    def die_once(job, folder, report):
+        assert held.wait(30)
+        events.append("make")
+        if events.count("make") == 1:
+            raise makers.WorkerDied("it died")
+        return OwnMaker.make(maker, job, folder, report)
+
+    original = maker.assign
+    monkeypatch.setattr(maker, "make", die_once)
+    monkeypatch.setattr(maker, "start", lambda: events.append("start"))
+    monkeypatch.setattr(maker, "assign", lambda job, folder: (events.append("assign"), original(job, folder)))
+    with TestClient(create_app([maker], InMemory(traced))) as client:
+        songs = [ask(client).json()["id"] for _ in range(2)]
+        held.set()
+        assert [follow(client, song)[-1]["state"] for song in songs] == ["done"] * 2
+        wait_until(lambda: client.app.state.workers._running == {})
+    assert events[:6] == ["start", "assign", "make", "start", "assign", "make"]
+    assert [job.id for job in maker.jobs] == [songs[0], songs[0], songs[1]]
+
+
 def test_health_and_metrics_are_for_machines(service):
     assert service.get("/healthz").status_code == 200
     assert "# TYPE" in service.get("/metrics").text

@@ -1,12 +1,14 @@
 """Start and end of the service and its load: a wrong setting is one line and exit code 2, SIGTERM an orderly end."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import httpx
 import pytest
@@ -15,6 +17,7 @@ from benchmarks.collectors import free_port
 from benchmarks.service import wait_until_healthy
 from examples.serving import __main__ as service
 from examples.serving import load
+from examples.serving.models import freeze_objects
 from tests.services import INSTRUMENT, ROOT
 
 WRONG = [
@@ -140,3 +143,29 @@ def test_sigterm_ends_followers_with_cancelled_and_the_process_without_a_word(tm
             process.wait()
     said = [line for line in log.read_text().splitlines() if "torch" not in line]
     assert said == []
+
+
+class InACycle:
+    """An object that only a garbage collection frees."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_objects_that_stay_are_left_out_of_garbage_collections_and_later_ones_are_not():
+    try:
+        gc.disable()
+        dead = weakref.ref(InACycle())
+        before = InACycle()
+        freeze_objects()
+        frozen = weakref.ref(before)
+        del before
+        later = weakref.ref(InACycle())
+        gc.collect()
+        assert (dead(), later()) == (None, None)
+        assert frozen() is not None
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    gc.collect()
+    assert frozen() is None

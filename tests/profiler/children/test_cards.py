@@ -69,7 +69,7 @@ def test_a_part_of_a_card_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_its_card_is_visible_to_a_child_and_spans_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _, card = chosen_cards("0,1", "auto")
     inherited = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "PATH": "/bin"}
-    assert card.environment(inherited, cards=2) == {"CUDA_VISIBLE_DEVICES": UUIDS[1], "PATH": "/bin"}
+    assert card.environment(inherited, cards=1) == {"CUDA_VISIBLE_DEVICES": UUIDS[1], "PATH": "/bin"}
     assert card.device == "cuda"
     assert card_attributes(card) == {
         semconv.WORKER: "GPU 1",
@@ -77,6 +77,13 @@ def test_only_its_card_is_visible_to_a_child_and_spans_name_it(monkeypatch: pyte
         semconv.HW_ID: UUIDS[1],
         semconv.HW_MODEL: MODELS[1],
     }
+
+
+def test_workers_on_gpus_share_the_processors_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    _, card = chosen_cards("0,1", "auto")
+    assert card.environment({}, cards=4) == {"CUDA_VISIBLE_DEVICES": UUIDS[1], "OMP_NUM_THREADS": "16"}
+    assert card.environment({"OMP_NUM_THREADS": "3"}, cards=4)["OMP_NUM_THREADS"] == "3"
 
 
 def test_workers_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
