@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import soundfile
 import torch
 
 from acestep.audio import FLAC_EFFORT, RoundedSamples, save_audio
+from acestep.cards import processors
 from acestep.flac import encode_flac
 from acestep.types import SAMPLE_RATE
 from benchmarks.arguments import output_file, whole_number
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--output", type=output_file, help="write the result as JSON")
     options = parser.parse_args()
     rows = []
-    print(f"{os.cpu_count()} processors")
+    print(f"{processors()} processors")
     print(f"{'songs':>6}{'s':>6}" + "".join(f"{title:>11}" for title in WAYS) + f"{'ratio':>8}{'bytes':>9}")
     for duration in options.duration:
         audio = music(duration)
@@ -59,14 +59,14 @@ def main() -> None:
             rows.append({"songs": songs, "duration": duration, "seconds": row, "ratio": ratio, "bytes": size})
             times = "".join(f"{row[name]:>9.3f} s" for name in WAYS)
             print(f"{songs:>6}{duration:>6}{times}{ratio:>8.2f}{size:>9.5f}")
-    write_result(options.output, {"environment": environment(), "processors": os.cpu_count(), "rows": rows})
+    write_result(options.output, {"environment": environment(), "processors": processors(), "rows": rows})
 
 
 def together(encode: Callable[[Any, int], int], audio: torch.Tensor, songs: int) -> int:
     """Bytes of one of the songs."""
-    processors = os.cpu_count() or 1
-    with ThreadPoolExecutor(min(songs, processors)) as pool:
-        return max(pool.map(partial(encode, threads=processors // songs), [audio] * songs))
+    threads = processors()
+    with ThreadPoolExecutor(min(songs, threads)) as pool:
+        return max(pool.map(partial(encode, threads=threads // songs), [audio] * songs))
 
 
 def encoded_at_once(audio: torch.Tensor, threads: int) -> int:  # noqa: ARG001

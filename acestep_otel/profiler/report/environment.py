@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from acestep.cards import processor_name
+from acestep.cards import processor_name, processors
 
 _PACKAGES: Final = ("acestep-otel", "diffusers", "transformers", "opentelemetry-sdk")
 _QUERY_SECONDS: Final = 5
@@ -66,7 +66,7 @@ class Environment:
         """
         return cls(
             cpu=processor_name(),
-            cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cpu_cores=processors(),
             memory_bytes=_memory_bytes(),
             accelerators=_accelerators() if ask_pytorch else (),
             operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
